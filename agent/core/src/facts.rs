@@ -1,0 +1,82 @@
+//! What the host is like: everything decided here from, besides the store.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use flatnet_model::{IfName, IpFamily, Mtu};
+use ipnet::IpNet;
+
+use crate::object::{IptablesChain, IptablesVariant, Sysctl};
+
+/// The host as one look at it found it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Every interface.
+    pub interfaces: Vec<Interface>,
+    /// Which way this host would send to the addresses it was asked about, in their order; `None`: no route.
+    pub routes: Vec<(IpAddr, Option<RouteTo>)>,
+    /// Interface of the default route with the lowest metric, per family.
+    pub default_route: Vec<(IpFamily, IfName)>,
+    /// iptables chains that have a policy or rule that could drop packets.
+    pub dropping_chains: BTreeSet<DroppingChain>,
+    /// What this kernel can do.
+    pub features: Features,
+    /// Interfaces with `accept_ra` = 1: they stop hearing router advertisements once forwarding is on, unless it is 2.
+    pub accept_ra: Vec<Sysctl>,
+}
+
+impl HostFacts {
+    /// The interface called `name`.
+    #[must_use]
+    pub fn interface(&self, name: IfName) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.name == name)
+    }
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: IfName,
+    /// Administratively up and with a carrier.
+    pub up: bool,
+    /// Whether it is the loopback.
+    pub loopback: bool,
+    /// MTU in bytes; `None`: outside what an interface should have.
+    pub mtu: Option<Mtu>,
+    /// Addresses with their prefix, host bits kept; link-local ones left out. Tentative and deprecated ones last.
+    pub addresses: Vec<IpNet>,
+    /// Whether it is one of ours.
+    pub ours: bool,
+}
+
+/// Which way packets to an address leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteTo {
+    /// The interface.
+    pub device: IfName,
+    /// The source address the kernel would choose.
+    pub source: Option<IpAddr>,
+    /// MTU of the route, if it has one of its own (`RTAX_MTU`).
+    pub mtu: Option<Mtu>,
+}
+
+/// An iptables chain that can drop packets: a policy of DROP, or a rule that drops or rejects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DroppingChain {
+    /// Which iptables.
+    pub variant: IptablesVariant,
+    /// `iptables` or `ip6tables`.
+    pub family: IpFamily,
+    /// The chain.
+    pub chain: IptablesChain,
+}
+
+/// What this kernel can do, found by trying.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Nexthop objects (Linux 5.3).
+    pub nexthop_objects: bool,
+    /// IPv6 is compiled in and not disabled at boot.
+    pub ipv6: bool,
+}

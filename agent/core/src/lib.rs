@@ -1,0 +1,14 @@
+//! The agent's decisions, as functions: host facts and cluster state in, kernel objects and operations out.
+//!
+//! Nothing here reads a clock, a file, a socket or the kernel, and nothing here is async: values and `now` go in, values
+//! come out. So every decision can be tested without a network.
+//!
+//! ```text
+//! facts + networks ──▶ desired() ──▶ KernelState ─┐
+//!                         dump   ──▶ KernelState ─┴▶ diff() ──▶ plan() ──▶ ordered Ops
+//! ```
+
+pub mod facts;
+pub mod object;
+pub mod op;
+pub mod problem;

@@ -1,0 +1,99 @@
+//! Our one nftables table, and the rule that gets us past other people's iptables chains.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use flatnet_model::{IpFamily, Vni};
+use ipnet::IpNet;
+
+/// The table `inet flatnet` as `nft -f` takes it, without the elements of its sets. It is only ever swapped whole, in one
+/// transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Everything between the table's braces.
+    pub body: String,
+}
+
+impl Ruleset {
+    /// The table's name, in family `inet`.
+    pub const TABLE: &'static str = "flatnet";
+}
+
+/// A set of our table: the pairs (outer source, inner source) that one tunnel accepts over one underlay family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetName {
+    /// The tunnel's identifier.
+    pub vni: Vni,
+    /// Family of the outer and of the inner source.
+    pub family: IpFamily,
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.family {
+            IpFamily::V4 => write!(f, "peers4_{}", self.vni),
+            IpFamily::V6 => write!(f, "peers6_{}", self.vni),
+        }
+    }
+}
+
+/// One element: packets from `outer` may carry packets from `inner`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerSource {
+    /// The set.
+    pub set: SetName,
+    /// The peer's underlay address.
+    pub outer: IpAddr,
+    /// The peer's subnet.
+    pub inner: IpNet,
+}
+
+/// Which iptables a rule is in: the two programs keep separate rules, and a packet passes both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IptablesVariant {
+    /// `iptables-nft`: rules in nftables' table `filter`.
+    Nft,
+    /// `iptables-legacy`: the kernel's older `ip_tables`.
+    Legacy,
+}
+
+/// The chains of the table `filter` that can drop us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IptablesChain {
+    /// Packets for this host: tunnel packets.
+    Input,
+    /// Packets passing through: containers' packets.
+    Forward,
+}
+
+impl IptablesChain {
+    /// The chain's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Input => "INPUT",
+            Self::Forward => "FORWARD",
+        }
+    }
+}
+
+/// What our iptables rules are told apart by: variant, family, chain, and a comment that names the purpose.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IptablesKey {
+    /// The variant.
+    pub variant: IptablesVariant,
+    /// `iptables` or `ip6tables`.
+    pub family: IpFamily,
+    /// The chain at whose head the rule stands.
+    pub chain: IptablesChain,
+    /// Its comment, `flatnet:<network>`: letters, digits, `:`, `-`, `_`, `.` only.
+    pub comment: String,
+}
+
+/// A rule that accepts what it matches; `matches` are iptables' own words, such as `-s 10.0.0.0/8 -d 10.0.0.0/8`, one
+/// word an entry, without comment and target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IptablesRule {
+    /// The words, in the order in which `iptables -S` prints them.
+    pub matches: Vec<String>,
+}

@@ -1,0 +1,41 @@
+//! Kernel settings.
+
+use std::fmt;
+
+/// A setting's path below `/proc/sys`, with `/` between its parts: interface names may contain dots.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sysctl(String);
+
+impl Sysctl {
+    /// A path such as `net/ipv4/ip_forward`, made by this program's own code.
+    #[must_use]
+    pub fn new(path: impl Into<String>) -> Self {
+        Self(path.into())
+    }
+
+    /// The path below `/proc/sys`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Sysctl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As sysctl(8) writes it: dots between parts, and a slash for a dot inside one.
+        let dotted: String = self
+            .0
+            .chars()
+            .map(|c| {
+                if c == '/' {
+                    '.'
+                } else if c == '.' {
+                    '/'
+                } else {
+                    c
+                }
+            })
+            .collect();
+        f.write_str(&dotted)
+    }
+}

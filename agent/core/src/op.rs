@@ -1,0 +1,167 @@
+//! Operations on kernel objects, and what became of each.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use flatnet_model::{IfName, Mac};
+
+use crate::object::{
+    AddressKey, FdbKey, IptablesKey, IptablesRule, Link, NeighbourKey, Nexthop, NexthopId, PeerSource, Route, RouteKey,
+    Ruleset, Sysctl,
+};
+
+/// What an operation does to its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Makes it; the kernel must not have one at that key.
+    Create,
+    /// Changes it in place.
+    Change,
+    /// Deletes it and makes it anew, because the kernel cannot change it.
+    Replace,
+    /// Deletes it; that it is already gone is success.
+    Delete,
+}
+
+impl Action {
+    /// For metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Change => "change",
+            Self::Replace => "replace",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// The kinds of object, for metrics, logs and drift counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "each is the object of that name")]
+pub enum ObjectKind {
+    Ruleset,
+    PeerSource,
+    Link,
+    Sysctl,
+    Address,
+    Neighbour,
+    Fdb,
+    Nexthop,
+    Route,
+    Iptables,
+}
+
+impl ObjectKind {
+    /// For metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ruleset => "ruleset",
+            Self::PeerSource => "peer_source",
+            Self::Link => "link",
+            Self::Sysctl => "sysctl",
+            Self::Address => "address",
+            Self::Neighbour => "neighbour",
+            Self::Fdb => "fdb",
+            Self::Nexthop => "nexthop",
+            Self::Route => "route",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
+/// An object with its specification, as an operation carries it. In a deletion the specification is what the dump found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "key and specification of the object of that name")]
+pub enum Object {
+    /// The table with all elements of its sets: swapped whole, in one transaction.
+    Ruleset {
+        ruleset: Ruleset,
+        elements: Vec<PeerSource>,
+    },
+    PeerSource(PeerSource),
+    Link(IfName, Link),
+    Sysctl(Sysctl, String),
+    Address(AddressKey),
+    Neighbour(NeighbourKey, Mac),
+    Fdb(FdbKey, IpAddr),
+    Nexthop(NexthopId, Nexthop),
+    Route(RouteKey, Route),
+    Iptables(IptablesKey, IptablesRule),
+}
+
+impl Object {
+    /// Which kind it is.
+    #[must_use]
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Ruleset { .. } => ObjectKind::Ruleset,
+            Self::PeerSource(_) => ObjectKind::PeerSource,
+            Self::Link(..) => ObjectKind::Link,
+            Self::Sysctl(..) => ObjectKind::Sysctl,
+            Self::Address(_) => ObjectKind::Address,
+            Self::Neighbour(..) => ObjectKind::Neighbour,
+            Self::Fdb(..) => ObjectKind::Fdb,
+            Self::Nexthop(..) => ObjectKind::Nexthop,
+            Self::Route(..) => ObjectKind::Route,
+            Self::Iptables(..) => ObjectKind::Iptables,
+        }
+    }
+}
+
+/// Names the object as `ip`, `bridge`, `nft` or `iptables` would, for errors, `agent plan` and logs.
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ruleset { elements, .. } => write!(f, "table inet {} ({} elements)", Ruleset::TABLE, elements.len()),
+            Self::PeerSource(source) => write!(f, "element {} {{ {} . {} }}", source.set, source.outer, source.inner),
+            Self::Link(name, _) => write!(f, "link {name}"),
+            Self::Sysctl(sysctl, value) => write!(f, "sysctl {sysctl}={value}"),
+            Self::Address(key) => write!(f, "address {} dev {}", key.address, key.device),
+            Self::Neighbour(key, mac) => write!(f, "neighbour {} lladdr {mac} dev {}", key.address, key.device),
+            Self::Fdb(key, dst) => write!(f, "fdb {} dst {dst} dev {}", key.mac, key.device),
+            Self::Nexthop(id, nexthop) => {
+                write!(f, "nexthop id {} via {} dev {}", id.0, nexthop.via.gateway, nexthop.via.device)
+            }
+            Self::Route(key, _) => write!(f, "route {}", key.destination),
+            Self::Iptables(key, _) => {
+                write!(f, "iptables ({:?}, {}) {} {}", key.variant, key.family, key.chain.as_str(), key.comment)
+            }
+        }
+    }
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// What to do.
+    pub action: Action,
+    /// To what.
+    pub object: Object,
+}
+
+/// What became of one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpOutcome {
+    /// Done; or, for a deletion, it was already gone.
+    Done,
+    /// The kernel refused.
+    Failed(OpError),
+    /// Not tried, because what it depends on failed.
+    Skipped,
+}
+
+/// Why the kernel refused an operation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{action} {object}: {reason}", action = .action.as_str())]
+pub struct OpError {
+    /// What was tried.
+    pub action: Action,
+    /// The object, as [`Object`] prints it.
+    pub object: String,
+    /// The error number, positive (`EEXIST` is 17); `None` when a program, not the kernel, refused.
+    pub errno: Option<i32>,
+    /// The kernel's or the program's own words.
+    pub reason: String,
+}

@@ -1,0 +1,59 @@
+//! The kernel, as the agent sees it: dump what is ours, apply operations, wake on change. The only place that speaks
+//! netlink or nftables, enters network namespaces, or needs `unsafe`.
+//!
+//! It knows objects ([`flatnet_core::object`]), never leases, peers or networks, and decides nothing.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::{Dump, SetName, Sysctl};
+use flatnet_core::op::{Op, OpOutcome};
+use flatnet_model::IfName;
+use futures::Stream;
+
+/// What a dump looks at beyond what carries our mark: names that we want and somebody else may have, settings we want.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Devices wanted: a device of that name that is not ours is reported as foreign.
+    pub links: Vec<IfName>,
+    /// Settings wanted: their present values are reported.
+    pub sysctls: Vec<Sysctl>,
+    /// Sets of our table whose elements are read.
+    pub sets: Vec<SetName>,
+}
+
+/// Something changed in the kernel. Carries no data: it only wakes the reconciler, which looks for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// A link, address, route, neighbour or nexthop.
+    Netlink,
+    /// The nftables ruleset, or an iptables chain.
+    Firewall,
+}
+
+/// Why the kernel could not be read at all.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {what} from the kernel")]
+pub struct KernelError {
+    /// Which kind of object.
+    pub what: &'static str,
+    /// What the kernel said.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The kernel of one network namespace.
+pub trait Kernel: Send + Sync + 'static {
+    /// Looks at the host; `route_to`: addresses to look up routes for.
+    fn facts(&self, route_to: &[IpAddr]) -> impl Future<Output = Result<HostFacts, KernelError>> + Send;
+
+    /// Everything that is ours, and what is in the way of `scope`.
+    fn dump(&self, scope: &Scope) -> impl Future<Output = Result<Dump, KernelError>> + Send;
+
+    /// Carries out `ops` in order; one outcome each. What depends on a failed one is skipped, the rest goes on.
+    fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;
+
+    /// Wakes on every change until dropped. Ends only if the kernel's notifications break; then call it again.
+    fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError>;
+}

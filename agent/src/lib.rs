@@ -1,0 +1,1 @@
+//! Flatnet's agent.

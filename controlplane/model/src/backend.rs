@@ -1,0 +1,99 @@
+//! How a network's packets travel between hosts.
+
+use std::fmt;
+
+use crate::net::{Mtu, Vni};
+
+/// The type named in a network's configuration and in every lease (flannel's `Backend.Type`, `BackendType`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendKind {
+    /// `vxlan`: RFC 7348 with permanent entries, learning off.
+    Vxlan,
+    /// `host-gw`: plain routes to peers on the same link.
+    HostGw,
+    /// `gre`: RFC 2784 / 2890.
+    Gre,
+    /// `wireguard`.
+    Wireguard,
+    /// Anything else, kept as it was written (bounded), to be named in a problem.
+    Other(String),
+}
+
+impl BackendKind {
+    /// From the store's spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        match name {
+            "vxlan" => Self::Vxlan,
+            "host-gw" => Self::HostGw,
+            "gre" => Self::Gre,
+            "wireguard" => Self::Wireguard,
+            other => Self::Other(crate::keys::excerpt(other)),
+        }
+    }
+
+    /// The store's spelling.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Gre => "gre",
+            Self::Wireguard => "wireguard",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A network's `Backend` object, read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendConfig {
+    /// VXLAN.
+    Vxlan(VxlanConfig),
+    /// Direct routes; no options.
+    HostGw,
+    /// A type this version does not build.
+    Unsupported(BackendKind),
+}
+
+impl BackendConfig {
+    /// The type's name.
+    #[must_use]
+    pub fn kind(&self) -> BackendKind {
+        match self {
+            Self::Vxlan(_) => BackendKind::Vxlan,
+            Self::HostGw => BackendKind::HostGw,
+            Self::Unsupported(kind) => kind.clone(),
+        }
+    }
+}
+
+/// flannel's vxlan options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanConfig {
+    /// `VNI`; flannel's default is 1.
+    pub vni: Vni,
+    /// `Port`: UDP destination port; 0 and absent mean [`VxlanConfig::DEFAULT_PORT`].
+    pub port: u16,
+    /// `MTU` of the tunnel device; `None`: the underlay's less the overhead.
+    pub mtu: Option<Mtu>,
+    /// `DirectRouting`: peers on the same link get plain routes.
+    pub direct_routing: bool,
+}
+
+impl VxlanConfig {
+    /// The Linux kernel's own default (drivers/net/vxlan: `vxlan_port`), which flannel uses; IANA's is 4789.
+    pub const DEFAULT_PORT: u16 = 8472;
+}
+
+impl Default for VxlanConfig {
+    fn default() -> Self {
+        Self { vni: Vni::FLANNEL_DEFAULT, port: Self::DEFAULT_PORT, mtu: None, direct_routing: false }
+    }
+}

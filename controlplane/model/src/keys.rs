@@ -1,0 +1,112 @@
+//! Where things are in the store.
+//!
+//! A network is a prefix in flannel's own layout: `<prefix>/config` and `<prefix>/subnets/<subnet key>`. The network
+//! `default` lives at flannel's prefix, every further one at `/flatnet/networks/<name>`. Our own records are beside
+//! them, where flanneld never looks.
+
+use ipnet::IpNet;
+
+use crate::network::NetworkName;
+use crate::node::NodeId;
+use crate::subnet::{SubnetKey, key_form};
+
+/// flannel's default prefix (`-etcd-prefix`), that of the network `default`.
+pub const FLANNEL_PREFIX: &str = "/coreos.com/network";
+/// The prefix under which every further network has its own.
+pub const NETWORKS: &str = "/flatnet/networks/";
+/// A record whose revision changes with every network created, changed or removed: comparing it makes choosing a free
+/// VNI or checking for overlap a compare-and-swap over all networks.
+pub const CATALOG: &str = "/flatnet/catalog";
+
+/// The keys of one network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkKeys {
+    name: NetworkName,
+    prefix: String,
+}
+
+impl NetworkKeys {
+    /// The keys of `name`; `flannel_prefix` is where the network `default` lives.
+    #[must_use]
+    pub fn new(name: &NetworkName, flannel_prefix: &str) -> Self {
+        let prefix = if name.is_default() {
+            format!("/{}", flannel_prefix.trim_matches('/'))
+        } else {
+            format!("{NETWORKS}{name}")
+        };
+        Self { name: name.clone(), prefix }
+    }
+
+    /// Whose keys these are.
+    #[must_use]
+    pub fn network(&self) -> &NetworkName {
+        &self.name
+    }
+
+    /// `<prefix>/`: everything of the network, for one range read and one watch.
+    #[must_use]
+    pub fn all(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
+    /// The network's configuration.
+    #[must_use]
+    pub fn config(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
+    /// `<prefix>/subnets/`: the network's leases.
+    #[must_use]
+    pub fn subnets(&self) -> String {
+        format!("{}/subnets/", self.prefix)
+    }
+
+    /// The lease of `subnets`.
+    #[must_use]
+    pub fn lease(&self, subnets: &SubnetKey) -> String {
+        format!("{}/subnets/{subnets}", self.prefix)
+    }
+
+    /// `[start, end)` of every key form a lease on the same IPv4 subnet can have: `K` itself and `K&<IPv6>`.
+    /// `'` is the character after `&`.
+    #[must_use]
+    pub fn lease_forms(&self, subnets: &SubnetKey) -> (String, String) {
+        let start = match subnets.v4() {
+            Some(v4) => format!("{}/subnets/{}", self.prefix, key_form(IpNet::V4(v4))),
+            None => self.lease(subnets),
+        };
+        let end = format!("{start}'");
+        (start, end)
+    }
+
+    /// Who last held `subnet`, kept when the lease expires: it guards one half of a lease against other agents, and
+    /// lets an expired subnet wait for its owner while another is free.
+    #[must_use]
+    pub fn claim(&self, subnet: IpNet) -> String {
+        format!("{}{}", self.claims(), key_form(subnet))
+    }
+
+    /// All claims of the network.
+    #[must_use]
+    pub fn claims(&self) -> String {
+        format!("/flatnet/claims/{}/", self.name)
+    }
+}
+
+/// A node's presence: there while the node is alive and connected.
+#[must_use]
+pub fn presence(node: NodeId) -> String {
+    format!("/flatnet/nodes/{node}")
+}
+
+/// `text` cut to what may stand in an error or a log line: hostile input is never printed whole.
+#[must_use]
+pub fn excerpt(text: &str) -> String {
+    /// Characters kept: enough to recognise any key or address we write, too few to flood a log.
+    const LIMIT: usize = 80;
+    let mut out: String = text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(LIMIT).is_some() {
+        out.push('…');
+    }
+    out
+}

@@ -1,0 +1,91 @@
+//! A subnet lease: which node has which subnet, and how to reach it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::backend::BackendKind;
+use crate::net::{IpFamily, Mac, Vni};
+use crate::node::{InstanceNonce, NodeId};
+use crate::subnet::SubnetKey;
+
+/// A revision of the store: every change has the next one.
+pub type Revision = i64;
+
+/// The store's own lease under a key: the key goes when it is not kept alive. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EtcdLease(pub i64);
+
+/// One record under `subnets/`, read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What is leased.
+    pub subnets: SubnetKey,
+    /// The underlay IPv4 address at which the node receives (`PublicIP`).
+    pub public_ip: Option<Ipv4Addr>,
+    /// The underlay IPv6 address at which the node receives (`PublicIPv6`).
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The backend the node publishes.
+    pub backend: BackendKind,
+    /// What reaching it over an IPv4 underlay takes (`BackendData`).
+    pub data: BackendData,
+    /// What reaching it over an IPv6 underlay takes (`BackendV6Data`).
+    pub data_v6: BackendData,
+    /// Who holds it, if one of our agents does; `None` for flanneld, permanent peers and reservations.
+    pub owner: Option<Owner>,
+    /// The store's lease under the key; `None`: it never expires (a permanent peer or a reservation).
+    pub etcd_lease: Option<EtcdLease>,
+    /// Revision at which the key was created: of two leases that contradict each other the older one holds.
+    pub create_revision: Revision,
+    /// Revision at which the key was last written.
+    pub mod_revision: Revision,
+}
+
+impl Lease {
+    /// The underlay address of `family`.
+    #[must_use]
+    pub fn public_address(&self, family: IpFamily) -> Option<IpAddr> {
+        match family {
+            IpFamily::V4 => self.public_ip.map(IpAddr::V4),
+            IpFamily::V6 => self.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    /// What reaching the node over an underlay of `family` takes.
+    #[must_use]
+    pub fn backend_data(&self, family: IpFamily) -> &BackendData {
+        match family {
+            IpFamily::V4 => &self.data,
+            IpFamily::V6 => &self.data_v6,
+        }
+    }
+
+    /// Whether `node` holds it.
+    #[must_use]
+    pub fn is_owned_by(&self, node: NodeId) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.node == node)
+    }
+}
+
+/// The one key of ours in flannel's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The node.
+    pub node: NodeId,
+    /// Its name, for people; at most 253 bytes (a DNS name, RFC 1035).
+    pub name: String,
+    /// Which running copy of it.
+    pub nonce: InstanceNonce,
+}
+
+/// A backend's part of a lease, for one underlay family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendData {
+    /// Nothing published (host-gw, or no such underlay).
+    None,
+    /// flannel's vxlan data.
+    Vxlan {
+        /// The VNI the node receives on; absent in leases of old flannel releases.
+        vni: Option<Vni>,
+        /// `VtepMAC`.
+        mac: Mac,
+    },
+}

@@ -1,0 +1,11 @@
+//! Flatnet's wire: protocol buffers and the code generated from them.
+
+/// The agent's local socket.
+pub mod agent {
+    /// Version 1.
+    #[expect(missing_docs, reason = "generated; documented in agent.proto")]
+    #[allow(clippy::all, reason = "generated")]
+    pub mod v1 {
+        tonic::include_proto!("flatnet.agent.v1");
+    }
+}
