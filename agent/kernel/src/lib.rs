@@ -3,6 +3,8 @@
 //!
 //! It knows objects ([`flatnet_core::object`]), never leases, peers or networks, and decides nothing.
 
+pub mod firewall;
+
 use std::future::Future;
 use std::net::IpAddr;
 
