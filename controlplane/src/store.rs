@@ -2,7 +2,10 @@
 //!
 //! Modelled on etcd's v3 API, because etcd is the store of a fleet; the others keep its rules: every change has the next
 //! revision, a transaction happens wholly or not at all, a watch from a revision misses nothing or says `Compacted`.
-//! One conformance suite (`store/conformance.rs`) holds them to it.
+//! One conformance suite (`tests/store_conformance.rs`) holds them to it.
+
+pub mod etcd;
+pub mod memory;
 
 use std::future::Future;
 use std::time::Duration;

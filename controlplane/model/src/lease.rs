@@ -89,3 +89,32 @@ pub enum BackendData {
         mac: Mac,
     },
 }
+
+/// What a node publishes of itself in its lease: how peers reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// The underlay IPv4 address at which the node receives.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The underlay IPv6 address at which the node receives.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The backend.
+    pub backend: BackendKind,
+    /// What reaching it over an IPv4 underlay takes.
+    pub data: BackendData,
+    /// What reaching it over an IPv6 underlay takes.
+    pub data_v6: BackendData,
+}
+
+impl Lease {
+    /// What its holder publishes.
+    #[must_use]
+    pub fn publication(&self) -> Publication {
+        Publication {
+            public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
+            backend: self.backend.clone(),
+            data: self.data.clone(),
+            data_v6: self.data_v6.clone(),
+        }
+    }
+}

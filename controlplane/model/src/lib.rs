@@ -19,7 +19,7 @@ pub mod state;
 pub mod subnet;
 
 pub use backend::{BackendConfig, BackendKind, VxlanConfig};
-pub use lease::{BackendData, EtcdLease, Lease, Owner, Revision};
+pub use lease::{BackendData, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{IfName, IpFamily, Mac, Mtu, Vni};
 pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};

@@ -1,0 +1,9 @@
+//! flannel's JSON, exactly: what flanneld writes we read, and what we write it reads.
+//!
+//! Every value is hostile input: bounded, strictly parsed, and named by its shortened key when it is bad.
+
+mod config;
+mod lease;
+
+pub use config::{ConfigWarning, InvalidConfig, decode_config, encode_config};
+pub use lease::{InvalidLease, decode_change, decode_lease, encode_lease};

@@ -1,0 +1,77 @@
+//! Randomness as a value: the agent uses the kernel's, a simulation its seed.
+
+use std::time::Duration;
+
+/// A source of random numbers.
+pub trait Random: Send {
+    /// 64 uniform bits.
+    fn next_u64(&mut self) -> u64;
+
+    /// `base` varied by ± 25 %: many agents that fail at once do not come back at once.
+    fn jitter(&mut self, base: Duration) -> Duration {
+        let percent = u32::try_from(self.next_u64() % 51).unwrap_or(25) + 75;
+        base.saturating_mul(percent) / 100
+    }
+}
+
+/// The kernel's random source (`getrandom(2)`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsRandom;
+
+impl Random for OsRandom {
+    fn next_u64(&mut self) -> u64 {
+        // It fails only before the pool is seeded at early boot; a constant then merely makes collisions likelier,
+        // and the transactions sort those out.
+        getrandom::u64().unwrap_or(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// A reproducible source: SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
+pub struct SeededRandom(u64);
+
+impl SeededRandom {
+    /// The same seed gives the same numbers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+}
+
+impl Random for SeededRandom {
+    fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// Exponential backoff with jitter.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    first: Duration,
+    cap: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// From `first`, doubled each time, at most `cap`.
+    #[must_use]
+    pub fn new(first: Duration, cap: Duration) -> Self {
+        Self { first, cap, next: first }
+    }
+
+    /// How long to wait now.
+    pub fn wait(&mut self, random: &mut impl Random) -> Duration {
+        let wait = random.jitter(self.next);
+        self.next = self.next.saturating_mul(2).min(self.cap);
+        wait
+    }
+
+    /// After a success.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}

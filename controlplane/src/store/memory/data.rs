@@ -1,0 +1,276 @@
+//! The store itself: keys, leases and history, changed under a lock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use flatnet_model::{EtcdLease, Revision};
+use tokio::time::Instant;
+
+use crate::store::{Compare, KeyRange, KeyValue, RangeReply, StoreError, Txn, TxnReply, WatchBatch, WatchEvent, Write};
+
+/// The content of a store at one moment.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    revision: Revision,
+    kvs: BTreeMap<Vec<u8>, KeyValue>,
+    leases: BTreeMap<i64, Duration>,
+}
+
+#[derive(Debug)]
+struct MemoryLease {
+    ttl: Duration,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Data {
+    revision: Revision,
+    kvs: BTreeMap<Vec<u8>, KeyValue>,
+    leases: BTreeMap<i64, MemoryLease>,
+    /// Every change since `compacted`.
+    history: VecDeque<(Revision, WatchEvent)>,
+    compacted: Revision,
+    next_lease: i64,
+    /// Another one: watches of the one before are broken.
+    epoch: u64,
+    /// Transactions still on their way, each to happen at its time.
+    late: Vec<(Instant, Txn)>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            revision: 1,
+            kvs: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            history: VecDeque::new(),
+            compacted: 0,
+            next_lease: 0x1000,
+            epoch: 0,
+            late: Vec::new(),
+        }
+    }
+}
+
+impl Data {
+    /// Lets everything happen that is due by `now`.
+    pub(super) fn settle(&mut self, now: Instant) {
+        loop {
+            let late = self.late.iter().map(|(due, _)| *due).min().filter(|due| *due <= now);
+            let expiry = self.leases.iter().map(|(id, lease)| (lease.deadline, *id)).min();
+            let expiry = expiry.filter(|(deadline, _)| *deadline <= now);
+            match (late, expiry) {
+                (Some(due), expiry) if expiry.is_none_or(|(deadline, _)| due < deadline) => {
+                    if let Some(index) = self.late.iter().position(|(at, _)| *at == due) {
+                        let (_, txn) = self.late.remove(index);
+                        let _nobody_waits = self.txn(&txn);
+                    }
+                }
+                (_, Some((_, id))) => self.revoke(EtcdLease(id)),
+                _ => return,
+            }
+        }
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.leases.values().map(|lease| lease.deadline).chain(self.late.iter().map(|(due, _)| *due)).min()
+    }
+
+    pub(super) fn later(&mut self, due: Instant, txn: Txn) {
+        self.late.push((due, txn));
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn dump(&self) -> BTreeMap<Vec<u8>, KeyValue> {
+        self.kvs.clone()
+    }
+
+    pub(super) fn range(&self, range: &KeyRange) -> RangeReply {
+        let kvs = self.inside(range).cloned().collect();
+        RangeReply { kvs, revision: self.revision }
+    }
+
+    fn inside(&self, range: &KeyRange) -> impl Iterator<Item = &KeyValue> {
+        let (start, end) = (range.start.as_bytes().to_vec(), range.end.as_bytes().to_vec());
+        // BTreeMap::range panics on a start beyond the end.
+        let bounds = (start < end).then_some(start..end);
+        bounds.into_iter().flat_map(|bounds| self.kvs.range(bounds)).map(|(_, kv)| kv)
+    }
+
+    pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnReply, StoreError> {
+        let holds = |compare: &Compare| match compare {
+            Compare::Absent(range) => self.inside(range).next().is_none(),
+            Compare::ModRevision(key, revision) => {
+                self.kvs.get(key.as_bytes()).map_or(0, |kv| kv.mod_revision) == *revision
+            }
+        };
+        if !txn.when.iter().all(holds) {
+            return Ok(TxnReply::Refused(self.revision));
+        }
+        let mut keys: Vec<&str> = txn.then.iter().map(write_key).collect();
+        keys.sort_unstable();
+        if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(rejected("duplicate key given in txn request"));
+        }
+        for write in &txn.then {
+            if let Write::Put { key, lease, .. } = write {
+                if key.is_empty() {
+                    return Err(rejected("key is not provided"));
+                }
+                self.check_lease(*lease)?;
+            }
+        }
+        let revision = self.revision + 1;
+        let mut changed = false;
+        for write in &txn.then {
+            changed |= match write {
+                Write::Put { key, value, lease } => {
+                    self.put_at(revision, key.as_bytes().to_vec(), value.clone(), *lease);
+                    true
+                }
+                Write::Delete(key) => self.delete_at(revision, key.as_bytes()),
+            };
+        }
+        if changed {
+            self.revision = revision;
+        }
+        Ok(TxnReply::Done(self.revision))
+    }
+
+    fn check_lease(&self, lease: Option<EtcdLease>) -> Result<(), StoreError> {
+        match lease {
+            Some(EtcdLease(id)) if !self.leases.contains_key(&id) => Err(StoreError::LeaseGone(id)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn put_one(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<EtcdLease>) -> Revision {
+        self.revision += 1;
+        self.put_at(self.revision, key, value, lease);
+        self.revision
+    }
+
+    pub(super) fn delete_one(&mut self, key: Vec<u8>) -> Revision {
+        if self.delete_at(self.revision + 1, &key) {
+            self.revision += 1;
+        }
+        self.revision
+    }
+
+    fn put_at(&mut self, revision: Revision, key: Vec<u8>, value: Vec<u8>, lease: Option<EtcdLease>) {
+        let create_revision = self.kvs.get(&key).map_or(revision, |kv| kv.create_revision);
+        let kv = KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, lease };
+        self.history.push_back((revision, WatchEvent::Put(kv.clone())));
+        self.kvs.insert(key, kv);
+    }
+
+    fn delete_at(&mut self, revision: Revision, key: &[u8]) -> bool {
+        let removed = self.kvs.remove(key).is_some();
+        if removed {
+            self.history.push_back((revision, WatchEvent::Delete { key: key.to_vec(), revision }));
+        }
+        removed
+    }
+
+    pub(super) fn grant(&mut self, ttl: Duration, now: Instant) -> EtcdLease {
+        let ttl = whole_seconds(ttl);
+        self.next_lease += 1;
+        self.leases.insert(self.next_lease, MemoryLease { ttl, deadline: now + ttl });
+        EtcdLease(self.next_lease)
+    }
+
+    pub(super) fn keep_alive(&mut self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
+        let found = self.leases.get_mut(&lease.0).ok_or(StoreError::LeaseGone(lease.0))?;
+        found.deadline = now + found.ttl;
+        Ok(found.ttl)
+    }
+
+    pub(super) fn revoke(&mut self, lease: EtcdLease) {
+        if self.leases.remove(&lease.0).is_none() {
+            return;
+        }
+        let keys: Vec<Vec<u8>> =
+            self.kvs.values().filter(|kv| kv.lease == Some(lease)).map(|kv| kv.key.clone()).collect();
+        let revision = self.revision + 1;
+        for key in &keys {
+            self.delete_at(revision, key);
+        }
+        if !keys.is_empty() {
+            self.revision = revision;
+        }
+    }
+
+    /// Changes in `range` from `from` on; `None`: none yet.
+    pub(super) fn since(&self, range: &KeyRange, from: Revision) -> Result<Option<WatchBatch>, StoreError> {
+        if from < self.compacted {
+            return Err(StoreError::Compacted(self.compacted));
+        }
+        let start = self.history.partition_point(|(revision, _)| *revision < from);
+        let events: Vec<WatchEvent> = self
+            .history
+            .range(start..)
+            .filter(|(_, event)| {
+                range.contains(match event {
+                    WatchEvent::Put(kv) => &kv.key,
+                    WatchEvent::Delete { key, .. } => key,
+                })
+            })
+            .map(|(_, event)| event.clone())
+            .collect();
+        Ok((!events.is_empty()).then_some(WatchBatch { events, revision: self.revision }))
+    }
+
+    pub(super) fn compact(&mut self, revision: Revision) {
+        self.compacted = self.compacted.max(revision.min(self.revision));
+        while self.history.front().is_some_and(|(at, _)| *at < self.compacted) {
+            self.history.pop_front();
+        }
+    }
+
+    pub(super) fn break_watches(&mut self) {
+        self.epoch += 1;
+    }
+
+    pub(super) fn wipe(&mut self) {
+        // Lease ids are random in etcd; here they must merely not come again.
+        *self = Self { epoch: self.epoch + 1, next_lease: self.next_lease, ..Self::default() };
+    }
+
+    pub(super) fn backup(&self) -> Backup {
+        let leases = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
+        Backup { revision: self.revision, kvs: self.kvs.clone(), leases }
+    }
+
+    pub(super) fn restore(&mut self, backup: &Backup) {
+        self.wipe();
+        let now = Instant::now();
+        self.revision = backup.revision;
+        self.compacted = backup.revision;
+        self.kvs = backup.kvs.clone();
+        self.leases =
+            backup.leases.iter().map(|(id, ttl)| (*id, MemoryLease { ttl: *ttl, deadline: now + *ttl })).collect();
+    }
+}
+
+fn write_key(write: &Write) -> &str {
+    match write {
+        Write::Put { key, .. } | Write::Delete(key) => key,
+    }
+}
+
+/// etcd counts whole seconds.
+fn whole_seconds(ttl: Duration) -> Duration {
+    let up = u64::from(ttl.subsec_nanos() > 0);
+    Duration::from_secs((ttl.as_secs() + up).max(1))
+}
+
+fn rejected(reason: &str) -> StoreError {
+    StoreError::Rejected { endpoint: "memory".to_owned(), reason: reason.to_owned() }
+}
