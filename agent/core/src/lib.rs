@@ -9,6 +9,7 @@
 //! ```
 
 pub mod facts;
+pub mod firewall;
 pub mod object;
 pub mod op;
 pub mod problem;

@@ -1,0 +1,129 @@
+//! What our firewall says: the one nftables table, the elements of its sets, and the rules at the head of other people's
+//! iptables chains. Pure text and element generation; programming it is the kernel crate's part.
+//!
+//! | chain | hook, priority | what for |
+//! |---|---|---|
+//! | `guard` | input, -120 | tunnel packets are judged before they are decapsulated: an allow-list that ends in a drop |
+//! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
+//! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
+//!
+//! A drop is final in netfilter, an accept is not: what these chains let through is still judged by everybody else's.
+
+mod forward;
+mod guard;
+mod iptables;
+mod nat;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use flatnet_model::{IfName, IpFamily, NetworkName};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::object::{PeerSource, Ruleset, SetName};
+
+pub use iptables::iptables;
+
+/// What the firewall has to know of a network on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallNetwork {
+    /// Its name: part of chain names and comments.
+    pub name: NetworkName,
+    /// Every prefix it hands addresses out of.
+    pub cidrs: Vec<IpNet>,
+    /// This host's subnets of it; empty while it has none.
+    pub own: Vec<IpNet>,
+    /// Whether containers are masqueraded when they speak to the outside (`--ip-masq`).
+    pub masquerade: bool,
+    /// Its VXLAN devices on this host; none for direct routes.
+    pub tunnels: Vec<FirewallTunnel>,
+    /// Who may send what through the tunnels; sets that no tunnel here has are ignored.
+    pub peers: BTreeSet<PeerSource>,
+}
+
+/// A VXLAN device that packets must not reach unjudged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirewallTunnel {
+    /// The set of its peers; its family is that of the underlay and of what is inside.
+    pub set: SetName,
+    /// UDP destination port.
+    pub port: u16,
+    /// The device decapsulated packets come out of.
+    pub device: IfName,
+}
+
+/// The table for `networks`, and all elements of its sets. With no network there is nothing to guard, and the body is
+/// empty: the table should then not exist.
+#[must_use]
+pub fn ruleset(networks: &[FirewallNetwork]) -> (Ruleset, BTreeSet<PeerSource>) {
+    if networks.is_empty() {
+        return (Ruleset { body: String::new() }, BTreeSet::new());
+    }
+    let mut text = Text::default();
+    guard::sets(networks, &mut text);
+    guard::chains(networks, &mut text);
+    forward::chains(networks, &mut text);
+    nat::chains(networks, &mut text);
+    let sets: BTreeSet<SetName> = networks.iter().flat_map(|network| &network.tunnels).map(|t| t.set).collect();
+    let elements = networks.iter().flat_map(|network| &network.peers).filter(|peer| is_usable(peer, &sets));
+    (Ruleset { body: text.body }, elements.copied().collect())
+}
+
+/// An element of another family than its set could not be encoded, and would take the whole swap down with it.
+fn is_usable(peer: &PeerSource, sets: &BTreeSet<SetName>) -> bool {
+    sets.contains(&peer.set)
+        && IpFamily::of(peer.outer) == peer.set.family
+        && IpFamily::of(peer.inner.addr()) == peer.set.family
+}
+
+/// The table's body as it grows, indented as `nft list` does.
+#[derive(Debug, Default)]
+struct Text {
+    body: String,
+}
+
+impl Text {
+    /// A set or chain: `header {`, its lines, `}`.
+    fn block(&mut self, header: &str, lines: &[String]) {
+        self.body.push_str(&format!("\t{header} {{\n"));
+        for line in lines {
+            self.body.push_str(&format!("\t\t{line}\n"));
+        }
+        self.body.push_str("\t}\n");
+    }
+}
+
+/// nft's word for an address of `family` in a rule.
+fn ip(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "ip",
+        IpFamily::V6 => "ip6",
+    }
+}
+
+/// The members of `family` as an anonymous set, `{ 10.0.0.0/8, 192.0.2.0/24 }`; `None`: there are none. Merged, since nft
+/// refuses intervals that overlap.
+fn anonymous_set<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> Option<String> {
+    let prefixes = merged(prefixes, family);
+    if prefixes.is_empty() {
+        return None;
+    }
+    let words: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+    Some(format!("{{ {} }}", words.join(", ")))
+}
+
+/// The prefixes of `family`, host bits cleared, none within another, in order.
+fn merged<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> Vec<IpNet> {
+    let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());
+    for prefix in prefixes {
+        match prefix {
+            IpNet::V4(prefix) => v4.push(prefix.trunc()),
+            IpNet::V6(prefix) => v6.push(prefix.trunc()),
+        }
+    }
+    match family {
+        IpFamily::V4 => Ipv4Net::aggregate(&v4).into_iter().map(IpNet::V4).collect(),
+        IpFamily::V6 => Ipv6Net::aggregate(&v6).into_iter().map(IpNet::V6).collect(),
+    }
+}

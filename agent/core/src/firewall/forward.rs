@@ -1,0 +1,89 @@
+//! What may pass through this host: nothing from one network to another, nothing out of a tunnel except into its network,
+//! no tunnel packets made by containers.
+
+use std::collections::BTreeSet;
+
+use flatnet_model::IpFamily;
+
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, ip};
+
+/// Before every filter chain (0), so that our drops are counted as ours.
+const PRIORITY: i32 = -10;
+
+/// The base chain, and one for what comes out of each tunnel.
+pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
+    let mut lines = vec![format!("type filter hook forward priority {PRIORITY}; policy accept;")];
+    lines.extend(forged_tunnel_packets(networks));
+    for network in networks {
+        for tunnel in &network.tunnels {
+            text.block(&format!("chain {}", out_of(tunnel)), &decapsulated(network, tunnel));
+            lines.push(format!("iifname \"{}\" goto {}", tunnel.device, out_of(tunnel)));
+        }
+    }
+    lines.extend(isolation(networks));
+    text.block("chain forward", &lines);
+}
+
+/// A container's packet to a host's tunnel port would leave with this host's address, which is a peer's there, and so put
+/// frames into any network. Inside its own network it is not masqueraded, and nested overlays work.
+fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
+    let ports: BTreeSet<u16> = networks.iter().flat_map(|network| &network.tunnels).map(|tunnel| tunnel.port).collect();
+    if ports.is_empty() {
+        return Vec::new();
+    }
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    let ports = ports.join(", ");
+    let mut lines = Vec::new();
+    for network in networks {
+        for family in IpFamily::BOTH {
+            let (Some(own), Some(all)) = (anonymous_set(&network.own, family), anonymous_set(&network.cidrs, family))
+            else {
+                continue;
+            };
+            lines.push(format!(
+                "{ip} saddr {own} {ip} daddr != {all} udp dport {{ {ports} }} counter drop comment \"{}: containers cannot pose as a tunnel's end\"",
+                network.name,
+                ip = ip(family),
+            ));
+        }
+    }
+    lines
+}
+
+fn out_of(tunnel: &FirewallTunnel) -> String {
+    match tunnel.set.family {
+        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.set.vni),
+        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.set.vni),
+    }
+}
+
+/// An allow-list: into the network; answers to what this host masqueraded into it.
+fn decapsulated(network: &FirewallNetwork, tunnel: &FirewallTunnel) -> Vec<String> {
+    let mut lines = Vec::new();
+    let ip = ip(tunnel.set.family);
+    if let Some(all) = anonymous_set(&network.cidrs, tunnel.set.family) {
+        lines.push(format!("{ip} saddr {all} {ip} daddr {all} accept"));
+        lines.push(format!(
+            "{ip} saddr {all} ct direction reply ct state established,related accept comment \"{}: answers to what this host masqueraded\"",
+            network.name
+        ));
+    }
+    lines.push(format!("counter drop comment \"{}: a tunnel leads into its network only\"", network.name));
+    lines
+}
+
+/// Within a network is accepted first, so that of the rest everything between networks can be dropped.
+fn isolation(networks: &[FirewallNetwork]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for family in IpFamily::BOTH {
+        let ip = ip(family);
+        let sets: Vec<String> = networks.iter().filter_map(|network| anonymous_set(&network.cidrs, family)).collect();
+        let every = anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family);
+        let (Some(every), true) = (every, sets.len() > 1) else { continue };
+        lines.extend(sets.iter().map(|set| format!("{ip} saddr {set} {ip} daddr {set} accept")));
+        lines.push(format!(
+            "{ip} saddr {every} {ip} daddr {every} counter drop comment \"networks do not forward to each other\""
+        ));
+    }
+    lines
+}

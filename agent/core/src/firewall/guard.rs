@@ -1,0 +1,80 @@
+//! The guard before decapsulation: of the packets that carry our VNI, only those whose outer source is a peer and whose
+//! inner source is in that peer's subnet reach the device.
+//!
+//! It stands at hook `input`, where IPv4 packets are reassembled; IPv6 ones are too because our `postrouting` chain makes
+//! the kernel track connections, and tracking reassembles at prerouting. A packet too short to carry a VNI passes here and
+//! is refused by the device (drivers/net/vxlan: `vxlan_rcv` pulls the header first).
+
+use std::collections::BTreeMap;
+
+use flatnet_model::{IpFamily, Vni};
+
+use super::{FirewallNetwork, FirewallTunnel, Text, ip};
+use crate::object::SetName;
+
+/// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
+const PRIORITY: i32 = -120;
+
+/// What follows the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport header: the
+/// VNI after 4 bytes of flags; the inner EtherType after 8 bytes of VXLAN and two MAC addresses; then the inner packet.
+const VNI: &str = "@th,96,24";
+const INNER_ETHERTYPE: &str = "@th,224,16";
+/// Source address at byte 12 of the IPv4 header (RFC 791).
+const INNER_SOURCE_V4: &str = "@th,336,32";
+/// Source address at byte 8 of the IPv6 header (RFC 8200).
+const INNER_SOURCE_V6: &str = "@th,304,128";
+
+/// One set a tunnel, without elements.
+pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
+    for (network, tunnel) in tunnels(networks) {
+        let key = key(tunnel.set.family);
+        let lines = [
+            format!("typeof {key}"),
+            "flags interval".to_owned(),
+            format!("comment \"{}: peer's underlay address . its subnet\"", network.name),
+        ];
+        text.block(&format!("set {}", tunnel.set), &lines);
+    }
+}
+
+/// The base chain, and an allow-list for each port and VNI.
+pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
+    let mut by_port_and_vni: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
+    for (network, tunnel) in tunnels(networks) {
+        let entry = by_port_and_vni.entry((tunnel.port, tunnel.set.vni));
+        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.push(tunnel.set);
+    }
+    for ((port, vni), (network, sets)) in &by_port_and_vni {
+        let mut lines: Vec<String> = sets.iter().map(|set| allow(*set)).collect();
+        lines.push(format!("counter drop comment \"{network}: our VNI, but not a peer sending from its own subnet\""));
+        text.block(&format!("chain tunnel_{port}_{vni}"), &lines);
+    }
+    let mut lines = vec![format!("type filter hook input priority {PRIORITY}; policy accept;")];
+    for ((port, vni), (network, _)) in &by_port_and_vni {
+        lines.push(format!(
+            "udp dport {port} {VNI} {vni} goto tunnel_{port}_{vni} comment \"{network}: before decapsulation; other VNIs are not ours\""
+        ));
+    }
+    text.block("chain guard", &lines);
+}
+
+fn allow(set: SetName) -> String {
+    let ethertype = match set.family {
+        IpFamily::V4 => "0x0800",
+        IpFamily::V6 => "0x86dd",
+    };
+    format!("{INNER_ETHERTYPE} {ethertype} {} @{set} accept", key(set.family))
+}
+
+/// Outer source and inner source, concatenated.
+fn key(family: IpFamily) -> String {
+    let inner = match family {
+        IpFamily::V4 => INNER_SOURCE_V4,
+        IpFamily::V6 => INNER_SOURCE_V6,
+    };
+    format!("{} saddr . {inner}", ip(family))
+}
+
+fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwork, &FirewallTunnel)> {
+    networks.iter().flat_map(|network| network.tunnels.iter().map(move |tunnel| (network, tunnel)))
+}

@@ -1,0 +1,63 @@
+//! Rules at the head of iptables chains that would otherwise drop us: an accept in our own table does not overrule a drop
+//! in another one. Only for chains that can drop, and as few as will do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flatnet_model::IpFamily;
+
+use super::{FirewallNetwork, merged};
+use crate::facts::DroppingChain;
+use crate::object::{IptablesChain, IptablesKey, IptablesRule};
+
+/// The rules `networks` need, given which chains can drop.
+#[must_use]
+pub fn iptables(
+    networks: &[FirewallNetwork],
+    dropping: &BTreeSet<DroppingChain>,
+) -> BTreeMap<IptablesKey, IptablesRule> {
+    let mut rules = BTreeMap::new();
+    for chain in dropping {
+        for network in networks {
+            let wanted = match chain.chain {
+                IptablesChain::Input => input(network, chain.family),
+                IptablesChain::Forward => forward(network, chain.family),
+            };
+            for (comment, matches) in wanted {
+                let key = IptablesKey { variant: chain.variant, family: chain.family, chain: chain.chain, comment };
+                let matches = matches.split(' ').map(str::to_owned).collect();
+                rules.insert(key, IptablesRule { matches });
+            }
+        }
+    }
+    rules
+}
+
+/// Tunnel packets: our own guard has judged them.
+fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
+    let ports: BTreeSet<u16> =
+        network.tunnels.iter().filter(|tunnel| tunnel.set.family == family).map(|tunnel| tunnel.port).collect();
+    let rules = ports.iter().map(|port| format!("-p udp -m udp --dport {port}"));
+    named(network, ":tunnel", rules.collect())
+}
+
+/// Within the network; from this host's containers to anywhere; and the answers.
+fn forward(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
+    let all = merged(&network.cidrs, family);
+    let own = merged(&network.own, family);
+    let within = all.iter().flat_map(|source| all.iter().map(move |target| format!("-s {source} -d {target}")));
+    let out = own.iter().map(|own| format!("-s {own}"));
+    let back = own.iter().map(|own| format!("-d {own} -m conntrack --ctstate RELATED,ESTABLISHED"));
+    let mut rules = named(network, "", within.collect());
+    rules.extend(named(network, ":out", out.collect()));
+    rules.extend(named(network, ":back", back.collect()));
+    rules
+}
+
+/// Comments tell rules apart, so each has its own: a second rule of one purpose is numbered.
+fn named(network: &FirewallNetwork, purpose: &str, rules: Vec<String>) -> Vec<(String, String)> {
+    let comment = |index: usize| match index {
+        0 => format!("flatnet:{}{purpose}", network.name),
+        _ => format!("flatnet:{}{purpose}.{index}", network.name),
+    };
+    rules.into_iter().enumerate().map(|(index, rule)| (comment(index), rule)).collect()
+}
