@@ -8,8 +8,14 @@
 //!                         dump   ──▶ KernelState ─┴▶ diff() ──▶ plan() ──▶ ordered Ops
 //! ```
 
+pub mod apply;
+pub mod backend;
+pub mod desired;
+pub mod diff;
 pub mod facts;
 pub mod firewall;
 pub mod object;
 pub mod op;
+pub mod plan;
 pub mod problem;
+pub mod underlay;

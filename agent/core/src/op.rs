@@ -91,7 +91,40 @@ pub enum Object {
     Iptables(IptablesKey, IptablesRule),
 }
 
+/// What an object is known by: enough to tell which outcome belongs to which peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the key of the object of that name")]
+pub enum ObjectKey {
+    Ruleset,
+    PeerSource(PeerSource),
+    Link(IfName),
+    Sysctl(Sysctl),
+    Address(AddressKey),
+    Neighbour(NeighbourKey),
+    Fdb(FdbKey),
+    Nexthop(NexthopId),
+    Route(RouteKey),
+    Iptables(IptablesKey),
+}
+
 impl Object {
+    /// What it is known by.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Ruleset { .. } => ObjectKey::Ruleset,
+            Self::PeerSource(source) => ObjectKey::PeerSource(*source),
+            Self::Link(name, _) => ObjectKey::Link(*name),
+            Self::Sysctl(sysctl, _) => ObjectKey::Sysctl(sysctl.clone()),
+            Self::Address(key) => ObjectKey::Address(*key),
+            Self::Neighbour(key, _) => ObjectKey::Neighbour(*key),
+            Self::Fdb(key, _) => ObjectKey::Fdb(*key),
+            Self::Nexthop(id, _) => ObjectKey::Nexthop(*id),
+            Self::Route(key, _) => ObjectKey::Route(*key),
+            Self::Iptables(key, _) => ObjectKey::Iptables(key.clone()),
+        }
+    }
+
     /// Which kind it is.
     #[must_use]
     pub fn kind(&self) -> ObjectKind {

@@ -1,0 +1,273 @@
+//! Backends: how a network's packets travel, as functions that add objects to the desired state.
+//!
+//! A backend sees its own network only, never another backend and never the kernel. What all of them share (the route
+//! that catches unknown addresses, the bridge, the firewall, settings) is added by [`crate::desired`].
+
+mod hostgw;
+mod peer;
+mod vxlan;
+
+use std::net::IpAddr;
+
+use flatnet_model::{
+    BackendConfig, BackendKind, IfName, IpFamily, Lease, Mac, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
+    SubnetKey,
+};
+use ipnet::IpNet;
+
+use crate::desired::PeerOutcome;
+use crate::facts::HostFacts;
+use crate::object::{
+    AddressKey, FdbKey, IptablesKey, IptablesRule, KernelState, Link, NeighbourKey, NextHop, Nexthop, NexthopId,
+    PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl,
+};
+use crate::problem::Problem;
+use crate::underlay::Underlay;
+
+pub use vxlan::vtep_mac;
+
+/// Bytes of headers a backend puts round an IP packet, so that the result is an IP packet of the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overhead(pub u32);
+
+/// Adds what one network needs to the desired state.
+pub trait Backend {
+    /// What is added to each packet over an underlay of `underlay`.
+    fn overhead(&self, underlay: IpFamily) -> Overhead;
+
+    /// Adds devices, addresses and the ways to all peers to `out`. An error means that nothing was added.
+    fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem>;
+
+    /// What we publish, given that [`check`] passed.
+    fn publication(&self, node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication;
+}
+
+/// What a backend may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkCtx<'a> {
+    /// Who we are.
+    pub node: NodeId,
+    /// What carries the tunnels.
+    pub underlay: &'a Underlay,
+    /// The host as it was found.
+    pub facts: &'a HostFacts,
+    /// The network's name.
+    pub name: &'a NetworkName,
+    /// Its configuration.
+    pub config: &'a NetworkConfig,
+    /// Our subnets.
+    pub own: SubnetKey,
+    /// The other leases.
+    pub peers: &'a [&'a Lease],
+    /// The ranges of all networks of this host: no tunnel can end inside one.
+    pub overlays: &'a [IpNet],
+}
+
+impl NetworkCtx<'_> {
+    /// The families of the network in which we have a subnet.
+    pub(crate) fn families(&self) -> impl Iterator<Item = (IpFamily, IpNet)> {
+        IpFamily::BOTH.into_iter().filter_map(|family| {
+            self.config.pool(family)?;
+            Some((family, self.own.of(family)?))
+        })
+    }
+}
+
+/// What a backend made of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// The smallest MTU of its families, in bytes.
+    pub mtu: Mtu,
+    /// Tunnel devices, with the family of their overlay and underlay.
+    pub devices: Vec<(IpFamily, IfName)>,
+    /// Every peer.
+    pub peers: Vec<PeerOutcome>,
+    /// What is wrong, but not so wrong that the network could not be built.
+    pub problems: Vec<Problem>,
+}
+
+/// Whether `config` can be built on `underlay` at all; if not, why. Before a lease is taken: a lease that cannot be
+/// served would draw traffic into a hole.
+pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
+    if let BackendConfig::Unsupported(kind) = &config.backend {
+        return Err(Problem::new(
+            "backend-unsupported",
+            format!("network {name}: the backend {:?} is not supported", kind.as_str()),
+            "supported are vxlan and host-gw: agent network update NAME --backend vxlan",
+            name,
+        ));
+    }
+    for family in IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()) {
+        if underlay.address(family).is_none() {
+            return Err(Problem::new(
+                "underlay-family",
+                format!("network {name} has {family}, but the underlay {} has no {family} address", underlay.device),
+                format!(
+                    "give {} an {family} address, choose another interface with --iface, or leave {family} out of the network",
+                    underlay.device
+                ),
+                name,
+            ));
+        }
+        if config.backend == BackendConfig::HostGw && underlay.address(family) != underlay.public_address(family) {
+            return Err(Problem::new(
+                "public-ip-host-gw",
+                format!("network {name}: host-gw cannot publish an address that is not the one of {}", underlay.device),
+                "leave out --public-ip and --public-ipv6, or use the backend vxlan",
+                name,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a node publishes in its lease of the network `name`.
+pub fn publication(
+    node: NodeId,
+    name: &NetworkName,
+    config: &NetworkConfig,
+    underlay: &Underlay,
+) -> Result<Publication, Problem> {
+    check(name, config, underlay)?;
+    Ok(match &config.backend {
+        BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).publication(node, underlay, config),
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.publication(node, underlay, config),
+    })
+}
+
+/// Builds one network with its backend.
+pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
+    check(ctx.name, ctx.config, ctx.underlay)?;
+    match &ctx.config.backend {
+        BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).desired(ctx, out),
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.desired(ctx, out),
+    }
+}
+
+/// The published addresses: those of the network's families only, as flannel does.
+fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) -> Publication {
+    Publication {
+        public_ip: underlay.public_v4.filter(|_| config.v4.is_some()),
+        public_ipv6: underlay.public_v6.filter(|_| config.v6.is_some()),
+        backend,
+        data: flatnet_model::BackendData::None,
+        data_v6: flatnet_model::BackendData::None,
+    }
+}
+
+/// A desired state being made: plain lists, because building each map once from a list is several times faster than
+/// tens of thousands of insertions.
+#[derive(Debug, Default)]
+pub struct Draft {
+    /// See [`KernelState::ruleset`].
+    pub ruleset: Option<Ruleset>,
+    /// See [`KernelState::peer_sources`].
+    pub peer_sources: std::collections::BTreeSet<PeerSource>,
+    /// See [`KernelState::links`].
+    pub links: Vec<(IfName, Link)>,
+    /// See [`KernelState::sysctls`].
+    pub sysctls: Vec<(Sysctl, String)>,
+    /// See [`KernelState::addresses`].
+    pub addresses: Vec<AddressKey>,
+    /// See [`KernelState::neighbours`].
+    pub neighbours: Vec<(NeighbourKey, Mac)>,
+    /// See [`KernelState::fdb`].
+    pub fdb: Vec<(FdbKey, IpAddr)>,
+    /// See [`KernelState::nexthops`].
+    pub nexthops: Vec<(NexthopId, Nexthop)>,
+    /// See [`KernelState::routes`].
+    pub routes: Vec<(RouteKey, Route)>,
+    /// See [`KernelState::iptables`].
+    pub iptables: Vec<(IptablesKey, IptablesRule)>,
+}
+
+impl Draft {
+    /// Adds the route to `subnet` by `hop`; through a nexthop object where that is wanted and possible. Returns whether
+    /// it was.
+    pub fn route(&mut self, subnet: IpNet, hop: NextHop, nexthop_objects: bool) -> bool {
+        let object = match subnet.addr() {
+            // The kernel takes id 0 as "choose one".
+            IpAddr::V4(base) if nexthop_objects && !base.is_unspecified() => Some(NexthopId::of_subnet(base)),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        };
+        let via = match object {
+            Some(id) => {
+                self.nexthops.push((id, Nexthop { via: hop }));
+                RouteVia::Object(id)
+            }
+            None => RouteVia::Hop(hop),
+        };
+        self.routes.push((RouteKey::to_peer(subnet), Route { via, source: None }));
+        object.is_some()
+    }
+
+    /// The finished state.
+    #[must_use]
+    pub fn into_state(self) -> KernelState {
+        KernelState {
+            ruleset: self.ruleset,
+            peer_sources: self.peer_sources,
+            links: self.links.into_iter().collect(),
+            sysctls: self.sysctls.into_iter().collect(),
+            addresses: self.addresses.into_iter().collect(),
+            neighbours: self.neighbours.into_iter().collect(),
+            fdb: self.fdb.into_iter().collect(),
+            nexthops: self.nexthops.into_iter().collect(),
+            routes: self.routes.into_iter().collect(),
+            iptables: self.iptables.into_iter().collect(),
+        }
+    }
+}
+
+/// The network's MTU: what was configured if it fits, else what fits.
+fn fitting_mtu(
+    ctx: &NetworkCtx<'_>,
+    family: IpFamily,
+    overhead: Overhead,
+    configured: Option<Mtu>,
+    problems: &mut Vec<Problem>,
+) -> Result<Mtu, Problem> {
+    let too_small = || {
+        Problem::new(
+            "underlay-mtu",
+            format!(
+                "network {}: the underlay {} has an MTU of {} bytes, too small for {family} with {} bytes of headers",
+                ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
+            ),
+            format!("ip link set {} mtu 1500, as far as the network between the hosts carries it", ctx.underlay.device),
+            ctx.underlay.device,
+        )
+    };
+    let fits = ctx.underlay.mtu.less(overhead.0).map_err(|_| too_small())?;
+    let mtu = match configured {
+        Some(configured) if configured > fits => {
+            problems.push(Problem::new(
+                "mtu-too-large",
+                format!(
+                    "network {}: the configured MTU {configured} does not fit {} ({} bytes less {} of headers); {fits} is used",
+                    ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
+                ),
+                format!("agent network update {} --mtu {fits}, or raise the underlay's MTU on every host", ctx.name),
+                ctx.name,
+            ));
+            fits
+        }
+        Some(configured) => configured,
+        None => fits,
+    };
+    if family == IpFamily::V4 || mtu.get() >= Mtu::MIN_IPV6 {
+        return Ok(mtu);
+    }
+    Err(match configured {
+        Some(configured) if configured == mtu => Problem::new(
+            "mtu-too-small",
+            format!(
+                "network {}: the configured MTU {configured} is too small for IPv6 (RFC 8200: 1280 bytes)",
+                ctx.name
+            ),
+            format!("agent network update {} --mtu {fits}", ctx.name),
+            ctx.name,
+        ),
+        Some(_) | None => too_small(),
+    })
+}

@@ -1,0 +1,72 @@
+//! host-gw: plain routes to peers on the same link; nothing is encapsulated.
+
+use flatnet_model::{BackendKind, IpFamily, Lease, NetworkConfig, NodeId, Publication};
+
+use super::peer::{self, Refusal};
+use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
+use crate::desired::{Path, Paths};
+use crate::object::NextHop;
+use crate::problem::Problem;
+use crate::underlay::Underlay;
+
+/// The backend; it has no options.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostGw;
+
+impl Backend for HostGw {
+    fn overhead(&self, _underlay: IpFamily) -> Overhead {
+        Overhead(0)
+    }
+
+    fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
+        let mut problems = Vec::new();
+        let mut mtu = ctx.underlay.mtu;
+        for (family, _) in ctx.families() {
+            mtu = mtu.min(fitting_mtu(ctx, family, self.overhead(family), None, &mut problems)?);
+        }
+        let peers = peer::decide_all(ctx, &mut problems, |peer| {
+            let paths = paths(ctx, peer)?;
+            for (family, path) in [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)] {
+                if let (Some(subnet), Some(path)) = (peer.subnets.of(family), path) {
+                    // On-link already by the device's own prefix: the kernel checks that for us.
+                    let hop = NextHop { gateway: path.outer, device: path.device, onlink: false };
+                    out.route(subnet, hop, path.nexthop_object);
+                }
+            }
+            Ok(paths)
+        });
+        Ok(Built { mtu, devices: Vec::new(), peers, problems })
+    }
+
+    fn publication(&self, _node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
+        published(underlay, config, BackendKind::HostGw)
+    }
+}
+
+fn paths(ctx: &NetworkCtx<'_>, peer: &Lease) -> Result<Paths, Refusal> {
+    let mut paths = Paths::default();
+    for (family, _) in ctx.families() {
+        if peer.subnets.of(family).is_none() {
+            continue;
+        }
+        let outer = peer::admit(ctx, peer, family)?;
+        if !peer::on_link(ctx, outer) {
+            return Err(Refusal::unreachable(
+                "peer-off-link",
+                format!("{outer} is not on the link of {}: host-gw cannot route to it", ctx.underlay.device),
+                "host-gw needs all hosts on one link; use the backend vxlan (with DirectRouting, peers on this link keep \
+                 plain routes)",
+            ));
+        }
+        paths.set(
+            family,
+            Path {
+                device: ctx.underlay.device,
+                outer,
+                tunnel: None,
+                nexthop_object: family == IpFamily::V4 && ctx.facts.features.nexthop_objects,
+            },
+        );
+    }
+    Ok(paths)
+}

@@ -1,0 +1,137 @@
+//! From what the store says to the kernel objects that are wanted: one pure function over all networks of this host.
+//!
+//! A network that cannot be programmed safely is left out with a [`Problem`]; it never takes another one with it. The
+//! same holds for a peer inside a network.
+
+mod check;
+mod outcome;
+mod shared;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flatnet_model::{IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
+use ipnet::IpNet;
+
+pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome};
+
+use crate::backend::{self, Draft, NetworkCtx};
+use crate::facts::HostFacts;
+use crate::object::KernelState;
+use crate::problem::Problem;
+use crate::underlay::Underlay;
+
+/// Everything about this host that the desired state depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct HostInput<'a> {
+    /// Who we are: tunnel devices' Ethernet addresses are derived from it.
+    pub node: NodeId,
+    /// What carries the tunnels.
+    pub underlay: &'a Underlay,
+    /// The host as it was found.
+    pub facts: &'a HostFacts,
+    /// The networks, in the order in which they were joined: of two that contradict each other the first is kept.
+    pub networks: &'a [NetworkInput<'a>],
+}
+
+/// One network of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkInput<'a> {
+    /// Its name.
+    pub name: &'a NetworkName,
+    /// Its configuration.
+    pub config: &'a NetworkConfig,
+    /// The subnets this host has leased.
+    pub own: SubnetKey,
+    /// The leases that hold (`NetworkState::resolve`), our own left out.
+    pub peers: &'a [&'a Lease],
+    /// A bridge for containers to make, with the subnets' first addresses.
+    pub bridge: Option<IfName>,
+    /// Whether packets that leave the network get this host's address.
+    pub masquerade: bool,
+}
+
+/// What the kernel should hold, and what became of each network and peer on the way there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The objects.
+    pub state: KernelState,
+    /// One entry for each input network, in their order.
+    pub networks: Vec<NetworkOutcome>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// The kernel objects wanted on this host.
+///
+/// Does not depend on the order of a network's peers. A network that is not programmed adds no object at all.
+#[must_use]
+pub fn desired(host: &HostInput<'_>) -> Desired {
+    let mut draft = Draft::default();
+    let mut problems = Vec::new();
+    let mut accepted = check::Accepted::default();
+    let refused: Vec<Option<Problem>> =
+        host.networks.iter().map(|network| accepted.admit(host, *network, &mut problems).err()).collect();
+    let overlays = accepted.ranges();
+    let mut firewall = Vec::new();
+    let mut networks = Vec::with_capacity(host.networks.len());
+    for (network, refusal) in host.networks.iter().zip(refused) {
+        let ctx = NetworkCtx {
+            node: host.node,
+            underlay: host.underlay,
+            facts: host.facts,
+            name: network.name,
+            config: network.config,
+            own: network.own,
+            peers: network.peers,
+            overlays: &overlays,
+        };
+        match refusal.map_or_else(|| backend::build(&ctx, &mut draft), Err) {
+            Ok(built) => {
+                shared::add(host, network, &built, &mut draft);
+                firewall.push(shared::firewall_network(network, &built));
+                problems.extend(built.problems);
+                networks.push(NetworkOutcome {
+                    name: network.name.clone(),
+                    mtu: Some(built.mtu),
+                    devices: built.devices.iter().map(|(_, device)| *device).collect(),
+                    peers: built.peers,
+                });
+            }
+            Err(problem) => {
+                networks.push(not_programmed(network, &problem));
+                problems.push(problem);
+            }
+        }
+    }
+    if !firewall.is_empty() {
+        shared::add_host(host, &firewall, &mut draft);
+    }
+    problems.sort();
+    problems.dedup();
+    Desired { state: draft.into_state(), networks, problems }
+}
+
+fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutcome {
+    let unreachable = |lease: &&Lease| PeerOutcome {
+        subnets: lease.subnets,
+        decision: PeerDecision::Unreachable { reason: format!("the network is not programmed: {}", problem.code) },
+    };
+    NetworkOutcome {
+        name: network.name.clone(),
+        mtu: None,
+        devices: Vec::new(),
+        peers: network.peers.iter().map(unreachable).collect(),
+    }
+}
+
+/// A subnet's first address: the bridge's, the containers' gateway.
+#[must_use]
+pub fn first_address(subnet: IpNet) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from_bits(base.to_bits().saturating_add(1))),
+        IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from_bits(base.to_bits().saturating_add(1))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

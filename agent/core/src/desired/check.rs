@@ -1,0 +1,142 @@
+//! Which networks may be programmed on this host at all: none that contradicts another, none that would cut the host off.
+
+use flatnet_model::{BackendConfig, IpFamily, NetworkName};
+use ipnet::IpNet;
+
+use super::{HostInput, NetworkInput, first_address};
+use crate::facts::Interface;
+use crate::problem::Problem;
+
+/// The networks accepted so far.
+#[derive(Debug, Default)]
+pub(super) struct Accepted<'a> {
+    networks: Vec<NetworkInput<'a>>,
+}
+
+impl<'a> Accepted<'a> {
+    /// Why `network` cannot be programmed beside those accepted before it, if it cannot; else it is accepted. What is
+    /// wrong without standing in the way goes to `problems`.
+    pub(super) fn admit(
+        &mut self,
+        host: &HostInput<'_>,
+        network: NetworkInput<'a>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), Problem> {
+        for other in &self.networks {
+            overlap(&network, other)?;
+            same_tunnel(&network, other)?;
+        }
+        own_inside(&network)?;
+        for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
+            interface_outside(host, &network, interface, problems)?;
+        }
+        self.networks.push(network);
+        Ok(())
+    }
+
+    /// The ranges of the accepted networks.
+    pub(super) fn ranges(&self) -> Vec<IpNet> {
+        self.networks.iter().flat_map(|network| network.config.pools()).map(flatnet_model::Pool::network).collect()
+    }
+}
+
+fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
+    for (a, b) in network.config.pools().flat_map(|a| other.config.pools().map(move |b| (a.network(), b.network()))) {
+        if a.contains(&b) || b.contains(&a) {
+            return Err(Problem::new(
+                "network-overlap",
+                format!("network {} ({a}) overlaps network {} ({b}), which was joined first", network.name, other.name),
+                "give one of them another range, or do not join both on one host",
+                network.name,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Two VXLAN devices with one VNI and port over one underlay family cannot be on one host.
+fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
+    let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&network.config.backend, &other.config.backend) else {
+        return Ok(());
+    };
+    let both = |family| network.config.pool(family).is_some() && other.config.pool(family).is_some();
+    // The VNI alone names the device, so two ports do not help.
+    if a.vni == b.vni && IpFamily::BOTH.into_iter().any(both) {
+        return Err(Problem::new(
+            "vni-conflict",
+            format!("networks {} and {} both have VNI {}", other.name, network.name, a.vni),
+            format!("agent network update {} --vni N, with an N no other network has", network.name),
+            network.name,
+        ));
+    }
+    Ok(())
+}
+
+/// Our own subnets are inside the network: a configuration may have moved since the lease was taken.
+fn own_inside(network: &NetworkInput<'_>) -> Result<(), Problem> {
+    for pool in network.config.pools() {
+        let inside = network.own.of(pool.family()).is_some_and(|own| pool.network().contains(&own));
+        if !inside {
+            return Err(Problem::new(
+                "own-subnet-outside",
+                format!(
+                    "network {}: this host's lease {} has no subnet of {}",
+                    network.name,
+                    network.own,
+                    pool.network()
+                ),
+                "agent leave --renumber takes a subnet of the network as it is now",
+                network.name,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The network must not swallow what this host speaks to other hosts by.
+fn interface_outside(
+    host: &HostInput<'_>,
+    network: &NetworkInput<'_>,
+    interface: &Interface,
+    problems: &mut Vec<Problem>,
+) -> Result<(), Problem> {
+    for prefix in &interface.addresses {
+        let family = IpFamily::of(prefix.addr());
+        let Some(pool) = network.config.pool(family) else { continue };
+        let range = pool.network();
+        if !range.contains(&prefix.addr()) {
+            continue;
+        }
+        if interface.name != host.underlay.device {
+            // A container engine's bridge on the subnet we leased is what the subnet is for.
+            if network.own.of(family).is_some_and(|own| own.contains(prefix)) {
+                continue;
+            }
+            if pool.holds(prefix.trunc()) && first_address(prefix.trunc()) == prefix.addr() {
+                problems.push(left_over(network.name, interface, *prefix));
+                continue;
+            }
+        }
+        return Err(Problem::new(
+            "network-covers-host",
+            format!(
+                "network {} ({range}) covers {prefix}, the address of {}: programming it would cut this host off",
+                network.name, interface.name
+            ),
+            "give the network a range no host uses: agent network create NAME --cidr …",
+            network.name,
+        ));
+    }
+    Ok(())
+}
+
+/// A container bridge that still has a subnet this host held before: harmless to other hosts (the bridge's own route
+/// wins on this host), but its containers are not reachable.
+fn left_over(name: &NetworkName, interface: &Interface, prefix: IpNet) -> Problem {
+    Problem::new(
+        "stale-bridge",
+        format!("network {name}: {} has {prefix}, which is not this host's subnet", interface.name),
+        "restart the container engine so that it reads subnet.env again",
+        interface.name,
+    )
+}

@@ -1,0 +1,113 @@
+//! What became of each network and peer when the desired state was made.
+
+use std::net::IpAddr;
+
+use flatnet_model::{IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni};
+
+use crate::object::{FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName};
+use crate::op::ObjectKey;
+
+/// One network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkOutcome {
+    /// Its name.
+    pub name: NetworkName,
+    /// Bytes a container's packet may have, the smaller of its families'; `None`: the network is not programmed.
+    pub mtu: Option<Mtu>,
+    /// The tunnel devices; empty for direct routes.
+    pub devices: Vec<IfName>,
+    /// Every peer, in the order of their subnets.
+    pub peers: Vec<PeerOutcome>,
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerOutcome {
+    /// Its lease.
+    pub subnets: SubnetKey,
+    /// What was decided.
+    pub decision: PeerDecision,
+}
+
+/// What was decided about a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerDecision {
+    /// Objects are wanted for all its subnets; [`PeerOutcome::keys`] names them.
+    Programmed(Paths),
+    /// Left alone on purpose: another backend's.
+    Ignored {
+        /// One clause.
+        reason: String,
+    },
+    /// Cannot be reached the way this network works (host-gw, not on our link).
+    Unreachable {
+        /// One clause.
+        reason: String,
+    },
+    /// What it publishes cannot be used.
+    Failed {
+        /// One clause.
+        reason: String,
+    },
+}
+
+/// The ways to a peer, one for each family it has a subnet in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// To its IPv4 subnet.
+    pub v4: Option<Path>,
+    /// To its IPv6 subnet.
+    pub v6: Option<Path>,
+}
+
+impl Paths {
+    /// Sets the way of `family`.
+    pub fn set(&mut self, family: IpFamily, path: Path) {
+        match family {
+            IpFamily::V4 => self.v4 = Some(path),
+            IpFamily::V6 => self.v6 = Some(path),
+        }
+    }
+}
+
+/// The way to one subnet of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The device packets leave through: the tunnel's, or the underlay's for a direct route.
+    pub device: IfName,
+    /// The peer's underlay address.
+    pub outer: IpAddr,
+    /// The tunnel's identifier and the peer's address in it; `None`: a direct route.
+    pub tunnel: Option<(Vni, Mac)>,
+    /// Whether the route goes through a nexthop object.
+    pub nexthop_object: bool,
+}
+
+impl PeerOutcome {
+    /// The objects wanted for this peer alone: when an operation on one of them failed, this peer is not reachable.
+    pub fn keys(&self) -> impl Iterator<Item = ObjectKey> {
+        let paths = match self.decision {
+            PeerDecision::Programmed(paths) => paths,
+            PeerDecision::Ignored { .. } | PeerDecision::Unreachable { .. } | PeerDecision::Failed { .. } => {
+                Paths::default()
+            }
+        };
+        let of = |family, path: Option<Path>| Some((self.subnets.of(family)?, path?));
+        [of(IpFamily::V4, paths.v4), of(IpFamily::V6, paths.v6)].into_iter().flatten().flat_map(|(subnet, path)| {
+            let device = path.device;
+            let nexthop = match subnet.addr() {
+                IpAddr::V4(base) if path.nexthop_object => Some(ObjectKey::Nexthop(NexthopId::of_subnet(base))),
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
+            };
+            let tunnel = path.tunnel.map(|(vni, mac)| {
+                let set = SetName { vni, family: IpFamily::of(path.outer) };
+                [
+                    ObjectKey::PeerSource(PeerSource { set, outer: path.outer, inner: subnet }),
+                    ObjectKey::Neighbour(NeighbourKey { device, address: subnet.addr() }),
+                    ObjectKey::Fdb(FdbKey { device, mac }),
+                ]
+            });
+            tunnel.into_iter().flatten().chain(nexthop).chain([ObjectKey::Route(RouteKey::to_peer(subnet))])
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! What every network needs whatever its backend: the catch-all route, the bridge, settings, the firewall.
+
+use flatnet_model::{IfName, IpFamily, Vni};
+use ipnet::IpNet;
+
+use super::{HostInput, NetworkInput, PeerOutcome, first_address};
+use crate::backend::{Built, Draft};
+use crate::desired::PeerDecision;
+use crate::firewall::{self, FirewallNetwork, FirewallTunnel};
+use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl};
+
+/// Adds what one network needs beside its backend's objects.
+pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Built, draft: &mut Draft) {
+    for pool in network.config.pools() {
+        let key = RouteKey::unreachable(pool.network());
+        draft.routes.push((key, Route { via: RouteVia::Unreachable, source: None }));
+    }
+    if let Some(bridge) = network.bridge {
+        draft.links.push((bridge, Link { kind: LinkKind::Bridge, mtu: built.mtu, mac: None, up: true }));
+        draft.addresses.extend(network.own.iter().filter_map(|subnet| {
+            let address = IpNet::new(first_address(subnet), subnet.prefix_len()).ok()?;
+            Some(AddressKey { device: bridge, address })
+        }));
+    }
+    if host.facts.features.ipv6 {
+        for (family, device) in &built.devices {
+            draft.sysctls.extend(tunnel_sysctls(*family, *device));
+        }
+    }
+}
+
+/// Nobody on the other side of a tunnel may configure this host: no router advertisements, and no IPv6 at all on a
+/// device that carries IPv4.
+fn tunnel_sysctls(family: IpFamily, device: IfName) -> impl Iterator<Item = (Sysctl, String)> {
+    let setting = |name: &str, value: &str| (Sysctl::new(format!("net/ipv6/conf/{device}/{name}")), value.to_owned());
+    let off = (family == IpFamily::V4).then(|| setting("disable_ipv6", "1"));
+    [setting("accept_ra", "0")].into_iter().chain(off)
+}
+
+/// Adds what the host needs once any network is programmed: forwarding and the firewall.
+pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft: &mut Draft) {
+    let has = |v4: bool| networks.iter().any(|network| network.cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == v4));
+    if has(true) {
+        draft.sysctls.push((Sysctl::new("net/ipv4/ip_forward"), "1".to_owned()));
+    }
+    if has(false) {
+        draft.sysctls.push((Sysctl::new("net/ipv6/conf/all/forwarding"), "1".to_owned()));
+        // With forwarding on, a host stops hearing router advertisements unless this is 2.
+        draft.sysctls.extend(host.facts.accept_ra.iter().map(|sysctl| (sysctl.clone(), "2".to_owned())));
+    }
+    let (ruleset, elements) = firewall::ruleset(networks);
+    draft.ruleset = Some(ruleset);
+    draft.peer_sources = elements;
+    draft.iptables.extend(firewall::iptables(networks, &host.facts.dropping_chains));
+}
+
+/// What the firewall has to know of a network that is programmed.
+pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> FirewallNetwork {
+    let (vni, port) = match &network.config.backend {
+        flatnet_model::BackendConfig::Vxlan(vxlan) => (Some(vxlan.vni), vxlan.port),
+        flatnet_model::BackendConfig::HostGw | flatnet_model::BackendConfig::Unsupported(_) => (None, 0),
+    };
+    let tunnel = |(family, device): &(IpFamily, IfName)| {
+        Some(FirewallTunnel { set: SetName { vni: vni?, family: *family }, port, device: *device })
+    };
+    FirewallNetwork {
+        name: network.name.clone(),
+        cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
+        own: network.own.iter().collect(),
+        masquerade: network.masquerade,
+        tunnels: built.devices.iter().filter_map(tunnel).collect(),
+        peers: vni.map(|vni| built.peers.iter().flat_map(|peer| sources(peer, vni)).collect()).unwrap_or_default(),
+    }
+}
+
+/// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may
+/// look different from the other side.
+fn sources(peer: &PeerOutcome, vni: Vni) -> impl Iterator<Item = PeerSource> {
+    let paths = match peer.decision {
+        PeerDecision::Programmed(paths) => [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)],
+        PeerDecision::Ignored { .. } | PeerDecision::Unreachable { .. } | PeerDecision::Failed { .. } => {
+            [(IpFamily::V4, None), (IpFamily::V6, None)]
+        }
+    };
+    paths.into_iter().filter_map(move |(family, path)| {
+        Some(PeerSource { set: SetName { vni, family }, outer: path?.outer, inner: peer.subnets.of(family)? })
+    })
+}

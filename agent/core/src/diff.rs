@@ -1,0 +1,304 @@
+//! What has to change so that the kernel becomes what is desired.
+//!
+//! Every kind is compared over the union of its keys, desired and found, each time anew: a deleted route, a renamed
+//! device, a missed event and a restart are all the same case here. What is not ours is never touched: wanting its key
+//! is a [`Conflict`], and whatever would have to stand on it is left alone too.
+
+pub(crate) mod lost;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::object::{Dump, Foreign, KernelState, PeerSource, RouteVia, Ruleset};
+use crate::op::{Action, Object, Op};
+
+use lost::{Fate, Lost};
+
+/// Whether what is ours and no longer desired may be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prune {
+    /// Yes: the desired state was made from a full snapshot of the store.
+    Yes,
+    /// No: the desired state may lack what the store still has. Nothing is deleted.
+    No,
+}
+
+/// A foreign object at a key where we want one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What we want.
+    pub object: Object,
+    /// What is there.
+    pub found: String,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} is there and is not ours", self.object, self.found)
+    }
+}
+
+/// Changes, kind by kind and in no particular order across kinds: [`crate::plan`] orders them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// The changes.
+    pub changes: Vec<Op>,
+    /// What could not be planned because it is not ours.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Compares what is desired with what was found.
+#[must_use]
+pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
+    let mut out = Diff::default();
+    let blocked = Blocked::of(desired, dump, prune, &mut out.conflicts);
+    let lost = Lost::of(desired, &dump.state, prune, &blocked);
+    firewall(desired, &dump.state, prune, &mut out.changes);
+    let mut kinds = Merge { prune, out: &mut out.changes };
+    let (want, have) = (desired, &dump.state);
+    kinds.links(want, have, &blocked);
+    kinds.rest(want, have, &blocked, &lost);
+    out
+}
+
+/// What must be left alone because something foreign is in the way.
+#[derive(Debug, Default)]
+pub(crate) struct Blocked {
+    links: BTreeSet<flatnet_model::IfName>,
+    nexthops: BTreeSet<crate::object::NexthopId>,
+    routes: BTreeSet<crate::object::RouteKey>,
+}
+
+impl Blocked {
+    fn of(desired: &KernelState, dump: &Dump, prune: Prune, conflicts: &mut Vec<Conflict>) -> Self {
+        let Foreign { links, nexthops, routes } = &dump.foreign;
+        let have = &dump.state;
+        let mut blocked = Self::default();
+        for (name, found) in links {
+            if let Some(link) = desired.links.get(name).filter(|_| !have.links.contains_key(name)) {
+                blocked.links.insert(*name);
+                conflicts.push(Conflict { object: Object::Link(*name, link.clone()), found: found.clone() });
+            }
+        }
+        if prune == Prune::No {
+            // A device of ours under another name is in the way of the one we want; it works, so it stays until pruning
+            // is allowed, and nothing is built on a device that cannot be made yet.
+            blocked.links.extend(lost::in_the_way(desired, have).map(|(wanted, _)| wanted));
+        }
+        for id in nexthops {
+            if let Some(nexthop) = desired.nexthops.get(id).filter(|_| !have.nexthops.contains_key(id)) {
+                blocked.nexthops.insert(*id);
+                let found = format!("a nexthop object with id {}", id.0);
+                conflicts.push(Conflict { object: Object::Nexthop(*id, *nexthop), found });
+            }
+        }
+        for key in routes {
+            if let Some(route) = desired.routes.get(key).filter(|_| !have.routes.contains_key(key)) {
+                blocked.routes.insert(*key);
+                let found = format!("a route to {} with metric {}", key.destination, key.metric);
+                conflicts.push(Conflict { object: Object::Route(*key, *route), found });
+            }
+        }
+        let on_blocked = desired.nexthops.iter().filter(|(_, nexthop)| blocked.links.contains(&nexthop.via.device));
+        let on_blocked: Vec<_> = on_blocked.map(|(id, _)| *id).collect();
+        blocked.nexthops.extend(on_blocked);
+        if !(blocked.links.is_empty() && blocked.nexthops.is_empty()) {
+            let on_blocked = desired.routes.iter().filter(|(_, route)| match route.via {
+                RouteVia::Object(id) => blocked.nexthops.contains(&id),
+                RouteVia::Hop(hop) => blocked.links.contains(&hop.device),
+                RouteVia::Unreachable => false,
+            });
+            let on_blocked: Vec<_> = on_blocked.map(|(key, _)| *key).collect();
+            blocked.routes.extend(on_blocked);
+        }
+        blocked
+    }
+}
+
+/// The table is swapped whole when its rules differ; else its elements are changed one by one.
+fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<Op>) {
+    let Some(ruleset) = &want.ruleset else {
+        if let (Some(found), Prune::Yes) = (&have.ruleset, prune) {
+            let elements = have.peer_sources.iter().copied().collect();
+            let object = Object::Ruleset { ruleset: found.clone(), elements };
+            out.push(Op { action: Action::Delete, object });
+        }
+        return;
+    };
+    let stale: Vec<PeerSource> = have.peer_sources.difference(&want.peer_sources).copied().collect();
+    let fresh: Vec<PeerSource> = want.peer_sources.difference(&have.peer_sources).copied().collect();
+    if have.ruleset.as_ref() == Some(ruleset) && !overlap(&fresh, &stale) {
+        out.extend(fresh.into_iter().map(|source| Op { action: Action::Create, object: Object::PeerSource(source) }));
+        if prune == Prune::Yes {
+            out.extend(stale.into_iter().map(|s| Op { action: Action::Delete, object: Object::PeerSource(s) }));
+        }
+        return;
+    }
+    let action = if have.ruleset.is_some() { Action::Change } else { Action::Create };
+    let mut elements: BTreeSet<PeerSource> = want.peer_sources.clone();
+    if prune == Prune::No {
+        let keep = |source: &&PeerSource| has_set(ruleset, source) && !overlap(&fresh, std::slice::from_ref(*source));
+        elements.extend(stale.iter().filter(keep));
+    }
+    let object = Object::Ruleset { ruleset: ruleset.clone(), elements: elements.into_iter().collect() };
+    out.push(Op { action, object });
+}
+
+/// Whether any element of `fresh` overlaps one of `stale` under the same outer source: the kernel refuses intervals that
+/// overlap in one set, so these can only be exchanged together.
+fn overlap(fresh: &[PeerSource], stale: &[PeerSource]) -> bool {
+    let mut inner = BTreeMap::<_, Vec<_>>::new();
+    for source in stale {
+        inner.entry((source.set, source.outer)).or_default().push(source.inner);
+    }
+    let overlaps = |source: &PeerSource| {
+        inner
+            .get(&(source.set, source.outer))
+            .is_some_and(|nets| nets.iter().any(|net| net.contains(&source.inner) || source.inner.contains(net)))
+    };
+    !inner.is_empty() && fresh.iter().any(overlaps)
+}
+
+/// Whether the table still has the set of `source`; an element of a set that is gone would make the swap fail.
+fn has_set(ruleset: &Ruleset, source: &PeerSource) -> bool {
+    let name = source.set.to_string();
+    ruleset.body.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).any(|word| word == name)
+}
+
+/// Merges two sides of each kind over the union of their keys.
+struct Merge<'a> {
+    prune: Prune,
+    out: &'a mut Vec<Op>,
+}
+
+impl Merge<'_> {
+    fn push(&mut self, action: Action, object: Object) {
+        self.out.push(Op { action, object });
+    }
+
+    fn links(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked) {
+        for (name, link) in want.links.iter().filter(|(name, _)| !blocked.links.contains(name)) {
+            let action = match have.links.get(name) {
+                None => Action::Create,
+                Some(found) if lost::same_link(found, link) => continue,
+                Some(found) if found.can_become(link) => Action::Change,
+                Some(_) => Action::Replace,
+            };
+            self.push(action, Object::Link(*name, link.clone()));
+        }
+        if self.prune == Prune::Yes {
+            for (name, link) in have.links.iter().filter(|(name, _)| !want.links.contains_key(name)) {
+                self.push(Action::Delete, Object::Link(*name, link.clone()));
+            }
+        }
+    }
+
+    fn rest(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked, lost: &Lost) {
+        self.sysctls(want, have, blocked, lost);
+        let on_blocked = |device| blocked.links.contains(&device);
+        let addresses = |state: &KernelState| state.addresses.iter().map(|key| (*key, ())).collect::<Vec<_>>();
+        self.kind(
+            &addresses(want),
+            &addresses(have),
+            |key, ()| on_blocked(key.device),
+            |key, ()| lost.link(key.device),
+            |key, ()| Object::Address(key),
+        );
+        self.kind(
+            &list(&want.neighbours),
+            &list(&have.neighbours),
+            |key, _| on_blocked(key.device),
+            |key, _| lost.neighbour(key),
+            Object::Neighbour,
+        );
+        self.kind(
+            &list(&want.fdb),
+            &list(&have.fdb),
+            |key, _| on_blocked(key.device),
+            |key, _| lost.link(key.device),
+            Object::Fdb,
+        );
+        self.kind(
+            &list(&want.nexthops),
+            &list(&have.nexthops),
+            |id, _| blocked.nexthops.contains(&id),
+            |_, nexthop| lost.link(nexthop.via.device),
+            Object::Nexthop,
+        );
+        self.kind(
+            &list(&want.routes),
+            &list(&have.routes),
+            |key, _| blocked.routes.contains(&key),
+            |_, route| lost.route(route),
+            Object::Route,
+        );
+        self.kind(
+            &want.iptables.iter().collect::<Vec<_>>(),
+            &have.iptables.iter().collect::<Vec<_>>(),
+            |_, _| false,
+            |_, _| Fate::Stays,
+            |key, rule| Object::Iptables(key.clone(), rule.clone()),
+        );
+    }
+
+    /// Settings are only ever changed: what they were before is not known here.
+    fn sysctls(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked, lost: &Lost) {
+        for (sysctl, value) in &want.sysctls {
+            let device = lost::device_of(sysctl);
+            let is = have.sysctls.get(sysctl).filter(|_| !device.is_some_and(|device| lost.settings(device)));
+            if is != Some(value) && !device.is_some_and(|device| blocked.links.contains(&device)) {
+                self.push(Action::Change, Object::Sysctl(sysctl.clone(), value.clone()));
+            }
+        }
+    }
+
+    /// One kind, both sides in the order of their keys. `blocked`: leave it alone; `lost`: what becomes of what was found
+    /// there when links go.
+    fn kind<K: Ord + Copy, V: PartialEq + Copy>(
+        &mut self,
+        want: &[(K, V)],
+        have: &[(K, V)],
+        blocked: impl Fn(K, V) -> bool,
+        lost: impl Fn(K, V) -> Fate,
+        object: impl Fn(K, V) -> Object,
+    ) {
+        let mut have = have.iter().peekable();
+        for (key, value) in want {
+            while let Some((old, old_value)) = have.next_if(|(old, _)| old < key) {
+                self.delete(*old, *old_value, &lost, &object);
+            }
+            let found =
+                have.next_if(|(old, _)| old == key).filter(|(old, value)| lost(*old, *value) != Fate::GoneFirst);
+            if blocked(*key, *value) {
+                continue;
+            }
+            match found {
+                None => self.push(Action::Create, object(*key, *value)),
+                Some((_, found)) if found == value => {}
+                Some(_) => self.push(Action::Change, object(*key, *value)),
+            }
+        }
+        for (old, old_value) in have {
+            self.delete(*old, *old_value, &lost, &object);
+        }
+    }
+
+    fn delete<K: Copy, V: Copy>(
+        &mut self,
+        key: K,
+        value: V,
+        lost: impl Fn(K, V) -> Fate,
+        object: impl Fn(K, V) -> Object,
+    ) {
+        if self.prune == Prune::Yes && lost(key, value) == Fate::Stays {
+            self.push(Action::Delete, object(key, value));
+        }
+    }
+}
+
+fn list<K: Copy, V: Copy>(map: &BTreeMap<K, V>) -> Vec<(K, V)> {
+    map.iter().map(|(key, value)| (*key, *value)).collect()
+}
+
+#[cfg(test)]
+mod tests;

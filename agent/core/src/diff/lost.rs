@@ -1,0 +1,145 @@
+//! What goes with a link: when it is deleted or made anew, the kernel takes everything that stood on it.
+
+use std::collections::BTreeSet;
+
+use flatnet_model::{IfName, IpFamily};
+
+use super::{Blocked, Prune};
+use crate::object::{KernelState, Link, LinkKind, NeighbourKey, NexthopId, Route, RouteVia, Sysctl};
+
+/// What becomes of an object that was found, without an operation of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing.
+    Stays,
+    /// It is gone before anything is created on links.
+    GoneFirst,
+    /// It goes with a link that is deleted at the very end; until then it can be moved away.
+    GoesLast,
+}
+
+/// The links that go or are made anew, and the nexthop objects on them.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    /// Made anew, or deleted before another can be made.
+    early: BTreeSet<IfName>,
+    /// Deleted at the end.
+    late: BTreeSet<IfName>,
+    /// Links that get another Ethernet address: the kernel forgets even permanent neighbours then
+    /// (net/core/neighbour.c: `neigh_changeaddr`).
+    readdressed: BTreeSet<IfName>,
+    /// Nexthop objects on `early` links.
+    early_nexthops: BTreeSet<NexthopId>,
+    /// Nexthop objects on `late` links that are not moved away.
+    late_nexthops: BTreeSet<NexthopId>,
+}
+
+impl Lost {
+    pub(super) fn of(want: &KernelState, have: &KernelState, prune: Prune, blocked: &Blocked) -> Self {
+        let mut lost = Self::default();
+        for (name, link) in want.links.iter().filter(|(name, _)| !blocked.links.contains(name)) {
+            match have.links.get(name) {
+                Some(found) if !found.can_become(link) => {
+                    lost.early.insert(*name);
+                }
+                Some(found) if readdresses(found, link) => {
+                    lost.readdressed.insert(*name);
+                }
+                Some(_) => {}
+                // A dump is not one instant: what it found on a link that was gone a moment later is gone too.
+                None => {
+                    lost.early.insert(*name);
+                }
+            }
+        }
+        if prune == Prune::Yes {
+            lost.early.extend(in_the_way(want, have).map(|(_, orphan)| orphan));
+            let orphans = have.links.keys().filter(|name| !want.links.contains_key(name));
+            lost.late.extend(orphans.filter(|name| !lost.early.contains(name)));
+        }
+        if lost.early.is_empty() && lost.late.is_empty() {
+            return lost;
+        }
+        for (id, nexthop) in &have.nexthops {
+            match lost.link(nexthop.via.device) {
+                Fate::GoneFirst => {
+                    lost.early_nexthops.insert(*id);
+                }
+                Fate::GoesLast if !want.nexthops.contains_key(id) => {
+                    lost.late_nexthops.insert(*id);
+                }
+                Fate::GoesLast | Fate::Stays => {}
+            }
+        }
+        lost
+    }
+
+    /// Whether a link's settings are back to what the kernel gives new ones.
+    pub(super) fn settings(&self, device: IfName) -> bool {
+        self.early.contains(&device)
+    }
+
+    pub(super) fn link(&self, device: IfName) -> Fate {
+        if self.early.contains(&device) {
+            Fate::GoneFirst
+        } else if self.late.contains(&device) {
+            Fate::GoesLast
+        } else {
+            Fate::Stays
+        }
+    }
+
+    pub(super) fn neighbour(&self, key: NeighbourKey) -> Fate {
+        if self.readdressed.contains(&key.device) { Fate::GoneFirst } else { self.link(key.device) }
+    }
+
+    pub(super) fn route(&self, route: Route) -> Fate {
+        match route.via {
+            RouteVia::Object(id) if self.early_nexthops.contains(&id) => Fate::GoneFirst,
+            RouteVia::Object(id) if self.late_nexthops.contains(&id) => Fate::GoesLast,
+            RouteVia::Hop(hop) => self.link(hop.device),
+            RouteVia::Object(_) | RouteVia::Unreachable => Fate::Stays,
+        }
+    }
+}
+
+/// Whether turning `found` into `wanted` gives it another Ethernet address.
+pub(crate) fn readdresses(found: &Link, wanted: &Link) -> bool {
+    wanted.mac.is_some() && found.mac != wanted.mac
+}
+
+/// The orphans of ours that keep a wanted VXLAN device from being made, each after the one it keeps out: one VNI and port
+/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`). A device that somebody renamed is such a one.
+pub(crate) fn in_the_way<'a>(
+    want: &'a KernelState,
+    have: &'a KernelState,
+) -> impl Iterator<Item = (IfName, IfName)> + 'a {
+    want.links.iter().filter(|(name, _)| !have.links.contains_key(name)).flat_map(|(name, link)| {
+        let orphans = have.links.iter().filter(|(other, _)| !want.links.contains_key(other));
+        orphans.filter(|(_, found)| same_tunnel(link, found)).map(|(other, _)| (*name, *other))
+    })
+}
+
+fn same_tunnel(a: &Link, b: &Link) -> bool {
+    match (&a.kind, &b.kind) {
+        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
+            a.vni == b.vni && a.port == b.port && IpFamily::of(a.local) == IpFamily::of(b.local)
+        }
+        (LinkKind::Vxlan(_) | LinkKind::Bridge, LinkKind::Bridge) | (LinkKind::Bridge, LinkKind::Vxlan(_)) => false,
+    }
+}
+
+/// Whether `found` needs no change: an Ethernet address nobody asked for may be any.
+pub(super) fn same_link(found: &Link, wanted: &Link) -> bool {
+    found.kind == wanted.kind
+        && found.mtu == wanted.mtu
+        && found.up == wanted.up
+        && (wanted.mac.is_none() || found.mac == wanted.mac)
+}
+
+/// The device a setting belongs to: `net/ipv6/conf/<device>/…`.
+pub(crate) fn device_of(sysctl: &Sysctl) -> Option<IfName> {
+    let mut parts = sysctl.path().split('/');
+    let is_conf = parts.next() == Some("net") && parts.next().is_some() && parts.next() == Some("conf");
+    IfName::new(parts.next().filter(|_| is_conf)?).ok()
+}

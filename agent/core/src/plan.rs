@@ -1,0 +1,77 @@
+//! In which order changes are made, so that traffic that flows goes on flowing and nothing stands on what is not there.
+//!
+//! ```text
+//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB ▶ nexthops ▶ routes ▶ iptables heads
+//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB ▶ neighbours ▶ addresses ▶ links ▶ guard
+//! ```
+//!
+//! Make before break: what is new stands before what is old goes, and what only moves (a peer's address, a MAC, a route
+//! from tunnel to direct) is changed under its key, so there is no moment without an entry. The guard is there before
+//! the first device and gone after the last. The one thing that goes first is a device of ours under a wrong name:
+//! it holds the VNI that the right one needs.
+
+use crate::diff::{Conflict, Diff, Prune, diff, lost};
+use crate::object::{Dump, KernelState, Sysctl};
+use crate::op::{Action, Object, Op};
+
+/// What to do, and what cannot be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub ops: Vec<Op>,
+    /// Foreign objects in our way: nothing is planned for these.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Plans the way from what was found to what is desired; the same for the same input.
+#[must_use]
+pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
+    let Diff { mut changes, conflicts } = diff(desired, dump, prune);
+    let early = early_deletions(desired, &dump.state);
+    // Stable, so that objects of one kind stay in the order of their keys.
+    changes.sort_by_key(|op| step(op, &early));
+    Plan { ops: changes, conflicts }
+}
+
+fn early_deletions(desired: &KernelState, found: &KernelState) -> Vec<flatnet_model::IfName> {
+    lost::in_the_way(desired, found).map(|(_, orphan)| orphan).collect()
+}
+
+/// When an operation's turn is: the lower the earlier.
+fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
+    match (op.action, &op.object) {
+        (Action::Delete, object) => match object {
+            Object::Link(name, _) if early.contains(name) => 1,
+            Object::Iptables(..) => 20,
+            Object::Route(..) => 21,
+            Object::Nexthop(..) => 22,
+            Object::Fdb(..) => 23,
+            Object::Neighbour(..) => 24,
+            Object::Address(_) => 25,
+            Object::Sysctl(..) => 26,
+            Object::Link(..) => 27,
+            Object::PeerSource(_) => 28,
+            Object::Ruleset { .. } => 29,
+        },
+        (Action::Create | Action::Change | Action::Replace, object) => match object {
+            Object::Ruleset { .. } | Object::PeerSource(_) => 0,
+            Object::Link(..) => 2,
+            Object::Sysctl(sysctl, _) => 3 + u8::from(turns_on_forwarding(sysctl)),
+            Object::Address(_) => 5,
+            Object::Neighbour(..) => 6,
+            Object::Fdb(..) => 7,
+            Object::Nexthop(..) => 8,
+            Object::Route(..) => 9,
+            Object::Iptables(..) => 10,
+        },
+    }
+}
+
+/// Forwarding comes after all other settings: turning it on drops the default routes of router advertisements on every
+/// interface whose `accept_ra` is not 2 by then (net/ipv6/addrconf.c: `rt6_purge_dflt_routers`).
+fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
+    matches!(sysctl.path(), "net/ipv6/conf/all/forwarding" | "net/ipv4/ip_forward")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! Which interface and addresses of this host carry the tunnels.
+//!
+//! Decided from [`HostFacts`] each time they are looked at, so a new address, another default route or a smaller MTU
+//! is followed without a restart.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flatnet_model::{IfName, IpFamily, Mtu};
+use regex::Regex;
+
+use crate::facts::{HostFacts, Interface};
+
+/// What the user said about the underlay; all empty is the usual case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// `--iface`: names or addresses, the first that is there wins.
+    pub ifaces: Vec<String>,
+    /// `--iface-regex`: tried after `ifaces`, each against all addresses and then against all names.
+    pub iface_regexes: Vec<String>,
+    /// `--iface-can-reach`: the interface whose route leads there; tried last.
+    pub can_reach: Option<IpAddr>,
+    /// `--public-ip`: published instead of the interface's address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// `--public-ipv6`: the same for IPv6.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// Addresses of the store's first endpoint: where the default choice must lead.
+    pub store: Vec<IpAddr>,
+}
+
+impl Selection {
+    /// The addresses whose routes [`select`] wants to find in [`HostFacts::routes`].
+    #[must_use]
+    pub fn route_queries(&self) -> Vec<IpAddr> {
+        self.can_reach.iter().chain(&self.store).copied().collect()
+    }
+}
+
+/// The interface that carries the tunnels, and where peers reach us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The interface.
+    pub device: IfName,
+    /// What fits through it in bytes: the smaller of the interface's MTU and that of the route looked up through it.
+    pub mtu: Mtu,
+    /// The interface's IPv4 address: outer source of what we send.
+    pub v4: Option<Ipv4Addr>,
+    /// The interface's IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+    /// The IPv4 address that is published (`PublicIP`).
+    pub public_v4: Option<Ipv4Addr>,
+    /// The IPv6 address that is published (`PublicIPv6`).
+    pub public_v6: Option<Ipv6Addr>,
+}
+
+impl Underlay {
+    /// The interface's address of `family`.
+    #[must_use]
+    pub fn address(&self, family: IpFamily) -> Option<IpAddr> {
+        match family {
+            IpFamily::V4 => self.v4.map(IpAddr::V4),
+            IpFamily::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The published address of `family`.
+    #[must_use]
+    pub fn public_address(&self, family: IpFamily) -> Option<IpAddr> {
+        match family {
+            IpFamily::V4 => self.public_v4.map(IpAddr::V4),
+            IpFamily::V6 => self.public_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// Why no underlay could be chosen; every text ends with what there is to choose from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnderlayError {
+    /// None of the interfaces that were named is here.
+    #[error("no interface matches {wanted}; there is: {candidates}")]
+    NoMatch {
+        /// The options as given.
+        wanted: String,
+        /// Interfaces with addresses.
+        candidates: String,
+    },
+    /// `--iface-regex` cannot be read.
+    #[error("--iface-regex {pattern:?} is not a regular expression: {reason}")]
+    Regex {
+        /// As given.
+        pattern: String,
+        /// The parser's words.
+        reason: String,
+    },
+    /// Nothing was named, and nothing stands out.
+    #[error("cannot tell which interface carries the tunnels: name it with --iface; there is: {candidates}")]
+    Ambiguous {
+        /// Interfaces with addresses.
+        candidates: String,
+    },
+    /// The interface has no address that can be used.
+    #[error("{device} has no {family} address; there is: {candidates}")]
+    NoAddress {
+        /// The interface.
+        device: IfName,
+        /// `IPv4`, `IPv6`, or `IPv4 or IPv6`.
+        family: String,
+        /// Interfaces with addresses.
+        candidates: String,
+    },
+    /// The interface's MTU is not one.
+    #[error("the MTU of {device} is not known")]
+    NoMtu {
+        /// The interface.
+        device: IfName,
+    },
+}
+
+impl UnderlayError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NoMatch { .. } | Self::Ambiguous { .. } => {
+                "name the interface towards the other hosts, e.g. --iface eth1 or --iface 192.168.33.10"
+            }
+            Self::Regex { .. } => "see https://docs.rs/regex for the syntax; quote it in the shell",
+            Self::NoAddress { .. } => "give the interface an address, or name another one with --iface",
+            Self::NoMtu { .. } => "set one: ip link set DEVICE mtu 1500",
+        }
+    }
+}
+
+/// Chooses the underlay. `families`: those the networks need, as far as known; empty: any will do.
+///
+/// An interface that lacks *some* of them is still chosen (the networks that need the missing one say so); one that
+/// lacks all of them is not.
+pub fn select(facts: &HostFacts, selection: &Selection, families: &[IpFamily]) -> Result<Underlay, UnderlayError> {
+    let needed = if families.is_empty() { &IpFamily::BOTH[..] } else { families };
+    let named = !(selection.ifaces.is_empty() && selection.iface_regexes.is_empty() && selection.can_reach.is_none());
+    let chosen = if named { by_option(facts, selection)? } else { by_route(facts, selection, needed)? };
+    build(facts, selection, needed, chosen)
+}
+
+/// An interface, and the address that was asked for, if one was.
+#[derive(Clone, Copy)]
+struct Chosen<'a> {
+    interface: &'a Interface,
+    address: Option<IpAddr>,
+}
+
+/// flannel's order (`pkg/ipmatch`, `main.go`): every `--iface`, then every `--iface-regex`, then `--iface-can-reach`.
+fn by_option<'a>(facts: &'a HostFacts, selection: &Selection) -> Result<Chosen<'a>, UnderlayError> {
+    for wanted in &selection.ifaces {
+        if let Some(chosen) = by_name_or_address(facts, wanted) {
+            return Ok(chosen);
+        }
+    }
+    for pattern in &selection.iface_regexes {
+        if let Some(chosen) = by_regex(facts, pattern)? {
+            return Ok(chosen);
+        }
+    }
+    if let Some(target) = selection.can_reach
+        && let Some((interface, source)) = route_to(facts, target)
+        && !interface.loopback
+    {
+        return Ok(Chosen { interface, address: source });
+    }
+    Err(UnderlayError::NoMatch { wanted: options(selection), candidates: candidates(facts) })
+}
+
+fn by_name_or_address<'a>(facts: &'a HostFacts, wanted: &str) -> Option<Chosen<'a>> {
+    match wanted.parse::<IpAddr>() {
+        Ok(address) => facts
+            .interfaces
+            .iter()
+            .find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
+            .map(|interface| Chosen { interface, address: Some(address) }),
+        Err(_) => facts
+            .interfaces
+            .iter()
+            .find(|interface| interface.name.as_str() == wanted)
+            .map(|interface| Chosen { interface, address: None }),
+    }
+}
+
+fn by_regex<'a>(facts: &'a HostFacts, pattern: &str) -> Result<Option<Chosen<'a>>, UnderlayError> {
+    let regex = Regex::new(pattern).map_err(|error| UnderlayError::Regex {
+        pattern: flatnet_model::keys::excerpt(pattern),
+        reason: flatnet_model::keys::excerpt(&error.to_string()),
+    })?;
+    let usable = || facts.interfaces.iter().filter(|interface| !interface.ours);
+    let by_address = usable().find_map(|interface| {
+        let hit = interface.addresses.iter().map(ipnet::IpNet::addr).find(|addr| regex.is_match(&addr.to_string()))?;
+        Some(Chosen { interface, address: Some(hit) })
+    });
+    Ok(by_address.or_else(|| {
+        usable()
+            .find(|interface| regex.is_match(interface.name.as_str()))
+            .map(|interface| Chosen { interface, address: None })
+    }))
+}
+
+/// Without options: the interface towards the store; when the store is on this host, that of the default route; else the
+/// only one there is.
+fn by_route<'a>(facts: &'a HostFacts, selection: &Selection, needed: &[IpFamily]) -> Result<Chosen<'a>, UnderlayError> {
+    let usable = |interface: &Interface| {
+        !interface.loopback
+            && !interface.ours
+            && needed.iter().any(|family| first_address(interface, *family).is_some())
+    };
+    for target in &selection.store {
+        if let Some((interface, source)) = route_to(facts, *target)
+            && usable(interface)
+        {
+            return Ok(Chosen { interface, address: source });
+        }
+    }
+    // The store is on this host. The kernel reaches every address of its own by the loopback, but an endpoint at an
+    // address of a real interface still says which one the other hosts are told of.
+    for target in selection.store.iter().filter(|target| !target.is_loopback()) {
+        if let Some(chosen) = by_name_or_address(facts, &target.to_string())
+            && usable(chosen.interface)
+        {
+            return Ok(chosen);
+        }
+    }
+    for family in needed {
+        let default = facts.default_route.iter().find(|(of, _)| of == family);
+        if let Some(interface) = default.and_then(|(_, name)| facts.interface(*name))
+            && usable(interface)
+        {
+            return Ok(Chosen { interface, address: None });
+        }
+    }
+    let mut up = facts.interfaces.iter().filter(|interface| interface.up && usable(interface));
+    match (up.next(), up.next()) {
+        (Some(interface), None) => Ok(Chosen { interface, address: None }),
+        _ => Err(UnderlayError::Ambiguous { candidates: candidates(facts) }),
+    }
+}
+
+fn build(
+    facts: &HostFacts,
+    selection: &Selection,
+    needed: &[IpFamily],
+    chosen: Chosen<'_>,
+) -> Result<Underlay, UnderlayError> {
+    let Chosen { interface, address } = chosen;
+    let of = |family| address.filter(|address| IpFamily::of(*address) == family).or(first_address(interface, family));
+    if needed.iter().all(|family| of(*family).is_none()) {
+        let family = needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        return Err(UnderlayError::NoAddress { device: interface.name, family, candidates: candidates(facts) });
+    }
+    let v4 = of(IpFamily::V4).and_then(|address| if let IpAddr::V4(v4) = address { Some(v4) } else { None });
+    let v6 = of(IpFamily::V6).and_then(|address| if let IpAddr::V6(v6) = address { Some(v6) } else { None });
+    let mtu = interface.mtu.ok_or(UnderlayError::NoMtu { device: interface.name })?;
+    Ok(Underlay {
+        device: interface.name,
+        mtu: route_mtu(facts, interface.name).map_or(mtu, |of_route| mtu.min(of_route)),
+        v4,
+        v6,
+        // An address of a family we cannot send in must not be published: peers would send to it in vain.
+        public_v4: v4.map(|own| selection.public_ip.unwrap_or(own)),
+        public_v6: v6.map(|own| selection.public_ipv6.unwrap_or(own)),
+    })
+}
+
+fn first_address(interface: &Interface, family: IpFamily) -> Option<IpAddr> {
+    interface.addresses.iter().map(ipnet::IpNet::addr).find(|address| IpFamily::of(*address) == family)
+}
+
+/// The interface towards `target`, and the source address the kernel would choose there, if it is the interface's own.
+fn route_to(facts: &HostFacts, target: IpAddr) -> Option<(&Interface, Option<IpAddr>)> {
+    let (_, route) = facts.routes.iter().find(|(to, _)| *to == target)?;
+    let route = route.as_ref()?;
+    let interface = facts.interface(route.device)?;
+    let source = route.source.filter(|source| interface.addresses.iter().any(|net| net.addr() == *source));
+    Some((interface, source))
+}
+
+/// The smallest MTU of the looked-up routes through `device`.
+fn route_mtu(facts: &HostFacts, device: IfName) -> Option<Mtu> {
+    facts
+        .routes
+        .iter()
+        .filter_map(|(_, route)| *route)
+        .filter(|route| route.device == device)
+        .filter_map(|r| r.mtu)
+        .min()
+}
+
+fn options(selection: &Selection) -> String {
+    let mut parts: Vec<String> = selection.ifaces.iter().map(|iface| format!("--iface {iface}")).collect();
+    parts.extend(selection.iface_regexes.iter().map(|regex| format!("--iface-regex {regex}")));
+    parts.extend(selection.can_reach.iter().map(|address| format!("--iface-can-reach {address}")));
+    parts.join(" ")
+}
+
+/// `eth0 (10.0.0.1/24), eth1 (down)`: what there is to choose from, ours and the loopback left out.
+fn candidates(facts: &HostFacts) -> String {
+    let texts: Vec<String> = facts
+        .interfaces
+        .iter()
+        .filter(|interface| !interface.loopback && !interface.ours)
+        .map(|interface| {
+            let mut words: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+            if words.is_empty() {
+                words.push("no address".to_owned());
+            }
+            if !interface.up {
+                words.push("down".to_owned());
+            }
+            format!("{} ({})", interface.name, words.join(" "))
+        })
+        .collect();
+    if texts.is_empty() { "no interface but the loopback".to_owned() } else { texts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests;
