@@ -1,5 +1,15 @@
-//! A network's `config` value.
-use flatnet_model::NetworkConfig;
+//! A network's `config` value (flannel `pkg/subnet/config.go`, `pkg/backend/vxlan/vxlan.go`).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flatnet_model::keys::excerpt;
+use flatnet_model::{BackendConfig, BackendKind, Mtu, NetworkConfig, Pool, Vni, VxlanConfig};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::fields::{Fields, Writer};
+
+/// Bytes a configuration may have: a hundred times what flannel's largest documented one has.
+const VALUE_LIMIT: usize = 64 * 1024;
 
 /// Something in a usable configuration that an operator should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +27,230 @@ pub struct ConfigWarning {
 #[error("{0}")]
 pub struct InvalidConfig(pub String);
 
-/// Reads flannel's network configuration.
+/// Reads flannel's network configuration, defaults applied as flanneld applies them.
 pub fn decode_config(value: &[u8]) -> Result<(NetworkConfig, Vec<ConfigWarning>), InvalidConfig> {
-    let _ = value;
-    todo!()
+    let mut warnings = Vec::new();
+    decode(value, &mut warnings).map(|config| (config, warnings)).map_err(InvalidConfig)
 }
 
-/// Writes `config`; fields of `previous` that we do not know are kept.
-pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<Vec<u8>, InvalidConfig> {
-    let _ = (config, previous);
-    todo!()
+fn decode(value: &[u8], warnings: &mut Vec<ConfigWarning>) -> Result<NetworkConfig, String> {
+    let mut fields = Fields::parse(value, VALUE_LIMIT)?;
+    let v4 = fields.boolean("EnableIPv4")?.unwrap_or(true);
+    let v6 = fields.boolean("EnableIPv6")?.unwrap_or(false);
+    let pool4 = read_pool::<Ipv4Net, Ipv4Addr>(&mut fields, &V4_NAMES, v4, warnings)?;
+    let pool6 = read_pool::<Ipv6Net, Ipv6Addr>(&mut fields, &V6_NAMES, v6, warnings)?;
+    if pool4.is_none() && pool6.is_none() {
+        return Err("EnableIPv4 and EnableIPv6 are both false: the network has no addresses".to_owned());
+    }
+    let backend = read_backend(fields.object("Backend", "Backend.")?, warnings)?;
+    Ok(NetworkConfig { v4: pool4, v6: pool6, backend })
 }
+
+struct PoolNames {
+    network: &'static str,
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+    enable: &'static str,
+    example: &'static str,
+    address: &'static str,
+}
+
+const V4_NAMES: PoolNames = PoolNames {
+    network: "Network",
+    len: "SubnetLen",
+    min: "SubnetMin",
+    max: "SubnetMax",
+    enable: "EnableIPv4",
+    example: "an IPv4 range such as 10.100.0.0/16",
+    address: "an IPv4 address",
+};
+
+const V6_NAMES: PoolNames = PoolNames {
+    network: "IPv6Network",
+    len: "IPv6SubnetLen",
+    min: "IPv6SubnetMin",
+    max: "IPv6SubnetMax",
+    enable: "EnableIPv6",
+    example: "an IPv6 range such as fd00:100::/48",
+    address: "an IPv6 address",
+};
+
+fn read_pool<N, A>(
+    fields: &mut Fields,
+    names: &PoolNames,
+    enabled: bool,
+    warnings: &mut Vec<ConfigWarning>,
+) -> Result<Option<Pool>, String>
+where
+    N: std::str::FromStr + Into<IpNet>,
+    A: std::str::FromStr + Into<IpAddr>,
+{
+    let network = fields.parsed::<N>(names.network, names.example)?.map(Into::into);
+    let len = fields.number(names.len)?;
+    let min = fields.parsed::<A>(names.min, names.address)?.map(Into::into);
+    let max = fields.parsed::<A>(names.max, names.address)?.map(Into::into);
+    let network: IpNet = match (enabled, network) {
+        (true, Some(network)) => network,
+        (true, None) => {
+            let (enable, network) = (names.enable, names.network);
+            return Err(format!("{network} is missing (or set {enable} to false if the network has none)"));
+        }
+        (false, Some(_)) => {
+            warnings.push(ConfigWarning {
+                code: "range-not-enabled",
+                message: format!("{} is set but {} is not true, so it is not used", names.network, names.enable),
+                hint: format!("set {} to true, or remove {}", names.enable, names.network),
+            });
+            return Ok(None);
+        }
+        (false, None) => return Ok(None),
+    };
+    if network != network.trunc() {
+        // flannel takes the range that is meant (net.ParseCIDR), so a cluster may run with it.
+        warnings.push(ConfigWarning {
+            code: "range-has-host-bits",
+            message: format!("{} {network} has host bits set and is read as {}", names.network, network.trunc()),
+            hint: format!("write {}", network.trunc()),
+        });
+    }
+    Pool::new(network.trunc(), len, min, max).map(Some).map_err(|error| error.to_string())
+}
+
+fn read_backend(fields: Option<Fields>, warnings: &mut Vec<ConfigWarning>) -> Result<BackendConfig, String> {
+    let (kind, fields) = match fields {
+        None => (None, None),
+        Some(mut fields) => (fields.text("Type")?.filter(|kind| !kind.is_empty()), Some(fields)),
+    };
+    if kind.is_none() {
+        warnings.push(ConfigWarning {
+            code: "backend-type-missing",
+            message: "Backend.Type is missing: it is read as vxlan, but flanneld reads it as udp".to_owned(),
+            hint: "write \"Backend\":{\"Type\":\"vxlan\",\"VNI\":1}".to_owned(),
+        });
+    }
+    match BackendKind::from_name(kind.as_deref().unwrap_or("vxlan")) {
+        BackendKind::Vxlan => match fields {
+            Some(fields) => read_vxlan(fields, warnings).map(BackendConfig::Vxlan),
+            None => Ok(BackendConfig::Vxlan(VxlanConfig::default())),
+        },
+        BackendKind::HostGw => Ok(BackendConfig::HostGw),
+        kind @ (BackendKind::Gre | BackendKind::Wireguard | BackendKind::Other(_)) => {
+            Ok(BackendConfig::Unsupported(kind))
+        }
+    }
+}
+
+fn read_vxlan(mut fields: Fields, warnings: &mut Vec<ConfigWarning>) -> Result<VxlanConfig, String> {
+    let vni = match fields.number32("VNI")? {
+        None => Vni::FLANNEL_DEFAULT,
+        Some(vni) => Vni::new(vni).map_err(|error| format!("Backend.VNI: {error}"))?,
+    };
+    let port = match fields.number("Port")? {
+        None | Some(0) => VxlanConfig::DEFAULT_PORT,
+        Some(port) => u16::try_from(port).map_err(|_| format!("Backend.Port {port} is not in 1..=65535"))?,
+    };
+    let mtu = match fields.number32("MTU")? {
+        None | Some(0) => None,
+        Some(mtu) => Some(Mtu::new(mtu).map_err(|error| format!("Backend.MTU: {error}"))?),
+    };
+    let direct_routing = fields.boolean("DirectRouting")?.unwrap_or(false);
+    for name in ["Learning", "GBP"] {
+        if fields.boolean(name)?.unwrap_or(false) {
+            warnings.push(ConfigWarning {
+                code: "backend-option-ignored",
+                message: format!("Backend.{name} is not supported and stays off"),
+                hint: format!("remove {name}; every peer's entry is permanent, so nothing needs to be learnt"),
+            });
+        }
+    }
+    Ok(VxlanConfig { vni, port, mtu, direct_routing })
+}
+
+/// Writes `config`: Type and VNI always explicitly. Fields of `previous` that are not ours to set are kept, those of
+/// its backend only while the type stays.
+pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<Vec<u8>, InvalidConfig> {
+    let previous = previous.map(|value| Fields::parse(value, VALUE_LIMIT)).transpose().map_err(InvalidConfig)?;
+    let (backend, rest) = take_known(previous).map_err(InvalidConfig)?;
+    let mut out = Writer::new();
+    if config.v4.is_none() {
+        out.field("EnableIPv4", false);
+    }
+    if config.v6.is_some() {
+        out.field("EnableIPv6", true);
+    }
+    if let Some(pool) = &config.v4 {
+        write_pool(&mut out, pool, &V4_NAMES);
+    }
+    if let Some(pool) = &config.v6 {
+        write_pool(&mut out, pool, &V6_NAMES);
+    }
+    out.raw("Backend", &write_backend(&config.backend, backend).map_err(InvalidConfig)?);
+    for (name, value) in rest {
+        out.field(&name, value);
+    }
+    Ok(out.end().into_bytes())
+}
+
+type Unknown = serde_json::Map<String, serde_json::Value>;
+
+/// The previous value's backend, and its fields that are not ours.
+fn take_known(previous: Option<Fields>) -> Result<(Option<Fields>, Unknown), String> {
+    let Some(mut fields) = previous else { return Ok((None, Unknown::new())) };
+    for names in [&V4_NAMES, &V6_NAMES] {
+        for name in [names.network, names.len, names.min, names.max, names.enable] {
+            fields.take(name)?;
+        }
+    }
+    let backend = fields.object("Backend", "Backend.")?;
+    Ok((backend, fields.rest()))
+}
+
+fn write_pool(out: &mut Writer, pool: &Pool, names: &PoolNames) {
+    out.field(names.network, pool.network().to_string());
+    out.field(names.len, pool.subnet_len());
+    let usual = Pool::new(pool.network(), Some(u64::from(pool.subnet_len())), None, None).ok();
+    if usual.is_none_or(|usual| usual.min() != pool.min()) {
+        out.field(names.min, pool.min().to_string());
+    }
+    if usual.is_none_or(|usual| usual.max() != pool.max()) {
+        out.field(names.max, pool.max().to_string());
+    }
+}
+
+fn write_backend(backend: &BackendConfig, previous: Option<Fields>) -> Result<String, String> {
+    let kind = backend.kind();
+    let mut out = Writer::new();
+    out.field("Type", kind.as_str());
+    let mut rest = Unknown::new();
+    if let Some(mut fields) = previous {
+        let before = fields.text("Type")?.unwrap_or_else(|| "vxlan".to_owned());
+        if before == kind.as_str() || excerpt(&before) == kind.as_str() {
+            if kind == BackendKind::Vxlan {
+                for name in ["VNI", "Port", "MTU", "DirectRouting"] {
+                    fields.take(name)?;
+                }
+            }
+            rest = fields.rest();
+        }
+    }
+    if let BackendConfig::Vxlan(vxlan) = backend {
+        out.field("VNI", vxlan.vni.get());
+        if vxlan.port != VxlanConfig::DEFAULT_PORT {
+            out.field("Port", vxlan.port);
+        }
+        if let Some(mtu) = vxlan.mtu {
+            out.field("MTU", mtu.get());
+        }
+        if vxlan.direct_routing {
+            out.field("DirectRouting", true);
+        }
+    }
+    for (name, value) in rest {
+        out.field(&name, value);
+    }
+    Ok(out.end())
+}
+
+#[cfg(test)]
+mod tests;
