@@ -3,7 +3,14 @@
 //!
 //! It knows objects ([`flatnet_core::object`]), never leases, peers or networks, and decides nothing.
 
+mod dependency;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod firewall;
+mod kernel;
+pub mod netlink;
+pub mod netns;
+mod sysctl;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -13,6 +20,8 @@ use flatnet_core::object::{Dump, SetName, Sysctl};
 use flatnet_core::op::{Op, OpOutcome};
 use flatnet_model::IfName;
 use futures::Stream;
+
+pub use kernel::NetlinkKernel;
 
 /// What a dump looks at beyond what carries our mark: names that we want and somebody else may have, settings we want.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

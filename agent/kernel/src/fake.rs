@@ -1,0 +1,254 @@
+//! [`FakeKernel`]: a kernel in memory, faithful to Linux in what it refuses and with which error number, and in what
+//! goes with a device or nexthop that goes.
+//!
+//! It passes the conformance suite that [`crate::NetlinkKernel`] passes. What is *not* here: packets, the kernel's own
+//! routes and neighbours, whether a gateway is reachable.
+
+mod state;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::{Dump, Foreign, KernelState};
+use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
+use futures::Stream;
+use nix::errno::Errno;
+use tokio::sync::watch;
+
+use crate::dependency::Failures;
+use crate::{Kernel, KernelError, Scope, Wake};
+
+/// When an injected failure strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// The `n`th operation from now (0 is the next), once.
+    Nth(u64),
+    /// Every operation of that kind, until [`FakeKernel::heal`].
+    Kind(ObjectKind),
+    /// Every such operation, until [`FakeKernel::heal`].
+    KindAndAction(ObjectKind, Action),
+}
+
+/// Operations tried, by kind and action: also the refused ones, not the skipped.
+pub type Counts = BTreeMap<(ObjectKind, Action), u64>;
+
+#[derive(Debug, Default)]
+struct Inner {
+    facts: HostFacts,
+    state: KernelState,
+    foreign: Foreign,
+    strikes: Vec<(Strike, i32)>,
+    unreadable: Option<i32>,
+    tried: u64,
+    counts: Counts,
+}
+
+/// The kernel in memory. Clones are the same kernel.
+#[derive(Clone, Debug)]
+pub struct FakeKernel {
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new(HostFacts::default())
+    }
+}
+
+impl FakeKernel {
+    /// An empty kernel of a host that is like `facts`. The routes in them are by address: what is asked and not in them
+    /// has no route.
+    #[must_use]
+    pub fn new(facts: HostFacts) -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner { facts, ..Inner::default() })),
+            changed: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// All there is of ours.
+    #[must_use]
+    pub fn state(&self) -> KernelState {
+        self.lock().state.clone()
+    }
+
+    /// All there is of others'.
+    #[must_use]
+    pub fn foreign(&self) -> Foreign {
+        self.lock().foreign.clone()
+    }
+
+    /// Changes what is ours behind the agent's back, and wakes it. Nothing follows from the change by itself: to delete a
+    /// device as the kernel does, see [`Self::delete_link`].
+    pub fn edit<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
+        let result = change(&mut self.lock().state);
+        self.wake();
+        result
+    }
+
+    /// Deletes a device with all that goes with it, behind the agent's back, and wakes it.
+    pub fn delete_link(&self, name: flatnet_model::IfName) {
+        state::delete_link(&mut self.lock().state, name);
+        self.wake();
+    }
+
+    /// Sets a device down and up again, behind the agent's back: the routes and nexthops through it are gone.
+    pub fn flap_link(&self, name: flatnet_model::IfName) {
+        state::take_down(&mut self.lock().state, name);
+        self.wake();
+    }
+
+    /// Plants or removes what is not ours, and wakes the agent.
+    pub fn edit_foreign<T>(&self, change: impl FnOnce(&mut Foreign) -> T) -> T {
+        let result = change(&mut self.lock().foreign);
+        self.wake();
+        result
+    }
+
+    /// Changes what the host is like, and wakes the agent.
+    pub fn edit_facts<T>(&self, change: impl FnOnce(&mut HostFacts) -> T) -> T {
+        let result = change(&mut self.lock().facts);
+        self.wake();
+        result
+    }
+
+    /// Makes operations fail with `errno`.
+    pub fn fail(&self, strike: Strike, errno: i32) {
+        let mut inner = self.lock();
+        let strike = match strike {
+            Strike::Nth(n) => Strike::Nth(inner.tried.saturating_add(n)),
+            other => other,
+        };
+        inner.strikes.push((strike, errno));
+    }
+
+    /// Makes `dump` and `facts` fail with `errno`.
+    pub fn fail_reads(&self, errno: i32) {
+        self.lock().unreadable = Some(errno);
+    }
+
+    /// Ends all injected failures.
+    pub fn heal(&self) {
+        let mut inner = self.lock();
+        inner.strikes.clear();
+        inner.unreadable = None;
+    }
+
+    /// Operations tried so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    /// Operations tried so far, of all kinds.
+    #[must_use]
+    pub fn tried(&self) -> u64 {
+        self.lock().tried
+    }
+}
+
+impl Inner {
+    fn readable(&self, what: &'static str) -> Result<(), KernelError> {
+        match self.unreadable {
+            None => Ok(()),
+            Some(errno) => Err(KernelError { what, source: std::io::Error::from_raw_os_error(errno) }),
+        }
+    }
+
+    /// The injected failure that strikes the operation now tried.
+    fn struck(&mut self, op: &Op) -> Option<i32> {
+        let now = self.tried;
+        let kind = op.object.kind();
+        let index = self.strikes.iter().position(|(strike, _)| match strike {
+            Strike::Nth(n) => *n == now,
+            Strike::Kind(of) => *of == kind,
+            Strike::KindAndAction(of, action) => *of == kind && *action == op.action,
+        })?;
+        let (strike, errno) = *self.strikes.get(index)?;
+        if matches!(strike, Strike::Nth(_)) {
+            self.strikes.remove(index);
+        }
+        Some(errno)
+    }
+
+    fn try_op(&mut self, op: &Op) -> OpOutcome {
+        let struck = self.struck(op);
+        self.tried = self.tried.saturating_add(1);
+        let count = self.counts.entry((op.object.kind(), op.action)).or_default();
+        *count = count.saturating_add(1);
+        let done = match struck {
+            Some(errno) => Err(Errno::from_raw(errno)),
+            None => state::carry_out(&mut self.state, &self.foreign, op),
+        };
+        match done {
+            Ok(()) => OpOutcome::Done,
+            Err(errno) if op.action == Action::Delete && is_absence(errno) => OpOutcome::Done,
+            Err(errno) => OpOutcome::Failed(OpError {
+                action: op.action,
+                object: op.object.to_string(),
+                errno: Some(errno as i32),
+                reason: errno.desc().to_owned(),
+            }),
+        }
+    }
+}
+
+fn is_absence(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL)
+}
+
+impl Kernel for FakeKernel {
+    async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        let inner = self.lock();
+        inner.readable("interfaces and routes")?;
+        let known = &inner.facts.routes;
+        let lookup = |address: &IpAddr| {
+            let found = known.iter().find(|(known, _)| known == address).and_then(|(_, route)| *route);
+            (*address, found)
+        };
+        Ok(HostFacts { routes: route_to.iter().map(lookup).collect(), ..inner.facts.clone() })
+    }
+
+    async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
+        let inner = self.lock();
+        inner.readable("objects")?;
+        let (mut state, mut foreign) = (inner.state.clone(), inner.foreign.clone());
+        state.sysctls.retain(|setting, _| scope.sysctls.contains(setting));
+        state.peer_sources.retain(|element| scope.sets.contains(&element.set));
+        foreign.links.retain(|name, _| scope.links.contains(name));
+        Ok(Dump { state, foreign })
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let mut inner = self.lock();
+        let mut failures = Failures::default();
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for op in ops {
+            let outcome = if failures.block(op) { OpOutcome::Skipped } else { inner.try_op(op) };
+            if outcome != OpOutcome::Done {
+                failures.add(op);
+            }
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
+        let receiver = self.changed.subscribe();
+        Ok(Box::pin(futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.changed().await.ok()?;
+            Some((Wake::Netlink, receiver))
+        })))
+    }
+}

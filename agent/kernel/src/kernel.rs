@@ -1,0 +1,123 @@
+//! [`NetlinkKernel`]: the kernel of the network namespace it was opened in.
+
+mod apply;
+mod dump;
+mod facts;
+mod links;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::Dump;
+use flatnet_core::op::{ObjectKind, Op, OpOutcome};
+use futures::Stream;
+
+use crate::dependency::Failures;
+use crate::firewall::Firewall;
+use crate::netlink::monitor::Monitor;
+use crate::netlink::socket::{Channel, Refusal};
+use crate::{Kernel, KernelError, Scope, Wake};
+
+/// The kernel over rtnetlink and nftables.
+///
+/// Open it, and build the runtime that drives it, with every thread in the one network namespace: its sockets stay in the
+/// namespace they were opened in, but settings (`/proc/sys/net`) belong to that of whichever thread reads them.
+///
+/// Cancellation: netlink work runs on a blocking thread. Dropping the future of `apply` does not stop a run of operations
+/// already begun; it goes to its end while the socket's lock is held, so a later `dump` sees all of it. Operations not
+/// begun are not carried out.
+pub struct NetlinkKernel {
+    channel: Arc<Mutex<Channel>>,
+    port: u32,
+    firewall: Firewall,
+}
+
+impl NetlinkKernel {
+    /// Opens the kernel of the calling thread's network namespace.
+    pub fn new() -> io::Result<Self> {
+        let channel = Channel::open()?;
+        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall: Firewall::new()? })
+    }
+
+    /// Runs `work` with the request socket on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Channel) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let channel = Arc::clone(&self.channel);
+        tokio::task::spawn_blocking(move || work(&mut lock(&channel))).await.map_err(io::Error::other)
+    }
+
+    /// A run of operations that need no firewall.
+    async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
+        let (owned, taken) = (ops.to_vec(), std::mem::take(failures));
+        let done = self.blocking(move |channel| apply::Applier::new(channel, taken).apply(&owned)).await;
+        match done {
+            Ok((outcomes, after)) => {
+                *failures = after;
+                outcomes
+            }
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                ops.iter().map(|op| apply::failed(op, &refusal)).collect()
+            }
+        }
+    }
+}
+
+/// A lock whose holder panicked is still good: a request socket skips answers that are not to its latest request.
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the firewall carries out such operations.
+fn is_firewall(op: &Op) -> bool {
+    match op.object.kind() {
+        ObjectKind::Ruleset | ObjectKind::PeerSource | ObjectKind::Iptables => true,
+        ObjectKind::Link
+        | ObjectKind::Sysctl
+        | ObjectKind::Address
+        | ObjectKind::Neighbour
+        | ObjectKind::Fdb
+        | ObjectKind::Nexthop
+        | ObjectKind::Route => false,
+    }
+}
+
+impl Kernel for NetlinkKernel {
+    async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        let wanted = route_to.to_vec();
+        let looked = self.blocking(move |channel| facts::facts(channel, &wanted)).await;
+        let mut facts = looked.map_err(|source| KernelError { what: "interfaces and routes", source })??;
+        facts.dropping_chains = self.firewall.dropping_chains().await?;
+        Ok(facts)
+    }
+
+    async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
+        let wanted = scope.clone();
+        let read = self.blocking(move |channel| dump::dump(channel, &wanted)).await;
+        let mut dump = read.map_err(|source| KernelError { what: "objects", source })??;
+        self.firewall.dump(scope, &mut dump.state).await?;
+        Ok(dump)
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let mut failures = Failures::default();
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for run in ops.chunk_by(|a, b| is_firewall(a) == is_firewall(b)) {
+            if run.first().is_some_and(is_firewall) {
+                outcomes.extend(self.firewall.apply(run).await);
+            } else {
+                outcomes.extend(self.apply_netlink(run, &mut failures).await);
+            }
+        }
+        outcomes
+    }
+
+    fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
+        let netlink = Monitor::open(self.port).map_err(|source| KernelError { what: "notifications", source })?;
+        Ok(futures::stream::select(netlink, self.firewall.events()?))
+    }
+}

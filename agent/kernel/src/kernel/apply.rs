@@ -1,0 +1,297 @@
+//! Operations on netlink objects and settings, in order, batched.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use flatnet_core::object::{Link, NextHop, Route, RouteKey, RouteVia, Sysctl};
+use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
+use flatnet_model::IfName;
+use nix::errno::Errno;
+
+use super::links;
+use crate::dependency::{Failures, Stage};
+use crate::netlink::encode::{self, Presence};
+use crate::netlink::socket::{Channel, Refusal};
+use crate::netlink::wire::Request;
+use crate::sysctl;
+
+/// The outcome of an operation that the kernel refused.
+pub(super) fn failed(op: &Op, refusal: &Refusal) -> OpOutcome {
+    OpOutcome::Failed(OpError {
+        action: op.action,
+        object: op.object.to_string(),
+        errno: Some(refusal.errno),
+        reason: refusal.reason.clone(),
+    })
+}
+
+/// One `apply` under way.
+pub(super) struct Applier<'a> {
+    channel: &'a mut Channel,
+    failures: Failures,
+    indexes: HashMap<IfName, u32>,
+}
+
+/// What an operation asks of the kernel: its requests, of which the last decides unless an earlier one is refused.
+enum Plan {
+    /// One request.
+    One(Request),
+    /// Two that belong together; that the first finds nothing is no failure.
+    ReplaceBy(Request, Request),
+    /// Known to be in vain.
+    Refused(Refusal),
+    /// Nothing to do.
+    Nothing,
+}
+
+impl<'a> Applier<'a> {
+    /// Goes on from earlier `failures`.
+    pub(super) fn new(channel: &'a mut Channel, failures: Failures) -> Self {
+        Self { channel, failures, indexes: HashMap::new() }
+    }
+
+    /// Carries out `ops`: one outcome each, and what failed so far.
+    pub(super) fn apply(mut self, ops: &[Op]) -> (Vec<OpOutcome>, Failures) {
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for run in ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b)) {
+            let of_run = self.run(run);
+            for (op, _) in run.iter().zip(&of_run).filter(|(_, outcome)| **outcome != OpOutcome::Done) {
+                self.failures.add(op);
+            }
+            outcomes.extend(of_run);
+        }
+        (outcomes, self.failures)
+    }
+
+    /// Operations of one stage, or a single one that stands alone.
+    fn run(&mut self, run: &[Op]) -> Vec<OpOutcome> {
+        match run {
+            [op @ Op { object: Object::Link(name, link), .. }] => vec![self.link(op, *name, link)],
+            [op @ Op { object: Object::Sysctl(setting, value), .. }] => {
+                vec![outcome(op, set_sysctl(op.action, setting, value))]
+            }
+            _ => self.batch(run),
+        }
+    }
+
+    fn batch(&mut self, run: &[Op]) -> Vec<OpOutcome> {
+        let plans: Vec<Option<Plan>> = run.iter().map(|op| (!self.failures.block(op)).then(|| self.plan(op))).collect();
+        let mut requests = Vec::with_capacity(run.len());
+        let mut verdicts = Vec::with_capacity(run.len());
+        for plan in plans {
+            let verdict = match plan {
+                None => Verdict::Skipped,
+                Some(Plan::Nothing) => Verdict::Known(Ok(())),
+                Some(Plan::Refused(refusal)) => Verdict::Known(Err(refusal)),
+                Some(Plan::One(request)) => {
+                    requests.push(request);
+                    Verdict::Asked(1)
+                }
+                Some(Plan::ReplaceBy(first, second)) => {
+                    requests.extend([first, second]);
+                    Verdict::Asked(2)
+                }
+            };
+            verdicts.push(verdict);
+        }
+        let mut answers = self.channel.request_all(&requests).into_iter();
+        run.iter().zip(verdicts).map(|(op, verdict)| verdict.outcome(op, &mut answers)).collect()
+    }
+
+    fn plan(&mut self, op: &Op) -> Plan {
+        let delete = op.action == Action::Delete;
+        let presence = match op.action {
+            Action::Create => Presence::New,
+            Action::Change => Presence::Existing,
+            Action::Replace | Action::Delete => Presence::Either,
+        };
+        match &op.object {
+            Object::Address(key) => self.on(op, key.device, |index| {
+                Plan::One(if delete {
+                    encode::address_delete(index, key.address)
+                } else {
+                    encode::address_add(presence, index, key.address)
+                })
+            }),
+            Object::Neighbour(key, mac) => self.on(op, key.device, |index| {
+                Plan::One(if delete {
+                    encode::neighbour_delete(index, key.address)
+                } else {
+                    encode::neighbour_set(index, key.address, *mac)
+                })
+            }),
+            Object::Fdb(key, to) => self.on(op, key.device, |index| match op.action {
+                Action::Delete => Plan::One(encode::fdb_delete(index, key.mac)),
+                Action::Create => Plan::One(encode::fdb_set(Presence::Either, index, key.mac, *to)),
+                // The kernel's own replacing leaves further destinations, which somebody may have added.
+                Action::Change | Action::Replace => Plan::ReplaceBy(
+                    encode::fdb_delete(index, key.mac),
+                    encode::fdb_set(Presence::New, index, key.mac, *to),
+                ),
+            }),
+            Object::Nexthop(id, _) if delete => Plan::One(encode::nexthop_delete(*id)),
+            Object::Nexthop(id, nexthop) => self
+                .on(op, nexthop.via.device, |index| Plan::One(encode::nexthop_set(presence, *id, nexthop.via, index))),
+            Object::Route(key, route) => match device_of(route) {
+                Some(device) => {
+                    self.on(op, device, |index| Plan::One(route_request(op, presence, *key, route, Some(index))))
+                }
+                None => Plan::One(route_request(op, presence, *key, route, None)),
+            },
+            Object::Ruleset { .. }
+            | Object::PeerSource(_)
+            | Object::Link(..)
+            | Object::Sysctl(..)
+            | Object::Iptables(..) => Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)),
+        }
+    }
+
+    /// `plan` for the index of `device`. Without the device a deletion has nothing to do.
+    fn on(&mut self, op: &Op, device: IfName, plan: impl FnOnce(u32) -> Plan) -> Plan {
+        match self.index(device) {
+            Ok(Some(index)) => plan(index),
+            Ok(None) if op.action == Action::Delete => Plan::Nothing,
+            Ok(None) => Plan::Refused(Refusal { errno: libc::ENODEV, reason: format!("there is no device {device}") }),
+            Err(refusal) => Plan::Refused(refusal),
+        }
+    }
+
+    fn index(&mut self, device: IfName) -> Result<Option<u32>, Refusal> {
+        if let Some(&index) = self.indexes.get(&device) {
+            return Ok(Some(index));
+        }
+        let index = links::named(self.channel, device)?.map(|link| link.index);
+        self.indexes.extend(index.map(|index| (device, index)));
+        Ok(index)
+    }
+
+    fn link(&mut self, op: &Op, name: IfName, wanted: &Link) -> OpOutcome {
+        self.indexes.remove(&name);
+        let done = match op.action {
+            Action::Create => self.create(name, wanted),
+            Action::Change => self.change(name, wanted),
+            Action::Replace => self.delete(name).and_then(|()| self.create(name, wanted)),
+            Action::Delete => self.delete(name),
+        };
+        outcome(op, done)
+    }
+
+    /// Made, marked, silenced and brought up in one `send()`: see [`encode::link_create`]. If any of it fails the device
+    /// is taken away again.
+    fn create(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
+        let index = free_index();
+        let mut requests =
+            vec![encode::link_create(name, wanted, index), encode::link_mark(index), encode::link_quiet(index)];
+        requests.extend(wanted.up.then(|| encode::link_up(index)));
+        let mut answers = self.channel.request_all(&requests).into_iter();
+        answers.next().unwrap_or(Ok(()))?;
+        let made = answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>();
+        if made.is_err()
+            && let Err(refusal) = self.channel.request(&encode::link_delete(index))
+        {
+            tracing::warn!(link = %name, error = %refusal, "cannot take back a link made in part");
+        }
+        made
+    }
+
+    fn change(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
+        let index = self.owned(name)?.ok_or_else(|| Refusal::of(Errno::ENODEV))?;
+        let state = if wanted.up { encode::link_up(index) } else { encode::link_down(index) };
+        let requests = [encode::link_change(index, name, wanted), encode::link_quiet(index), state];
+        self.channel.request_all(&requests).into_iter().filter(|answer| !is_no_ipv6(answer)).collect()
+    }
+
+    fn delete(&mut self, name: IfName) -> Result<(), Refusal> {
+        match self.owned(name)? {
+            Some(index) => absent_is_done(self.channel.request(&encode::link_delete(index))),
+            None => Ok(()),
+        }
+    }
+
+    /// The index of a device, if it is ours: it may have been exchanged for another since the dump.
+    fn owned(&mut self, name: IfName) -> Result<Option<u32>, Refusal> {
+        match links::named(self.channel, name)? {
+            Some(link) if !links::is_ours(&link) => {
+                Err(Refusal { errno: libc::EEXIST, reason: format!("{name} is not ours ({})", links::describe(&link)) })
+            }
+            found => Ok(found.map(|link| link.index)),
+        }
+    }
+}
+
+/// What is known of an operation before and after its requests.
+enum Verdict {
+    Skipped,
+    Known(Result<(), Refusal>),
+    /// So many of the answers are its.
+    Asked(usize),
+}
+
+impl Verdict {
+    fn outcome(self, op: &Op, answers: &mut impl Iterator<Item = Result<(), Refusal>>) -> OpOutcome {
+        match self {
+            Self::Skipped => OpOutcome::Skipped,
+            Self::Known(answer) => outcome(op, answer),
+            Self::Asked(count) => {
+                let mut of_op = answers.take(count);
+                let first = of_op.next().unwrap_or_else(|| Err(Refusal::of(Errno::EIO)));
+                match of_op.next() {
+                    Some(second) => outcome(op, absent_is_done(first).and(second)),
+                    None => outcome(op, first),
+                }
+            }
+        }
+    }
+}
+
+fn outcome(op: &Op, answer: Result<(), Refusal>) -> OpOutcome {
+    let answer = if op.action == Action::Delete { absent_is_done(answer) } else { answer };
+    match answer {
+        Ok(()) => OpOutcome::Done,
+        Err(refusal) => failed(op, &refusal),
+    }
+}
+
+fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {
+    answer.or_else(|refusal| if refusal.is_absence() { Ok(()) } else { Err(refusal) })
+}
+
+/// Whether [`encode::link_quiet`] was refused because the device has no IPv6, hence makes no link-local address: IPv6 is
+/// disabled, or the MTU below its least.
+fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
+    matches!(answer, Err(refusal) if refusal.errno == libc::EAFNOSUPPORT)
+}
+
+fn device_of(route: &Route) -> Option<IfName> {
+    match route.via {
+        RouteVia::Hop(NextHop { device, .. }) => Some(device),
+        RouteVia::Object(_) | RouteVia::Unreachable => None,
+    }
+}
+
+fn route_request(op: &Op, presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {
+    if op.action == Action::Delete {
+        encode::route_delete(key, route, index)
+    } else {
+        encode::route_set(presence, key, route, index)
+    }
+}
+
+/// An interface index that is most probably free: the kernel counts up from 1 and hands these out last. A clash refuses
+/// the creation.
+fn free_index() -> u32 {
+    /// 2^24 to 2^30: far above the kernel's own, below the sign bit of `ifindex`.
+    const FIRST: u64 = 1 << 24;
+    const COUNT: u64 = (1 << 30) - FIRST;
+    // RandomState is seeded by the system's random numbers, anew for each instance.
+    let random = RandomState::new().hash_one(0_u8);
+    u32::try_from(FIRST + random % COUNT).unwrap_or(1 << 24)
+}
+
+fn set_sysctl(action: Action, setting: &Sysctl, value: &str) -> Result<(), Refusal> {
+    match action {
+        // A setting is never deleted: to put it back is a change to the value recorded.
+        Action::Delete => Ok(()),
+        Action::Create | Action::Change | Action::Replace => sysctl::write(setting, value).map_err(Refusal::from),
+    }
+}

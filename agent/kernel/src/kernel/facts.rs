@@ -1,0 +1,116 @@
+//! What the host is like.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use flatnet_core::facts::{Features, HostFacts, Interface, RouteTo};
+use flatnet_core::object::Sysctl;
+use flatnet_model::{IfName, IpFamily, Mtu};
+use ipnet::IpNet;
+
+use super::{dump, links};
+use crate::netlink::encode::{self, rtm};
+use crate::netlink::parse::{self, RawAddress, RawLink, RawRoute};
+use crate::netlink::socket::Channel;
+use crate::{KernelError, sysctl};
+
+/// `RTN_LOCAL`: the address is this host's own.
+const LOCAL: u8 = 2;
+
+/// All but the firewall's.
+pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+    let raw = links::all(channel).map_err(of("links"))?;
+    let names: HashMap<u32, IfName> =
+        raw.iter().filter_map(|link| Some((link.index, IfName::new(&link.name).ok()?))).collect();
+    let interfaces = interfaces(channel, &raw).map_err(of("addresses"))?;
+    let mut default_route = Vec::new();
+    for family in IpFamily::BOTH {
+        let found = default_device(channel, family, &names).map_err(of("routes"))?;
+        default_route.extend(found.map(|device| (family, device)));
+    }
+    Ok(HostFacts {
+        accept_ra: accept_ra(&interfaces),
+        interfaces,
+        routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
+        default_route,
+        dropping_chains: std::collections::BTreeSet::new(),
+        features: Features { nexthop_objects: has_nexthops(channel), ipv6: sysctl::has_ipv6() },
+    })
+}
+
+fn of(what: &'static str) -> impl Fn(io::Error) -> KernelError {
+    move |source| KernelError { what, source }
+}
+
+fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<Vec<Interface>> {
+    let mut addresses: HashMap<u32, Vec<RawAddress>> = HashMap::new();
+    for address in dump::all_addresses(channel)? {
+        if !dump::is_link_local(address.address) {
+            addresses.entry(address.index).or_default().push(address);
+        }
+    }
+    let interface = |link: &RawLink| {
+        let mut found = addresses.remove(&link.index).unwrap_or_default();
+        found.sort_by_key(RawAddress::is_second_choice);
+        Some(Interface {
+            name: IfName::new(&link.name).ok()?,
+            up: link.is_up() && link.carrier != Some(false),
+            loopback: link.is_loopback(),
+            mtu: Mtu::new(link.mtu).ok(),
+            addresses: found.iter().filter_map(|raw| IpNet::new(raw.address, raw.prefix).ok()).collect(),
+            ours: links::is_ours(link),
+        })
+    };
+    Ok(links.iter().filter_map(interface).collect())
+}
+
+/// `None`: the kernel has no way there, or a route that refuses.
+fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) -> Option<RouteTo> {
+    let found = channel.get(&encode::route_lookup(address), |kind, payload| {
+        (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten()
+    });
+    let raw = match found {
+        Ok(found) => found?,
+        Err(refusal) => {
+            tracing::debug!(%address, error = %refusal, "no route");
+            return None;
+        }
+    };
+    let usable = raw.kind == encode::UNICAST || raw.kind == LOCAL;
+    let device = names.get(&raw.index?).copied().filter(|_| usable)?;
+    Some(RouteTo { device, source: raw.source, mtu: raw.mtu.and_then(|mtu| Mtu::new(mtu).ok()) })
+}
+
+/// The device of the default route with the lowest metric.
+fn default_device(channel: &mut Channel, family: IpFamily, names: &HashMap<u32, IfName>) -> io::Result<Option<IfName>> {
+    let read = channel.dump(
+        &encode::route_dump(family),
+        |found: &mut Vec<RawRoute>, kind, payload| {
+            let route = (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten();
+            found.extend(route.filter(|route| {
+                let main = route.table == u32::from(encode::TABLE_MAIN) && !route.cloned;
+                route.prefix == 0 && route.kind == encode::UNICAST && main
+            }));
+        },
+        Vec::new,
+    );
+    let found = match read {
+        // No IPv6, or a table never used.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => return Ok(None),
+        other => other?,
+    };
+    let usable = found.iter().filter_map(|route| Some((route.metric, names.get(&route.index?).copied()?)));
+    Ok(usable.min_by_key(|(metric, _)| *metric).map(|(_, device)| device))
+}
+
+/// Found by trying: a kernel without them does not know the request.
+fn has_nexthops(channel: &mut Channel) -> bool {
+    channel.dump(&encode::nexthop_dump(), |(), _, _| {}, || ()).is_ok()
+}
+
+fn accept_ra(interfaces: &[Interface]) -> Vec<Sysctl> {
+    let setting = |interface: &Interface| Sysctl::new(format!("net/ipv6/conf/{}/accept_ra", interface.name));
+    let candidates = interfaces.iter().filter(|interface| !interface.loopback && !interface.ours).map(setting);
+    candidates.filter(|setting| matches!(sysctl::read(setting), Ok(Some(value)) if value == "1")).collect()
+}

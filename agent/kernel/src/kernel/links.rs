@@ -1,0 +1,73 @@
+//! Devices as the kernel tells them, and as the agent knows them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use flatnet_core::object::{Link, LinkKind, VxlanLink};
+use flatnet_model::{IfName, Mac, Mtu, Vni};
+
+use crate::netlink::encode::{self, rtm};
+use crate::netlink::parse::{self, RawLink};
+use crate::netlink::socket::{Channel, Refusal};
+
+/// Every device.
+pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
+    channel.dump(
+        &encode::link_dump(),
+        |links: &mut Vec<RawLink>, kind, payload| {
+            if kind == rtm::NEWLINK {
+                links.extend(parse::link(payload));
+            }
+        },
+        Vec::new,
+    )
+}
+
+/// The device of that name.
+pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLink>, Refusal> {
+    match channel
+        .get(&encode::link_get(name), |kind, payload| (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten())
+    {
+        Err(refusal) if refusal.is_absence() => Ok(None),
+        other => other,
+    }
+}
+
+/// Whether it carries our mark.
+pub(super) fn is_ours(link: &RawLink) -> bool {
+    link.alias.starts_with(Link::ALIAS)
+}
+
+/// A device of ours as the agent knows it; `None`: of a kind or with an identifier that we never give, so not ours
+/// whatever its alias says.
+pub(super) fn read(link: &RawLink) -> Option<Link> {
+    let kind = match (link.kind.as_str(), &link.vxlan) {
+        ("vxlan", Some(vxlan)) => {
+            // One that learns was tampered with. It has no field here, being off always, so it is told as another local
+            // address: putting that right turns learning off too.
+            let local = vxlan.local.filter(|_| !vxlan.learning).unwrap_or_else(|| unspecified_like(vxlan.local));
+            LinkKind::Vxlan(VxlanLink { vni: Vni::new(vxlan.vni).ok()?, port: vxlan.port, local })
+        }
+        ("bridge", _) => LinkKind::Bridge,
+        _ => return None,
+    };
+    // The kernel allows more than anybody wants.
+    let mtu = Mtu::new(link.mtu.clamp(Mtu::MIN_IPV4, Mtu::MAX)).ok()?;
+    Some(Link { kind, mtu, mac: link.mac.map(Mac::new), up: link.is_up() })
+}
+
+fn unspecified_like(local: Option<IpAddr>) -> IpAddr {
+    match local {
+        Some(IpAddr::V6(_)) => IpAddr::from([0_u8; 16]),
+        Some(IpAddr::V4(_)) | None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    }
+}
+
+/// What a device that is not ours is, for people.
+pub(super) fn describe(link: &RawLink) -> String {
+    match &link.vxlan {
+        Some(vxlan) => format!("vxlan VNI {} port {}", vxlan.vni, vxlan.port),
+        None if link.kind.is_empty() => "device".to_owned(),
+        None => link.kind.clone(),
+    }
+}

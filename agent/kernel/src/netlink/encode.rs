@@ -1,0 +1,409 @@
+//! Requests, one function each: what `ip` and `bridge` would send.
+//!
+//! Devices go through rtnetlink's builders. What comes by the thousand, and nexthop objects, which those crates lack, is
+//! written straight into the request.
+
+use std::net::IpAddr;
+
+use flatnet_core::object::{Link, LinkKind, NextHop, NexthopId, PROTOCOL, Route, RouteKey, RouteVia, VxlanLink};
+use flatnet_model::{IfName, IpFamily, Mac};
+use ipnet::IpNet;
+use netlink_packet_core::Emitable;
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
+
+use super::wire::Request;
+
+/// Message types (linux/rtnetlink.h); `GET` is also the type of a dump request, `NEW` that of its answers.
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub mod rtm {
+    pub const NEWLINK: u16 = 16;
+    pub const DELLINK: u16 = 17;
+    pub const GETLINK: u16 = 18;
+    pub const NEWADDR: u16 = 20;
+    pub const DELADDR: u16 = 21;
+    pub const GETADDR: u16 = 22;
+    pub const NEWROUTE: u16 = 24;
+    pub const DELROUTE: u16 = 25;
+    pub const GETROUTE: u16 = 26;
+    pub const NEWNEIGH: u16 = 28;
+    pub const DELNEIGH: u16 = 29;
+    pub const GETNEIGH: u16 = 30;
+    pub const NEWNEXTHOP: u16 = 104;
+    pub const DELNEXTHOP: u16 = 105;
+    pub const GETNEXTHOP: u16 = 106;
+}
+
+/// What to do about an object that is already there, or not yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Make it; refuse if it is there (`NLM_F_CREATE | NLM_F_EXCL`).
+    New,
+    /// Change it; refuse if it is not there (`NLM_F_REPLACE`).
+    Existing,
+    /// Make or change it (`NLM_F_CREATE | NLM_F_REPLACE`).
+    Either,
+}
+
+impl Presence {
+    fn flags(self) -> u16 {
+        const REPLACE: u16 = 0x100;
+        const EXCL: u16 = 0x200;
+        const CREATE: u16 = 0x400;
+        match self {
+            Self::New => CREATE | EXCL,
+            Self::Existing => REPLACE,
+            Self::Either => CREATE | REPLACE,
+        }
+    }
+}
+
+/// `AF_INET` or `AF_INET6` (linux/socket.h).
+#[must_use]
+pub const fn family(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 2,
+        IpFamily::V6 => 10,
+    }
+}
+
+/// `AF_BRIDGE`: forwarding entries are neighbours of this family.
+pub const AF_BRIDGE: u8 = 7;
+/// `RT_TABLE_MAIN`.
+pub const TABLE_MAIN: u8 = 254;
+/// `RTN_UNICAST`.
+pub const UNICAST: u8 = 1;
+/// `RTN_UNREACHABLE`.
+pub const UNREACHABLE: u8 = 7;
+/// `NUD_PERMANENT` (linux/neighbour.h).
+pub const PERMANENT: u16 = 0x80;
+/// `RTNH_F_ONLINK`.
+pub const ONLINK: u32 = 4;
+
+fn link(kind: u16, flags: u16, message: &LinkMessage) -> Request {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    Request::new(kind, flags, &bytes)
+}
+
+fn with_common<T>(builder: LinkMessageBuilder<T>, wanted: &Link) -> LinkMessageBuilder<T> {
+    let builder = builder.mtu(wanted.mtu.get());
+    match wanted.mac {
+        Some(mac) => builder.address(mac.octets().to_vec()),
+        None => builder,
+    }
+}
+
+fn with_vxlan(builder: LinkMessageBuilder<LinkVxlan>, vxlan: &VxlanLink) -> LinkMessageBuilder<LinkVxlan> {
+    let builder = builder.learning(false);
+    match vxlan.local {
+        IpAddr::V4(address) => builder.local(address),
+        IpAddr::V6(address) => builder.local6(address),
+    }
+}
+
+/// Makes the device, down, at the interface index `index`. That number is chosen by us so that [`link_mark`],
+/// [`link_quiet`] and [`link_up`] can follow in the same `send()`: should the creation be refused, there is no device of
+/// that number and they cannot touch somebody else's of that name; and no crash leaves a device without our mark.
+#[must_use]
+pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Request {
+    let message = match &wanted.kind {
+        LinkKind::Vxlan(vxlan) => {
+            let builder = LinkVxlan::new(name.as_str(), vxlan.vni.get()).port(vxlan.port);
+            with_common(with_vxlan(builder, vxlan), wanted).index(index).build()
+        }
+        LinkKind::Bridge => with_common(LinkBridge::new(name.as_str()), wanted).index(index).build(),
+    };
+    link(rtm::NEWLINK, Presence::New.flags(), &message)
+}
+
+/// Gives the device our alias. (Linux takes an alias only for a device that exists.)
+#[must_use]
+pub fn link_mark(index: u32) -> Request {
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(Link::ALIAS).build())
+}
+
+/// Turns off the IPv6 link-local address the kernel would make, so that the device sends nothing by itself. Refused with
+/// `EAFNOSUPPORT` for a device that has no IPv6.
+#[must_use]
+pub fn link_quiet(index: u32) -> Request {
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let attribute = LinkAttribute::AfSpecUnspec(vec![mode]);
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build())
+}
+
+/// Brings the device up.
+#[must_use]
+pub fn link_up(index: u32) -> Request {
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).up().build())
+}
+
+/// Brings the device down.
+#[must_use]
+pub fn link_down(index: u32) -> Request {
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).down().build())
+}
+
+/// Gives a device that exists the MTU, Ethernet address and underlay address of `wanted`; learning off.
+#[must_use]
+pub fn link_change(index: u32, name: IfName, wanted: &Link) -> Request {
+    let message = match &wanted.kind {
+        LinkKind::Vxlan(vxlan) => {
+            let builder = LinkMessageBuilder::<LinkVxlan>::new(name.as_str());
+            with_common(with_vxlan(builder, vxlan), wanted).index(index).build()
+        }
+        LinkKind::Bridge => with_common(LinkUnspec::new_with_index(index), wanted).build(),
+    };
+    link(rtm::NEWLINK, 0, &message)
+}
+
+/// Deletes the device.
+#[must_use]
+pub fn link_delete(index: u32) -> Request {
+    link(rtm::DELLINK, 0, &LinkUnspec::new_with_index(index).build())
+}
+
+/// Asks for the device of that name.
+#[must_use]
+pub fn link_get(name: IfName) -> Request {
+    link(rtm::GETLINK, 0, &LinkUnspec::new_with_name(name.as_str()).build())
+}
+
+/// Asks for all devices.
+#[must_use]
+pub fn link_dump() -> Request {
+    Request::new(rtm::GETLINK, 0, &[0; 16])
+}
+
+fn address(kind: u16, flags: u16, index: u32, address: IpNet) -> Request {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    const IFA_FLAGS: u16 = 8;
+    /// No duplicate address detection: the device's neighbours are all known, and the address is of use at once.
+    const IFA_F_NODAD: u32 = 2;
+    let mut fixed = [0; 8];
+    fixed[0] = family(IpFamily::of(address.addr()));
+    fixed[1] = address.prefix_len();
+    fixed[4..].copy_from_slice(&index.to_ne_bytes());
+    let request = Request::new(kind, flags, &fixed).with_address(IFA_LOCAL, address.addr());
+    let request = request.with_address(IFA_ADDRESS, address.addr());
+    if kind == rtm::NEWADDR && address.addr().is_ipv6() { request.with_u32(IFA_FLAGS, IFA_F_NODAD) } else { request }
+}
+
+/// Adds an address to a device.
+#[must_use]
+pub fn address_add(presence: Presence, index: u32, net: IpNet) -> Request {
+    address(rtm::NEWADDR, presence.flags(), index, net)
+}
+
+/// Takes an address from a device.
+#[must_use]
+pub fn address_delete(index: u32, net: IpNet) -> Request {
+    address(rtm::DELADDR, 0, index, net)
+}
+
+/// Asks for all addresses of both families.
+#[must_use]
+pub fn address_dump() -> Request {
+    Request::new(rtm::GETADDR, 0, &[0; 8])
+}
+
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NDA_IFINDEX: u16 = 8;
+const NDA_PROTOCOL: u16 = 12;
+
+/// `struct ndmsg`.
+fn neighbour_header(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
+    let mut fixed = [0; 12];
+    fixed[0] = family;
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&state.to_ne_bytes());
+    fixed[10] = flags;
+    fixed
+}
+
+/// Sets a permanent neighbour of ours. Also over one that is there: the kernel makes entries of its own as soon as
+/// somebody asks for the address.
+#[must_use]
+pub fn neighbour_set(index: u32, address: IpAddr, mac: Mac) -> Request {
+    let fixed = neighbour_header(family(IpFamily::of(address)), index, PERMANENT, 0);
+    Request::new(rtm::NEWNEIGH, Presence::Either.flags(), &fixed)
+        .with_address(NDA_DST, address)
+        .with(NDA_LLADDR, &mac.octets())
+        .with(NDA_PROTOCOL, &[PROTOCOL])
+}
+
+/// Deletes a neighbour.
+#[must_use]
+pub fn neighbour_delete(index: u32, address: IpAddr) -> Request {
+    let fixed = neighbour_header(family(IpFamily::of(address)), index, 0, 0);
+    Request::new(rtm::DELNEIGH, 0, &fixed).with_address(NDA_DST, address)
+}
+
+/// Asks for the neighbours of a device, of both families; of family [`AF_BRIDGE`] for its forwarding entries.
+#[must_use]
+pub fn neighbour_dump(family: u8, index: u32) -> Request {
+    Request::new(rtm::GETNEIGH, 0, &neighbour_header(family, 0, 0, 0)).with_u32(NDA_IFINDEX, index)
+}
+
+/// `NTF_SELF`: an entry of the device itself, not of the bridge it is a port of.
+const NTF_SELF: u8 = 2;
+
+/// Sets a permanent forwarding entry.
+#[must_use]
+pub fn fdb_set(presence: Presence, index: u32, mac: Mac, to: IpAddr) -> Request {
+    let fixed = neighbour_header(AF_BRIDGE, index, PERMANENT, NTF_SELF);
+    Request::new(rtm::NEWNEIGH, presence.flags(), &fixed).with(NDA_LLADDR, &mac.octets()).with_address(NDA_DST, to)
+}
+
+/// Deletes a forwarding entry with all its destinations.
+#[must_use]
+pub fn fdb_delete(index: u32, mac: Mac) -> Request {
+    let fixed = neighbour_header(AF_BRIDGE, index, PERMANENT, NTF_SELF);
+    Request::new(rtm::DELNEIGH, 0, &fixed).with(NDA_LLADDR, &mac.octets())
+}
+
+const NHA_ID: u16 = 1;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+
+/// Sets a nexthop object of ours; `index` is its device's.
+#[must_use]
+pub fn nexthop_set(presence: Presence, id: NexthopId, hop: NextHop, index: u32) -> Request {
+    let flags = if hop.onlink { ONLINK } else { 0 };
+    let mut fixed = [0; 8];
+    fixed[0] = family(IpFamily::of(hop.gateway));
+    fixed[2] = PROTOCOL;
+    fixed[4..].copy_from_slice(&flags.to_ne_bytes());
+    Request::new(rtm::NEWNEXTHOP, presence.flags(), &fixed)
+        .with_u32(NHA_ID, id.0)
+        .with_u32(NHA_OIF, index)
+        .with_address(NHA_GATEWAY, hop.gateway)
+}
+
+/// Deletes a nexthop object, and with it the routes through it.
+#[must_use]
+pub fn nexthop_delete(id: NexthopId) -> Request {
+    Request::new(rtm::DELNEXTHOP, 0, &[0; 8]).with_u32(NHA_ID, id.0)
+}
+
+/// Asks for all nexthop objects.
+#[must_use]
+pub fn nexthop_dump() -> Request {
+    Request::new(rtm::GETNEXTHOP, 0, &[0; 8])
+}
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_VIA: u16 = 18;
+const RTA_NH_ID: u16 = 30;
+
+/// `RT_SCOPE_UNIVERSE`: through a gateway.
+const SCOPE_UNIVERSE: u8 = 0;
+/// `RT_SCOPE_LINK`: to what the device itself reaches.
+const SCOPE_LINK: u8 = 253;
+/// `RT_SCOPE_NOWHERE`: in a deletion, any scope.
+const SCOPE_NOWHERE: u8 = 255;
+
+/// `struct rtmsg` of the main table.
+fn route_header(key: RouteKey, scope: u8, kind: u8, flags: u32) -> [u8; 12] {
+    let mut fixed = [0; 12];
+    fixed[0] = family(IpFamily::of(key.destination.addr()));
+    fixed[1] = key.destination.prefix_len();
+    fixed[4] = TABLE_MAIN;
+    fixed[5] = PROTOCOL;
+    fixed[6] = scope;
+    fixed[7] = kind;
+    fixed[8..].copy_from_slice(&flags.to_ne_bytes());
+    fixed
+}
+
+fn with_key(request: Request, key: RouteKey) -> Request {
+    let request = request.with_address(RTA_DST, key.destination.network());
+    if key.metric == 0 { request } else { request.with_u32(RTA_PRIORITY, key.metric) }
+}
+
+fn with_gateway(request: Request, key: RouteKey, gateway: IpAddr) -> Request {
+    if gateway.is_unspecified() {
+        request
+    } else if gateway.is_ipv4() == key.destination.addr().is_ipv4() {
+        request.with_address(RTA_GATEWAY, gateway)
+    } else {
+        // struct rtvia: the address's family, then the address.
+        let mut via = u16::from(family(IpFamily::of(gateway))).to_ne_bytes().to_vec();
+        match gateway {
+            IpAddr::V4(address) => via.extend(address.octets()),
+            IpAddr::V6(address) => via.extend(address.octets()),
+        }
+        request.with(RTA_VIA, &via)
+    }
+}
+
+/// Sets a route of ours in the main table; `index` is the device's of a route through a hop.
+#[must_use]
+pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {
+    let (scope, kind, flags) = match route.via {
+        RouteVia::Hop(hop) => {
+            let scope = if hop.gateway.is_unspecified() { SCOPE_LINK } else { SCOPE_UNIVERSE };
+            (scope, UNICAST, if hop.onlink { ONLINK } else { 0 })
+        }
+        RouteVia::Object(_) => (SCOPE_UNIVERSE, UNICAST, 0),
+        RouteVia::Unreachable => (SCOPE_UNIVERSE, UNREACHABLE, 0),
+    };
+    let request = Request::new(rtm::NEWROUTE, presence.flags(), &route_header(key, scope, kind, flags));
+    let request = with_key(request, key);
+    let request = match route.via {
+        RouteVia::Hop(hop) => {
+            let request = with_gateway(request, key, hop.gateway);
+            index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index))
+        }
+        RouteVia::Object(id) => request.with_u32(RTA_NH_ID, id.0),
+        RouteVia::Unreachable => request,
+    };
+    route.source.into_iter().fold(request, |request, source| request.with_address(RTA_PREFSRC, source))
+}
+
+/// Deletes that route of ours: the protocol and what it does must match, so that nobody else's goes, nor one of ours at
+/// another metric (the kernel reads an IPv4 metric of 0 as any).
+#[must_use]
+pub fn route_delete(key: RouteKey, route: &Route, index: Option<u32>) -> Request {
+    let kind = match route.via {
+        RouteVia::Object(_) => UNICAST,
+        RouteVia::Hop(hop) if hop.gateway.is_unspecified() => 0,
+        RouteVia::Hop(_) => UNICAST,
+        RouteVia::Unreachable => UNREACHABLE,
+    };
+    let request = with_key(Request::new(rtm::DELROUTE, 0, &route_header(key, SCOPE_NOWHERE, kind, 0)), key);
+    match route.via {
+        RouteVia::Object(id) => request.with_u32(RTA_NH_ID, id.0),
+        RouteVia::Hop(hop) if hop.gateway.is_unspecified() => request,
+        RouteVia::Hop(hop) => {
+            let request = with_gateway(request, key, hop.gateway);
+            index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index))
+        }
+        RouteVia::Unreachable => request,
+    }
+}
+
+/// Asks for the routes of the main table.
+#[must_use]
+pub fn route_dump(of: IpFamily) -> Request {
+    let mut fixed = [0; 12];
+    fixed[0] = family(of);
+    fixed[4] = TABLE_MAIN;
+    Request::new(rtm::GETROUTE, 0, &fixed)
+}
+
+/// Asks which way packets to `address` leave.
+#[must_use]
+pub fn route_lookup(address: IpAddr) -> Request {
+    let of = IpFamily::of(address);
+    let mut fixed = [0; 12];
+    fixed[0] = family(of);
+    fixed[1] = of.bits();
+    Request::new(rtm::GETROUTE, 0, &fixed).with_address(RTA_DST, address)
+}

@@ -1,0 +1,321 @@
+//! Replies and notifications, read from bytes that may be anything: what cannot be read is `None` or left at its
+//! default, never a panic.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::encode::{AF_BRIDGE, ONLINK};
+use super::wire::{attributes, read_address, read_text, read_u8, read_u16, read_u32};
+
+/// A device (`struct ifinfomsg`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawLink {
+    /// Interface index.
+    pub index: u32,
+    /// `IFF_…` flags.
+    pub flags: u32,
+    /// Name.
+    pub name: String,
+    /// Alias; empty: none.
+    pub alias: String,
+    /// MTU, bytes.
+    pub mtu: u32,
+    /// Link address.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it has a carrier; `None`: not said.
+    pub carrier: Option<bool>,
+    /// Kind (`vxlan`, `bridge`); empty for hardware.
+    pub kind: String,
+    /// What it is made of, if of kind `vxlan`.
+    pub vxlan: Option<RawVxlan>,
+}
+
+impl RawLink {
+    /// `IFF_UP`.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    /// `IFF_LOOPBACK`.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.flags & 8 != 0
+    }
+}
+
+/// `IFLA_INFO_DATA` of a VXLAN device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawVxlan {
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Underlay source address.
+    pub local: Option<IpAddr>,
+    /// Whether it learns.
+    pub learning: bool,
+}
+
+/// Reads a device.
+#[must_use]
+pub fn link(payload: &[u8]) -> Option<RawLink> {
+    let mut link = RawLink { index: read_u32(payload, 4)?, flags: read_u32(payload, 8)?, ..RawLink::default() };
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            1 => link.mac = <[u8; 6]>::try_from(value).ok(),
+            3 => link.name = read_text(value),
+            4 => link.mtu = read_u32(value, 0).unwrap_or_default(),
+            18 => link_info(value, &mut link),
+            20 => link.alias = read_text(value),
+            33 => link.carrier = read_u8(value, 0).map(|carrier| carrier != 0),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// `IFLA_LINKINFO`: the kind comes before the data.
+fn link_info(bytes: &[u8], link: &mut RawLink) {
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            1 => link.kind = read_text(value),
+            2 if link.kind == "vxlan" => link.vxlan = Some(vxlan(value)),
+            _ => {}
+        }
+    }
+}
+
+fn vxlan(bytes: &[u8]) -> RawVxlan {
+    let mut vxlan = RawVxlan::default();
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            1 => vxlan.vni = read_u32(value, 0).unwrap_or_default(),
+            4 | 17 => vxlan.local = read_address(value),
+            7 => vxlan.learning = read_u8(value, 0).is_some_and(|learning| learning != 0),
+            15 => vxlan.port = value.first_chunk().copied().map(u16::from_be_bytes).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+/// An address (`struct ifaddrmsg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawAddress {
+    /// Interface index.
+    pub index: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Prefix length.
+    pub prefix: u8,
+    /// `IFA_F_…` flags.
+    pub flags: u32,
+    /// Who made it (`IFAPROT_…`, Linux 5.18): 0 unknown, 1 to 3 the kernel.
+    pub protocol: u8,
+}
+
+impl RawAddress {
+    /// Whether it is no good choice for a source: tentative, failed duplicate detection, or deprecated.
+    #[must_use]
+    pub fn is_second_choice(&self) -> bool {
+        self.flags & (0x40 | 0x20 | 0x08) != 0
+    }
+
+    /// Whether the kernel made it: loopback, router advertisement, link-local (linux/if_addr.h).
+    #[must_use]
+    pub fn is_kernel_made(&self) -> bool {
+        (1..=3).contains(&self.protocol)
+    }
+}
+
+/// Reads an address.
+#[must_use]
+pub fn address(payload: &[u8]) -> Option<RawAddress> {
+    let prefix = read_u8(payload, 1)?;
+    let mut flags = u32::from(read_u8(payload, 2)?);
+    let index = read_u32(payload, 4)?;
+    let (mut any, mut local, mut protocol) = (None, None, 0);
+    for (kind, value) in attributes(payload.get(8..)?) {
+        match kind {
+            // On a point-to-point device IFA_ADDRESS is the other end's, IFA_LOCAL ours.
+            1 => any = read_address(value),
+            2 => local = read_address(value),
+            8 => flags = read_u32(value, 0).unwrap_or(flags),
+            11 => protocol = read_u8(value, 0).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    Some(RawAddress { index, address: local.or(any)?, prefix, flags, protocol })
+}
+
+/// A neighbour or forwarding entry (`struct ndmsg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawNeighbour {
+    /// Address family: of a forwarding entry `AF_BRIDGE`.
+    pub family: u8,
+    /// Interface index.
+    pub index: u32,
+    /// `NUD_…` state.
+    pub state: u16,
+    /// `NTF_…` flags.
+    pub flags: u8,
+    /// The neighbour's address; of a forwarding entry the underlay address.
+    pub address: Option<IpAddr>,
+    /// Link address.
+    pub mac: Option<[u8; 6]>,
+    /// Who made it.
+    pub protocol: u8,
+}
+
+impl RawNeighbour {
+    /// Whether it is a forwarding entry.
+    #[must_use]
+    pub fn is_fdb(&self) -> bool {
+        self.family == AF_BRIDGE
+    }
+
+    /// `NUD_PERMANENT` or `NUD_NOARP` (bridge's "static"): set by somebody rather than learnt.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.state & (0x80 | 0x40) != 0
+    }
+}
+
+/// Reads a neighbour or forwarding entry.
+#[must_use]
+pub fn neighbour(payload: &[u8]) -> Option<RawNeighbour> {
+    let mut neighbour = RawNeighbour {
+        family: read_u8(payload, 0)?,
+        index: read_u32(payload, 4)?,
+        state: read_u16(payload, 8)?,
+        flags: read_u8(payload, 10)?,
+        address: None,
+        mac: None,
+        protocol: 0,
+    };
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            1 => neighbour.address = read_address(value),
+            2 => neighbour.mac = <[u8; 6]>::try_from(value).ok(),
+            12 => neighbour.protocol = read_u8(value, 0).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    Some(neighbour)
+}
+
+/// A nexthop object (`struct nhmsg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawNexthop {
+    /// Its id.
+    pub id: u32,
+    /// Who made it.
+    pub protocol: u8,
+    /// Whether the gateway is taken to be on the link.
+    pub onlink: bool,
+    /// Interface index; `None` for a group or blackhole.
+    pub index: Option<u32>,
+    /// Gateway.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Reads a nexthop object.
+#[must_use]
+pub fn nexthop(payload: &[u8]) -> Option<RawNexthop> {
+    let protocol = read_u8(payload, 2)?;
+    let onlink = read_u32(payload, 4)? & ONLINK != 0;
+    let (mut id, mut index, mut gateway) = (None, None, None);
+    for (kind, value) in attributes(payload.get(8..)?) {
+        match kind {
+            1 => id = read_u32(value, 0),
+            5 => index = read_u32(value, 0),
+            6 => gateway = read_address(value),
+            _ => {}
+        }
+    }
+    Some(RawNexthop { id: id?, protocol, onlink, index, gateway })
+}
+
+/// A route (`struct rtmsg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawRoute {
+    /// Destination; the unspecified address of its family for a default route.
+    pub destination: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Table.
+    pub table: u32,
+    /// Who made it.
+    pub protocol: u8,
+    /// `RTN_…` type.
+    pub kind: u8,
+    /// Metric.
+    pub metric: u32,
+    /// Interface index; of a multipath route its first.
+    pub index: Option<u32>,
+    /// Gateway.
+    pub gateway: Option<IpAddr>,
+    /// Whether the gateway is taken to be on the link.
+    pub onlink: bool,
+    /// Preferred source.
+    pub source: Option<IpAddr>,
+    /// Nexthop object.
+    pub nexthop: Option<u32>,
+    /// MTU of its own, bytes.
+    pub mtu: Option<u32>,
+    /// Whether it is a cached copy rather than a route (`RTM_F_CLONED`).
+    pub cloned: bool,
+    /// Whether it has several ways.
+    pub multipath: bool,
+}
+
+/// Reads a route of IPv4 or IPv6.
+#[must_use]
+pub fn route(payload: &[u8]) -> Option<RawRoute> {
+    const RTM_F_CLONED: u32 = 0x200;
+    let unspecified = match read_u8(payload, 0)? {
+        2 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        10 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let flags = read_u32(payload, 8)?;
+    let mut route = RawRoute {
+        destination: unspecified,
+        prefix: read_u8(payload, 1)?,
+        tos: read_u8(payload, 3)?,
+        table: u32::from(read_u8(payload, 4)?),
+        protocol: read_u8(payload, 5)?,
+        kind: read_u8(payload, 7)?,
+        metric: 0,
+        index: None,
+        gateway: None,
+        onlink: flags & ONLINK != 0,
+        source: None,
+        nexthop: None,
+        mtu: None,
+        cloned: flags & RTM_F_CLONED != 0,
+        multipath: false,
+    };
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            1 => route.destination = read_address(value)?,
+            4 => route.index = read_u32(value, 0),
+            5 => route.gateway = read_address(value),
+            6 => route.metric = read_u32(value, 0)?,
+            7 => route.source = read_address(value),
+            8 => route.mtu = attributes(value).find(|(metric, _)| *metric == 2).and_then(|(_, mtu)| read_u32(mtu, 0)),
+            9 => {
+                route.multipath = true;
+                // struct rtnexthop: length, flags, hops, interface index.
+                route.index = route.index.or(read_u32(value, 4));
+            }
+            15 => route.table = read_u32(value, 0)?,
+            18 => route.gateway = value.get(2..).and_then(read_address),
+            30 => route.nexthop = read_u32(value, 0),
+            _ => {}
+        }
+    }
+    Some(route)
+}
