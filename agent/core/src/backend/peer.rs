@@ -11,36 +11,51 @@ use crate::problem::Problem;
 /// A peer that is not programmed, and whether somebody should be told.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    decision: PeerDecision,
+    kind: RefusalKind,
+    /// One clause.
+    reason: String,
     /// Code and hint of the problem; `None`: nothing is wrong.
     problem: Option<(&'static str, &'static str)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RefusalKind {
+    Ignored,
+    Failed,
+    Unreachable,
 }
 
 impl Refusal {
     /// Left alone; nothing is wrong.
     pub(super) fn ignored(reason: impl Into<String>) -> Self {
-        Self { decision: PeerDecision::Ignored { reason: reason.into() }, problem: None }
+        Self { kind: RefusalKind::Ignored, reason: reason.into(), problem: None }
     }
 
     /// What it publishes cannot be used.
     pub(super) fn failed(code: &'static str, reason: impl Into<String>, hint: &'static str) -> Self {
-        Self { decision: PeerDecision::Failed { reason: reason.into() }, problem: Some((code, hint)) }
+        Self { kind: RefusalKind::Failed, reason: reason.into(), problem: Some((code, hint)) }
     }
 
     /// Right in itself, but out of this backend's reach.
     pub(super) fn unreachable(code: &'static str, reason: impl Into<String>, hint: &'static str) -> Self {
-        Self { decision: PeerDecision::Unreachable { reason: reason.into() }, problem: Some((code, hint)) }
+        Self { kind: RefusalKind::Unreachable, reason: reason.into(), problem: Some((code, hint)) }
     }
 
     /// The problem to report about `peer`.
     fn problem(&self, ctx: &NetworkCtx<'_>, peer: &Lease) -> Option<Problem> {
         let (code, hint) = self.problem?;
-        let (PeerDecision::Failed { reason } | PeerDecision::Unreachable { reason }) = &self.decision else {
-            return None;
-        };
         let owner = peer.owner.as_ref().map(|owner| format!(" ({})", owner.name)).unwrap_or_default();
-        let message = format!("network {}: peer {}{owner}: {reason}", ctx.name, peer.subnets);
+        let message = format!("network {}: peer {}{owner}: {}", ctx.name, peer.subnets, self.reason);
         Some(Problem::new(code, message, hint, peer.subnets))
+    }
+
+    fn into_decision(self) -> PeerDecision {
+        let reason = self.reason;
+        match self.kind {
+            RefusalKind::Ignored => PeerDecision::Ignored { reason },
+            RefusalKind::Failed => PeerDecision::Failed { reason },
+            RefusalKind::Unreachable => PeerDecision::Unreachable { reason },
+        }
     }
 }
 
@@ -63,7 +78,7 @@ pub(super) fn decide_all(
                 Ok(paths) => PeerDecision::Programmed(paths),
                 Err(refusal) => {
                     found.extend(refusal.problem(ctx, peer));
-                    refusal.decision
+                    refusal.into_decision()
                 }
             };
             PeerOutcome { subnets: peer.subnets, decision }
