@@ -1,0 +1,78 @@
+//! What etcd-client's errors mean.
+
+use std::error::Error as _;
+
+use etcd_client::Error;
+
+use crate::store::StoreError;
+
+// gRPC's codes (google.golang.org/grpc/codes), by number: etcd-client does not export tonic's type.
+const INVALID_ARGUMENT: i32 = 3;
+const NOT_FOUND: i32 = 5;
+const PERMISSION_DENIED: i32 = 7;
+const FAILED_PRECONDITION: i32 = 9;
+const OUT_OF_RANGE: i32 = 11;
+const UNIMPLEMENTED: i32 = 12;
+const UNAUTHENTICATED: i32 = 16;
+
+/// The store's error for one of etcd-client's, with `endpoint` named.
+pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
+    let endpoint = endpoint.to_owned();
+    match error {
+        Error::GRpcStatus(status) => {
+            let reason = with_causes(status.message(), status.source());
+            match i32::from(status.code()) {
+                NOT_FOUND if reason.contains("lease not found") => StoreError::LeaseGone(0),
+                OUT_OF_RANGE if reason.contains("compacted") => StoreError::Compacted(0),
+                PERMISSION_DENIED | UNAUTHENTICATED => StoreError::Denied { endpoint, reason },
+                INVALID_ARGUMENT
+                    if reason.contains("authentication failed") || reason.contains("user name is empty") =>
+                {
+                    StoreError::Denied { endpoint, reason }
+                }
+                // The token is from before the users were changed: the next connection has a new one.
+                INVALID_ARGUMENT if reason.contains("auth store is old") => {
+                    StoreError::Unavailable { endpoint, reason }
+                }
+                INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
+                    StoreError::Rejected { endpoint, reason }
+                }
+                // Everything else is the network, a restart, an election or an overload.
+                _ => StoreError::Unavailable { endpoint, reason },
+            }
+        }
+        Error::LeaseKeepAliveError(reason) if reason.contains("lease not found") => StoreError::LeaseGone(0),
+        Error::InvalidArgs(reason) => StoreError::Rejected { endpoint, reason: reason.clone() },
+        Error::InvalidUri(reason) => StoreError::Rejected { endpoint, reason: reason.to_string() },
+        Error::TransportError(error) => {
+            let reason = with_causes(&error.to_string(), error.source());
+            StoreError::Unavailable { endpoint, reason }
+        }
+        other => StoreError::Unavailable { endpoint, reason: other.to_string() },
+    }
+}
+
+/// Puts the lease's id into an error that etcd answers without it.
+pub(super) fn name_lease(error: StoreError, lease: Option<i64>) -> StoreError {
+    match (error, lease) {
+        (StoreError::LeaseGone(0), Some(lease)) => StoreError::LeaseGone(lease),
+        (error, _) => error,
+    }
+}
+
+/// `message` with its causes: "tcp connect error" alone does not say whether the port is closed or the name unknown.
+fn with_causes(message: &str, source: Option<&(dyn std::error::Error + 'static)>) -> String {
+    /// Deeper causes are the libraries' own wrapping.
+    const DEPTH: usize = 6;
+    let mut text = message.to_owned();
+    let mut source = source;
+    for _ in 0..DEPTH {
+        let Some(cause) = source else { break };
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = if text.is_empty() { said } else { format!("{text}: {said}") };
+        }
+        source = cause.source();
+    }
+    text
+}
