@@ -55,14 +55,15 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
         },
         (Action::Create | Action::Change | Action::Replace, object) => match object {
             Object::Ruleset { .. } | Object::PeerSource(_) => 0,
-            Object::Link(..) => 2,
-            Object::Sysctl(sysctl, _) => 3 + u8::from(turns_on_forwarding(sysctl)),
-            Object::Address(_) => 5,
-            Object::Neighbour(..) => 6,
-            Object::Fdb(..) => 7,
-            Object::Nexthop(..) => 8,
-            Object::Route(..) => 9,
-            Object::Iptables(..) => 10,
+            // One that is made anew may free the VNI that another needs.
+            Object::Link(..) => 2 + u8::from(op.action != Action::Replace),
+            Object::Sysctl(sysctl, _) => 4 + u8::from(turns_on_forwarding(sysctl)),
+            Object::Address(_) => 6,
+            Object::Neighbour(..) => 7,
+            Object::Fdb(..) => 8,
+            Object::Nexthop(..) => 9,
+            Object::Route(..) => 10,
+            Object::Iptables(..) => 11,
         },
     }
 }
@@ -73,5 +74,7 @@ fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
     matches!(sysctl.path(), "net/ipv6/conf/all/forwarding" | "net/ipv4/ip_forward")
 }
 
+#[cfg(test)]
+mod proptests;
 #[cfg(test)]
 mod tests;

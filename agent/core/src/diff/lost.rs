@@ -114,7 +114,8 @@ pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,
 ) -> impl Iterator<Item = (IfName, IfName)> + 'a {
-    want.links.iter().filter(|(name, _)| !have.links.contains_key(name)).flat_map(|(name, link)| {
+    let must_be_made = |name: &IfName, link: &Link| have.links.get(name).is_none_or(|found| !found.can_become(link));
+    want.links.iter().filter(move |(name, link)| must_be_made(name, link)).flat_map(|(name, link)| {
         let orphans = have.links.iter().filter(|(other, _)| !want.links.contains_key(other));
         orphans.filter(|(_, found)| same_tunnel(link, found)).map(|(other, _)| (*name, *other))
     })
