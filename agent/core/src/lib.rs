@@ -22,3 +22,6 @@ pub mod op;
 pub mod plan;
 pub mod problem;
 pub mod underlay;
+
+#[cfg(test)]
+mod fixture;

@@ -1,0 +1,99 @@
+//! A host and its peers for tests: eth0 with 192.0.2.10/24 and 2001:db8::10/64 and an MTU of 1500.
+
+use flatnet_model::{
+    BackendConfig, BackendData, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Pool,
+    SubnetKey, Vni, VxlanConfig,
+};
+
+use crate::backend::vtep_mac;
+use crate::desired::{Desired, HostInput, NetworkInput, desired};
+use crate::facts::{Features, HostFacts, Interface};
+use crate::underlay::Underlay;
+
+pub(crate) const NODE: NodeId = NodeId::new(0xa);
+
+pub(crate) fn device(name: &str) -> IfName {
+    IfName::new(name).unwrap()
+}
+
+pub(crate) fn interface(name: &str, addresses: &[&str]) -> Interface {
+    Interface {
+        name: device(name),
+        up: true,
+        loopback: name == "lo",
+        mtu: Some(Mtu::new(1500).unwrap()),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        ours: false,
+    }
+}
+
+pub(crate) fn facts() -> HostFacts {
+    HostFacts {
+        interfaces: vec![interface("lo", &["127.0.0.1/8"]), interface("eth0", &["192.0.2.10/24", "2001:db8::10/64"])],
+        features: Features { nexthop_objects: true, ipv6: true },
+        ..HostFacts::default()
+    }
+}
+
+pub(crate) fn underlay() -> Underlay {
+    let (v4, v6) = (Some("192.0.2.10".parse().unwrap()), Some("2001:db8::10".parse().unwrap()));
+    Underlay { device: device("eth0"), mtu: Mtu::new(1500).unwrap(), v4, v6, public_v4: v4, public_v6: v6 }
+}
+
+pub(crate) fn pool(text: &str) -> Pool {
+    Pool::new(text.parse().unwrap(), None, None, None).unwrap()
+}
+
+pub(crate) fn config(v4: Option<&str>, v6: Option<&str>, backend: BackendConfig) -> NetworkConfig {
+    NetworkConfig { v4: v4.map(pool), v6: v6.map(pool), backend }
+}
+
+pub(crate) fn vxlan() -> BackendConfig {
+    BackendConfig::Vxlan(VxlanConfig::default())
+}
+
+/// A peer as our own agent would publish it, node number `node`.
+pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
+    let data = |family| match backend {
+        BackendConfig::Vxlan(vxlan) => BackendData::Vxlan {
+            vni: Some(vxlan.vni),
+            mac: vtep_mac(NodeId::new(u128::from(node)), Vni::new(1).unwrap(), family),
+        },
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => BackendData::None,
+    };
+    Lease {
+        subnets: subnets.parse().unwrap(),
+        public_ip: Some([192, 0, 2, node].into()),
+        public_ipv6: Some(format!("2001:db8::{node}").parse().unwrap()),
+        backend: if *backend == BackendConfig::HostGw { BackendKind::HostGw } else { BackendKind::Vxlan },
+        data: data(IpFamily::V4),
+        data_v6: data(IpFamily::V6),
+        owner: None,
+        etcd_lease: None,
+        create_revision: i64::from(node),
+        mod_revision: i64::from(node),
+    }
+}
+
+/// The desired state of a host with the one network `config`, whose lease is `own`.
+pub(crate) fn one(config: &NetworkConfig, own: &str, peers: &[Lease]) -> Desired {
+    with(&facts(), &underlay(), config, own, peers)
+}
+
+pub(crate) fn with(
+    facts: &HostFacts,
+    underlay: &Underlay,
+    config: &NetworkConfig,
+    own: &str,
+    peers: &[Lease],
+) -> Desired {
+    let name = NetworkName::default_network();
+    let peers: Vec<&Lease> = peers.iter().collect();
+    let own: SubnetKey = own.parse().unwrap();
+    let network = NetworkInput { name: &name, config, own, peers: &peers, bridge: None, masquerade: true };
+    desired(&HostInput { node: NODE, underlay, facts, networks: &[network] })
+}
+
+pub(crate) fn codes(desired: &Desired) -> Vec<&str> {
+    desired.problems.iter().map(|problem| problem.code.as_str()).collect()
+}
