@@ -1,1 +1,30 @@
-//! Flatnet's agent.
+//! Flatnet's agent: one per host. It leases a subnet and keeps the kernel equal to what the store says.
+//!
+//! - [`cli`]: one file a subcommand
+//! - [`daemon`]: what `agent join` is made of; the only place that starts tasks
+//! - [`reconciler`]: the loop; the only place that changes the kernel
+//! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store
+//! - [`networks`]: what the tasks tell each other
+//! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`]: what others are told
+//! - [`report`]: how commands end
+
+pub mod cli;
+pub mod daemon;
+pub mod doctor;
+pub mod env_files;
+pub mod http;
+pub mod lab;
+pub mod lease_keeper;
+pub mod local_api;
+pub mod metrics;
+pub mod networks;
+pub mod preflight;
+pub mod presence_keeper;
+pub mod purge;
+pub mod reconciler;
+pub mod report;
+pub mod snapshots;
+pub mod state_dir;
+pub mod status;
+pub mod sysctl_record;
+pub mod telemetry;

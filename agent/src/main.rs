@@ -1,3 +1,7 @@
-//! The agent binary.
+//! The agent binary: parses the command line and hands over.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    flatnet_agent::cli::main()
+}

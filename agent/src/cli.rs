@@ -1,0 +1,176 @@
+//! The command line: one file a subcommand. People script against it, so names, exit codes and `--json` output are stable.
+
+mod completions;
+mod config_file;
+mod docker_opts;
+mod doctor;
+pub mod join;
+mod lab;
+mod leave;
+mod network;
+mod peers;
+mod plan;
+mod status;
+pub mod store_args;
+pub mod values;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub use network::failure as network_failure;
+
+use crate::report::{Exit, Failure};
+use crate::telemetry;
+
+/// Where a node's identity and last snapshot are kept.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/flatnet";
+/// Where sockets and env files are put.
+pub const DEFAULT_RUN_DIR: &str = "/run/flatnet";
+
+/// One flat address space for the containers of many hosts
+#[derive(Parser, Debug)]
+#[command(name = "agent", version, arg_required_else_help = true)]
+struct Cli {
+    /// How much to log: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", env = "FLATNET_LOG_LEVEL", default_value = "info")]
+    log_level: tracing::Level,
+    /// How to log
+    #[arg(long, global = true, value_name = "FORMAT", env = "FLATNET_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line an event, for people.
+    Text,
+    /// A JSON object an event.
+    Json,
+    /// To systemd's journal, with fields.
+    Journald,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Join(Box<join::JoinArgs>),
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    Status(status::StatusArgs),
+    Peers(peers::PeersArgs),
+    Plan(plan::PlanArgs),
+    Leave(leave::LeaveArgs),
+    Doctor(doctor::DoctorArgs),
+    DockerOpts(docker_opts::DockerOptsArgs),
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
+    Completions(completions::CompletionsArgs),
+}
+
+/// Where a running agent's socket is.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunDir {
+    /// Where the agent's socket is
+    #[arg(long, value_name = "DIR", env = "FLATNET_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+}
+
+/// Parses the command line, runs the command, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    match parse().and_then(run) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// The command as clap has it, for completions and manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn parse() -> Result<Cli, Failure> {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let command = match config_file(&arguments) {
+        Some(file) => {
+            let mut failure = None;
+            let command = command().mut_subcommand("join", |join| {
+                config_file::with_defaults(join.clone(), &file).unwrap_or_else(|error| {
+                    failure = Some(error);
+                    join
+                })
+            });
+            match failure {
+                Some(failure) => return Err(failure),
+                None => command,
+            }
+        }
+        None => command(),
+    };
+    if let Some(program) = arguments.first_mut() {
+        *program = "agent".into();
+    }
+    let matches = command.try_get_matches_from(arguments).unwrap_or_else(|error| error.exit());
+    Cli::from_arg_matches(&matches).map_err(|error| Failure::new(Exit::Usage, error.to_string()))
+}
+
+/// The file named by `--config` of `join`, found before the real parse because it supplies defaults to it.
+fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
+    if !arguments.iter().any(|argument| argument == "join") {
+        return None;
+    }
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            return arguments.next().map(PathBuf::from);
+        }
+        if let Some(file) = argument.to_str().and_then(|argument| argument.strip_prefix("--config=")) {
+            return Some(PathBuf::from(file));
+        }
+    }
+    std::env::var_os("FLATNET_CONFIG").map(PathBuf::from)
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    // The lab enters namespaces, which only a process with a single thread can do: no runtime before it.
+    if let Command::Lab(command) = cli.command {
+        return lab::run(command);
+    }
+    let runtime = runtime(&cli.command)?;
+    let done = |()| ExitCode::SUCCESS;
+    match cli.command {
+        Command::Join(args) => {
+            telemetry::start(cli.log_level, cli.log_format)?;
+            runtime.block_on(crate::daemon::run(*args)).map(done)
+        }
+        Command::Network(command) => runtime.block_on(network::run(command)).map(done),
+        Command::Status(args) => runtime.block_on(status::run(args)),
+        Command::Peers(args) => runtime.block_on(peers::run(args)).map(done),
+        Command::Plan(args) => runtime.block_on(plan::run(args)).map(done),
+        Command::Leave(args) => runtime.block_on(leave::run(args)).map(done),
+        Command::Doctor(args) => runtime.block_on(doctor::run(args)),
+        Command::DockerOpts(args) => docker_opts::run(&args).map(done),
+        Command::Completions(args) => completions::run(&args).map(done),
+        Command::Lab(command) => lab::run(command),
+    }
+}
+
+fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match command {
+        // Two workers: one may be in a long kernel batch while the other keeps leases alive and answers `status`.
+        Command::Join(_) => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2);
+            builder
+        }
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, "cannot start the runtime").caused_by(error))
+}

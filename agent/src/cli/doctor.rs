@@ -1,0 +1,40 @@
+//! `agent doctor`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{RunDir, status};
+use crate::doctor::{self, Check, Verdict};
+use crate::report::{Exit, Failure, print};
+
+/// Look for what commonly breaks an overlay, and say what to do
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Exit code: 0 no failures, 8 otherwise. Changes nothing.")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Examines and prints; 8 on any failure.
+pub async fn run(args: DoctorArgs) -> Result<ExitCode, Failure> {
+    let kernel = crate::daemon::observing_kernel().ok();
+    let agent = status::fetch(&args.run_dir).await.map_err(|failure| failure.to_string());
+    let checks = doctor::examine(kernel.as_ref(), agent).await;
+    print(&if args.json { status::json(&checks)? } else { checks.iter().map(line).collect() })?;
+    let failed = checks.iter().any(|check| check.verdict == Verdict::Failure);
+    Ok(if failed { ExitCode::from(Exit::Degraded as u8) } else { ExitCode::SUCCESS })
+}
+
+fn line(check: &Check) -> String {
+    let verdict = match check.verdict {
+        Verdict::Ok => "ok     ",
+        Verdict::Warning => "warning",
+        Verdict::Failure => "FAILURE",
+    };
+    let hint = if check.hint.is_empty() { String::new() } else { format!("         hint: {}\n", check.hint) };
+    format!("{verdict}  {}: {}\n{hint}", check.name, check.cause)
+}

@@ -1,0 +1,47 @@
+//! `agent leave`.
+
+use clap::Args;
+use flatnet_proto::agent::v1::LeaveRequest;
+
+use super::RunDir;
+use crate::local_api;
+use crate::report::{Exit, Failure};
+
+/// Give the lease back and stop the agent for good
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Without --purge the kernel's state stays as it is, so that containers keep running.")]
+pub struct LeaveArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Where the node's identity is kept; used when no agent runs
+    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = super::DEFAULT_STATE_DIR)]
+    state_dir: std::path::PathBuf,
+    /// Also remove devices, routes, firewall rules and state files
+    #[arg(long)]
+    purge: bool,
+    /// Stay, but give up a subnet that another node has taken, and lease a new one
+    #[arg(long, conflicts_with = "purge")]
+    renumber: bool,
+}
+
+/// Asks the agent to leave; without an agent, `--purge` cleans up by itself.
+pub async fn run(args: LeaveArgs) -> Result<(), Failure> {
+    let failures = match local_api::connect(&args.run_dir.run_dir).await {
+        Ok(mut client) => {
+            let request = LeaveRequest { purge: args.purge, renumber: args.renumber };
+            client.leave(request).await.map_err(|status| local_api::refused(&status))?.into_inner().failures
+        }
+        Err(_) if args.purge => crate::purge::without_agent(&args.state_dir, &args.run_dir.run_dir).await?,
+        Err(failure) => return Err(failure.hint_also("`agent leave --purge` cleans this host up without an agent")),
+    };
+    match failures.as_slice() {
+        [] => Ok(()),
+        failures => {
+            let failure = Failure::new(
+                Exit::Kernel,
+                format!("left, but not everything could be undone:\n  {}", failures.join("\n  ")),
+            );
+            Err(failure.hint("run `agent leave --purge` again; it is safe to repeat"))
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! `agent network …`: networks and their permanent peers, in the store.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use flatnet_controlplane::networks::{self, Force, NetworkError, NetworkInfo, NetworkSpec};
+use flatnet_controlplane::store::StoreError;
+use flatnet_model::{BackendData, BackendKind, Mac, NetworkConfig, NetworkName, Publication, SubnetKey};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::store_args::StoreTarget;
+use super::{status, values};
+use crate::report::{Exit, Failure, print};
+
+/// Create, show, change and remove networks
+#[derive(Subcommand, Clone, Debug)]
+pub enum NetworkCommand {
+    /// Create a network; type and VNI are always written
+    Create(ChangeArgs),
+    /// Change a network's configuration; what is not named stays
+    Update(ChangeArgs),
+    /// List networks
+    Ls(ListArgs),
+    /// Show one network with its leases
+    Inspect(InspectArgs),
+    /// Remove a network; refused while hosts hold leases
+    Rm(RemoveArgs),
+    /// Permanent peers: hosts without an agent
+    #[command(subcommand)]
+    Peer(PeerCommand),
+}
+
+/// What a network is made of.
+#[derive(Args, Clone, Debug)]
+pub struct ChangeArgs {
+    /// The network's name
+    name: NetworkName,
+    /// IPv4 range of all hosts together
+    #[arg(long, value_name = "CIDR")]
+    cidr: Option<Ipv4Net>,
+    /// IPv6 range of all hosts together
+    #[arg(long, value_name = "CIDR")]
+    cidr6: Option<Ipv6Net>,
+    /// Prefix length of each host's subnet [default: 24, IPv6 64]
+    #[arg(long, value_name = "BITS")]
+    subnet_len: Option<u8>,
+    /// First subnet to hand out
+    #[arg(long, value_name = "IP")]
+    subnet_min: Option<IpAddr>,
+    /// Last subnet to hand out
+    #[arg(long, value_name = "IP")]
+    subnet_max: Option<IpAddr>,
+    /// vxlan or host-gw
+    #[arg(long, value_name = "TYPE")]
+    backend: Option<String>,
+    /// VXLAN network identifier, 1 to 16777215 [default: a free one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(flatnet_model::Vni::MAX)))]
+    vni: Option<u32>,
+    /// UDP port of VXLAN [default: 8472]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// GRE key
+    #[arg(long, value_name = "N")]
+    key: Option<u32>,
+    /// MTU for containers [default: the underlay's less the overhead]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65_535))]
+    mtu: Option<u32>,
+    /// Plain routes to peers on the same link
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    direct_routing: Option<bool>,
+    /// Further fields of flannel's Backend, as a JSON object
+    #[arg(long, value_name = "JSON")]
+    backend_json: Option<String>,
+    /// `update`: also when leases would end up outside the network
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// How to list.
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// What to show.
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// The network's name
+    name: NetworkName,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// What to remove.
+#[derive(Args, Clone, Debug)]
+pub struct RemoveArgs {
+    /// The network's name
+    name: NetworkName,
+    /// Also while hosts hold leases
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// Permanent peers.
+#[derive(Subcommand, Clone, Debug)]
+pub enum PeerCommand {
+    /// Add a host without an agent: its subnet and where to reach it
+    Add(PeerAddArgs),
+    /// Remove one
+    Rm(PeerRemoveArgs),
+}
+
+/// A permanent peer.
+#[derive(Args, Clone, Debug)]
+pub struct PeerAddArgs {
+    /// The network's name
+    name: NetworkName,
+    /// The peer's subnet (twice for dual stack)
+    #[arg(long, value_name = "CIDR", required = true, value_parser = values::cidr, value_delimiter = ',')]
+    subnet: Vec<IpNet>,
+    /// Its underlay IPv4 address
+    #[arg(long, value_name = "IP", value_parser = values::unicast::<Ipv4Addr>, required_unless_present = "public_ipv6")]
+    public_ip: Option<Ipv4Addr>,
+    /// Its underlay IPv6 address
+    #[arg(long, value_name = "IP", value_parser = values::unicast::<Ipv6Addr>)]
+    public_ipv6: Option<Ipv6Addr>,
+    /// vxlan: the Ethernet address of its tunnel device
+    #[arg(long, value_name = "MAC")]
+    mac: Option<Mac>,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// Which permanent peer.
+#[derive(Args, Clone, Debug)]
+pub struct PeerRemoveArgs {
+    /// The network's name
+    name: NetworkName,
+    /// The peer's subnet (twice for dual stack)
+    #[arg(long, value_name = "CIDR", required = true, value_parser = values::cidr, value_delimiter = ',')]
+    subnet: Vec<IpNet>,
+    #[command(flatten)]
+    target: StoreTarget,
+}
+
+/// Runs one of them.
+pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
+    match command {
+        NetworkCommand::Create(args) => {
+            let (store, prefix) = args.target.open().await?;
+            let info = networks::create(&store, &prefix, &args.name, &args.spec()).await.map_err(failure)?;
+            say(&format!("network {} created: {}\n", args.name, summary(&info)))
+        }
+        NetworkCommand::Update(args) => {
+            let (store, prefix) = args.target.open().await?;
+            let force = if args.force { Force::Yes } else { Force::No };
+            let info = networks::update(&store, &prefix, &args.name, &args.spec(), force).await.map_err(failure)?;
+            say(&format!("network {} updated: {}\n", args.name, summary(&info)))
+        }
+        NetworkCommand::Ls(args) => {
+            let (store, prefix) = args.target.open().await?;
+            let all = networks::list(&store, &prefix).await.map_err(failure)?;
+            print(&if args.json { status::json(&all.iter().map(document).collect::<Vec<_>>())? } else { table(&all) })
+        }
+        NetworkCommand::Inspect(args) => {
+            let (store, prefix) = args.target.open().await?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(failure)?;
+            print(&if args.json { status::json(&document(&info))? } else { detail(&info) })
+        }
+        NetworkCommand::Rm(args) => {
+            let (store, prefix) = args.target.open().await?;
+            let force = if args.force { Force::Yes } else { Force::No };
+            networks::remove(&store, &prefix, &args.name, force).await.map_err(failure)?;
+            say(&format!("network {} removed\n", args.name))
+        }
+        NetworkCommand::Peer(PeerCommand::Add(args)) => {
+            let (store, prefix) = args.target.open().await?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(failure)?;
+            let publication = args.publication(&info)?;
+            let subnets = subnets(&args.subnet)?;
+            networks::add_peer(&store, &prefix, &args.name, subnets, &publication).await.map_err(failure)?;
+            say(&format!("peer {subnets} added to network {}\n", args.name))
+        }
+        NetworkCommand::Peer(PeerCommand::Rm(args)) => {
+            let (store, prefix) = args.target.open().await?;
+            let subnets = subnets(&args.subnet)?;
+            networks::remove_peer(&store, &prefix, &args.name, subnets).await.map_err(failure)?;
+            say(&format!("peer {subnets} removed from network {}\n", args.name))
+        }
+    }
+}
+
+impl ChangeArgs {
+    fn spec(&self) -> NetworkSpec {
+        NetworkSpec {
+            cidr: self.cidr,
+            cidr6: self.cidr6,
+            subnet_len: self.subnet_len,
+            subnet_min: self.subnet_min,
+            subnet_max: self.subnet_max,
+            backend: self.backend.clone(),
+            vni: self.vni,
+            port: self.port,
+            key: self.key,
+            mtu: self.mtu,
+            direct_routing: self.direct_routing,
+            backend_json: self.backend_json.clone(),
+        }
+    }
+}
+
+impl PeerAddArgs {
+    /// What the peer would have published itself.
+    fn publication(&self, info: &NetworkInfo) -> Result<Publication, Failure> {
+        let config = info.config.as_ref().map_err(|error| {
+            Failure::new(Exit::InvalidConfig, format!("network {} has no usable configuration", self.name))
+                .caused_by(error.clone())
+        })?;
+        let backend = config.backend.kind();
+        let data = match (&backend, self.mac) {
+            (BackendKind::Vxlan, Some(mac)) if mac.is_unicast() => {
+                let vni = match &config.backend {
+                    flatnet_model::BackendConfig::Vxlan(vxlan) => Some(vxlan.vni),
+                    _ => None,
+                };
+                BackendData::Vxlan { vni, mac }
+            }
+            (BackendKind::Vxlan, _) => {
+                return Err(Failure::new(Exit::Usage, "a vxlan peer needs --mac").hint(
+                    "it is the address of the peer's VXLAN device: `ip link show` there prints it after link/ether",
+                ));
+            }
+            _ => BackendData::None,
+        };
+        let over = |address: bool| if address { data.clone() } else { BackendData::None };
+        Ok(Publication {
+            public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
+            backend,
+            data: over(self.public_ip.is_some()),
+            data_v6: over(self.public_ipv6.is_some()),
+        })
+    }
+}
+
+fn subnets(nets: &[IpNet]) -> Result<SubnetKey, Failure> {
+    let v4: Vec<Ipv4Net> =
+        nets.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect();
+    let v6: Vec<Ipv6Net> =
+        nets.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None }).collect();
+    if v4.len() > 1 || v6.len() > 1 {
+        return Err(Failure::new(Exit::Usage, "a peer has at most one subnet of each family"));
+    }
+    SubnetKey::new(v4.first().copied(), v6.first().copied())
+        .map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()))
+}
+
+/// Says what was done: for people, so not on stdout.
+fn say(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    std::io::stderr()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::new(Exit::Internal, "cannot write to standard error").caused_by(error))
+}
+
+/// How a command on networks failed.
+#[must_use]
+pub fn failure(error: NetworkError) -> Failure {
+    let (exit, hint) = match &error {
+        NetworkError::Exists(_) => (Exit::Conflict, "change it with `agent network update`"),
+        NetworkError::NotFound(_) => {
+            (Exit::NotFound, "`agent network ls` lists them; create it with `agent network create`")
+        }
+        NetworkError::Invalid { .. } => {
+            (Exit::InvalidConfig, "nothing was written; `agent network create --help` lists the values")
+        }
+        NetworkError::Overlap { .. } => {
+            (Exit::Conflict, "choose a range that no other network has: `agent network ls`")
+        }
+        NetworkError::VniInUse { .. } => (Exit::Conflict, "leave out --vni to get a free one"),
+        NetworkError::InUse { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
+        NetworkError::Strands { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
+        NetworkError::PeerOverlap { .. } => {
+            (Exit::Conflict, "choose a subnet that no host has: `agent network inspect`")
+        }
+        NetworkError::PeerOutside { .. } => (Exit::InvalidConfig, "choose a subnet inside the network"),
+        NetworkError::NoSuchPeer { .. } => (
+            Exit::NotFound,
+            "`agent network inspect` lists the leases; only those without owner and expiry are permanent peers",
+        ),
+        NetworkError::Busy(_) => (Exit::Unavailable, "try again"),
+        NetworkError::Store(error) => {
+            (store_exit(error), "check the endpoint, and that etcd runs there and has a leader")
+        }
+    };
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    let failure = Failure::new(exit, error.to_string()).hint(hint);
+    match source {
+        Some(source) => failure.caused_by(source),
+        None => failure,
+    }
+}
+
+/// The exit code for what the store said.
+#[must_use]
+pub fn store_exit(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Unavailable { .. } | StoreError::Compacted(_) | StoreError::LeaseGone(_) => Exit::Unavailable,
+        StoreError::Denied { .. } => Exit::Unsupported,
+        StoreError::Rejected { .. } => Exit::Internal,
+    }
+}
+
+#[derive(serde::Serialize)]
+struct NetworkDocument {
+    name: String,
+    cidr: Option<String>,
+    cidr6: Option<String>,
+    subnet_len: Option<u8>,
+    subnet6_len: Option<u8>,
+    backend: Option<String>,
+    vni: Option<u32>,
+    port: Option<u16>,
+    problem: Option<String>,
+    warnings: Vec<String>,
+    leases: Vec<LeaseDocument>,
+    rejected: Vec<RejectedDocument>,
+}
+
+#[derive(serde::Serialize)]
+struct LeaseDocument {
+    subnet: Option<String>,
+    subnet6: Option<String>,
+    public_ip: Option<String>,
+    public_ipv6: Option<String>,
+    backend: String,
+    node: Option<String>,
+    node_name: Option<String>,
+    permanent: bool,
+}
+
+#[derive(serde::Serialize)]
+struct RejectedDocument {
+    key: String,
+    reason: String,
+}
+
+fn document(info: &NetworkInfo) -> NetworkDocument {
+    let config: Option<&NetworkConfig> = info.config.as_ref().ok();
+    let (vni, port) = match config.map(|config| &config.backend) {
+        Some(flatnet_model::BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port)),
+        _ => (None, None),
+    };
+    let leases = info.leases.iter().map(|lease| LeaseDocument {
+        subnet: lease.subnets.v4().map(|net| net.to_string()),
+        subnet6: lease.subnets.v6().map(|net| net.to_string()),
+        public_ip: lease.public_ip.map(|address| address.to_string()),
+        public_ipv6: lease.public_ipv6.map(|address| address.to_string()),
+        backend: lease.backend.to_string(),
+        node: lease.owner.as_ref().map(|owner| owner.node.to_string()),
+        node_name: lease.owner.as_ref().map(|owner| owner.name.clone()),
+        permanent: lease.owner.is_none() && lease.etcd_lease.is_none(),
+    });
+    NetworkDocument {
+        name: info.keys.network().to_string(),
+        cidr: config.and_then(|config| config.v4.map(|pool| pool.network().to_string())),
+        cidr6: config.and_then(|config| config.v6.map(|pool| pool.network().to_string())),
+        subnet_len: config.and_then(|config| config.v4.map(|pool| pool.subnet_len())),
+        subnet6_len: config.and_then(|config| config.v6.map(|pool| pool.subnet_len())),
+        backend: config.map(|config| config.backend.kind().to_string()),
+        vni,
+        port,
+        problem: info.config.as_ref().err().map(ToString::to_string),
+        warnings: info.warnings.iter().map(|warning| warning.message.clone()).collect(),
+        leases: leases.collect(),
+        rejected: info
+            .rejected
+            .iter()
+            .map(|(key, reason)| RejectedDocument { key: key.clone(), reason: reason.clone() })
+            .collect(),
+    }
+}
+
+fn summary(info: &NetworkInfo) -> String {
+    let document = document(info);
+    let mut parts: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
+    parts.extend(document.backend);
+    parts.extend(document.vni.map(|vni| format!("VNI {vni}")));
+    parts.extend(document.problem);
+    parts.join(", ")
+}
+
+fn table(all: &[NetworkInfo]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["NETWORK", "RANGE", "BACKEND", "VNI", "LEASES"]);
+    for info in all {
+        let document = document(info);
+        let ranges: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
+        table.add_row([
+            document.name,
+            if ranges.is_empty() { "unusable".to_owned() } else { ranges.join(" ") },
+            document.backend.unwrap_or_else(|| "-".to_owned()),
+            document.vni.map_or_else(|| "-".to_owned(), |vni| vni.to_string()),
+            info.leases.len().to_string(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn detail(info: &NetworkInfo) -> String {
+    let mut out = format!("network {}: {}\n", info.keys.network(), summary(info));
+    for warning in &info.warnings {
+        out.push_str(&format!("warning: {}\n  hint: {}\n", warning.message, warning.hint));
+    }
+    for (key, reason) in &info.rejected {
+        out.push_str(&format!("rejected: {key}: {reason}\n"));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["SUBNET", "PUBLIC IP", "BACKEND", "NODE"]);
+    for lease in document(info).leases {
+        let join = |a: Option<String>, b: Option<String>| a.into_iter().chain(b).collect::<Vec<_>>().join(" ");
+        let node = lease
+            .node_name
+            .unwrap_or_else(|| if lease.permanent { "(permanent)".to_owned() } else { "(flanneld)".to_owned() });
+        table.add_row([
+            join(lease.subnet, lease.subnet6),
+            join(lease.public_ip, lease.public_ipv6),
+            lease.backend,
+            node,
+        ]);
+    }
+    out.push_str(&format!("{table}\n"));
+    out
+}

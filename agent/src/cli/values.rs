@@ -1,0 +1,74 @@
+//! Values on the command line that are more than a word.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flatnet_model::NetworkName;
+use ipnet::IpNet;
+
+/// A CIDR, for the network `default` or for a named one: `10.1.0.0/16` or `blue=10.1.0.0/16`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedCidr {
+    /// Which network.
+    pub network: NetworkName,
+    /// The range, no host bits.
+    pub cidr: IpNet,
+}
+
+/// Parses [`NamedCidr`].
+pub fn named_cidr(text: &str) -> Result<NamedCidr, String> {
+    let (network, cidr) = match text.split_once('=') {
+        Some((name, cidr)) => (name.parse().map_err(|error| format!("{error}"))?, cidr),
+        None => (NetworkName::default_network(), text),
+    };
+    Ok(NamedCidr { network, cidr: self::cidr(cidr)? })
+}
+
+/// Parses a CIDR without host bits.
+pub fn cidr(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text.parse().map_err(|_| "not a CIDR such as 10.100.0.0/16 or fd00::/48".to_owned())?;
+    if net == net.trunc() { Ok(net) } else { Err(format!("has host bits set; {} is meant", net.trunc())) }
+}
+
+/// Parses a subnet lease's time to live: at least what a keep-alive every third of it can hold through a store election.
+pub fn lease_ttl(text: &str) -> Result<Duration, String> {
+    /// Shorter than this, one failed-over etcd election costs the lease.
+    const SHORTEST: Duration = Duration::from_secs(10);
+    /// etcd's own limit on a lease's TTL (`lease.MaxLeaseTTL`), in seconds.
+    const LONGEST: Duration = Duration::from_secs(9_000_000_000);
+    let ttl =
+        humantime::parse_duration(text).map_err(|_| "not a length of time such as 90s, 30m, 24h or 7d".to_owned())?;
+    if (SHORTEST..=LONGEST).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
+}
+
+/// Parses an address that other hosts can send to.
+pub fn unicast<A: std::str::FromStr + Into<IpAddr> + Copy>(text: &str) -> Result<A, String> {
+    let address: A = text.parse().map_err(|_| "not an IP address".to_owned())?;
+    let ip: IpAddr = address.into();
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+        return Err("not an address that other hosts can send to".to_owned());
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lives_long_enough_to_be_renewed() {
+        assert_eq!(lease_ttl("24h"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "h", "24", "-1s", "9s", "99999999999999999999d"] {
+            assert!(lease_ttl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cidr_may_name_its_network() {
+        assert_eq!(named_cidr("10.1.0.0/16").unwrap().network, NetworkName::default_network());
+        assert_eq!(named_cidr("blue=10.1.0.0/16").unwrap().network.as_str(), "blue");
+        for bad in ["10.1.0.1/16", "Blue=10.1.0.0/16", "10.1.0.0", "=10.1.0.0/16"] {
+            assert!(named_cidr(bad).is_err(), "{bad}");
+        }
+    }
+}

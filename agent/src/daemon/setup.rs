@@ -1,0 +1,189 @@
+//! Everything that is opened and checked before the first task starts: a mistake ends here, with nothing done.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_core::underlay::Selection;
+use flatnet_kernel::{Kernel, NetlinkKernel};
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::{NetworkName, Owner};
+use ipnet::IpNet;
+
+use super::real_kernel;
+use crate::cli::join::JoinArgs;
+use crate::cli::store_args::{Endpoint, endpoints};
+use crate::cli::values::NamedCidr;
+use crate::preflight::{self, NamespaceLock};
+use crate::purge::state_dir_failure;
+use crate::reconciler::HostOptions;
+use crate::report::{Exit, Failure};
+use crate::state_dir::StateDir;
+use crate::sysctl_record::SysctlRecord;
+
+/// The longest the name of the first endpoint may take to resolve: the underlay is chosen by the way to it, and without an
+/// answer by the default route.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the tasks are made from.
+pub(super) struct Setup {
+    pub(super) args: JoinArgs,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) dir: Arc<StateDir>,
+    pub(super) store: Arc<EtcdStore>,
+    pub(super) kernel: Arc<NetlinkKernel>,
+    pub(super) sysctls: SysctlRecord,
+    pub(super) owner: Owner,
+    pub(super) host: HostOptions,
+    pub(super) networks: Vec<NetworkSetup>,
+    _namespace: NamespaceLock,
+}
+
+/// One network that is to be joined.
+pub(super) struct NetworkSetup {
+    pub(super) keys: NetworkKeys,
+    pub(super) init: Vec<IpNet>,
+    pub(super) wanted: Vec<IpNet>,
+    pub(super) env_file: PathBuf,
+}
+
+impl Setup {
+    pub(super) async fn new(args: JoinArgs) -> Result<Self, Failure> {
+        let endpoints = endpoints(&args.endpoint)?;
+        let names = network_names(&args)?;
+        let name = node_name(&args)?;
+        let store = Arc::new(args.store.open(&endpoints)?);
+        preflight::check()?;
+        let namespace = NamespaceLock::acquire()?;
+        let dir = Arc::new(StateDir::open(&args.state_dir, &args.run_dir).map_err(|error| state_dir_failure(&error))?);
+        let kernel = Arc::new(real_kernel(&args.run_dir)?);
+        let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
+        let selection = selection(&args, &endpoints).await;
+        check_underlay(kernel.as_ref(), &selection).await?;
+        let owner = Owner { node: dir.node(), name, nonce: dir.nonce() };
+        let host = HostOptions {
+            node: dir.node(),
+            selection,
+            bridge: args.bridge,
+            masquerade: args.ip_masq,
+            take_over: args.take_over,
+        };
+        let networks = network_setups(&args, &names, &dir);
+        Ok(Self { args, endpoints, dir, store, kernel, sysctls, owner, host, networks, _namespace: namespace })
+    }
+}
+
+fn network_setups(args: &JoinArgs, names: &[NetworkName], dir: &StateDir) -> Vec<NetworkSetup> {
+    let by_network = |named: &[NamedCidr]| {
+        let mut map: BTreeMap<NetworkName, Vec<IpNet>> = BTreeMap::new();
+        for named in named {
+            map.entry(named.network.clone()).or_default().push(named.cidr);
+        }
+        map
+    };
+    let (mut init, mut wanted) = (by_network(&args.init), by_network(&args.subnet));
+    let setup = |name: &NetworkName| NetworkSetup {
+        keys: NetworkKeys::new(name, &args.store.etcd_prefix),
+        init: init.remove(name).unwrap_or_default(),
+        wanted: wanted.remove(name).unwrap_or_default(),
+        env_file: match &args.subnet_file {
+            Some(file) if name.is_default() => file.clone(),
+            _ => dir.env_file(name),
+        },
+    };
+    names.iter().map(setup).collect()
+}
+
+/// The networks to join, each once, in the order given.
+fn network_names(args: &JoinArgs) -> Result<Vec<NetworkName>, Failure> {
+    let mut names = Vec::new();
+    for name in &args.network {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    for (flag, named) in
+        args.init.iter().map(|named| ("init", named)).chain(args.subnet.iter().map(|named| ("subnet", named)))
+    {
+        if !names.contains(&named.network) {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("--{flag} names network {}, which is not joined", named.network),
+            )
+            .hint(format!("add --network {}", named.network)));
+        }
+        let same = |other: &&NamedCidr| {
+            other.network == named.network && other.cidr.addr().is_ipv4() == named.cidr.addr().is_ipv4()
+        };
+        let all = if flag == "init" { &args.init } else { &args.subnet };
+        if all.iter().filter(same).count() > 1 {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("--{flag}: network {} has one range of each family at most", named.network),
+            ));
+        }
+    }
+    Ok(names)
+}
+
+/// The node's name: given, or the host's.
+fn node_name(args: &JoinArgs) -> Result<String, Failure> {
+    let name = match &args.node_name {
+        Some(name) => name.clone(),
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+    };
+    // A DNS name (RFC 1035): it becomes one.
+    let valid = (1..=253).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if valid {
+        Ok(name)
+    } else {
+        Err(Failure::new(
+            Exit::InvalidConfig,
+            format!("{:?} cannot be a node's name", flatnet_model::keys::excerpt(&name)),
+        )
+        .hint("1 to 253 letters, digits, '-', '.' or '_': give one with --node-name"))
+    }
+}
+
+async fn selection(args: &JoinArgs, endpoints: &[Endpoint]) -> Selection {
+    let first = endpoints.first().cloned();
+    let lookup = tokio::task::spawn_blocking(move || first.map(|endpoint| endpoint.resolve()).unwrap_or_default());
+    let store: Vec<IpAddr> = match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Ok(addresses)) => addresses,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
+    Selection {
+        ifaces: args.iface.clone(),
+        iface_regexes: args.iface_regex.clone(),
+        can_reach: args.iface_can_reach,
+        public_ip: args.public_ip,
+        public_ipv6: args.public_ipv6,
+        store,
+    }
+}
+
+/// An interface that was named must be there now: a typing error would otherwise be waited on for ever.
+async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<(), Failure> {
+    let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
+    let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;
+    match flatnet_core::underlay::select(&facts, selection, &[]) {
+        Ok(underlay) => {
+            tracing::info!(device = %underlay.device, mtu = underlay.mtu.get(), "underlay chosen");
+            Ok(())
+        }
+        Err(error) => {
+            let named =
+                !(selection.ifaces.is_empty() && selection.iface_regexes.is_empty() && selection.can_reach.is_none());
+            if named {
+                return Err(Failure::new(Exit::InvalidConfig, error.to_string()).hint(error.hint()));
+            }
+            // At boot the network may come after us.
+            tracing::warn!(hint = error.hint(), "no underlay yet: {error}");
+            Ok(())
+        }
+    }
+}

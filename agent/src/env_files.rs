@@ -1,0 +1,91 @@
+//! Writes the env files container runtimes read (`subnet.env`), and tells the service manager.
+
+use std::path::PathBuf;
+
+use flatnet_core::env_file::EnvFile;
+use flatnet_core::problem::Problem;
+use flatnet_model::NetworkName;
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+
+use crate::networks::NetworkPort;
+use crate::reconciler::Outcome;
+use crate::report::chain;
+use crate::state_dir;
+
+/// One network's env file.
+pub struct Target {
+    /// The network.
+    pub port: NetworkPort,
+    /// Where its file goes.
+    pub path: PathBuf,
+}
+
+/// Writes the files whenever something in them changed, and again when they are gone; for ever.
+///
+/// Says READY to the service manager once every joined network has its file.
+pub async fn keep(
+    targets: Vec<Target>,
+    masquerade: bool,
+    mut outcome: watch::Receiver<Outcome>,
+    problems: watch::Sender<Vec<Problem>>,
+) {
+    let mut ready = false;
+    loop {
+        let mut failed = Vec::new();
+        let mut written = 0;
+        for target in &targets {
+            let Some(text) = content(target, masquerade, &outcome.borrow_and_update()) else { continue };
+            match write(target, &text) {
+                Ok(()) => written += 1,
+                Err(problem) => failed.push(problem),
+            }
+        }
+        problems.send_if_modified(|problems| {
+            let changed = *problems != failed;
+            *problems = failed;
+            changed
+        });
+        if !ready && written == targets.len() {
+            ready = true;
+            notify(&NotifyState::Ready);
+        }
+        if outcome.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What belongs in the file, once lease and MTU are known.
+fn content(target: &Target, masquerade: bool, outcome: &Outcome) -> Option<String> {
+    let holding = target.port.holding.borrow();
+    let held = holding.held.as_ref()?;
+    let programmed = outcome.networks.iter().find(|network| network.name == target.port.name)?;
+    Some(EnvFile::new(&held.config, held.subnets, programmed.mtu?, masquerade).to_string())
+}
+
+fn write(target: &Target, text: &str) -> Result<(), Problem> {
+    // Read back each time: somebody may have removed or changed it, and a few hundred bytes cost nothing.
+    if std::fs::read_to_string(&target.path).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    let network: &NetworkName = &target.port.name;
+    // World-readable, as flannel's: container runtimes' wrappers read it.
+    state_dir::replace(&target.path, text.as_bytes(), 0o644).map_err(|error| {
+        Problem::new(
+            "env-file-unwritable",
+            format!("the env file of network {network} cannot be written: {}", chain(&error)),
+            "free space or make the directory writable; container runtimes start with what was there before",
+            target.path.display(),
+        )
+    })?;
+    tracing::info!(network = %network, file = %target.path.display(), "env file written");
+    Ok(())
+}
+
+/// Tells the service manager, if there is one.
+pub fn notify(state: &NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}

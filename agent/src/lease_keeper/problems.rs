@@ -1,0 +1,87 @@
+//! What is wrong with a lease, in words.
+
+use flatnet_controlplane::allocate::AcquireError;
+use flatnet_core::problem::Problem;
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::{NetworkConfig, SubnetKey};
+
+use crate::networks::Held;
+use crate::report::{Exit, Failure};
+
+/// The code of a subnet that the network no longer has.
+pub(super) const MOVED: &str = "subnet-outside";
+
+const RENUMBER: &str = "containers here go on with the old addresses; when they may change: agent leave --renumber";
+
+/// A failed attempt as a problem; `None` when the view of the store says it already.
+pub(super) fn acquire(keys: &NetworkKeys, error: &AcquireError) -> Option<Problem> {
+    let network = keys.network();
+    let (code, hint) = match error {
+        AcquireError::Store(_) | AcquireError::NoConfig { .. } => return None,
+        AcquireError::Busy(_) => return None,
+        AcquireError::Taken { subnets, by } => return Some(taken(keys, *subnets, &by.name)),
+        AcquireError::Exhausted(_) => (
+            "subnets-exhausted",
+            "waiting for one to be given back; remove dead hosts' leases or widen the network".to_owned(),
+        ),
+        AcquireError::Moved { .. } => (MOVED, RENUMBER.to_owned()),
+        AcquireError::Outside { .. } => ("subnet-outside", "ask for a subnet that the network hands out".to_owned()),
+        AcquireError::WantedTaken { .. } => {
+            ("subnet-taken", format!("choose another --subnet: agent network inspect {network}"))
+        }
+        AcquireError::SamePublicIp { .. } => (
+            "public-ip-conflict",
+            "two hosts cannot receive at one address: name this host's own with --iface or --public-ip".to_owned(),
+        ),
+    };
+    Some(Problem::new(code, format!("network {network}: {error}"), hint, network))
+}
+
+/// This node's subnet is another's.
+pub(super) fn taken(keys: &NetworkKeys, subnets: SubnetKey, by: &str) -> Problem {
+    let network = keys.network();
+    Problem::new(
+        "subnet-lost",
+        format!("network {network}: this node's subnet {subnets} was taken by {by}"),
+        RENUMBER,
+        subnets,
+    )
+}
+
+/// The network was changed under us.
+pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -> Problem {
+    let network = keys.network();
+    let ranges: Vec<String> =
+        stored.pools().map(|pool| format!("{} in /{}", pool.network(), pool.subnet_len())).collect();
+    Problem::new(
+        "network-changed",
+        format!(
+            "network {network} was changed to {}: this node's subnet {} does not fit it",
+            ranges.join(" and "),
+            held.subnets
+        ),
+        "the old configuration stays in force here; put it back, or give the subnet up with: agent leave --renumber",
+        network,
+    )
+}
+
+/// What ends an agent that has nothing to lose yet: only an operator can put it right.
+pub(super) fn fatal(error: &AcquireError) -> Option<Failure> {
+    let (exit, hint) = match error {
+        AcquireError::Outside { .. } => (Exit::InvalidConfig, "ask for a subnet that the network hands out"),
+        AcquireError::WantedTaken { .. } => {
+            (Exit::Conflict, "choose another --subnet, or leave it out to get a free one")
+        }
+        AcquireError::SamePublicIp { .. } => (
+            Exit::Conflict,
+            "two hosts cannot receive at one address: name this host's own with --iface or --public-ip",
+        ),
+        AcquireError::NoConfig { .. }
+        | AcquireError::Moved { .. }
+        | AcquireError::Taken { .. }
+        | AcquireError::Exhausted(_)
+        | AcquireError::Busy(_)
+        | AcquireError::Store(_) => return None,
+    };
+    Some(Failure::new(exit, error.to_string()).hint(hint))
+}

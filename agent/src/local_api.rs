@@ -1,0 +1,157 @@
+//! The agent's socket, `<run-dir>/agent.sock`: the server in the daemon, the client in the other commands.
+//!
+//! Only root reaches it (mode 0600). The server answers from what the tasks publish; it waits for nobody but the
+//! reconciler, and for that with a deadline.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flatnet_proto::agent::v1::agent_client::AgentClient;
+use flatnet_proto::agent::v1::agent_server::{Agent, AgentServer};
+use flatnet_proto::agent::v1::{
+    GetPlanRequest, GetStatusRequest, GetStoreRequest, LeaveReply, LeaveRequest, Plan, PlannedOp,
+    Status as StatusDocument, Store,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+use crate::report::{Exit, Failure};
+
+/// The socket's name in the run directory.
+pub const SOCKET: &str = "agent.sock";
+
+/// The longest a client waits for an answer: a pass over 8,000 peers takes well under a second, leaving a store that does
+/// not answer ends with its own deadline of 3 s.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the socket asks of the daemon.
+#[derive(Debug)]
+pub enum Ask {
+    /// What the next pass would change.
+    Plan(oneshot::Sender<Result<Vec<PlannedOp>, String>>),
+    /// Give the lease back and stop.
+    Leave {
+        /// Remove everything of ours.
+        purge: bool,
+        /// Failures, once done.
+        reply: oneshot::Sender<Vec<String>>,
+    },
+    /// Give up a lost subnet and take a new one.
+    Renumber(oneshot::Sender<Vec<String>>),
+}
+
+/// The server's side.
+pub struct LocalApi<S> {
+    status: S,
+    store: Store,
+    asks: mpsc::Sender<Ask>,
+}
+
+impl<S: Fn() -> StatusDocument + Send + Sync + 'static> LocalApi<S> {
+    /// Answers from `status` and `store`, and hands the rest to `asks`.
+    pub fn new(status: S, store: Store, asks: mpsc::Sender<Ask>) -> Self {
+        Self { status, store, asks }
+    }
+
+    /// Serves on `listener` until `stop` is done.
+    pub async fn serve(
+        self,
+        listener: UnixListener,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
+        Server::builder()
+            .add_service(AgentServer::new(self))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+            .await
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = |_| Status::unavailable("the agent is stopping");
+        self.asks.send(ask(reply)).await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        tokio::time::timeout(DEADLINE, answer)
+            .await
+            .map_err(|_| Status::deadline_exceeded("the agent did not get to it in time"))?
+            .map_err(stopping)
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Fn() -> StatusDocument + Send + Sync + 'static> Agent for LocalApi<S> {
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<StatusDocument>, Status> {
+        Ok(Response::new((self.status)()))
+    }
+
+    async fn get_plan(&self, _: Request<GetPlanRequest>) -> Result<Response<Plan>, Status> {
+        match self.ask(Ask::Plan).await? {
+            Ok(ops) => Ok(Response::new(Plan { ops })),
+            Err(reason) => Err(Status::unavailable(reason)),
+        }
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        let LeaveRequest { purge, renumber } = request.into_inner();
+        let failures = match (purge, renumber) {
+            (true, true) => return Err(Status::invalid_argument("purge and renumber exclude each other")),
+            (false, true) => self.ask(Ask::Renumber).await?,
+            (purge, false) => self.ask(|reply| Ask::Leave { purge, reply }).await?,
+        };
+        Ok(Response::new(LeaveReply { failures }))
+    }
+
+    async fn get_store(&self, _: Request<GetStoreRequest>) -> Result<Response<Store>, Status> {
+        Ok(Response::new(self.store.clone()))
+    }
+}
+
+/// Listens on the socket in `run_dir`. Whoever calls this holds the state directory's lock, so a socket that is already
+/// there was left by a killed agent.
+pub fn listen(run_dir: &Path) -> std::io::Result<UnixListener> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A client of the agent in `run_dir`; exit 5 if there is none.
+pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
+    let path: PathBuf = run_dir.join(SOCKET);
+    let shown = path.display().to_string();
+    let connector = tower::service_fn(move |_: tonic::codegen::http::Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://agent.localhost")
+        .timeout(DEADLINE + Duration::from_secs(1))
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| {
+            Failure::new(Exit::Unavailable, format!("no agent answers at {shown}"))
+                .hint("start one with `agent join ENDPOINT`, or name its --run-dir; the socket is root's")
+                .caused_by(error)
+        })?;
+    Ok(AgentClient::new(channel))
+}
+
+/// A refused call as a failure of this command.
+#[must_use]
+pub fn refused(status: &Status) -> Failure {
+    let exit = match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Exit::Unavailable,
+        tonic::Code::InvalidArgument => Exit::InvalidConfig,
+        tonic::Code::FailedPrecondition => Exit::Unsupported,
+        tonic::Code::Aborted | tonic::Code::ResourceExhausted => Exit::Conflict,
+        tonic::Code::NotFound => Exit::NotFound,
+        _ => Exit::Internal,
+    };
+    Failure::new(exit, format!("the agent answered: {}", status.message()))
+}

@@ -1,0 +1,39 @@
+//! What the tasks of one agent know about one joined network, and how they tell each other: `watch` channels, latest wins.
+
+use std::time::SystemTime;
+
+use flatnet_controlplane::watch::NetworkView;
+use flatnet_core::problem::Problem;
+use flatnet_model::{NetworkConfig, NetworkName, SubnetKey};
+use tokio::sync::watch;
+
+/// This node's hold on one network, as the lease keeper publishes it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Holding {
+    /// What is held; `None` until there is a lease.
+    pub held: Option<Held>,
+    /// What is wrong with the lease.
+    pub problems: Vec<Problem>,
+}
+
+/// A subnet held, and the configuration it is held under.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Held {
+    /// The subnet. Containers live in it: it changes only when an operator says so.
+    pub subnets: SubnetKey,
+    /// The configuration that is in force here: the store's, unless that would leave this subnet outside.
+    pub config: NetworkConfig,
+    /// When the lease ends unless renewed; `None` while the store has not confirmed it in this run.
+    pub expires: Option<SystemTime>,
+}
+
+/// One joined network as other tasks read it.
+#[derive(Clone, Debug)]
+pub struct NetworkPort {
+    /// Which one.
+    pub name: NetworkName,
+    /// What the store says.
+    pub view: watch::Receiver<NetworkView>,
+    /// What this node holds.
+    pub holding: watch::Receiver<Holding>,
+}

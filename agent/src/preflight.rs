@@ -1,0 +1,78 @@
+//! What this process must have before it may try: said at once, with what to do, rather than as a failed operation later.
+
+use std::path::{Path, PathBuf};
+
+use crate::report::{Exit, Failure};
+
+/// `CAP_NET_ADMIN` (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Checks rights and programs.
+pub fn check() -> Result<(), Failure> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !has_net_admin(&status) {
+        return Err(Failure::new(Exit::Unsupported, "this process lacks CAP_NET_ADMIN").hint(
+            "run it as root, or give it that capability (systemd: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)",
+        ));
+    }
+    if find_program("nft").is_none() {
+        return Err(Failure::new(Exit::Unsupported, "the program nft is not installed")
+            .hint("it programs the firewall that guards the tunnels: apt-get install nftables"));
+    }
+    Ok(())
+}
+
+fn has_net_admin(status: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|bits| bits & (1 << CAP_NET_ADMIN) != 0)
+}
+
+/// The program `name` on `PATH`, or where administrators' programs are when `PATH` lacks those.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::split_paths(&path).map(|dir: PathBuf| dir.join(name)).find(|program| is_executable(program))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Held while this process is the agent of its network namespace.
+///
+/// An abstract socket: its name is the namespace's own, and the kernel frees it however the process ends.
+#[derive(Debug)]
+pub struct NamespaceLock(#[expect(dead_code, reason = "held, never read")] std::os::unix::net::UnixListener);
+
+impl NamespaceLock {
+    /// Becomes the agent of this network namespace.
+    pub fn acquire() -> Result<Self, Failure> {
+        use std::os::linux::net::SocketAddrExt;
+        let failed =
+            |error: std::io::Error| Failure::new(Exit::Internal, "cannot lock this network namespace").caused_by(error);
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(b"flatnet/agent").map_err(failed)?;
+        match std::os::unix::net::UnixListener::bind_addr(&address) {
+            Ok(listener) => Ok(Self(listener)),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                Err(Failure::new(Exit::Conflict, "another agent runs in this network namespace")
+                    .hint("one agent serves several networks: --network is repeatable; stop the other one first"))
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_capability_is_read_from_the_effective_set() {
+        assert!(has_net_admin("CapPrm:\t0000000000000000\nCapEff:\t0000000000001000\n"));
+        assert!(!has_net_admin("CapPrm:\t0000000000001000\nCapEff:\t0000000000000000\n"));
+        assert!(!has_net_admin(""));
+    }
+}

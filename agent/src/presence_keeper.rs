@@ -1,0 +1,114 @@
+//! Keeps this node's presence in the store: that it is alive, and that it is the only one with its identity.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flatnet_controlplane::presence::{self, PRESENCE_TTL, PresenceError};
+use flatnet_controlplane::random::{Backoff, OsRandom};
+use flatnet_controlplane::store::{Store, StoreError};
+use flatnet_model::Owner;
+use tokio::sync::{Mutex, mpsc, watch};
+
+use crate::report::{Exit, Failure};
+
+/// First wait after the store did not answer.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// Longest wait: presence must be back well within its own time to live.
+const LAST_RETRY: Duration = Duration::from_secs(1);
+
+/// Whether this node may act in its own name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// Not known yet in this run.
+    #[default]
+    Unknown,
+    /// The store has confirmed that there is no other copy.
+    Confirmed,
+}
+
+/// The task, and the handle by which leaving ends the presence.
+#[derive(Debug)]
+pub struct PresenceKeeper<S> {
+    store: Arc<S>,
+    owner: Owner,
+    fatal: mpsc::Sender<Failure>,
+    state: watch::Sender<Presence>,
+    held: Arc<Mutex<Option<presence::Presence>>>,
+}
+
+impl<S> Clone for PresenceKeeper<S> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            owner: self.owner.clone(),
+            fatal: self.fatal.clone(),
+            state: self.state.clone(),
+            held: Arc::clone(&self.held),
+        }
+    }
+}
+
+impl<S: Store> PresenceKeeper<S> {
+    /// Announces nothing yet.
+    pub fn new(store: Arc<S>, owner: Owner, fatal: mpsc::Sender<Failure>) -> Self {
+        Self { store, owner, fatal, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
+    }
+
+    /// Whether this node may act in its own name.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Presence> {
+        self.state.subscribe()
+    }
+
+    /// Announces and keeps alive, for ever; ends the agent if the state directory was copied.
+    pub async fn run(self) {
+        let mut random = OsRandom;
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        loop {
+            match self.announce_and_keep(&mut backoff).await {
+                Ok(never) => match never {},
+                Err(PresenceError::Cloned { node, name, .. }) => {
+                    let failure = Failure::new(
+                        Exit::Conflict,
+                        format!("another running machine ({name}) has this node's identity {node}"),
+                    )
+                    .hint("this machine is a copy: remove its state directory (/var/lib/flatnet) and join again as a new node");
+                    // A full channel already ends the agent.
+                    let _ = self.fatal.send(failure).await;
+                    return;
+                }
+                Err(PresenceError::Store(error)) => {
+                    tracing::debug!(%error, "presence cannot be announced; trying again");
+                    tokio::time::sleep(backoff.wait(&mut random)).await;
+                }
+            }
+        }
+    }
+
+    async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, PresenceError> {
+        let mut random = OsRandom;
+        let announced = presence::announce(self.store.as_ref(), &self.owner).await?;
+        *self.held.lock().await = Some(announced);
+        self.state.send_replace(Presence::Confirmed);
+        backoff.reset();
+        loop {
+            tokio::time::sleep(PRESENCE_TTL / 3).await;
+            // A store that is away for a moment does not end the presence; only its lease being gone does.
+            while let Err(error) = presence::keep_alive(self.store.as_ref(), &announced).await {
+                if matches!(error, StoreError::LeaseGone(_)) {
+                    return Err(PresenceError::Store(error));
+                }
+                tokio::time::sleep(backoff.wait(&mut random)).await;
+            }
+            backoff.reset();
+        }
+    }
+
+    /// Ends the presence. Call after [`Self::run`] was stopped.
+    pub async fn withdraw(&self) -> Result<(), String> {
+        match self.held.lock().await.take() {
+            Some(held) => presence::withdraw(self.store.as_ref(), &held).await.map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+}

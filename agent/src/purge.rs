@@ -1,0 +1,85 @@
+//! Removing everything of ours from this host: `leave --purge`, with and without an agent.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flatnet_core::diff::Prune;
+use flatnet_core::object::KernelState;
+use flatnet_core::op::{Action, Object, Op, OpOutcome};
+use flatnet_core::plan::plan;
+use flatnet_kernel::{Kernel, Scope};
+use flatnet_model::NetworkName;
+
+use crate::report::{Exit, Failure};
+use crate::state_dir::{StateDir, StateDirError};
+use crate::sysctl_record::SysctlRecord;
+
+/// Removes every kernel object of ours and puts settings back that still have the value we gave them. What could not be
+/// undone is returned; the rest is done all the same.
+pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String> {
+    let mut failures = Vec::new();
+    // A second round for what only could go after something else had gone.
+    for _ in 0..2 {
+        failures.clear();
+        let scope = Scope { sysctls: sysctls.originals().keys().cloned().collect(), ..Scope::default() };
+        let dump = match kernel.dump(&scope).await {
+            Ok(dump) => dump,
+            Err(error) => return vec![error.to_string()],
+        };
+        let nothing = KernelState::default();
+        let mut ops = plan(&nothing, &dump, Prune::Yes).ops;
+        ops.extend(restored(&dump.state, sysctls));
+        if ops.is_empty() {
+            break;
+        }
+        for outcome in kernel.apply(&ops).await {
+            if let OpOutcome::Failed(error) = outcome {
+                failures.push(error.to_string());
+            }
+        }
+    }
+    failures
+}
+
+/// Operations that put settings back. Routers' and other programs' needs came after ours if the value is not ours now.
+fn restored<'a>(state: &'a KernelState, sysctls: &'a SysctlRecord) -> impl Iterator<Item = Op> + 'a {
+    sysctls.originals().iter().filter_map(|(sysctl, before)| {
+        let now = state.sysctls.get(sysctl)?;
+        let op = Op { action: Action::Change, object: Object::Sysctl(sysctl.clone(), before.clone()) };
+        (now != before).then_some(op)
+    })
+}
+
+/// Cleans this host up when no agent runs.
+pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<String>, Failure> {
+    let dir = Arc::new(StateDir::open(state_dir, run_dir).map_err(|error| state_dir_failure(&error))?);
+    let real = crate::daemon::real_kernel(run_dir)?;
+    let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
+    let mut failures = kernel(&real, &sysctls).await;
+    failures.extend(files(&dir, &dir.networks()));
+    Ok(failures)
+}
+
+/// Removes the state files and the env files; what could not be removed.
+pub fn files(dir: &StateDir, networks: &[NetworkName]) -> Vec<String> {
+    dir.purge(networks).iter().map(ToString::to_string).collect()
+}
+
+/// What a command says when the directories cannot be used.
+#[must_use]
+pub fn state_dir_failure(error: &StateDirError) -> Failure {
+    let failure = match error {
+        StateDirError::InUse(_) => Failure::new(Exit::Conflict, error.to_string())
+            .hint("one agent is enough for all networks of a host; stop the other one, or give this one its own --state-dir and network namespace"),
+        StateDirError::Io { .. } => {
+            Failure::new(Exit::InvalidConfig, error.to_string()).hint("run as root, or name a writable --state-dir and --run-dir")
+        }
+        StateDirError::BadIdentity { .. } => Failure::new(Exit::InvalidConfig, error.to_string())
+            .hint("restore the file, or remove it to make this a new node"),
+        StateDirError::Random(_) => Failure::new(Exit::Unsupported, error.to_string()),
+    };
+    match std::error::Error::source(error) {
+        Some(source) => failure.caused_by(source.to_string()),
+        None => failure,
+    }
+}

@@ -1,0 +1,177 @@
+//! The loop: kernel equal to what the store says. The only place that calls [`Kernel::apply`].
+//!
+//! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel; a *quick* pass, taken when
+//! only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
+//! milliseconds however many there are. What a quick pass did is checked by the full pass that its own kernel events
+//! bring about.
+//!
+//! Owned by the daemon for the life of the process. Dropping the future between two awaits is safe: the next agent
+//! starts from a dump.
+
+mod outcome;
+mod pace;
+mod pass;
+
+use std::sync::Arc;
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::Dump;
+use flatnet_core::op::Op;
+use flatnet_core::underlay::{Selection, Underlay};
+use flatnet_kernel::{Kernel, Wake};
+use flatnet_model::{IfName, NodeId};
+use futures::StreamExt;
+use futures::future::select_all;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+pub use outcome::{Outcome, PeerState};
+use pace::Pace;
+
+use crate::metrics::Metrics;
+use crate::networks::NetworkPort;
+use crate::report::chain;
+use crate::sysctl_record::SysctlRecord;
+
+/// What stays the same for the life of the agent.
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// This node.
+    pub node: NodeId,
+    /// How the underlay is chosen.
+    pub selection: Selection,
+    /// A bridge of our own, in the first network.
+    pub bridge: Option<IfName>,
+    /// Whether what leaves a network is masqueraded.
+    pub masquerade: bool,
+    /// Whether a tunnel device that flanneld left is replaced.
+    pub take_over: bool,
+}
+
+/// A question to the loop: what would the next full pass change?
+pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, String>>;
+
+/// How a pass gets to know the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Facts and dump.
+    Full,
+    /// What the last pass left.
+    Quick,
+}
+
+/// The loop's state.
+pub struct Reconciler<K> {
+    kernel: Arc<K>,
+    host: HostOptions,
+    ports: Vec<NetworkPort>,
+    outcome: watch::Sender<Outcome>,
+    metrics: Arc<Metrics>,
+    sysctls: SysctlRecord,
+    /// The kernel as the last pass left it; `None` when that is not known.
+    known: Option<Dump>,
+    facts: HostFacts,
+    /// The last underlay found: kept while a look finds none.
+    underlay: Option<Underlay>,
+    /// Whether facts, store or lease changed since the last pass, and whether that pass got all it wanted: if not and so,
+    /// what differs is somebody else's doing.
+    inputs_changed: bool,
+    left_nothing_undone: bool,
+    pace: Pace,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// A loop that has not looked yet.
+    pub fn new(
+        kernel: Arc<K>,
+        host: HostOptions,
+        ports: Vec<NetworkPort>,
+        outcome: watch::Sender<Outcome>,
+        metrics: Arc<Metrics>,
+        sysctls: SysctlRecord,
+    ) -> Self {
+        Self {
+            kernel,
+            host,
+            ports,
+            outcome,
+            metrics,
+            sysctls,
+            known: None,
+            facts: HostFacts::default(),
+            underlay: None,
+            inputs_changed: true,
+            left_nothing_undone: false,
+            pace: Pace::new(Instant::now()),
+        }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self, mut plans: mpsc::Receiver<PlanRequest>) {
+        let mut events = self.subscribe();
+        loop {
+            let due = self.pace.due();
+            tokio::select! {
+                () = changed(&mut self.ports) => self.pass(Look::Quick).await,
+                () = sleep_until(due) => self.pass(Look::Full).await,
+                wake = next(&mut events) => match wake {
+                    Some(_) => self.pace.kernel_changed(Instant::now()),
+                    // Notifications broke (a full socket buffer is a wake, not this): subscribe anew and look.
+                    None => {
+                        events = self.subscribe();
+                        self.pace.kernel_changed(Instant::now());
+                    }
+                },
+                Some(reply) = plans.recv() => {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
+                }
+            }
+        }
+    }
+
+    fn subscribe(&self) -> Option<Events> {
+        match self.kernel.events() {
+            Ok(events) => Some(Box::new(events)),
+            Err(error) => {
+                // The periodic full pass still finds every change.
+                tracing::warn!(error = chain(&error), "kernel notifications are not to be had; looking periodically");
+                None
+            }
+        }
+    }
+}
+
+type Events = Box<dyn futures::Stream<Item = Wake> + Send + Unpin>;
+
+async fn next(events: &mut Option<Events>) -> Option<Wake> {
+    match events {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the store or the lease of any network changed.
+async fn changed(ports: &mut [NetworkPort]) {
+    let waits = ports.iter_mut().flat_map(|port| [&mut port.view as &mut dyn Changed, &mut port.holding]);
+    let waits: Vec<_> = waits.map(Changed::changed).collect();
+    if waits.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    let (alive, _, _) = select_all(waits).await;
+    if !alive {
+        // The daemon is stopping its tasks; this one is next.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A receiver of any type of value.
+trait Changed: Send {
+    fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+}
+
+impl<T: Send + Sync> Changed for watch::Receiver<T> {
+    fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(async { watch::Receiver::changed(self).await.is_ok() })
+    }
+}

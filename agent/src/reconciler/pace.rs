@@ -1,0 +1,108 @@
+//! When the next full pass is due.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long after a kernel event the look follows: an `ip link del` comes as dozens of events within a millisecond or two.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Least time between two full passes brought about by events, so that somebody else's busy routing daemon does not become
+/// our load. Leaves room under the second within which drift must be repaired.
+const SPACING: Duration = Duration::from_millis(100);
+/// The share of time that full passes may take while events keep coming: with 8,000 peers a look takes tens of
+/// milliseconds.
+const SHARE: u32 = 10;
+/// Longest spacing, whatever a pass takes.
+const LONGEST_SPACING: Duration = Duration::from_millis(500);
+/// A look even when nothing was heard: what the kernel changes without telling (routes that go with a link) or a lost
+/// notification.
+const RESYNC: Duration = Duration::from_secs(60);
+/// First wait after an operation failed.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest wait after an operation failed.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// Times of past and next passes.
+#[derive(Debug)]
+pub(super) struct Pace {
+    due: Instant,
+    last_full: Instant,
+    spacing: Duration,
+    retry: Duration,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { due: now, last_full: now, spacing: Duration::ZERO, retry: FIRST_RETRY }
+    }
+
+    /// When the next full pass is due.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// The kernel said that something changed.
+    pub(super) fn kernel_changed(&mut self, now: Instant) {
+        self.due = self.due.min((now + SETTLE).max(self.last_full + self.spacing));
+    }
+
+    /// A full pass ended that took `took`; what is due because of failures is said by [`Self::failed`] after this.
+    pub(super) fn passed(&mut self, now: Instant, took: Duration) {
+        self.last_full = now;
+        self.spacing = (took * SHARE).clamp(SPACING, LONGEST_SPACING);
+        self.due = now + RESYNC;
+    }
+
+    /// The pass that just ended left something undone.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.due = self.due.min(now + self.retry);
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
+    /// The pass that just ended left nothing undone.
+    pub(super) fn succeeded(&mut self) {
+        self.retry = FIRST_RETRY;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_events_brings_one_pass_a_spacing() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        pace.passed(start, Duration::from_millis(30));
+        pace.kernel_changed(start + Duration::from_millis(1));
+        assert_eq!(pace.due(), start + Duration::from_millis(300));
+        pace.kernel_changed(start + Duration::from_millis(299));
+        assert_eq!(pace.due(), start + Duration::from_millis(300));
+    }
+
+    #[test]
+    fn a_quiet_kernel_is_looked_at_soon_after_an_event_and_every_minute() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        pace.passed(start, Duration::from_millis(1));
+        assert_eq!(pace.due(), start + RESYNC);
+        let later = start + Duration::from_secs(5);
+        pace.kernel_changed(later);
+        assert_eq!(pace.due(), later + SETTLE);
+    }
+
+    #[test]
+    fn failures_are_retried_with_growing_waits_and_forgotten_on_success() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for wait in [100, 200, 400] {
+            pace.passed(start, Duration::ZERO);
+            pace.failed(start);
+            assert_eq!(pace.due(), start + Duration::from_millis(wait));
+        }
+        pace.succeeded();
+        pace.passed(start, Duration::ZERO);
+        pace.failed(start);
+        assert_eq!(pace.due(), start + FIRST_RETRY);
+    }
+}

@@ -1,0 +1,310 @@
+//! One pass: look, decide, apply, publish.
+
+use std::collections::BTreeSet;
+
+use flatnet_controlplane::watch::Source;
+use flatnet_core::desired::{Desired, HostInput, NetworkInput, desired};
+use flatnet_core::diff::{Conflict, Prune};
+use flatnet_core::object::{KernelState, LinkKind, SetName};
+use flatnet_core::op::{Action, Object, Op, OpOutcome};
+use flatnet_core::plan::{Plan, plan};
+use flatnet_core::problem::Problem;
+use flatnet_core::underlay;
+use flatnet_kernel::{Kernel, KernelError, Scope};
+use flatnet_model::{IpFamily, Lease, Revision};
+use tokio::time::Instant;
+
+use super::{Look, Outcome, Reconciler};
+use crate::networks::Held;
+use crate::report::chain;
+
+/// What is wanted, and what it was decided from.
+struct Wanted {
+    desired: Desired,
+    problems: Vec<Problem>,
+    /// Whether everything that may be wanted is known, so that what is not wanted may go.
+    prune: Prune,
+    revision: Revision,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// One pass. A full one is made of a quick one whenever the kernel's state is not known.
+    pub(super) async fn pass(&mut self, look: Look) {
+        let look = if self.known.is_none() { Look::Full } else { look };
+        let started = Instant::now();
+        let result = match look {
+            Look::Full => self.full().await,
+            Look::Quick => {
+                let wanted = self.want();
+                Ok(self.bring_about(wanted, look).await)
+            }
+        };
+        let took = started.elapsed();
+        self.metrics.pass(took.as_secs_f64());
+        let complete = match result {
+            Ok(complete) => complete,
+            Err(error) => {
+                self.unreadable(&error);
+                false
+            }
+        };
+        if look == Look::Full {
+            self.pace.passed(Instant::now(), took);
+        }
+        if complete {
+            self.pace.succeeded();
+        } else {
+            self.pace.failed(Instant::now());
+        }
+    }
+
+    /// What the next full pass would change.
+    pub(super) async fn plan(&mut self) -> Result<Vec<Op>, KernelError> {
+        self.look_at_host().await?;
+        let wanted = self.want();
+        let dump = self.kernel.dump(&scope(&wanted.desired.state)).await?;
+        Ok(plan(&wanted.desired.state, &dump, wanted.prune).ops)
+    }
+
+    async fn full(&mut self) -> Result<bool, KernelError> {
+        self.look_at_host().await?;
+        let wanted = self.want();
+        self.known = None;
+        self.known = Some(self.kernel.dump(&scope(&wanted.desired.state)).await?);
+        Ok(self.bring_about(wanted, Look::Full).await)
+    }
+
+    async fn look_at_host(&mut self) -> Result<(), KernelError> {
+        let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
+        self.inputs_changed |= facts != self.facts;
+        self.facts = facts;
+        Ok(())
+    }
+
+    /// Decides what the kernel should hold.
+    fn want(&mut self) -> Wanted {
+        let mut problems = Vec::new();
+        self.inputs_changed |= self.ports.iter().any(|port| {
+            // An error means that the sender is gone: nothing new.
+            port.view.has_changed().unwrap_or(false) || port.holding.has_changed().unwrap_or(false)
+        });
+        let held: Vec<Option<Held>> =
+            self.ports.iter_mut().map(|port| port.holding.borrow_and_update().held.clone()).collect();
+        let families: Vec<IpFamily> = IpFamily::BOTH
+            .into_iter()
+            .filter(|family| held.iter().flatten().any(|held| held.config.pool(*family).is_some()))
+            .collect();
+        match underlay::select(&self.facts, &self.host.selection, &families) {
+            Ok(underlay) => self.underlay = Some(underlay),
+            Err(error) => {
+                let device = self.underlay.as_ref().map_or_else(String::new, |underlay| underlay.device.to_string());
+                problems.push(Problem::new("underlay-missing", error.to_string(), error.hint(), device));
+            }
+        }
+        for port in &mut self.ports {
+            // Marked as seen before it is read: what comes in between wakes the loop again.
+            port.view.mark_unchanged();
+        }
+        let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
+        // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
+        // those that can be held.
+        let prune = self.underlay.is_some()
+            && views.iter().zip(&held).all(|(view, held)| {
+                view.source == Source::Store && (held.is_some() || view.state.valid_config().is_none())
+            });
+        let prune = if prune { Prune::Yes } else { Prune::No };
+        let revision = views.iter().map(|view| view.state.revision).max().unwrap_or_default();
+        let Some(underlay) = &self.underlay else {
+            return Wanted { desired: Desired::default(), problems, prune: Prune::No, revision };
+        };
+        let peers: Vec<Vec<&Lease>> = views
+            .iter()
+            .zip(&held)
+            .map(|(view, held)| match held {
+                None => Vec::new(),
+                Some(held) => {
+                    let resolution = view.state.resolve(&held.config);
+                    problems.extend(resolution.refused.iter().map(|refused| {
+                        Problem::new(
+                            "lease-refused",
+                            format!("the lease {} does not hold: {}", refused.subnets, refused.reason),
+                            "remove or correct that key in the store",
+                            refused.subnets,
+                        )
+                    }));
+                    let own = |lease: &&Lease| lease.subnets == held.subnets || lease.is_owned_by(self.host.node);
+                    resolution.leases.into_iter().filter(|lease| !own(lease)).collect()
+                }
+            })
+            .collect();
+        let mut bridge = self.host.bridge;
+        let inputs: Vec<NetworkInput<'_>> = self
+            .ports
+            .iter()
+            .zip(&held)
+            .zip(&peers)
+            .filter_map(|((port, held), peers)| {
+                let held = held.as_ref()?;
+                let bridge = bridge.take();
+                Some(NetworkInput {
+                    name: &port.name,
+                    config: &held.config,
+                    own: held.subnets,
+                    peers,
+                    bridge,
+                    masquerade: self.host.masquerade,
+                })
+            })
+            .collect();
+        let input = HostInput { node: self.host.node, underlay, facts: &self.facts, networks: &inputs };
+        let desired = desired(&input);
+        Wanted { desired, problems, prune, revision }
+    }
+
+    /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone.
+    async fn bring_about(&mut self, wanted: Wanted, look: Look) -> bool {
+        let Wanted { desired, mut problems, prune, revision } = wanted;
+        // Taken out so that a pass that is cut off leaves "not known" behind.
+        let Some(mut known) = self.known.take() else { return false };
+        let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
+        self.say_drift(&ops, look);
+        for op in &ops {
+            if let (Action::Create | Action::Change, Object::Sysctl(sysctl, _)) = (op.action, &op.object)
+                && let Some(before) = known.state.sysctls.get(sysctl)
+            {
+                self.sysctls.changing(sysctl, before);
+            }
+        }
+        let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
+        let mut failed = BTreeSet::new();
+        for (op, outcome) in ops.iter().zip(&outcomes) {
+            let result = match outcome {
+                OpOutcome::Done => {
+                    known.apply(op);
+                    "done"
+                }
+                OpOutcome::Failed(error) => {
+                    failed.insert(op.object.key());
+                    problems.push(refused(error));
+                    "failed"
+                }
+                OpOutcome::Skipped => {
+                    failed.insert(op.object.key());
+                    "skipped"
+                }
+            };
+            self.metrics.op(op.object.kind(), op.action, result);
+        }
+        problems.extend(conflicts.iter().map(in_the_way));
+        let complete = failed.is_empty() && self.underlay.is_some();
+        // After a failure the kernel may hold anything at that key: look before the next change.
+        self.known = failed.is_empty().then_some(known);
+        problems.splice(0..0, desired.problems.iter().cloned());
+        problems.sort();
+        problems.dedup();
+        self.publish(desired, failed, problems, complete && conflicts.is_empty(), revision);
+        complete
+    }
+
+    /// Says what somebody else changed: what a full pass finds undone although nothing else is wanted than by the pass
+    /// before, which left nothing undone.
+    fn say_drift(&mut self, ops: &[Op], look: Look) {
+        let inputs_changed = std::mem::take(&mut self.inputs_changed);
+        if look == Look::Quick || inputs_changed || ops.is_empty() || !self.left_nothing_undone {
+            return;
+        }
+        let kinds: BTreeSet<&str> = ops.iter().map(|op| op.object.kind().as_str()).collect();
+        let kinds = kinds.into_iter().collect::<Vec<_>>().join(",");
+        tracing::warn!(objects = ops.len(), kinds, "objects of ours were changed by somebody else; repairing");
+        for op in ops {
+            self.metrics.drift(op.object.kind());
+        }
+    }
+
+    fn publish(
+        &mut self,
+        desired: Desired,
+        failed: BTreeSet<flatnet_core::op::ObjectKey>,
+        problems: Vec<Problem>,
+        complete: bool,
+        revision: Revision,
+    ) {
+        self.left_nothing_undone = failed.is_empty();
+        let underlay = self.underlay.clone();
+        self.outcome.send_modify(|outcome| {
+            for problem in problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
+                tracing::warn!(
+                    code = problem.code,
+                    object = problem.object,
+                    hint = problem.hint,
+                    "{}",
+                    problem.message
+                );
+            }
+            if complete && !outcome.complete {
+                tracing::info!(revision, "the kernel is what the store says");
+            }
+            *outcome = Outcome {
+                passes: outcome.passes + 1,
+                last_pass: Some(Instant::now()),
+                underlay,
+                networks: desired.networks,
+                failed,
+                problems,
+                complete,
+                revision,
+            };
+        });
+    }
+
+    fn unreadable(&mut self, error: &KernelError) {
+        self.known = None;
+        let problem = Problem::new(
+            "kernel-unreadable",
+            chain(error),
+            "the agent tries again by itself; if it stays, it may lack CAP_NET_ADMIN",
+            error.what,
+        );
+        self.outcome.send_modify(|outcome| {
+            if !outcome.problems.contains(&problem) {
+                tracing::error!(error = chain(error), "cannot read the kernel's state");
+                outcome.problems.push(problem);
+            }
+            outcome.passes += 1;
+            outcome.last_pass = Some(Instant::now());
+            outcome.complete = false;
+        });
+    }
+}
+
+/// What a dump must look at besides what carries our mark.
+fn scope(desired: &KernelState) -> Scope {
+    let tunnels = desired.links.values().filter_map(|link| match &link.kind {
+        LinkKind::Vxlan(vxlan) => Some(SetName { vni: vxlan.vni, family: IpFamily::of(vxlan.local) }),
+        LinkKind::Bridge => None,
+    });
+    let sets: BTreeSet<SetName> = tunnels.chain(desired.peer_sources.iter().map(|source| source.set)).collect();
+    Scope {
+        links: desired.links.keys().copied().collect(),
+        sysctls: desired.sysctls.keys().cloned().collect(),
+        sets: sets.into_iter().collect(),
+    }
+}
+
+fn refused(error: &flatnet_core::op::OpError) -> Problem {
+    Problem::new(
+        "kernel-refused",
+        error.to_string(),
+        "the agent tries again by itself; `agent doctor` looks for the usual causes",
+        &error.object,
+    )
+}
+
+fn in_the_way(conflict: &Conflict) -> Problem {
+    Problem::new(
+        "foreign-object",
+        format!("{} is not ours and in the way: {}", conflict.object, conflict.found),
+        "remove or rename it; if flanneld made it, stop flanneld and join with --take-over",
+        &conflict.object,
+    )
+}

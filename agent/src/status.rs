@@ -1,0 +1,181 @@
+//! The status document: put together on demand from what the tasks publish.
+
+use std::time::UNIX_EPOCH;
+
+use flatnet_controlplane::watch::{Connection, NetworkView};
+use flatnet_core::desired::{NetworkOutcome, PeerOutcome};
+use flatnet_core::problem::Problem;
+use flatnet_model::state::ConfigState;
+use flatnet_model::{IpFamily, NetworkConfig, NodeId};
+use flatnet_proto::agent::v1 as wire;
+use tokio::sync::watch;
+
+use crate::networks::{Holding, NetworkPort};
+use crate::reconciler::Outcome;
+
+/// Everything the document is made from.
+#[derive(Clone, Debug)]
+pub struct StatusSource {
+    /// This node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The joined networks.
+    pub ports: Vec<NetworkPort>,
+    /// What the reconciler did last.
+    pub outcome: watch::Receiver<Outcome>,
+    /// What is wrong with the host besides (presence, env files).
+    pub host_problems: watch::Receiver<Vec<Problem>>,
+}
+
+impl StatusSource {
+    /// The document as of now.
+    #[must_use]
+    pub fn status(&self) -> wire::Status {
+        let outcome = self.outcome.borrow();
+        let mut problems = outcome.problems.clone();
+        problems.extend(self.host_problems.borrow().iter().cloned());
+        let mut starting = outcome.passes == 0;
+        let mut networks = Vec::new();
+        for port in &self.ports {
+            let (view, holding) = (port.view.borrow(), port.holding.borrow());
+            starting |= holding.held.is_none();
+            problems.extend(view_problems(port, &view));
+            problems.extend(holding.problems.iter().cloned());
+            let programmed = outcome.networks.iter().find(|network| network.name == port.name);
+            networks.push(network(port, &view, &holding, programmed, &outcome));
+        }
+        problems.sort();
+        problems.dedup();
+        let state = match (starting, problems.is_empty() && outcome.complete) {
+            (true, _) => "starting",
+            (false, true) => "converged",
+            (false, false) => "degraded",
+        };
+        wire::Status {
+            state: state.to_owned(),
+            problems: problems.into_iter().map(problem).collect(),
+            node: Some(wire::Node { id: self.node.to_string(), name: self.name.clone() }),
+            revision: outcome.revision,
+            networks,
+        }
+    }
+
+    /// For each network: whether the store is followed now.
+    #[must_use]
+    pub fn connected(&self) -> Vec<(String, bool)> {
+        let connected = |port: &NetworkPort| port.view.borrow().connection == Connection::Connected;
+        self.ports.iter().map(|port| (port.name.to_string(), connected(port))).collect()
+    }
+
+    /// For each network with a confirmed lease: when it ends, in seconds since 1970.
+    #[must_use]
+    pub fn expiry(&self) -> Vec<(String, f64)> {
+        let expiry = |port: &NetworkPort| port.holding.borrow().held.as_ref()?.expires?.duration_since(UNIX_EPOCH).ok();
+        self.ports.iter().filter_map(|port| Some((port.name.to_string(), expiry(port)?.as_secs_f64()))).collect()
+    }
+}
+
+fn problem(problem: Problem) -> wire::Problem {
+    wire::Problem { code: problem.code, message: problem.message, hint: problem.hint, object: problem.object }
+}
+
+fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
+    let name = &port.name;
+    let mut problems = Vec::new();
+    match &view.connection {
+        Connection::Connected => {}
+        Connection::Connecting => problems.push(Problem::new(
+            "store-connecting",
+            "the store has not answered yet",
+            "if this stays: check the endpoint, and that etcd runs there and has a leader",
+            name,
+        )),
+        Connection::Lost { reason } => problems.push(Problem::new(
+            "store-unreachable",
+            format!("the store does not answer: {reason}"),
+            "the datapath goes on with the last known peers; check the endpoint, and that etcd runs there and has a leader",
+            name,
+        )),
+    }
+    let followed = view.connection == Connection::Connected;
+    match &view.state.config {
+        ConfigState::Missing if followed => problems.push(Problem::new(
+            "no-config",
+            format!("network {name} has no configuration in the store"),
+            format!("create it: agent network create {name} --cidr 10.100.0.0/16, or join with --init"),
+            name,
+        )),
+        ConfigState::Invalid(reason) => problems.push(Problem::new(
+            "config-invalid",
+            format!("network {name} has a configuration that cannot be used: {reason}"),
+            format!("correct it: agent network update {name} …"),
+            name,
+        )),
+        ConfigState::Missing | ConfigState::Valid(_) => {}
+    }
+    if let Some(suspect) = &view.suspect {
+        problems.push(Problem::new(
+            "store-suspect",
+            &suspect.reason,
+            "nothing is removed until the other nodes have claimed their subnets again; check whether etcd was wiped or restored",
+            name,
+        ));
+    }
+    problems.extend(view.state.rejected.iter().map(|(key, reason)| {
+        Problem::new(
+            "key-rejected",
+            format!("{key} is skipped: {reason}"),
+            "remove or correct that key in the store",
+            key,
+        )
+    }));
+    problems
+}
+
+fn network(
+    port: &NetworkPort,
+    view: &NetworkView,
+    holding: &Holding,
+    programmed: Option<&NetworkOutcome>,
+    outcome: &Outcome,
+) -> wire::Network {
+    let held = holding.held.as_ref();
+    let config: Option<&NetworkConfig> = held.map(|held| &held.config).or_else(|| view.state.valid_config());
+    let range = |family| config.and_then(|config| config.pool(family)).map(|pool| pool.network().to_string());
+    let subnet = |family| held.and_then(|held| held.subnets.of(family)).map(|net| net.to_string());
+    let mtu = programmed.and_then(|network| network.mtu).map_or(0, flatnet_model::Mtu::get);
+    let device = programmed.and_then(|network| network.devices.first()).map(ToString::to_string);
+    let peers = programmed.map(|network| network.peers.as_slice()).unwrap_or_default();
+    wire::Network {
+        name: port.name.to_string(),
+        cidr: range(IpFamily::V4),
+        cidr6: range(IpFamily::V6),
+        subnet: subnet(IpFamily::V4),
+        subnet6: subnet(IpFamily::V6),
+        backend: config.map(|config| config.backend.kind().to_string()).unwrap_or_default(),
+        datapath: "kernel".to_owned(),
+        mtu,
+        device,
+        lease_expires: held.and_then(|held| held.expires).map(|at| humantime::format_rfc3339_seconds(at).to_string()),
+        peers: peers.iter().map(|peer_outcome| peer(view, peer_outcome, outcome)).collect(),
+    }
+}
+
+fn peer(view: &NetworkView, peer: &PeerOutcome, outcome: &Outcome) -> wire::Peer {
+    let lease = view.state.leases.get(&peer.subnets);
+    let owner = lease.and_then(|lease| lease.owner.as_ref());
+    let node = owner.map(|owner| if owner.name.is_empty() { owner.node.to_string() } else { owner.name.clone() });
+    let address = lease.and_then(|lease| {
+        let address = |family| lease.public_address(family);
+        address(IpFamily::V4).or_else(|| address(IpFamily::V6))
+    });
+    wire::Peer {
+        node: node.unwrap_or_default(),
+        subnet: peer.subnets.v4().map(|net| net.to_string()),
+        subnet6: peer.subnets.v6().map(|net| net.to_string()),
+        public_ip: address.map(|address| address.to_string()).unwrap_or_default(),
+        backend: lease.map(|lease| lease.backend.to_string()).unwrap_or_default(),
+        state: outcome.peer_state(peer).as_str().to_owned(),
+    }
+}

@@ -1,0 +1,44 @@
+//! Logs: to stderr as text or JSON, or to the journal with fields.
+
+use std::io::IsTerminal;
+
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::cli::LogFormat;
+use crate::report::{Exit, Failure};
+
+/// Starts logging for the life of the process.
+pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
+    // Libraries speak only when something is wrong with them: their debug output is theirs, not an operator's.
+    let filter = Targets::new().with_default(Level::ERROR).with_targets([
+        ("flatnet_agent", level),
+        ("flatnet_kernel", level),
+        ("flatnet_controlplane", level),
+        ("flatnet_core", level),
+    ]);
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let layer =
+                tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
+            registry.with(layer).try_init()
+        }
+        LogFormat::Json => {
+            let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).json().flatten_event(true);
+            registry.with(layer).try_init()
+        }
+        LogFormat::Journald => {
+            let layer = tracing_journald::layer().map_err(|error| {
+                Failure::new(Exit::Unsupported, "cannot reach systemd's journal")
+                    .hint("use --log-format text or json")
+                    .caused_by(error)
+            })?;
+            registry.with(layer).try_init()
+        }
+    };
+    started.map_err(|error| Failure::new(Exit::Internal, "cannot start logging").caused_by(error))
+}
