@@ -6,11 +6,18 @@ use std::time::Duration;
 use flatnet_model::ipam::Exhausted;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{EtcdLease, Lease, Owner, Publication, SubnetKey};
+use flatnet_model::{EtcdLease, Lease, NetworkConfig, Owner, Publication, SubnetKey};
 use ipnet::IpNet;
 
+use crate::flannel::{decode_lease, encode_lease};
 use crate::random::Random;
-use crate::store::{Store, StoreError};
+use crate::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, Write};
+
+mod plan;
+mod survey;
+
+use plan::Plan;
+use survey::Survey;
 
 /// What a node asks for.
 #[derive(Clone, Debug)]
@@ -152,14 +159,109 @@ pub enum UpdateError {
 }
 
 /// Acquires this node's lease in a network whose configuration is in `state`.
+///
+/// In this order: the lease this node holds; what is asked for or was held before; the lease of a flanneld or of an
+/// earlier installation on this host; a free one. Each is one transaction that names what it read, so that of two nodes
+/// only one succeeds; the other reads again. When an answer is lost, what happened is read; this node's own record
+/// ([`NetworkKeys::node_claim`]) keeps a transaction that is still on its way from happening beside a later one.
 pub async fn acquire<S: Store>(
     store: &S,
     request: &ClaimRequest,
     state: &NetworkState,
     random: &mut impl Random,
 ) -> Result<Claim, AcquireError> {
-    let _ = (store, request, state, random);
-    todo!()
+    let Some(config) = state.valid_config() else {
+        return Err(AcquireError::NoConfig { network: request.keys.network().to_string() });
+    };
+    let mut attempt = Attempt { store, request, config, granted: None, outcome_unknown: false };
+    let result = attempt.run(random).await;
+    if result.is_err() {
+        attempt.abandon().await;
+    }
+    result
+}
+
+/// How often a claim is tried before the caller is told: with a pause of about 20 ms each, ten nodes that start at once
+/// on one etcd have all had their turn.
+const ATTEMPTS: u32 = 20;
+/// The pause between two attempts, varied: about what one transaction takes on a disk.
+const PAUSE: Duration = Duration::from_millis(15);
+
+struct Attempt<'a, S> {
+    store: &'a S,
+    request: &'a ClaimRequest,
+    config: &'a NetworkConfig,
+    /// A store's lease granted and not used yet.
+    granted: Option<EtcdLease>,
+    /// Whether a transaction was sent that may still happen.
+    outcome_unknown: bool,
+}
+
+impl<S: Store> Attempt<'_, S> {
+    async fn run(&mut self, random: &mut impl Random) -> Result<Claim, AcquireError> {
+        for _ in 0..ATTEMPTS {
+            if let Some(claim) = self.once(random).await? {
+                return Ok(claim);
+            }
+            tokio::time::sleep(random.jitter(PAUSE)).await;
+        }
+        Err(AcquireError::Busy(ATTEMPTS))
+    }
+
+    /// One attempt; `None`: somebody was faster, or the outcome is not known. Read again.
+    async fn once(&mut self, random: &mut impl Random) -> Result<Option<Claim>, AcquireError> {
+        let survey = Survey::read(self.store, self.request).await?;
+        let plan = plan::decide(self.store, self.request, self.config, &survey, random).await?;
+        let etcd_lease = self.etcd_lease(&plan).await?;
+        let value = encode_lease(&self.request.publication, Some(&self.request.owner));
+        if plan.is_done(&survey, &value, etcd_lease) {
+            return Ok(plan.claim(self.request, etcd_lease, None));
+        }
+        let txn = plan.transaction(self.request, &survey, value, etcd_lease);
+        match self.store.txn(txn).await {
+            Ok(TxnReply::Done(revision)) => {
+                self.granted = None;
+                Ok(plan.claim(self.request, etcd_lease, Some(revision)))
+            }
+            Ok(TxnReply::Refused(_)) => Ok(None),
+            Err(StoreError::LeaseGone(_)) => {
+                self.granted = None;
+                Ok(None)
+            }
+            Err(StoreError::Unavailable { .. }) => {
+                self.outcome_unknown = true;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The store's lease for the claim: that of the lease refreshed while it lives, else a new one.
+    async fn etcd_lease(&mut self, plan: &Plan) -> Result<EtcdLease, StoreError> {
+        if let Some(lease) = plan.reusable_lease() {
+            match self.store.lease_keep_alive(lease).await {
+                Ok(_) => return Ok(lease),
+                Err(StoreError::LeaseGone(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(granted) = self.granted {
+            return Ok(granted);
+        }
+        let granted = self.store.lease_grant(self.request.ttl).await?;
+        self.granted = Some(granted);
+        Ok(granted)
+    }
+
+    /// Gives back a store's lease that nothing is under; one that may be in use expires by itself.
+    async fn abandon(&mut self) {
+        if let Some(granted) = self.granted.take()
+            && !self.outcome_unknown
+        {
+            // It expires anyway.
+            let _ = self.store.lease_revoke(granted).await;
+        }
+    }
 }
 
 /// Publishes changed data (address, MAC) in place.
@@ -169,17 +271,63 @@ pub async fn update<S: Store>(
     claim: &Claim,
     publication: &Publication,
 ) -> Result<Claim, UpdateError> {
-    let _ = (store, keys, claim, publication);
-    todo!()
+    /// A refusal means that somebody rewrote our key, a lost answer that we may have: each is read once more.
+    const TRIES: u32 = 4;
+    let subnets = claim.lease.subnets;
+    let lost = || UpdateError::Lost(subnets);
+    let owner = claim.lease.owner.as_ref().ok_or_else(lost)?;
+    let key = keys.lease(&subnets);
+    let value = encode_lease(publication, Some(owner));
+    let mut last_error = None;
+    for _ in 0..TRIES {
+        let kv = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next().ok_or_else(lost)?;
+        let lease = decode_lease(subnets, &kv).ok().filter(|lease| lease.is_owned_by(owner.node)).ok_or_else(lost)?;
+        if lease.owner.as_ref().is_some_and(|now| now.nonce != owner.nonce) {
+            return Err(lost());
+        }
+        let etcd_lease = kv.lease.unwrap_or(claim.etcd_lease);
+        if kv.value == value {
+            return Ok(Claim { lease, etcd_lease, origin: claim.origin });
+        }
+        let txn = Txn {
+            when: vec![Compare::ModRevision(key.clone(), kv.mod_revision)],
+            then: vec![Write::Put { key: key.clone(), value: value.clone(), lease: Some(etcd_lease) }],
+        };
+        match store.txn(txn).await {
+            Ok(_) => {}
+            Err(StoreError::LeaseGone(_)) => return Err(lost()),
+            Err(error) if error.can_retry() => last_error = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last_error.map_or_else(lost, UpdateError::Store))
 }
 
 /// Gives the lease back: key, claims and the store's lease. What is already gone, or another's, is left alone.
 pub async fn release<S: Store>(store: &S, keys: &NetworkKeys, claim: &Claim) -> Result<(), StoreError> {
-    let _ = (store, keys, claim);
-    todo!()
+    /// Somebody else may change the key between reading and deleting; a few times is plenty.
+    const TRIES: u32 = 4;
+    let subnets = claim.lease.subnets;
+    let key = keys.lease(&subnets);
+    let node = claim.lease.owner.as_ref().map(|owner| owner.node);
+    for _ in 0..TRIES {
+        let Some(kv) = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next() else { break };
+        let owner = decode_lease(subnets, &kv).ok().and_then(|lease| lease.owner);
+        let Some(owner) = owner.filter(|owner| Some(owner.node) == node) else { break };
+        let mut then = vec![Write::Delete(key.clone()), Write::Delete(keys.node_claim(owner.node))];
+        then.extend(subnets.iter().map(|net| Write::Delete(keys.claim(net))));
+        let when = vec![Compare::ModRevision(key.clone(), kv.mod_revision)];
+        if let TxnReply::Done(_) = store.txn(Txn { when, then }).await? {
+            break;
+        }
+    }
+    store.lease_revoke(claim.etcd_lease).await
 }
 
 /// Keeps the lease alive once; how long it now lives. [`StoreError::LeaseGone`]: acquire again.
 pub async fn keep_alive<S: Store>(store: &S, claim: &Claim) -> Result<Duration, StoreError> {
     store.lease_keep_alive(claim.etcd_lease).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,16 +3,22 @@
 //! [`follow`] alone writes the view; whoever spawned it owns its life. Dropping its future at any await is safe.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{Revision, SubnetKey};
+use flatnet_model::{NetworkConfig, Revision, SubnetKey};
+use futures::StreamExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::flannel::ConfigWarning;
-use crate::store::Store;
+use crate::random::{Backoff, OsRandom, Random};
+use crate::store::{KeyRange, Store, StoreError, WatchBatch};
+
+mod fold;
 
 /// Where the state comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +63,9 @@ pub struct Suspect {
 pub struct NetworkView {
     /// Configuration and leases.
     pub state: NetworkState,
-    /// The configuration's value as the store has it, for the snapshot on disk.
+    /// The last usable configuration: it stays while the store has none or a bad one, so that the datapath stays.
+    pub usable_config: Option<NetworkConfig>,
+    /// Its value as stored, for the snapshot on disk.
     pub config_value: Option<Vec<u8>>,
     /// Revision at which the configuration's key was created; 0 while unknown.
     pub config_created: Revision,
@@ -73,8 +81,178 @@ pub struct NetworkView {
 
 /// Keeps `view` equal to what the store says of the network of `keys`, for ever.
 ///
-/// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL.
+/// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL. A view that begins as a
+/// snapshot from disk ([`crate::snapshot::decode`]) is kept until the first snapshot of the store.
 pub async fn follow<S: Store>(store: Arc<S>, keys: NetworkKeys, grace: Duration, view: watch::Sender<NetworkView>) {
-    let _ = (store, keys, grace, view);
-    todo!()
+    follow_with(store, keys, grace, view, OsRandom).await;
 }
+
+/// [`follow`] with its randomness (of the waits before reconnecting) given.
+pub async fn follow_with<S: Store>(
+    store: Arc<S>,
+    keys: NetworkKeys,
+    grace: Duration,
+    view: watch::Sender<NetworkView>,
+    mut random: impl Random,
+) {
+    let mut follower = Follower { store, keys, grace, view, snapshot_needed: true, grace_ends: None, grace_left: None };
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    loop {
+        let began = Instant::now();
+        let error = follower.session().await;
+        if began.elapsed() >= STEADY {
+            backoff.reset();
+        }
+        if matches!(error, StoreError::Compacted(_)) {
+            follower.snapshot_needed = true;
+        }
+        follower.lost(&error);
+        let wait = backoff.wait(&mut random);
+        let wait = if error.can_retry() || matches!(error, StoreError::Compacted(_)) { wait } else { REFUSED_WAIT };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The first wait before reconnecting: etcd restarts and elections take longer, a lost connection does not.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// The longest, before ± 25 % of jitter: new leases must be seen within 1 s after the store is back.
+const LONGEST_WAIT: Duration = Duration::from_millis(700);
+/// After a refusal (password, rights), which only somebody can change.
+const REFUSED_WAIT: Duration = Duration::from_secs(5);
+/// A session that held this long was a good one.
+const STEADY: Duration = Duration::from_secs(2);
+
+struct Follower<S> {
+    store: Arc<S>,
+    keys: NetworkKeys,
+    grace: Duration,
+    view: watch::Sender<NetworkView>,
+    /// Whether the next session begins with a snapshot rather than where the last one ended.
+    snapshot_needed: bool,
+    /// When leases kept from before a wipe are given up.
+    grace_ends: Option<Instant>,
+    /// What was left of it when the store was lost: while nobody can claim, it stands still.
+    grace_left: Option<Duration>,
+}
+
+impl<S: Store> Follower<S> {
+    /// Connects and follows until something breaks.
+    async fn session(&mut self) -> StoreError {
+        match self.try_session().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn try_session(&mut self) -> Result<Infallible, StoreError> {
+        if self.snapshot_needed || !self.can_resume().await? {
+            let reply = self.store.range(&KeyRange::prefix(&self.keys.all())).await?;
+            self.modify(|keys, view| fold::snapshot(keys, view, &reply));
+            self.snapshot_needed = false;
+        }
+        let next = self.view.borrow().state.revision + 1;
+        let mut events = self.store.watch(&KeyRange::prefix(&self.keys.all()), next).await?;
+        self.connected();
+        loop {
+            let batch = tokio::select! {
+                batch = events.next() => batch,
+                () = grace_over(self.grace_ends) => {
+                    self.end_grace();
+                    continue;
+                }
+            };
+            let batch = batch.unwrap_or_else(|| {
+                Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason: "the watch ended".to_owned() })
+            })?;
+            self.apply(&batch);
+        }
+    }
+
+    /// Whether the store is still the one we know, so that its history leads on from our revision.
+    async fn can_resume(&self) -> Result<bool, StoreError> {
+        let config = self.store.range(&KeyRange::key(&self.keys.config())).await?;
+        let created = config.kvs.first().map_or(0, |kv| kv.create_revision);
+        let view = self.view.borrow();
+        Ok(config.revision >= view.state.revision && created == view.config_created)
+    }
+
+    fn apply(&mut self, batch: &WatchBatch) {
+        if batch.events.is_empty() {
+            // Only how far the store is: nobody needs to be woken for that.
+            self.view.send_if_modified(|view| {
+                view.state.revision = view.state.revision.max(batch.revision);
+                false
+            });
+        } else {
+            self.modify(|keys, view| fold::batch(keys, view, batch));
+        }
+    }
+
+    /// Changes the view in place, and starts or ends the grace as the change demands.
+    fn modify(&mut self, change: impl FnOnce(&NetworkKeys, &mut NetworkView)) {
+        let keys = &self.keys;
+        let mut suspect = None;
+        self.view.send_modify(|view| {
+            let before = view.suspect.as_ref().map(|suspect| suspect.reason.clone());
+            change(keys, view);
+            view.connection = Connection::Connected;
+            suspect = view.suspect.as_ref().map(|now| (now.reason.clone(), before.as_ref() != Some(&now.reason)));
+        });
+        match suspect {
+            None => (self.grace_ends, self.grace_left) = (None, None),
+            Some((reason, new)) if new || self.grace_ends.is_none() => {
+                if new {
+                    tracing::warn!(network = %self.keys.network(), reason, "the store was wiped or put back");
+                }
+                let left = if new { None } else { self.grace_left.take() };
+                self.grace_left = None;
+                self.grace_ends = Some(Instant::now() + left.unwrap_or(self.grace));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn end_grace(&mut self) {
+        self.grace_ends = None;
+        self.view.send_modify(fold::end_grace);
+    }
+
+    fn connected(&mut self) {
+        if let Some(left) = self.grace_left.take() {
+            self.grace_ends = Some(Instant::now() + left);
+        }
+        let changed = self.view.send_if_modified(|view| {
+            let changed = view.connection != Connection::Connected;
+            view.connection = Connection::Connected;
+            changed
+        });
+        if changed {
+            tracing::info!(network = %self.keys.network(), "following the store again");
+        }
+    }
+
+    fn lost(&mut self, error: &StoreError) {
+        if let Some(ends) = self.grace_ends.take() {
+            self.grace_left = Some(ends.saturating_duration_since(Instant::now()));
+        }
+        let reason = error.to_string();
+        self.view.send_if_modified(|view| {
+            let known = matches!(&view.connection, Connection::Lost { reason: before } if *before == reason);
+            if !known {
+                tracing::info!(network = %self.keys.network(), reason, "lost the store");
+                view.connection = Connection::Lost { reason };
+            }
+            !known
+        });
+    }
+}
+
+async fn grace_over(ends: Option<Instant>) {
+    match ends {
+        Some(ends) => tokio::time::sleep_until(ends).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

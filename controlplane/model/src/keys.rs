@@ -86,6 +86,13 @@ impl NetworkKeys {
         format!("{}{}", self.claims(), key_form(subnet))
     }
 
+    /// Which subnets `node` claimed last in this network. Every claim of the node compares and changes it, so that a
+    /// claim whose outcome it never learnt cannot happen beside a later one.
+    #[must_use]
+    pub fn node_claim(&self, node: NodeId) -> String {
+        format!("{}{node}", self.claims())
+    }
+
     /// All claims of the network.
     #[must_use]
     pub fn claims(&self) -> String {

@@ -1,0 +1,127 @@
+//! What there is in the store before a claim.
+
+use flatnet_model::{Lease, NodeId, Revision, SubnetKey};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use super::{ClaimRequest, Holder};
+use crate::flannel::{decode_lease, lease_name};
+use crate::store::{KeyRange, KeyValue, Store, StoreError};
+
+/// A claim's value: who last held the subnet.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ClaimRecord {
+    pub(super) version: u32,
+    pub(super) node: NodeId,
+}
+
+/// A node's own record: what it claimed last.
+#[derive(Serialize, Deserialize)]
+pub(super) struct NodeRecord {
+    pub(super) version: u32,
+    pub(super) subnets: String,
+}
+
+/// The version of both.
+pub(super) const RECORD_VERSION: u32 = 1;
+
+/// A key under `subnets/` that names subnets; its value may be unreadable and still holds them.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) subnets: SubnetKey,
+    pub(super) lease: Option<Lease>,
+    pub(super) kv: KeyValue,
+}
+
+impl Seen {
+    pub(super) fn holder(&self) -> Holder {
+        let name = match &self.lease {
+            None => "a record that cannot be read".to_owned(),
+            Some(lease) => match (&lease.owner, lease.public_ip, lease.public_ipv6) {
+                (Some(owner), ..) if owner.name.is_empty() => format!("node {}", owner.node),
+                (Some(owner), ..) => format!("node {}", owner.name),
+                (None, Some(ip), _) => format!("the host at {ip}"),
+                (None, None, Some(ip)) => format!("the host at {ip}"),
+                (None, None, None) => "a reservation".to_owned(),
+            },
+        };
+        Holder { subnets: self.subnets, name }
+    }
+
+    pub(super) fn overlaps(&self, net: IpNet) -> bool {
+        self.subnets.iter().any(|own| own.contains(&net) || net.contains(&own))
+    }
+}
+
+/// The network's leases and this node's own record.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// In the order of their keys.
+    pub(super) seen: Vec<Seen>,
+    /// Revision of this node's own record; 0: there is none.
+    pub(super) node_revision: Revision,
+    /// What this node claimed last, as its own record says.
+    pub(super) node_subnets: Option<SubnetKey>,
+}
+
+impl Survey {
+    /// Reads the own record first: a claim of ours that happens between the two reads is then seen among the leases,
+    /// and one that happens after both changes the record.
+    pub(super) async fn read<S: Store>(store: &S, request: &ClaimRequest) -> Result<Self, StoreError> {
+        let keys = &request.keys;
+        let record = store.range(&KeyRange::key(&keys.node_claim(request.owner.node))).await?.kvs.into_iter().next();
+        let reply = store.range(&KeyRange::prefix(&keys.subnets())).await?;
+        let seen = reply.kvs.into_iter().filter_map(|kv| {
+            let subnets = lease_name(keys, &kv.key)?.ok()?;
+            let lease = decode_lease(subnets, &kv).ok();
+            Some(Seen { subnets, lease, kv })
+        });
+        Ok(Self {
+            seen: seen.collect(),
+            node_revision: record.as_ref().map_or(0, |kv| kv.mod_revision),
+            node_subnets: record
+                .and_then(|kv| serde_json::from_slice::<NodeRecord>(&kv.value).ok())
+                .and_then(|record| record.subnets.parse().ok()),
+        })
+    }
+
+    /// This node's leases, the oldest first.
+    pub(super) fn own(&self, node: NodeId) -> Vec<&Seen> {
+        let mut own: Vec<&Seen> =
+            self.seen.iter().filter(|seen| seen.lease.as_ref().is_some_and(|lease| lease.is_owned_by(node))).collect();
+        own.sort_by_key(|seen| (seen.kv.create_revision, seen.subnets));
+        own
+    }
+
+    /// Everything that is leased.
+    pub(super) fn leased(&self) -> Vec<IpNet> {
+        self.seen.iter().flat_map(|seen| seen.subnets.iter().collect::<Vec<_>>()).collect()
+    }
+}
+
+/// One claim of a subnet.
+pub(super) struct Claimed {
+    pub(super) net: IpNet,
+    pub(super) node: Option<NodeId>,
+    pub(super) revision: Revision,
+}
+
+/// Reads claims in `range`; keys that are not subnets are passed over.
+pub(super) async fn read_claims<S: Store>(
+    store: &S,
+    request: &ClaimRequest,
+    range: &KeyRange,
+) -> Result<Vec<Claimed>, StoreError> {
+    let prefix = request.keys.claims();
+    let reply = store.range(range).await?;
+    Ok(reply.kvs.iter().filter_map(|kv| claimed(&prefix, kv)).collect())
+}
+
+fn claimed(prefix: &str, kv: &KeyValue) -> Option<Claimed> {
+    let name = std::str::from_utf8(kv.key.strip_prefix(prefix.as_bytes())?).ok()?;
+    let (address, len) = name.rsplit_once('-')?;
+    let cidr = format!("{address}/{len}");
+    let net = cidr.parse::<Ipv4Net>().map(IpNet::V4).or_else(|_| cidr.parse::<Ipv6Net>().map(IpNet::V6)).ok()?;
+    let node = serde_json::from_slice::<ClaimRecord>(&kv.value).ok().map(|record| record.node);
+    Some(Claimed { net, node, revision: kv.mod_revision })
+}
