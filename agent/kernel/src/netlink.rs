@@ -11,3 +11,6 @@ pub mod monitor;
 pub mod parse;
 pub mod socket;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

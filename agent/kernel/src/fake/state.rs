@@ -136,8 +136,12 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
         Action::Create if state.links.contains_key(&name) => return Err(Errno::EEXIST),
         Action::Create => vxlan_is_free(&state.links, name, link)?,
         Action::Change => {
-            if !device(state, name)?.can_become(link) {
+            let present = device(state, name)?.clone();
+            if !present.can_become(link) {
                 return Err(Errno::EOPNOTSUPP);
+            }
+            if link.mac.is_some_and(|mac| present.mac != Some(mac)) {
+                state.neighbours.retain(|key, _| key.device != name);
             }
             if !link.up {
                 take_down(state, name);

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::links;
 use crate::dependency::{Failures, Stage};
 use crate::netlink::encode::{self, Presence};
+use crate::netlink::parse::RawLink;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::netlink::wire::Request;
 use crate::sysctl;
@@ -32,12 +33,10 @@ pub(super) struct Applier<'a> {
     indexes: HashMap<IfName, u32>,
 }
 
-/// What an operation asks of the kernel: its requests, of which the last decides unless an earlier one is refused.
+/// What an operation asks of the kernel.
 enum Plan {
     /// One request.
     One(Request),
-    /// Two that belong together; that the first finds nothing is no failure.
-    ReplaceBy(Request, Request),
     /// Known to be in vain.
     Refused(Refusal),
     /// Nothing to do.
@@ -85,11 +84,7 @@ impl<'a> Applier<'a> {
                 Some(Plan::Refused(refusal)) => Verdict::Known(Err(refusal)),
                 Some(Plan::One(request)) => {
                     requests.push(request);
-                    Verdict::Asked(1)
-                }
-                Some(Plan::ReplaceBy(first, second)) => {
-                    requests.extend([first, second]);
-                    Verdict::Asked(2)
+                    Verdict::Asked
                 }
             };
             verdicts.push(verdict);
@@ -120,14 +115,12 @@ impl<'a> Applier<'a> {
                     encode::neighbour_set(index, key.address, *mac)
                 })
             }),
-            Object::Fdb(key, to) => self.on(op, key.device, |index| match op.action {
-                Action::Delete => Plan::One(encode::fdb_delete(index, key.mac)),
-                Action::Create => Plan::One(encode::fdb_set(Presence::Either, index, key.mac, *to)),
-                // The kernel's own replacing leaves further destinations, which somebody may have added.
-                Action::Change | Action::Replace => Plan::ReplaceBy(
-                    encode::fdb_delete(index, key.mac),
-                    encode::fdb_set(Presence::New, index, key.mac, *to),
-                ),
+            Object::Fdb(key, to) => self.on(op, key.device, |index| {
+                Plan::One(if delete {
+                    encode::fdb_delete(index, key.mac)
+                } else {
+                    encode::fdb_set(index, key.mac, *to)
+                })
             }),
             Object::Nexthop(id, _) if delete => Plan::One(encode::nexthop_delete(*id)),
             Object::Nexthop(id, nexthop) => self
@@ -195,26 +188,28 @@ impl<'a> Applier<'a> {
     }
 
     fn change(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
-        let index = self.owned(name)?.ok_or_else(|| Refusal::of(Errno::ENODEV))?;
+        let present = self.owned(name)?.ok_or_else(|| Refusal::of(Errno::ENODEV))?;
+        let index = present.index;
         let state = if wanted.up { encode::link_up(index) } else { encode::link_down(index) };
-        let requests = [encode::link_change(index, name, wanted), encode::link_quiet(index), state];
+        let mut requests = vec![encode::link_set(index, wanted, present.mac), encode::link_quiet(index), state];
+        requests.extend(encode::link_remake(index, name, wanted));
         self.channel.request_all(&requests).into_iter().filter(|answer| !is_no_ipv6(answer)).collect()
     }
 
     fn delete(&mut self, name: IfName) -> Result<(), Refusal> {
         match self.owned(name)? {
-            Some(index) => absent_is_done(self.channel.request(&encode::link_delete(index))),
+            Some(link) => absent_is_done(self.channel.request(&encode::link_delete(link.index))),
             None => Ok(()),
         }
     }
 
-    /// The index of a device, if it is ours: it may have been exchanged for another since the dump.
-    fn owned(&mut self, name: IfName) -> Result<Option<u32>, Refusal> {
+    /// A device, if it is ours: it may have been exchanged for another since the dump.
+    fn owned(&mut self, name: IfName) -> Result<Option<RawLink>, Refusal> {
         match links::named(self.channel, name)? {
             Some(link) if !links::is_ours(&link) => {
                 Err(Refusal { errno: libc::EEXIST, reason: format!("{name} is not ours ({})", links::describe(&link)) })
             }
-            found => Ok(found.map(|link| link.index)),
+            found => Ok(found),
         }
     }
 }
@@ -223,8 +218,8 @@ impl<'a> Applier<'a> {
 enum Verdict {
     Skipped,
     Known(Result<(), Refusal>),
-    /// So many of the answers are its.
-    Asked(usize),
+    /// The next answer is its.
+    Asked,
 }
 
 impl Verdict {
@@ -232,14 +227,7 @@ impl Verdict {
         match self {
             Self::Skipped => OpOutcome::Skipped,
             Self::Known(answer) => outcome(op, answer),
-            Self::Asked(count) => {
-                let mut of_op = answers.take(count);
-                let first = of_op.next().unwrap_or_else(|| Err(Refusal::of(Errno::EIO)));
-                match of_op.next() {
-                    Some(second) => outcome(op, absent_is_done(first).and(second)),
-                    None => outcome(op, first),
-                }
-            }
+            Self::Asked => outcome(op, answers.next().unwrap_or_else(|| Err(Refusal::of(Errno::EIO)))),
         }
     }
 }
@@ -248,8 +236,14 @@ fn outcome(op: &Op, answer: Result<(), Refusal>) -> OpOutcome {
     let answer = if op.action == Action::Delete { absent_is_done(answer) } else { answer };
     match answer {
         Ok(()) => OpOutcome::Done,
+        // A route through a nexthop that is not there: so there is no such route either.
+        Err(refusal) if refusal.errno == libc::EINVAL && is_deletion_through_object(op) => OpOutcome::Done,
         Err(refusal) => failed(op, &refusal),
     }
+}
+
+fn is_deletion_through_object(op: &Op) -> bool {
+    op.action == Action::Delete && matches!(&op.object, Object::Route(_, Route { via: RouteVia::Object(_), .. }))
 }
 
 fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {

@@ -149,12 +149,7 @@ fn fdb(channel: &mut Channel, index: u32, device: IfName, into: &mut KernelState
             }
             let Some(raw) = parse::neighbour(payload).filter(|raw| raw.index == index && raw.is_set()) else { return };
             let (Some(mac), Some(to)) = (raw.mac, raw.address) else { return };
-            // Several destinations for one address are somebody's doing, and would send everything twice. None is one
-            // of ours then: the entry is put right as a whole.
-            found
-                .entry(FdbKey { device, mac: Mac::new(mac) })
-                .and_modify(|to| *to = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() })
-                .or_insert(to);
+            found.insert(FdbKey { device, mac: Mac::new(mac) }, to);
         },
         BTreeMap::new,
     ))?;

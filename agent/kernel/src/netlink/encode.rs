@@ -144,17 +144,26 @@ pub fn link_down(index: u32) -> Request {
     link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).down().build())
 }
 
-/// Gives a device that exists the MTU, Ethernet address and underlay address of `wanted`; learning off.
+/// Gives a device that exists the MTU of `wanted`, and its Ethernet address unless it is the `present` one: setting it,
+/// even to the same value, makes the kernel drop all the device's neighbours.
 #[must_use]
-pub fn link_change(index: u32, name: IfName, wanted: &Link) -> Request {
-    let message = match &wanted.kind {
-        LinkKind::Vxlan(vxlan) => {
-            let builder = LinkMessageBuilder::<LinkVxlan>::new(name.as_str());
-            with_common(with_vxlan(builder, vxlan), wanted).index(index).build()
-        }
-        LinkKind::Bridge => with_common(LinkUnspec::new_with_index(index), wanted).build(),
+pub fn link_set(index: u32, wanted: &Link, present: Option<[u8; 6]>) -> Request {
+    let builder = LinkUnspec::new_with_index(index).mtu(wanted.mtu.get());
+    let mac = wanted.mac.map(Mac::octets).filter(|mac| Some(*mac) != present);
+    let message = match mac {
+        Some(mac) => builder.address(mac.to_vec()).build(),
+        None => builder.build(),
     };
     link(rtm::NEWLINK, 0, &message)
+}
+
+/// Gives a VXLAN device that exists the underlay address of `wanted`, and turns learning off. Apart from [`link_set`],
+/// since the driver refuses an MTU in the same request. `None` for other kinds.
+#[must_use]
+pub fn link_remake(index: u32, name: IfName, wanted: &Link) -> Option<Request> {
+    let LinkKind::Vxlan(vxlan) = &wanted.kind else { return None };
+    let builder = with_vxlan(LinkMessageBuilder::<LinkVxlan>::new(name.as_str()), vxlan);
+    Some(link(rtm::NEWLINK, 0, &builder.index(index).build()))
 }
 
 /// Deletes the device.
@@ -250,11 +259,14 @@ pub fn neighbour_dump(family: u8, index: u32) -> Request {
 /// `NTF_SELF`: an entry of the device itself, not of the bridge it is a port of.
 const NTF_SELF: u8 = 2;
 
-/// Sets a permanent forwarding entry.
+/// Sets a permanent forwarding entry; one for that Ethernet address is given the new destination without a gap. (Linux
+/// keeps several destinations for group addresses only.)
 #[must_use]
-pub fn fdb_set(presence: Presence, index: u32, mac: Mac, to: IpAddr) -> Request {
+pub fn fdb_set(index: u32, mac: Mac, to: IpAddr) -> Request {
     let fixed = neighbour_header(AF_BRIDGE, index, PERMANENT, NTF_SELF);
-    Request::new(rtm::NEWNEIGH, presence.flags(), &fixed).with(NDA_LLADDR, &mac.octets()).with_address(NDA_DST, to)
+    Request::new(rtm::NEWNEIGH, Presence::Either.flags(), &fixed)
+        .with(NDA_LLADDR, &mac.octets())
+        .with_address(NDA_DST, to)
 }
 
 /// Deletes a forwarding entry with all its destinations.

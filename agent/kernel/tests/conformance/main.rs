@@ -1,0 +1,58 @@
+//! One suite, two kernels: what holds for Linux must hold for the fake. The real one runs in namespaces of its own, needs
+//! no root, and is looked at with iproute2.
+
+mod cases;
+mod namespaces;
+mod notices;
+mod refusals;
+mod scale;
+mod world;
+
+use world::{World, in_namespace};
+
+/// `case` against the fake and against Linux, as `fake::NAME` and `linux::NAME`.
+macro_rules! conformance {
+    ($($module:ident::$case:ident),* $(,)?) => {
+        mod fake {
+            $(#[test] fn $case() {
+                super::World::fake().run(|world| Box::pin(crate::$module::$case(world)));
+            })*
+        }
+        mod linux {
+            $(#[test] fn $case() {
+                super::in_namespace(concat!("linux::", stringify!($case)), || {
+                    super::World::linux().run(|world| Box::pin(crate::$module::$case(world)));
+                });
+            })*
+        }
+    };
+}
+
+conformance! {
+    cases::a_vxlan_device_is_as_asked_for_each_underlay,
+    cases::a_bridge_is_as_asked,
+    cases::peers_are_reached_by_nexthop_objects_over_ipv4,
+    cases::peers_are_reached_onlink_over_ipv6,
+    cases::unknown_addresses_are_unreachable,
+    cases::mtu_mac_and_local_change_in_place,
+    cases::a_new_vni_makes_the_device_anew,
+    cases::a_route_changes_between_object_hop_and_unreachable,
+    cases::a_peer_that_moves_is_changed_in_place,
+    cases::what_is_deleted_is_absent_and_deleting_it_again_succeeds,
+    cases::a_nexthop_takes_its_routes_along,
+    cases::a_device_that_goes_takes_everything_along,
+    cases::a_device_set_down_loses_routes_nexthops_and_neighbours,
+    cases::a_setting_is_written_and_read,
+    cases::two_thousand_peers_go_in_one_apply,
+    refusals::a_foreign_device_on_our_name_is_told_and_left_alone,
+    refusals::a_foreign_route_on_our_key_is_told_and_left_alone,
+    refusals::a_foreign_nexthop_on_our_id_is_told_and_left_alone,
+    refusals::what_exists_is_not_made_twice,
+    refusals::what_is_absent_is_not_changed,
+    refusals::nothing_stands_on_an_absent_device,
+    refusals::a_route_needs_its_nexthop,
+    refusals::a_nexthop_needs_its_device_up,
+    refusals::two_devices_cannot_share_a_vni,
+    refusals::what_depends_on_a_failure_is_skipped_and_the_rest_goes_on,
+    notices::a_change_from_outside_wakes,
+}
