@@ -3,14 +3,23 @@
 //! Every change compares and bumps the catalog record, so overlap and VNI checks are a compare-and-swap over all
 //! networks.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use flatnet_model::keys::NetworkKeys;
+use flatnet_model::state::{Change, NetworkState};
 use flatnet_model::{Lease, NetworkConfig, NetworkName, Publication, SubnetKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::flannel::{ConfigWarning, InvalidConfig};
-use crate::store::{Store, StoreError};
+use crate::flannel::{ConfigWarning, InvalidConfig, decode_lease, encode_lease};
+use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
+
+mod catalog;
+mod draft;
+mod error;
+
+use catalog::{Catalog, read};
+pub use error::NetworkError;
 
 /// What `create` and `update` are asked for; `None` is the default on create and "unchanged" on update.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,106 +67,6 @@ pub struct NetworkInfo {
     pub rejected: Vec<(String, String)>,
 }
 
-/// Why a network command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// `create`: it is there already.
-    #[error("network {0} exists already")]
-    Exists(NetworkName),
-    /// It is not there.
-    #[error("network {0} does not exist")]
-    NotFound(NetworkName),
-    /// The configuration asked for is not one.
-    #[error("network {name}: {source}")]
-    Invalid {
-        /// The network.
-        name: NetworkName,
-        /// What is wrong.
-        #[source]
-        source: InvalidConfig,
-    },
-    /// Its range overlaps another network's.
-    #[error("network {name}: {cidr} overlaps {other_cidr} of network {other}")]
-    Overlap {
-        /// The network.
-        name: NetworkName,
-        /// Its range.
-        cidr: IpNet,
-        /// The other network.
-        other: NetworkName,
-        /// The other's range.
-        other_cidr: IpNet,
-    },
-    /// The VNI is another network's.
-    #[error("network {name}: VNI {vni} is in use by network {other}")]
-    VniInUse {
-        /// The network.
-        name: NetworkName,
-        /// The VNI.
-        vni: u32,
-        /// The other network.
-        other: NetworkName,
-    },
-    /// `rm`: hosts still hold leases.
-    #[error("network {name} still has {count} leases: {shown}", count = .leases.len(), shown = first_few(.leases))]
-    InUse {
-        /// The network.
-        name: NetworkName,
-        /// Their keys.
-        leases: Vec<String>,
-    },
-    /// `update`: leases would end up outside the network.
-    #[error("network {name}: the change would leave {count} leases outside: {shown}", count = .leases.len(), shown = first_few(.leases))]
-    Strands {
-        /// The network.
-        name: NetworkName,
-        /// Their keys.
-        leases: Vec<String>,
-    },
-    /// A peer's subnet overlaps a lease.
-    #[error("network {name}: {subnets} overlaps {other}")]
-    PeerOverlap {
-        /// The network.
-        name: NetworkName,
-        /// The peer's subnets.
-        subnets: SubnetKey,
-        /// What it overlaps.
-        other: SubnetKey,
-    },
-    /// A peer's subnet is not inside the network.
-    #[error("network {name}: {subnets} is not inside it")]
-    PeerOutside {
-        /// The network.
-        name: NetworkName,
-        /// The peer's subnets.
-        subnets: SubnetKey,
-    },
-    /// No such permanent peer.
-    #[error("network {name} has no permanent peer {subnets}")]
-    NoSuchPeer {
-        /// The network.
-        name: NetworkName,
-        /// What was asked for.
-        subnets: SubnetKey,
-    },
-    /// Others were faster every time: worth trying again.
-    #[error("others changed the networks in each of {0} attempts")]
-    Busy(u32),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn first_few(keys: &[String]) -> String {
-    /// Enough to recognise which hosts are meant.
-    const SHOWN: usize = 8;
-    let mut text = keys.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if keys.len() > SHOWN {
-        text.push_str(", …");
-    }
-    text
-}
-
 /// Whether hosts that hold leases are in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
@@ -167,6 +76,9 @@ pub enum Force {
     Yes,
 }
 
+/// How often a change is tried while others change networks too.
+const ATTEMPTS: u32 = 10;
+
 /// Creates a network; Type and a VNI of its own are always written.
 pub async fn create<S: Store>(
     store: &S,
@@ -174,8 +86,28 @@ pub async fn create<S: Store>(
     name: &NetworkName,
     spec: &NetworkSpec,
 ) -> Result<NetworkInfo, NetworkError> {
-    let _ = (store, flannel_prefix, name, spec);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    let mut outcome_unknown = false;
+    for _ in 0..ATTEMPTS {
+        let catalog = Catalog::read(store, flannel_prefix).await?;
+        if let Some(found) = catalog.find(name) {
+            // Ours, if an answer was lost and it is just what we would write.
+            let written = draft::create(name, spec, &catalog.others(name)).map(|(value, _)| value);
+            let is_ours = outcome_unknown && written.is_ok_and(|value| value == found.config_value);
+            return if is_ours { Ok(found.clone()) } else { Err(NetworkError::Exists(name.clone())) };
+        }
+        let others = catalog.others(name);
+        let (value, config) = draft::create(name, spec, &others).map_err(|source| invalid(name, source))?;
+        draft::check_against(name, &config, &others)?;
+        let txn = catalog.change(Compare::ModRevision(keys.config(), 0), put(keys.config(), value));
+        match store.txn(txn).await {
+            Ok(TxnReply::Done(_)) => return inspect(store, flannel_prefix, name).await,
+            Ok(TxnReply::Refused(_)) => {}
+            Err(error) if error.can_retry() => outcome_unknown = true,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NetworkError::Busy(ATTEMPTS))
 }
 
 /// Changes a network; fields not named stay, unknown ones too.
@@ -186,8 +118,45 @@ pub async fn update<S: Store>(
     spec: &NetworkSpec,
     force: Force,
 ) -> Result<NetworkInfo, NetworkError> {
-    let _ = (store, flannel_prefix, name, spec, force);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    for _ in 0..ATTEMPTS {
+        let catalog = Catalog::read(store, flannel_prefix).await?;
+        let found = catalog.find(name).ok_or_else(|| NetworkError::NotFound(name.clone()))?;
+        let others = catalog.others(name);
+        let (value, config) =
+            draft::update(name, spec, &found.config_value, &others).map_err(|source| invalid(name, source))?;
+        draft::check_against(name, &config, &others)?;
+        let stranded = stranded(found, &config);
+        if force == Force::No && !stranded.is_empty() {
+            return Err(NetworkError::Strands { name: name.clone(), leases: stranded });
+        }
+        if value == found.config_value {
+            return Ok(found.clone());
+        }
+        let guard = Compare::ModRevision(keys.config(), catalog.revision_of(name));
+        match store.txn(catalog.change(guard, put(keys.config(), value))).await {
+            Ok(TxnReply::Done(_)) => return inspect(store, flannel_prefix, name).await,
+            Ok(TxnReply::Refused(_)) => {}
+            // Asked again, it either happened (then nothing is left to change) or is tried again.
+            Err(error) if error.can_retry() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NetworkError::Busy(ATTEMPTS))
+}
+
+/// Leases inside the network now that would not be inside it any more.
+fn stranded(found: &NetworkInfo, config: &NetworkConfig) -> Vec<String> {
+    let mut state = NetworkState::default();
+    for lease in &found.leases {
+        state.apply(Change::Lease(Box::new(lease.clone())));
+    }
+    let held_now: BTreeSet<SubnetKey> = match &found.config {
+        Ok(now) => state.resolve(now).leases.iter().map(|lease| lease.subnets).collect(),
+        Err(_) => return Vec::new(),
+    };
+    let refused = state.resolve(config).refused;
+    refused.iter().filter(|lease| held_now.contains(&lease.subnets)).map(|lease| lease.subnets.to_string()).collect()
 }
 
 /// One network with its leases.
@@ -196,25 +165,82 @@ pub async fn inspect<S: Store>(
     flannel_prefix: &str,
     name: &NetworkName,
 ) -> Result<NetworkInfo, NetworkError> {
-    let _ = (store, flannel_prefix, name);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    let reply = store.range(&KeyRange::prefix(&keys.all())).await?;
+    read(keys, &reply.kvs).map(|(info, _)| info).ok_or_else(|| NetworkError::NotFound(name.clone()))
 }
 
-/// All networks, `default` first.
+/// All networks, `default` first, then by name.
 pub async fn list<S: Store>(store: &S, flannel_prefix: &str) -> Result<Vec<NetworkInfo>, NetworkError> {
-    let _ = (store, flannel_prefix);
-    todo!()
+    Ok(Catalog::read(store, flannel_prefix).await?.networks.into_iter().map(|(info, _)| info).collect())
 }
 
 /// Removes a network with everything under its prefix; refuses while hosts hold leases unless forced.
+/// Permanent peers go with it.
 pub async fn remove<S: Store>(
     store: &S,
     flannel_prefix: &str,
     name: &NetworkName,
     force: Force,
 ) -> Result<(), NetworkError> {
-    let _ = (store, flannel_prefix, name, force);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    for attempt in 0..ATTEMPTS {
+        let catalog = Catalog::read(store, flannel_prefix).await?;
+        let Some(found) = catalog.find(name) else {
+            // An answer may have been lost; what is left under the prefix goes all the same.
+            delete_all(store, &keys).await?;
+            return if attempt == 0 { Err(NetworkError::NotFound(name.clone())) } else { Ok(()) };
+        };
+        let subnets = KeyRange::prefix(&keys.subnets());
+        let mut txn = catalog
+            .change(Compare::ModRevision(keys.config(), catalog.revision_of(name)), Write::Delete(keys.config()));
+        if force == Force::No {
+            let held = held_by_hosts(found);
+            if !held.is_empty() {
+                return Err(NetworkError::InUse { name: name.clone(), leases: held });
+            }
+            delete_range(store, &subnets).await?;
+            // A host that joins meanwhile is not removed unseen.
+            txn.when.push(Compare::Absent(subnets));
+        }
+        match store.txn(txn).await {
+            Ok(TxnReply::Done(_)) => return Ok(delete_all(store, &keys).await?),
+            Ok(TxnReply::Refused(_)) => {}
+            Err(error) if error.can_retry() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NetworkError::Busy(ATTEMPTS))
+}
+
+/// The keys of leases that a host keeps alive.
+fn held_by_hosts(found: &NetworkInfo) -> Vec<String> {
+    found.leases.iter().filter(|lease| !is_permanent(lease)).map(|lease| lease.subnets.to_string()).collect()
+}
+
+fn is_permanent(lease: &Lease) -> bool {
+    lease.owner.is_none() && lease.etcd_lease.is_none()
+}
+
+async fn delete_all<S: Store>(store: &S, keys: &NetworkKeys) -> Result<(), StoreError> {
+    delete_range(store, &KeyRange::prefix(&keys.all())).await?;
+    delete_range(store, &KeyRange::prefix(&keys.claims())).await
+}
+
+/// Deletes what is in `range` and has not changed since it was read.
+async fn delete_range<S: Store>(store: &S, range: &KeyRange) -> Result<(), StoreError> {
+    /// etcd takes 128 operations a transaction (`--max-txn-ops`).
+    const CHUNK: usize = 100;
+    let kvs = store.range(range).await?.kvs;
+    for chunk in kvs.chunks(CHUNK) {
+        // A key that is not text is none of ours, and cannot be named in a transaction here.
+        let known = chunk.iter().filter_map(|kv| Some((String::from_utf8(kv.key.clone()).ok()?, kv.mod_revision)));
+        let (when, then) =
+            known.map(|(key, revision)| (Compare::ModRevision(key.clone(), revision), Write::Delete(key))).unzip();
+        // Refused: something changed meanwhile; the caller looks again.
+        store.txn(Txn { when, then }).await?;
+    }
+    Ok(())
 }
 
 /// Adds a permanent peer: a lease without owner that never expires.
@@ -225,8 +251,67 @@ pub async fn add_peer<S: Store>(
     subnets: SubnetKey,
     publication: &Publication,
 ) -> Result<Lease, NetworkError> {
-    let _ = (store, flannel_prefix, name, subnets, publication);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    let value = encode_lease(publication, None);
+    for _ in 0..ATTEMPTS {
+        let found = inspect(store, flannel_prefix, name).await?;
+        let config = found.config.clone().map_err(|source| invalid(name, source))?;
+        if let Some(same) = found.leases.iter().find(|lease| lease.subnets == subnets && is_permanent(lease))
+            && same.publication() == *publication
+        {
+            return Ok(same.clone());
+        }
+        check_peer(name, &config, &found.leases, subnets)?;
+        let (start, end) = keys.lease_forms(&subnets);
+        let mut txn = Txn {
+            when: vec![Compare::Absent(KeyRange { start, end })],
+            then: vec![put(keys.lease(&subnets), value.clone())],
+        };
+        for net in subnets.iter() {
+            let claim = keys.claim(net);
+            let revision = store.range(&KeyRange::key(&claim)).await?.kvs.first().map_or(0, |kv| kv.mod_revision);
+            txn.when.push(Compare::ModRevision(claim.clone(), revision));
+            txn.then.push(put(claim, br#"{"version":1}"#.to_vec()));
+        }
+        let written = KeyValue {
+            key: keys.lease(&subnets).into_bytes(),
+            value: value.clone(),
+            create_revision: 0,
+            mod_revision: 0,
+            lease: None,
+        };
+        let mut lease =
+            decode_lease(subnets, &written).map_err(|error| invalid(name, InvalidConfig(error.to_string())))?;
+        match store.txn(txn).await {
+            Ok(TxnReply::Done(revision)) => {
+                (lease.create_revision, lease.mod_revision) = (revision, revision);
+                return Ok(lease);
+            }
+            Ok(TxnReply::Refused(_)) => {}
+            Err(error) if error.can_retry() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NetworkError::Busy(ATTEMPTS))
+}
+
+fn check_peer(
+    name: &NetworkName,
+    config: &NetworkConfig,
+    leases: &[Lease],
+    subnets: SubnetKey,
+) -> Result<(), NetworkError> {
+    let inside = |net: IpNet| config.pools().any(|pool| pool.network() != net && pool.network().contains(&net));
+    if !subnets.iter().all(inside) {
+        return Err(NetworkError::PeerOutside { name: name.clone(), subnets });
+    }
+    let overlaps = |lease: &&Lease| {
+        lease.subnets.iter().any(|own| subnets.iter().any(|net| own.contains(&net) || net.contains(&own)))
+    };
+    match leases.iter().find(overlaps) {
+        Some(other) => Err(NetworkError::PeerOverlap { name: name.clone(), subnets, other: other.subnets }),
+        None => Ok(()),
+    }
 }
 
 /// Removes a permanent peer; a host's lease is never removed by this.
@@ -236,6 +321,37 @@ pub async fn remove_peer<S: Store>(
     name: &NetworkName,
     subnets: SubnetKey,
 ) -> Result<(), NetworkError> {
-    let _ = (store, flannel_prefix, name, subnets);
-    todo!()
+    let keys = NetworkKeys::new(name, flannel_prefix);
+    let key = keys.lease(&subnets);
+    let none = || NetworkError::NoSuchPeer { name: name.clone(), subnets };
+    for attempt in 0..ATTEMPTS {
+        let Some(kv) = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next() else {
+            return if attempt == 0 { Err(none()) } else { Ok(()) };
+        };
+        // One whose value cannot be read is nobody's either.
+        let owned = decode_lease(subnets, &kv).is_ok_and(|lease| lease.owner.is_some());
+        if kv.lease.is_some() || owned {
+            return Err(none());
+        }
+        let mut then = vec![Write::Delete(key.clone())];
+        then.extend(subnets.iter().map(|net| Write::Delete(keys.claim(net))));
+        match store.txn(Txn { when: vec![Compare::ModRevision(key.clone(), kv.mod_revision)], then }).await {
+            Ok(TxnReply::Done(_)) => return Ok(()),
+            Ok(TxnReply::Refused(_)) => {}
+            Err(error) if error.can_retry() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(NetworkError::Busy(ATTEMPTS))
 }
+
+fn invalid(name: &NetworkName, source: InvalidConfig) -> NetworkError {
+    NetworkError::Invalid { name: name.clone(), source }
+}
+
+fn put(key: String, value: Vec<u8>) -> Write {
+    Write::Put { key, value, lease: None }
+}
+
+#[cfg(test)]
+mod tests;

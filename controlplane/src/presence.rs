@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use flatnet_model::{EtcdLease, InstanceNonce, NodeId, Owner};
 
-use crate::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, Write};
+
+/// The record's version.
+const VERSION: u32 = 1;
 
 /// How long a node counts as alive after its last sign.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(15);
@@ -36,10 +42,91 @@ pub enum PresenceError {
     Store(#[from] StoreError),
 }
 
-/// Claims the presence of `who`; waits for one [`PRESENCE_TTL`] when another copy was there.
+/// The value under a node's key.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    name: String,
+    nonce: InstanceNonce,
+}
+
+/// How often the key of another copy is looked at while its time runs out.
+const POLL: Duration = Duration::from_secs(1);
+/// What the store may take beyond the TTL to expire a lease (etcd looks every 500 ms), and the calls.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// Claims the presence of `who`.
+///
+/// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When it is
+/// still there after its TTL somebody renews it, and that somebody has a copy of our state directory.
 pub async fn announce<S: Store>(store: &S, who: &Owner) -> Result<Presence, PresenceError> {
-    let _ = (store, who);
-    todo!()
+    let ends = Instant::now() + PRESENCE_TTL + MARGIN;
+    let mut granted = None;
+    loop {
+        let other = match attempt(store, who, &mut granted).await {
+            Ok(Attempt::Held(presence)) => return Ok(presence),
+            Ok(Attempt::Again) => None,
+            Ok(Attempt::Other(other)) => Some(other),
+            Err(error) => return Err(error.into()),
+        };
+        if Instant::now() >= ends {
+            return Err(match other {
+                Some(other) => PresenceError::Cloned { node: who.node, name: other.name, nonce: other.nonce },
+                None => PresenceError::Store(StoreError::Unavailable {
+                    endpoint: "store".to_owned(),
+                    reason: "the node's presence changed in every attempt".to_owned(),
+                }),
+            });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+enum Attempt {
+    Held(Presence),
+    /// Read again.
+    Again,
+    /// Another copy holds it.
+    Other(Record),
+}
+
+async fn attempt<S: Store>(store: &S, who: &Owner, granted: &mut Option<EtcdLease>) -> Result<Attempt, StoreError> {
+    let key = flatnet_model::keys::presence(who.node);
+    let found = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
+    if let Some(kv) = &found
+        && let Some(lease) = kv.lease
+        // Without a lease, or unreadable, nobody can be keeping it alive.
+        && let Ok(record) = serde_json::from_slice::<Record>(&kv.value)
+    {
+        if record.nonce != who.nonce {
+            return Ok(Attempt::Other(record));
+        }
+        match store.lease_keep_alive(lease).await {
+            Ok(_) => return Ok(Attempt::Held(Presence { node: who.node, lease })),
+            Err(StoreError::LeaseGone(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let lease = match *granted {
+        Some(lease) => lease,
+        None => *granted.insert(store.lease_grant(PRESENCE_TTL).await?),
+    };
+    let record = Record { version: VERSION, name: who.name.clone(), nonce: who.nonce };
+    // Strings and numbers only: this cannot fail.
+    let value = serde_json::to_vec(&record).unwrap_or_default();
+    let txn = Txn {
+        when: vec![Compare::ModRevision(key.clone(), found.map_or(0, |kv| kv.mod_revision))],
+        then: vec![Write::Put { key, value, lease: Some(lease) }],
+    };
+    match store.txn(txn).await {
+        Ok(TxnReply::Done(_)) => Ok(Attempt::Held(Presence { node: who.node, lease })),
+        Ok(TxnReply::Refused(_)) | Err(StoreError::Unavailable { .. }) => Ok(Attempt::Again),
+        Err(StoreError::LeaseGone(_)) => {
+            *granted = None;
+            Ok(Attempt::Again)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Keeps it alive once. [`StoreError::LeaseGone`]: announce again.
@@ -51,3 +138,6 @@ pub async fn keep_alive<S: Store>(store: &S, presence: &Presence) -> Result<Dura
 pub async fn withdraw<S: Store>(store: &S, presence: &Presence) -> Result<(), StoreError> {
     store.lease_revoke(presence.lease).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! A configuration as asked for: drafted as flannel's JSON, read by the same strict decoder as any other, then written.
+
+use flatnet_model::keys::excerpt;
+use flatnet_model::{BackendConfig, BackendKind, NetworkConfig, NetworkName};
+use serde_json::{Map, Value};
+
+use super::{NetworkError, NetworkInfo, NetworkSpec};
+use crate::flannel::{InvalidConfig, decode_config, encode_config};
+
+/// The first VNI of networks other than `default`: where Docker's swarm begins too, clear of the small numbers that
+/// people choose by hand.
+const FIRST_VNI: u32 = 4097;
+
+/// The value and meaning of a new network's configuration.
+pub(super) fn create(
+    name: &NetworkName,
+    spec: &NetworkSpec,
+    others: &[&NetworkInfo],
+) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
+    if spec.cidr.is_none() && spec.cidr6.is_none() {
+        return Err(InvalidConfig("a network needs an IPv4 or an IPv6 range".to_owned()));
+    }
+    finish(name, spec, Map::new(), others)
+}
+
+/// The value and meaning of `previous` changed as asked.
+pub(super) fn update(
+    name: &NetworkName,
+    spec: &NetworkSpec,
+    previous: &[u8],
+    others: &[&NetworkInfo],
+) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
+    // One that cannot be read is written anew rather than repaired: the request must then be complete.
+    let map = match serde_json::from_slice(previous) {
+        Ok(Value::Object(map)) if decode_config(previous).is_ok() => map,
+        _ => Map::new(),
+    };
+    finish(name, spec, map, others)
+}
+
+fn finish(
+    name: &NetworkName,
+    spec: &NetworkSpec,
+    mut map: Map<String, Value>,
+    others: &[&NetworkInfo],
+) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
+    ranges(spec, &mut map)?;
+    backend(name, spec, &mut map, others)?;
+    let draft = Value::Object(map).to_string().into_bytes();
+    let (config, _) = decode_config(&draft)?;
+    if let BackendConfig::Unsupported(kind) = &config.backend {
+        return Err(InvalidConfig(format!("Backend.Type {kind} is not supported: use vxlan or host-gw")));
+    }
+    Ok((encode_config(&config, Some(&draft))?, config))
+}
+
+fn ranges(spec: &NetworkSpec, map: &mut Map<String, Value>) -> Result<(), InvalidConfig> {
+    let host_bits = |field: &str, given: &dyn std::fmt::Display, meant: &dyn std::fmt::Display| {
+        InvalidConfig(format!("{field} {given} has host bits set; {meant} is meant"))
+    };
+    let has_v4 = spec.cidr.is_some() || get(map, "Network").is_some();
+    if let Some(net) = spec.cidr {
+        if net != net.trunc() {
+            return Err(host_bits("Network", &net, &net.trunc()));
+        }
+        replace_range(map, ["Network", "SubnetMin", "SubnetMax"], net.to_string());
+        set(map, "EnableIPv4", true);
+    } else if !has_v4 {
+        set(map, "EnableIPv4", false);
+    }
+    if let Some(net) = spec.cidr6 {
+        if net != net.trunc() {
+            return Err(host_bits("IPv6Network", &net, &net.trunc()));
+        }
+        replace_range(map, ["IPv6Network", "IPv6SubnetMin", "IPv6SubnetMax"], net.to_string());
+        set(map, "EnableIPv6", true);
+    }
+    if let Some(len) = spec.subnet_len {
+        set(map, if has_v4 { "SubnetLen" } else { "IPv6SubnetLen" }, len);
+    }
+    for (value, v4, v6) in
+        [(spec.subnet_min, "SubnetMin", "IPv6SubnetMin"), (spec.subnet_max, "SubnetMax", "IPv6SubnetMax")]
+    {
+        if let Some(address) = value {
+            set(map, if address.is_ipv4() { v4 } else { v6 }, address.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Another range makes the old one's bounds meaningless.
+fn replace_range(map: &mut Map<String, Value>, [network, min, max]: [&str; 3], range: String) {
+    let before = get(map, network).and_then(Value::as_str).map(str::to_owned);
+    if before.as_ref() != Some(&range) {
+        remove(map, min);
+        remove(map, max);
+    }
+    set(map, network, range);
+}
+
+fn backend(
+    network: &NetworkName,
+    spec: &NetworkSpec,
+    map: &mut Map<String, Value>,
+    others: &[&NetworkInfo],
+) -> Result<(), InvalidConfig> {
+    let mut backend = match remove(map, "Backend") {
+        Some(Value::Object(backend)) => backend,
+        _ => Map::new(),
+    };
+    let before = get(&backend, "Type").and_then(Value::as_str).unwrap_or("vxlan").to_owned();
+    let kind = BackendKind::from_name(spec.backend.as_deref().unwrap_or(&before));
+    if spec.backend.is_some() && kind.as_str() != before {
+        backend.clear();
+    }
+    if let Some(json) = &spec.backend_json {
+        let extra: Map<String, Value> = serde_json::from_str(json)
+            .map_err(|error| InvalidConfig(format!("{:?} is not a JSON object: {error}", excerpt(json))))?;
+        for (name, value) in extra {
+            set(&mut backend, &name, value);
+        }
+    }
+    set(&mut backend, "Type", kind.as_str());
+    let numbers = [
+        ("VNI", spec.vni, true),
+        ("Port", spec.port.map(u32::from), true),
+        ("MTU", spec.mtu, kind == BackendKind::Vxlan),
+        ("Key", spec.key, false),
+    ];
+    for (name, value, for_vxlan) in numbers {
+        let Some(value) = value else { continue };
+        if !for_vxlan || kind != BackendKind::Vxlan {
+            return Err(InvalidConfig(format!("Backend.{name} means nothing for {kind}")));
+        }
+        set(&mut backend, name, value);
+    }
+    if let Some(direct) = spec.direct_routing {
+        if kind != BackendKind::Vxlan {
+            return Err(InvalidConfig(format!("Backend.DirectRouting means nothing for {kind}")));
+        }
+        set(&mut backend, "DirectRouting", direct);
+    }
+    if kind == BackendKind::Vxlan && get(&backend, "VNI").is_none() {
+        set(&mut backend, "VNI", free_vni(network, others));
+    }
+    set(map, "Backend", backend);
+    Ok(())
+}
+
+/// flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
+fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
+    let used: Vec<u32> = others.iter().filter_map(|info| vni(info)).collect();
+    if name.is_default() && !used.contains(&1) {
+        return 1;
+    }
+    // Fewer are used than there are: one of the first `used.len() + 1` is free.
+    (FIRST_VNI..).find(|vni| !used.contains(vni)).unwrap_or(FIRST_VNI)
+}
+
+fn vni(info: &NetworkInfo) -> Option<u32> {
+    match &info.config {
+        Ok(NetworkConfig { backend: BackendConfig::Vxlan(vxlan), .. }) => Some(vxlan.vni.get()),
+        _ => None,
+    }
+}
+
+/// Whether ranges and VNI are this network's alone.
+pub(super) fn check_against(
+    name: &NetworkName,
+    config: &NetworkConfig,
+    others: &[&NetworkInfo],
+) -> Result<(), NetworkError> {
+    for other in others {
+        let Ok(other_config) = &other.config else { continue };
+        for pool in config.pools() {
+            for other_pool in other_config.pools() {
+                let (cidr, other_cidr) = (pool.network(), other_pool.network());
+                if cidr.contains(&other_cidr) || other_cidr.contains(&cidr) {
+                    let other = other.keys.network().clone();
+                    return Err(NetworkError::Overlap { name: name.clone(), cidr, other, other_cidr });
+                }
+            }
+        }
+        if let BackendConfig::Vxlan(vxlan) = &config.backend
+            && vni(other) == Some(vxlan.vni.get())
+        {
+            let other = other.keys.network().clone();
+            return Err(NetworkError::VniInUse { name: name.clone(), vni: vxlan.vni.get(), other });
+        }
+    }
+    Ok(())
+}
+
+fn get<'a>(map: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    map.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null()).map(|(_, value)| value)
+}
+
+fn remove(map: &mut Map<String, Value>, name: &str) -> Option<Value> {
+    let key = map.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned()?;
+    map.remove(&key)
+}
+
+fn set(map: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
+    while remove(map, name).is_some() {}
+    map.insert(name.to_owned(), value.into());
+}

@@ -1,0 +1,107 @@
+//! Why a network command failed.
+
+use flatnet_model::{NetworkName, SubnetKey};
+use ipnet::IpNet;
+
+use crate::flannel::InvalidConfig;
+use crate::store::StoreError;
+
+/// Why a network command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// `create`: it is there already.
+    #[error("network {0} exists already")]
+    Exists(NetworkName),
+    /// It is not there.
+    #[error("network {0} does not exist")]
+    NotFound(NetworkName),
+    /// The configuration asked for is not one.
+    #[error("network {name}: {source}")]
+    Invalid {
+        /// The network.
+        name: NetworkName,
+        /// What is wrong.
+        #[source]
+        source: InvalidConfig,
+    },
+    /// Its range overlaps another network's.
+    #[error("network {name}: {cidr} overlaps {other_cidr} of network {other}")]
+    Overlap {
+        /// The network.
+        name: NetworkName,
+        /// Its range.
+        cidr: IpNet,
+        /// The other network.
+        other: NetworkName,
+        /// The other's range.
+        other_cidr: IpNet,
+    },
+    /// The VNI is another network's.
+    #[error("network {name}: VNI {vni} is in use by network {other}")]
+    VniInUse {
+        /// The network.
+        name: NetworkName,
+        /// The VNI.
+        vni: u32,
+        /// The other network.
+        other: NetworkName,
+    },
+    /// `rm`: hosts still hold leases.
+    #[error("network {name} still has {count} leases: {shown}", count = .leases.len(), shown = first_few(.leases))]
+    InUse {
+        /// The network.
+        name: NetworkName,
+        /// Their keys.
+        leases: Vec<String>,
+    },
+    /// `update`: leases would end up outside the network.
+    #[error("network {name}: the change would leave {count} leases outside: {shown}", count = .leases.len(), shown = first_few(.leases))]
+    Strands {
+        /// The network.
+        name: NetworkName,
+        /// Their keys.
+        leases: Vec<String>,
+    },
+    /// A peer's subnet overlaps a lease.
+    #[error("network {name}: {subnets} overlaps {other}")]
+    PeerOverlap {
+        /// The network.
+        name: NetworkName,
+        /// The peer's subnets.
+        subnets: SubnetKey,
+        /// What it overlaps.
+        other: SubnetKey,
+    },
+    /// A peer's subnet is not inside the network.
+    #[error("network {name}: {subnets} is not inside it")]
+    PeerOutside {
+        /// The network.
+        name: NetworkName,
+        /// The peer's subnets.
+        subnets: SubnetKey,
+    },
+    /// No such permanent peer.
+    #[error("network {name} has no permanent peer {subnets}")]
+    NoSuchPeer {
+        /// The network.
+        name: NetworkName,
+        /// What was asked for.
+        subnets: SubnetKey,
+    },
+    /// Others were faster every time: worth trying again.
+    #[error("others changed the networks in each of {0} attempts")]
+    Busy(u32),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn first_few(keys: &[String]) -> String {
+    /// Enough to recognise which hosts are meant.
+    const SHOWN: usize = 8;
+    let mut text = keys.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if keys.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}

@@ -1,0 +1,135 @@
+//! A real etcd on loopback ports of its own, ended with the test.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_controlplane::store::{KeyRange, Store};
+
+/// One etcd server; killed and its data removed on drop.
+pub struct Etcd {
+    dir: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Starts an empty one and waits until it answers.
+    pub async fn start() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // tmpfs if there is one: etcd waits for the disk with every write.
+        let base = [PathBuf::from("/dev/shm"), std::env::temp_dir()].into_iter().find(|dir| dir.is_dir()).unwrap();
+        let name = format!("flatnet-etcd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = base.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let (client_port, peer_port) = (free_port(), free_port());
+        let mut etcd = Self { dir, client_port, peer_port, child: None };
+        etcd.run().await;
+        etcd
+    }
+
+    /// Starts the server on its data and waits until it answers.
+    pub async fn run(&mut self) {
+        self.spawn();
+        let store = self.store();
+        let began = Instant::now();
+        while store.range(&KeyRange::key("x")).await.is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "etcd does not answer; see {}", self.log().display());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts the server on its data.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none());
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer_port));
+        let log = std::fs::File::create(self.log()).unwrap();
+        let child = Command::new("etcd")
+            .args(["--name", "t", "--data-dir"])
+            .arg(self.dir.join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args([
+                "--initial-cluster",
+                &format!("t={peer}"),
+                "--heartbeat-interval",
+                "20",
+                "--election-timeout",
+                "200",
+            ])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("etcd cannot be started ({error}): install Debian's package etcd-server"));
+        self.child = Some(child);
+    }
+
+    /// Kills the server with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills the server and removes its data.
+    pub fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.dir.join("data")).unwrap();
+    }
+
+    /// Sends the server a signal by name (`STOP`, `CONT`).
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Runs etcdctl against it.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.url()])
+            .args(args)
+            .output()
+            .unwrap_or_else(|error| panic!("etcdctl cannot be run ({error}): install Debian's package etcd-client"));
+        assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// A client of its own.
+    pub fn store(&self) -> EtcdStore {
+        connect(&[self.url()])
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A client of these endpoints.
+pub fn connect(endpoints: &[String]) -> EtcdStore {
+    EtcdStore::connect(EtcdOptions { endpoints: endpoints.to_vec(), ..EtcdOptions::default() }).unwrap()
+}
+
+/// A loopback port that nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
