@@ -76,5 +76,3 @@ fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
 
 #[cfg(test)]
 mod proptests;
-#[cfg(test)]
-mod tests;

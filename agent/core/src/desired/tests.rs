@@ -134,10 +134,13 @@ fn host_gw_routes_to_the_link_and_says_which_peer_is_beyond_it() {
     assert!(matches!(route.via, RouteVia::Hop(hop) if !hop.onlink && hop.device == device("eth0")));
 }
 
+/// Makes a lease bad.
+type Edit<'a> = &'a dyn Fn(&mut Lease);
+
 #[test]
 fn a_bad_peer_is_named_and_harms_no_other() {
     let good = peer("10.100.2.0-24", 12, &vxlan());
-    let change = |edit: &dyn Fn(&mut Lease)| {
+    let change = |edit: Edit<'_>| {
         let mut bad = peer("10.100.3.0-24", 13, &vxlan());
         edit(&mut bad);
         one(&config(Some("10.100.0.0/16"), None, vxlan()), "10.100.1.0-24", &[good.clone(), bad])
@@ -145,7 +148,7 @@ fn a_bad_peer_is_named_and_harms_no_other() {
     let own_mac = vtep_mac(NODE, Vni::FLANNEL_DEFAULT, IpFamily::V4);
     let BackendData::Vxlan { mac: good_mac, .. } = good.data else { panic!("a vxlan peer") };
     let with_mac = |mac| BackendData::Vxlan { vni: None, mac };
-    let cases: [(&str, &dyn Fn(&mut Lease)); 9] = [
+    let cases: [(&str, Edit<'_>); 9] = [
         ("peer-no-address", &|lease| lease.public_ip = None),
         ("peer-bad-address", &|lease| lease.public_ip = Some([224, 0, 0, 1].into())),
         ("peer-bad-address", &|lease| lease.public_ip = Some([127, 0, 0, 1].into())),
