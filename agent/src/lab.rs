@@ -17,20 +17,20 @@ pub mod sandbox;
 pub mod subnet_env;
 pub mod topology;
 
-mod demo;
-mod directory;
-mod down;
-mod enter;
-mod host_state;
-mod launch;
-mod measure;
-mod ping;
-mod processes;
-mod progress;
-mod render;
-mod supervisor;
-mod tools;
-mod up;
+pub mod demo;
+pub mod directory;
+pub mod down;
+pub mod enter;
+pub mod host_state;
+pub mod launch;
+pub mod measure;
+pub mod ping;
+pub mod processes;
+pub mod progress;
+pub mod render;
+pub mod supervisor;
+pub mod tools;
+pub mod up;
 
 use flatnet_model::IpFamily;
 

@@ -103,6 +103,8 @@ impl Launched {
                 }
             } else {
                 let pid = i32::try_from(self.child.id()).map_err(|error| io("pid", Error::other(error)))?;
+                // Number 1 of a pid namespace does not even notice a signal that it has no handler for: so both ways.
+                drop(self.child.stdin.take());
                 // It may have ended by itself a moment ago, which the next SIGCHLD says.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
             }

@@ -1,0 +1,127 @@
+//! Pings: every pair once, and a steady stream whose losses are counted.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Child;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::agent::Agent;
+use crate::lab::Lab;
+use crate::netns::Namespace;
+use crate::wait::{SOON, wait_until};
+
+/// Every agent's container pings every other's, at each of its addresses, until all answer.
+pub fn assert_all_pairs(lab: &Lab, agents: &[Agent]) {
+    for from in agents {
+        for to in agents.iter().filter(|to| to.number != from.number) {
+            for address in to.subnet().container_addresses() {
+                assert_reaches(&lab.container(from.number), address);
+            }
+        }
+    }
+}
+
+/// `address` answers `from`, soon.
+pub fn assert_reaches(from: &Namespace, address: IpAddr) {
+    wait_until(&format!("{} reaches {address}", from.0), SOON, || {
+        let ran = from.run(&["ping", "-n", "-c", "1", "-W", "1", &address.to_string()]);
+        if ran.code == 0 { Ok(()) } else { Err(format!("{}{}", ran.stdout, ran.stderr)) }
+    });
+}
+
+/// Three pings, no answer; what `ping` said.
+pub fn assert_does_not_reach(from: &Namespace, address: IpAddr) -> String {
+    let ran = from.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", &address.to_string()]);
+    assert_ne!(ran.code, 0, "{} reaches {address}: {}", from.0, ran.stdout);
+    format!("{}{}", ran.stdout, ran.stderr)
+}
+
+/// A stream of 100 pings a second.
+#[derive(Debug)]
+pub struct Pinger {
+    child: Option<Child>,
+    output: PathBuf,
+}
+
+/// What became of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Losses {
+    /// Echo requests sent.
+    pub sent: u64,
+    /// Sequence numbers that were never answered.
+    pub lost: Vec<u64>,
+}
+
+impl Pinger {
+    /// Starts it and waits for the first answer.
+    #[must_use]
+    pub fn start(lab: &Lab, from: &Namespace, address: IpAddr) -> Self {
+        let output = lab.directory.join(format!("ping-{}-{address}", from.0));
+        let file = File::create(&output).unwrap();
+        let mut command = from.command(&["ping", "-n", "-i", "0.01", "-W", "2", &address.to_string()]);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let pinger = Self { child: Some(command.spawn().unwrap()), output };
+        wait_until("the first ping is answered", SOON, || {
+            let text = pinger.text();
+            if text.contains("bytes from") { Ok(()) } else { Err(text) }
+        });
+        pinger
+    }
+
+    /// Ends it and counts.
+    #[must_use]
+    pub fn stop(mut self) -> Losses {
+        let mut child = self.child.take().unwrap();
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+        child.wait().unwrap();
+        losses(&self.text())
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Ended by itself: then there is nothing to do.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn losses(output: &str) -> Losses {
+    let sequence = |line: &str| -> Option<u64> {
+        let after = line.contains("bytes from").then(|| line.split("icmp_seq=").nth(1))??;
+        after.split_whitespace().next()?.parse().ok()
+    };
+    let answered: std::collections::BTreeSet<u64> = output.lines().filter_map(sequence).collect();
+    let summary = output.lines().find(|line| line.contains("packets transmitted"));
+    let sent = summary.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    let sent: u64 = sent.unwrap_or_else(|| panic!("ping has no summary: {output}"));
+    // The last request may have been on its way when ping was ended.
+    let last = if answered.contains(&sent) { sent } else { sent - 1 };
+    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_a_loss_and_a_ping_under_way_at_the_end_is_not() {
+        let output = |numbers: &[u64], sent: u64| {
+            let lines: Vec<String> =
+                numbers.iter().map(|n| format!("64 bytes from 10.1.0.2: icmp_seq={n} ttl=62 time=0.1 ms")).collect();
+            format!("{}\n\n{sent} packets transmitted, {} received, 0% packet loss", lines.join("\n"), numbers.len())
+        };
+        assert_eq!(losses(&output(&[1, 2, 3], 4)), Losses { sent: 4, lost: vec![] });
+        assert_eq!(losses(&output(&[1, 3], 3)), Losses { sent: 3, lost: vec![2] });
+        assert_eq!(losses(&output(&[1, 2], 5)), Losses { sent: 5, lost: vec![3, 4] });
+    }
+}

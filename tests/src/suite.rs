@@ -1,0 +1,158 @@
+//! Runs tests inside the sandbox. A test that cannot run here is shown as ignored, and why is said on stderr.
+
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode, Stdio};
+
+use flatnet_agent::lab::sandbox;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Labs at a time: each has an etcd and several agents, and machines have as few as two cores.
+const AT_ONCE: usize = 2;
+
+/// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
+const PASSED_ON: [&str; 1] = ["FLATNET_AGENT"];
+
+/// A test: its name, a sentence in snake case, and what it does.
+pub struct Test {
+    /// Shown and matched by filters.
+    pub name: String,
+    /// What it needs of the machine beyond the sandbox.
+    pub needs: Vec<Need>,
+    /// Panics if it fails.
+    pub body: Box<dyn FnOnce() + Send>,
+}
+
+impl Test {
+    /// A test that needs nothing special.
+    pub fn new(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Self {
+        Self { name: name.into(), needs: Vec::new(), body: Box::new(body) }
+    }
+
+    /// What it needs for `backend`.
+    #[must_use]
+    pub fn on_backend(mut self, backend: &str) -> Self {
+        if backend == "vxlan" {
+            self.needs.push(Need::Vxlan);
+        }
+        self
+    }
+}
+
+/// Something a machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The kernel can make VXLAN devices.
+    Vxlan,
+}
+
+impl Need {
+    /// Why it is not there, if it is not.
+    fn missing(self) -> Option<String> {
+        match self {
+            Self::Vxlan => {
+                let add = ["link", "add", "probe", "type", "vxlan", "id", "1", "dstport", "8472"];
+                let made =
+                    Command::new("ip").args(add).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+                let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
+                (!made).then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned())
+            }
+        }
+    }
+}
+
+/// The programs every lab needs, with Debian's packages.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nft", "nftables"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("ping", "iputils-ping"),
+    ("setpriv", "util-linux"),
+];
+
+/// The whole of a test program's `main`.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    if sandbox::is_inside() {
+        return inside(tests);
+    }
+    let launched = sandbox::launch(|command| {
+        for name in PASSED_ON {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+    });
+    match launched.and_then(|mut launched| launched.wait()) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            // Not ignored: a machine on which nothing of this can run proves nothing.
+            eprintln!("none of the {} tests ran", tests.len());
+            failure.report()
+        }
+    }
+}
+
+fn inside(tests: Vec<Test>) -> ExitCode {
+    if let Err(failure) = sandbox::settle() {
+        return failure.report();
+    }
+    end_with_the_launcher();
+    let mut arguments = Arguments::from_args();
+    let threads = arguments.test_threads.unwrap_or(AT_ONCE).min(AT_ONCE);
+    arguments.test_threads = Some(threads);
+    if !arguments.list {
+        if let Some(missing) = missing_programs() {
+            eprintln!("none of the {} tests ran: {missing}", tests.len());
+            return ExitCode::from(4);
+        }
+        crate::agent::program();
+    }
+    let mut ignored = 0;
+    let trials = tests.into_iter().map(|test| {
+        let missing: Vec<String> =
+            if arguments.list { Vec::new() } else { test.needs.iter().filter_map(|need| need.missing()).collect() };
+        if !missing.is_empty() {
+            ignored += 1;
+            eprintln!("IGNORED {}: {}", test.name, missing.join("; "));
+        }
+        let body = test.body;
+        Trial::test(test.name, move || run(body)).with_ignored_flag(!missing.is_empty())
+    });
+    let trials: Vec<Trial> = trials.collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if ignored > 0 {
+        eprintln!("{ignored} tests could NOT run on this machine (see IGNORED above)");
+    }
+    conclusion.exit_code()
+}
+
+fn run(body: impl FnOnce()) -> Result<(), Failed> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+        let message = panic.downcast_ref::<String>().cloned();
+        let message = message.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Failed::from(message.unwrap_or_else(|| "panicked".to_owned()))
+    })
+}
+
+fn missing_programs() -> Option<String> {
+    let missing: Vec<&(&str, &str)> =
+        PROGRAMS.iter().filter(|(program, _)| flatnet_agent::lab::tools::find(program).is_none()).collect();
+    let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    (!missing.is_empty())
+        .then(|| format!("not installed: {}; run `make setup` (Debian: {})", programs.join(", "), packages.join(" ")))
+}
+
+/// When the launcher is gone or interrupted, standard input ends, and so does this process: number 1, with which the kernel
+/// ends all others.
+fn end_with_the_launcher() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        #[expect(
+            clippy::exit,
+            clippy::disallowed_methods,
+            reason = "the caller is gone, the sandbox dies with this process"
+        )]
+        std::process::exit(130);
+    });
+}

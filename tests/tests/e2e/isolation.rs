@@ -1,0 +1,113 @@
+//! What must not get through: unknown addresses inside the network, and one network's packets in another.
+
+use std::net::IpAddr;
+
+use flatnet_tests::lab::{Lab, Shape, wire};
+use flatnet_tests::oracle;
+use flatnet_tests::pinger::{assert_does_not_reach, assert_reaches};
+use flatnet_tests::suite::Test;
+use flatnet_tests::wait::{SOON, wait_until};
+
+use flatnet_agent::lab::command_line::CommandLine;
+
+use crate::for_each_shape;
+
+pub fn tests() -> Vec<Test> {
+    let mut tests =
+        for_each_shape(2, "an_unknown_address_is_refused_and_not_sent_to_the_default_route", unknown_address);
+    tests.push(Test::new("two_networks_do_not_forward_to_each_other", two_networks).on_backend("vxlan"));
+    tests
+}
+
+fn unknown_address(shape: &Shape) {
+    let lab = Lab::new(shape);
+    let agents = lab.join_all();
+    lab.attach_all(&agents);
+    // The gateway counts what reaches it although it is meant for the overlay.
+    let rules = "table inet leak { chain seen { type filter hook prerouting priority 0; \
+                 ip daddr 10.100.0.0/16 counter drop; ip6 daddr fd00:100::/56 counter drop; } }";
+    let ran = lab.underlay().run(&["nft", rules]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let unknown: Vec<IpAddr> = agents[0]
+        .subnet()
+        .gateways()
+        .map(|gateway| match gateway.addr() {
+            // No host has these: the last subnets of the network.
+            IpAddr::V4(_) => "10.100.255.9".parse().unwrap(),
+            IpAddr::V6(_) => "fd00:100:0:ff::9".parse().unwrap(),
+        })
+        .collect();
+    for address in unknown {
+        for from in [lab.host(1), lab.container(1)] {
+            let said = assert_does_not_reach(&from, address);
+            let refused = ["Unreachable", "unreachable", "No route to host"].iter().any(|word| said.contains(word));
+            assert!(refused, "{} is not refused but dropped: {said}", from.0);
+        }
+    }
+    let counters = lab.underlay().ok("nft list table inet leak");
+    assert_eq!(counters.matches("counter packets 0 ").count(), 2, "leaked to the default route: {counters}");
+}
+
+fn two_networks() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    lab.etcd.put(
+        "/coreos.com/network/config",
+        r#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":1}}"#,
+        None,
+    );
+    lab.etcd.put(
+        "/flatnet/networks/blue/config",
+        r#"{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#,
+        None,
+    );
+    let mut agents = vec![lab.agent(1), lab.agent(2)];
+    for agent in &mut agents {
+        agent.arguments.extend(["--network=default", "--network=blue"].map(str::to_owned));
+        agent.start();
+    }
+    let subnet = |agent: &flatnet_tests::agent::Agent, network: &str| {
+        let file = if network == "default" { agent.env_file() } else { agent.run_dir.join("blue.env") };
+        wait_until(&format!("{} is written", file.display()), SOON, || {
+            let text = std::fs::read_to_string(&file).map_err(|error| format!("{error}\n{}", agent.log()))?;
+            flatnet_agent::lab::subnet_env::SubnetEnv::parse(&text).ok_or(text)
+        })
+    };
+    // A container of each network on each host, on a cable of its own.
+    let mut addresses = std::collections::BTreeMap::new();
+    for agent in &agents {
+        for network in ["default", "blue"] {
+            let found = subnet(agent, network);
+            let gateway = found.v4.unwrap();
+            let address = found.container_addresses().next().unwrap();
+            let (host, name) = (&agent.host.0, format!("{}{network}", agent.host.0));
+            let device = format!("v{network}");
+            wire(
+                &[
+                    format!("ip netns add {name}"),
+                    format!("ip -n {name} link set lo up"),
+                    format!("ip -n {host} link add {device} type veth peer name eth0 netns {name}"),
+                    format!("ip -n {host} addr add {gateway} dev {device}"),
+                    format!("ip -n {host} link set {device} up"),
+                    format!("ip -n {name} addr add {address}/24 dev eth0"),
+                    format!("ip -n {name} link set eth0 up"),
+                    format!("ip -n {name} route add default via {}", gateway.addr()),
+                ]
+                .map(|line| CommandLine::words(&line)),
+            );
+            addresses.insert((agent.number, network), (flatnet_tests::netns::Namespace(name), address));
+        }
+    }
+    let of = |number, network| &addresses[&(number, network)];
+    for network in ["default", "blue"] {
+        assert_reaches(&of(1, network).0, of(2, network).1);
+        assert_reaches(&of(2, network).0, of(1, network).1);
+    }
+    for (from, to) in [("default", "blue"), ("blue", "default")] {
+        assert_does_not_reach(&of(1, from).0, of(2, to).1);
+        assert_does_not_reach(&of(1, from).0, of(1, to).1);
+    }
+    assert!(oracle::link(&lab.host(1), "flat.2").is_some());
+    for (namespace, _) in addresses.values() {
+        let _ = flatnet_tests::netns::run(std::process::Command::new("ip").args(["netns", "del", &namespace.0]));
+    }
+}

@@ -1,0 +1,103 @@
+//! Three hosts, every backend and family: everybody reaches everybody, and the kernel has exactly what flannel's own layout
+//! says, as foreign tools see it.
+
+use flatnet_tests::Families;
+use flatnet_tests::agent::Agent;
+use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::netns::Namespace;
+use flatnet_tests::suite::Test;
+use flatnet_tests::{oracle, pinger};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::for_each_shape;
+
+pub fn tests() -> Vec<Test> {
+    for_each_shape(3, "three_hosts_reach_each_other", three_hosts_reach_each_other)
+}
+
+fn three_hosts_reach_each_other(shape: &Shape) {
+    let lab = Lab::new(shape);
+    let agents = lab.join_all();
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let leases = lab.etcd.subnets();
+    assert_eq!(leases.len(), 3, "{leases:?}");
+    for agent in &agents {
+        let own = lab.topology.host(agent.number);
+        let peers: Vec<&(String, Value)> = leases.iter().filter(|(_, lease)| !is_of(lease, &own.v4, &own.v6)).collect();
+        assert_eq!(peers.len(), 2, "host{} has these peers: {peers:?}", agent.number);
+        for family in ["v4", "v6"] {
+            let wanted = match family {
+                "v4" => shape.overlay != Families::V6,
+                _ => shape.overlay != Families::V4,
+            };
+            if wanted && shape.backend == "vxlan" {
+                assert_tunnel(&agent.host, family, &own_address(&lab, agent, family), &peers);
+            } else if wanted {
+                assert_direct_routes(&agent.host, family, &peers);
+            }
+        }
+        if shape.backend == "host-gw" {
+            assert!(
+                !oracle::own_links(&agent.host).iter().any(|name| name != "flbr0"),
+                "host-gw needs no tunnel device"
+            );
+        }
+        assert_eq!(agent.command(&["plan", "--json"]).code, 0);
+    }
+}
+
+fn is_of(lease: &Value, v4: &std::net::Ipv4Addr, v6: &std::net::Ipv6Addr) -> bool {
+    lease["PublicIP"] == v4.to_string() || lease["PublicIPv6"] == v6.to_string()
+}
+
+fn own_address(lab: &Lab, agent: &Agent, family: &str) -> String {
+    let own = lab.topology.host(agent.number);
+    if family == "v4" { own.v4.to_string() } else { own.v6.to_string() }
+}
+
+/// The subnet of `family` in a lease's key.
+fn subnet(key: &str, family: &str) -> IpNet {
+    let (first, second) = key.split_once('&').unwrap_or((key, ""));
+    let text = if family == "v4" { first } else { second };
+    let (address, length) = text.rsplit_once('-').unwrap();
+    let address = if family == "v4" { address.to_owned() } else { address.replace('-', ":") };
+    format!("{address}/{length}").parse().unwrap_or_else(|error| panic!("{key}: {error}"))
+}
+
+fn assert_tunnel(host: &Namespace, family: &str, local: &str, peers: &[&(String, Value)]) {
+    let (device, data, public_ip, local_key, mtu) = match family {
+        "v4" => ("flat.1", "BackendData", "PublicIP", "local", 1450),
+        _ => ("flat6.1", "BackendV6Data", "PublicIPv6", "local6", 1430),
+    };
+    let link = oracle::link(host, device).unwrap_or_else(|| panic!("{device} does not exist"));
+    assert_eq!(link["linkinfo"]["info_kind"], "vxlan");
+    let info = &link["linkinfo"]["info_data"];
+    assert_eq!((&info["id"], &info["port"]), (&1.into(), &8472.into()), "{info}");
+    assert_eq!(info["learning"], false, "{info}");
+    assert_eq!(info[local_key], local, "{info}");
+    assert_eq!(link["mtu"], mtu);
+    assert!(link["flags"].as_array().unwrap().contains(&"UP".into()), "{link}");
+    let (neighbours, fdb, routes) =
+        (oracle::neighbours(host, device), oracle::fdb(host, device), oracle::own_routes(host));
+    for (key, lease) in peers {
+        let mac = lease[data]["VtepMAC"].as_str().unwrap();
+        assert_eq!(fdb.get(mac).map(String::as_str), lease[public_ip].as_str(), "fdb {fdb:?}");
+        let subnet = subnet(key, family);
+        assert_eq!(neighbours.get(&subnet.addr().to_string()).map(String::as_str), Some(mac), "{neighbours:?}");
+        let route = routes.get(&subnet.to_string()).unwrap_or_else(|| panic!("no route to {subnet}: {routes:?}"));
+        assert_eq!(route["dev"], device, "{route}");
+    }
+    assert_eq!((neighbours.len(), fdb.len()), (peers.len(), peers.len()), "{neighbours:?} {fdb:?}");
+}
+
+fn assert_direct_routes(host: &Namespace, family: &str, peers: &[&(String, Value)]) {
+    let routes = oracle::own_routes(host);
+    for (key, lease) in peers {
+        let subnet = subnet(key, family);
+        let route = routes.get(&subnet.to_string()).unwrap_or_else(|| panic!("no route to {subnet}: {routes:?}"));
+        let public_ip = &lease[if family == "v4" { "PublicIP" } else { "PublicIPv6" }];
+        assert_eq!((&route["gateway"], &route["dev"]), (public_ip, &"eth0".into()), "{route}");
+    }
+}
