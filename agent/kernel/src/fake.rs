@@ -252,3 +252,6 @@ impl Kernel for FakeKernel {
         })))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::wire::{HEADER_LEN, Message, Request, attributes, messages, read_text, read_u32};
@@ -164,11 +164,20 @@ impl Channel {
     /// Fills `answers`, whose first is to sequence number `first`.
     fn collect(&mut self, first: u32, answers: &mut [Option<Result<(), Refusal>>]) -> io::Result<()> {
         let mut missing = answers.len();
+        let mut flags = MsgFlags::empty();
         for _ in 0..MAX_DATAGRAMS {
             if missing == 0 {
                 return Ok(());
             }
-            for message in messages(receive(&self.socket, &mut self.receive)?) {
+            let datagram = match receive(&self.socket, &mut self.receive, flags) {
+                // Some acknowledgements did not fit. What did is read; nothing more will come to wait for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && flags.is_empty() => {
+                    flags = MsgFlags::MSG_DONTWAIT;
+                    continue;
+                }
+                other => other?,
+            };
+            for message in messages(datagram) {
                 // A late answer to an earlier, given-up request is passed over.
                 let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 let Some(slot) = answers.get_mut(index).filter(|_| message.kind == NLMSG_ERROR) else { continue };
@@ -207,7 +216,15 @@ impl Channel {
         self.socket.send(&datagram, 0)?;
         let mut whole = true;
         for _ in 0..MAX_DATAGRAMS {
-            for message in messages(receive(&self.socket, &mut self.receive)?) {
+            let datagram = match receive(&self.socket, &mut self.receive, MsgFlags::empty()) {
+                // A part did not fit: read to the end, so that the next request is not refused, and begin again.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    whole = false;
+                    continue;
+                }
+                other => other?,
+            };
+            for message in messages(datagram) {
                 if message.sequence != sequence {
                     continue;
                 }
@@ -235,7 +252,7 @@ impl Channel {
         self.socket.send(&datagram, 0)?;
         let mut found = None;
         for _ in 0..MAX_DATAGRAMS {
-            for message in messages(receive(&self.socket, &mut self.receive)?) {
+            for message in messages(receive(&self.socket, &mut self.receive, MsgFlags::empty())?) {
                 if message.sequence != sequence {
                     continue;
                 }
@@ -258,10 +275,10 @@ fn acknowledged_dump(message: &Message<'_>) -> io::Result<()> {
 }
 
 /// The next datagram from the kernel.
-fn receive<'a>(socket: &Socket, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+fn receive<'a>(socket: &Socket, buffer: &'a mut [u8], flags: MsgFlags) -> io::Result<&'a [u8]> {
     loop {
         // Connected to port 0, so only the kernel is heard.
-        match nix::sys::socket::recv(socket.as_raw_fd(), buffer, nix::sys::socket::MsgFlags::empty()) {
+        match recv(socket.as_raw_fd(), buffer, flags) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(length) => return buffer.get(..length).ok_or_else(|| io::ErrorKind::InvalidData.into()),
             Err(Errno::EINTR) => {}

@@ -55,4 +55,5 @@ conformance! {
     refusals::two_devices_cannot_share_a_vni,
     refusals::what_depends_on_a_failure_is_skipped_and_the_rest_goes_on,
     notices::a_change_from_outside_wakes,
+    notices::a_flood_from_outside_wakes_and_does_not_end_the_notices,
 }

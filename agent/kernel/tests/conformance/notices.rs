@@ -40,3 +40,18 @@ pub async fn a_change_from_outside_wakes(world: &Subject) {
     world.done(&[op(Action::Delete, refuse)]).await;
     assert!(!wakes_within(&mut wakes, 100).await, "our own changes");
 }
+
+/// More notices than the socket's buffer holds: some are lost, which is a reason to look, and later ones still come.
+pub async fn a_flood_from_outside_wakes_and_does_not_end_the_notices(world: &Subject) {
+    world.done(&[create(link("flat.1", vxlan(1, "192.0.2.1")))]).await;
+    let mut wakes = world.wakes();
+    let flood =
+        "for i in $(seq 0 19); do for j in $(seq 0 249); do echo route add unreachable 10.$i.$j.0/24; done; done";
+    world.behind(|fake| fake.edit(|_| ()), &format!("({flood}) | ip -batch -"));
+    assert!(wakes_within(&mut wakes, 2_000).await, "five thousand routes");
+    while wakes_within(&mut wakes, 100).await {}
+    world.behind(|fake| fake.flap_link(name("flat.1")), "ip link set flat.1 down");
+    assert!(wakes_within(&mut wakes, 2_000).await, "one more change");
+    let foreign = world.look(&flatnet_kernel::Scope::default()).await.foreign.routes.len();
+    assert_eq!(foreign, if matches!(world, Subject::Linux(_)) { 5_000 } else { 0 });
+}

@@ -105,7 +105,7 @@ impl Subject {
             Self::Fake(kernel) => kernel.dump(scope).await.unwrap(),
             Self::Linux(kernel) => kernel.dump(scope).await.unwrap(),
         };
-        // The suite is about netlink; the kernel's choice of an Ethernet address is nobody's wish.
+        // The firewall has its own suite.
         dump.state.ruleset = None;
         dump
     }
