@@ -1,6 +1,14 @@
 //! One suite, two kernels: what holds for Linux must hold for the fake. The real one runs in namespaces of its own, needs
 //! no root, and is looked at with iproute2.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "all of this file tree is test code, which clippy sees in test functions only"
+)]
+
 mod cases;
 mod namespaces;
 mod notices;

@@ -13,24 +13,16 @@ pub async fn a_change_from_outside_wakes(world: &Subject) {
     let mut wakes = world.wakes();
     assert!(!wakes_within(&mut wakes, 100).await, "nothing happened");
     let first = made(&ops).neighbours.keys().next().copied().unwrap();
-    world.behind(|fake| fake.edit(|state| drop(state.neighbours.remove(&first))), "ip neigh del 10.0.1.0 dev flat.1");
+    world.behind(|fake| fake.edit(|state| state.neighbours.remove(&first)), "ip neigh del 10.0.1.0 dev flat.1");
     assert!(wakes_within(&mut wakes, 2_000).await, "a neighbour of ours was deleted");
-    world.behind(
-        |fake| fake.edit(|state| drop(state.fdb.pop_first())),
-        &format!("bridge fdb del {} dev flat.1 self", mac(2)),
-    );
+    world
+        .behind(|fake| fake.edit(|state| state.fdb.pop_first()), &format!("bridge fdb del {} dev flat.1 self", mac(2)));
     assert!(wakes_within(&mut wakes, 2_000).await, "a forwarding entry was deleted");
-    world.behind(|fake| fake.edit(|state| drop(state.routes.remove(&key("10.0.2.0/24")))), "ip route del 10.0.2.0/24");
+    world.behind(|fake| fake.edit(|state| state.routes.remove(&key("10.0.2.0/24"))), "ip route del 10.0.2.0/24");
     assert!(wakes_within(&mut wakes, 2_000).await, "a route was deleted");
-    world.behind(
-        |fake| fake.edit(|state| drop(state.routes.remove(&key("fd00:6::/64")))),
-        "ip -6 route del fd00:6::/64",
-    );
+    world.behind(|fake| fake.edit(|state| state.routes.remove(&key("fd00:6::/64"))), "ip -6 route del fd00:6::/64");
     assert!(wakes_within(&mut wakes, 2_000).await, "an IPv6 route was deleted");
-    world.behind(
-        |fake| fake.edit(|state| drop(state.nexthops.pop_last())),
-        &format!("ip nexthop del id {}", 0x0a00_0300),
-    );
+    world.behind(|fake| fake.edit(|state| state.nexthops.pop_last()), &format!("ip nexthop del id {}", 0x0a00_0300));
     assert!(wakes_within(&mut wakes, 2_000).await, "a nexthop was deleted");
     world.behind(|fake| fake.flap_link(name("flat.1")), "ip link set flat.1 down; ip link set flat.1 up");
     assert!(wakes_within(&mut wakes, 2_000).await, "the device was set down");

@@ -11,9 +11,7 @@ use crate::world::{
 
 pub async fn a_foreign_device_on_our_name_is_told_and_left_alone(world: &Subject) {
     world.behind(
-        |fake| {
-            fake.edit_foreign(|foreign| drop(foreign.links.insert(name("flat.1"), "vxlan VNI 7 port 8472".to_owned())))
-        },
+        |fake| fake.edit_foreign(|foreign| foreign.links.insert(name("flat.1"), "vxlan VNI 7 port 8472".to_owned())),
         "ip link add flat.1 type vxlan id 7 dstport 8472 local 192.0.2.1",
     );
     let scope = Scope { links: vec![name("flat.1")], ..Scope::default() };
@@ -48,7 +46,7 @@ pub async fn a_foreign_route_on_our_key_is_told_and_left_alone(world: &Subject) 
 pub async fn a_foreign_nexthop_on_our_id_is_told_and_left_alone(world: &Subject) {
     world.done(&[create(link("flat.1", vxlan(1, "192.0.2.1")))]).await;
     world.behind(
-        |fake| fake.edit_foreign(|foreign| drop(foreign.nexthops.insert(NexthopId(7)))),
+        |fake| fake.edit_foreign(|foreign| foreign.nexthops.insert(NexthopId(7))),
         "ip nexthop add id 7 via 10.0.1.0 dev flat.1 onlink",
     );
     let dump = world.look(&Scope::default()).await;

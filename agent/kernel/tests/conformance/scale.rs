@@ -19,7 +19,7 @@ fn batches(ops: &[Op]) -> (String, String) {
                     .unwrap();
             }
             OpObject::Fdb(key, to) => {
-                writeln!(bridge, "fdb add {} dev {} dst {to} self permanent", key.mac, key.device).unwrap()
+                writeln!(bridge, "fdb add {} dev {} dst {to} self permanent", key.mac, key.device).unwrap();
             }
             OpObject::Nexthop(id, nexthop) => {
                 let NextHop { gateway, device, .. } = nexthop.via;

@@ -122,9 +122,11 @@ impl Subject {
     }
 
     /// Does something behind the agent's back: a change of the fake, or a shell command.
-    pub fn behind(&self, fake: impl FnOnce(&FakeKernel), command: &str) {
+    pub fn behind<T>(&self, fake: impl FnOnce(&FakeKernel) -> T, command: &str) {
         match self {
-            Self::Fake(kernel) => fake(kernel),
+            Self::Fake(kernel) => {
+                fake(kernel);
+            }
             Self::Linux(_) => {
                 shell(command);
             }
@@ -256,12 +258,12 @@ pub fn made(ops: &[Op]) -> KernelState {
     let mut state = KernelState::default();
     for op in ops {
         match op.object.clone() {
-            Object::Link(name, link) => drop(state.links.insert(name, link)),
-            Object::Address(key) => drop(state.addresses.insert(key)),
-            Object::Neighbour(key, mac) => drop(state.neighbours.insert(key, mac)),
-            Object::Fdb(key, to) => drop(state.fdb.insert(key, to)),
-            Object::Nexthop(id, nexthop) => drop(state.nexthops.insert(id, nexthop)),
-            Object::Route(key, route) => drop(state.routes.insert(key, route)),
+            Object::Link(name, link) => state.links.extend([(name, link)]),
+            Object::Address(key) => state.addresses.extend([key]),
+            Object::Neighbour(key, mac) => state.neighbours.extend([(key, mac)]),
+            Object::Fdb(key, to) => state.fdb.extend([(key, to)]),
+            Object::Nexthop(id, nexthop) => state.nexthops.extend([(id, nexthop)]),
+            Object::Route(key, route) => state.routes.extend([(key, route)]),
             other => panic!("{other:?}"),
         }
     }
