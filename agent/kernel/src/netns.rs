@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
@@ -159,8 +160,8 @@ impl NamedNetns {
     pub fn unbind(path: &Path) -> Result<(), NetnsError> {
         match umount2(path, MntFlags::MNT_DETACH) {
             // EINVAL: a file that is not a mount, left by a crash between the two steps.
-            Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
-            Err(nix::errno::Errno::ENOENT) => return Ok(()),
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(NetnsError::new(format!("cannot unbind {}", path.display()), errno)),
         }
         match fs::remove_file(path) {
@@ -214,15 +215,25 @@ fn is_same_namespace(file: &File, other: &Path) -> bool {
 /// Call it before the process has a second thread: Linux refuses it otherwise.
 pub fn unshare_rootless() -> Result<(), NetnsError> {
     let (uid, gid) = (geteuid(), getegid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).map_err(|errno| {
-        let mut error = NetnsError::new("cannot make user, mount and network namespaces", errno);
-        error.hint = why_no_user_namespaces();
-        error
-    })?;
-    // setgroups must be given up before an unprivileged process may map its group (user_namespaces(7)).
-    write_map("/proc/self/setgroups", "deny")?;
-    write_map("/proc/self/uid_map", &format!("0 {uid} 1"))?;
-    write_map("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+    let without_user = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+    match unshare(without_user | CloneFlags::CLONE_NEWUSER) {
+        Ok(()) => {
+            // setgroups must be given up before an unprivileged process may map its group (user_namespaces(7)).
+            write_map("/proc/self/setgroups", "deny")?;
+            write_map("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+            write_map("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+        }
+        // Root of a host that permits no user namespaces does without.
+        Err(Errno::EPERM | Errno::ENOSPC | Errno::EUSERS) if uid.is_root() => {
+            unshare(without_user)
+                .map_err(|errno| NetnsError::new("cannot make mount and network namespaces", errno))?;
+        }
+        Err(errno) => {
+            let mut error = NetnsError::new("cannot make user, mount and network namespaces", errno);
+            error.hint = why_no_user_namespaces();
+            return Err(error);
+        }
+    }
     // Nothing mounted here is seen outside.
     mount_at(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     // /run of its own for named namespaces, and /sys of this network namespace.

@@ -125,6 +125,15 @@ pub async fn mtu_mac_and_local_change_in_place(world: &Subject) {
         let after = world.state().await;
         assert_eq!(after.links.get(&name(device)), Some(&wanted));
         assert_eq!((after.routes, after.fdb, after.neighbours), (before.1.routes, before.1.fdb, before.1.neighbours));
+        // A device that learns is drift, though learning is no field: the same change puts it right.
+        world.behind(|_| (), &format!("ip link set {device} type vxlan id {vni} learning"));
+        if let Some(shown) = world.oracle(&format!("ip -j -d link show {device}")) {
+            assert_eq!(shown[0]["linkinfo"]["info_data"]["learning"], true);
+            let tampered = world.state().await.links[&name(device)].clone();
+            assert!(tampered != wanted && tampered.can_become(&wanted));
+        }
+        world.done(&[op(Action::Change, link(device, wanted.clone()))]).await;
+        assert_eq!(world.state().await.links.get(&name(device)), Some(&wanted));
         wanted.mac = Some(Mac::new([2, 9, 9, 9, 9, 9]));
         world.done(&[op(Action::Change, link(device, wanted.clone()))]).await;
         let after = world.state().await;
