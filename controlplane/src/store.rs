@@ -196,7 +196,8 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a lease and removes the keys under it; that it is already gone is success.
     fn lease_revoke(&self, lease: EtcdLease) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Every change in `range` from `from` on, `from` included. Ends with an error when it breaks.
+    /// Every change in `range` from `from` on, `from` included. Ends with an error when it breaks, within
+    /// 5 s also when the server merely falls silent.
     fn watch(
         &self,
         range: &KeyRange,

@@ -103,12 +103,17 @@ pub async fn follow_with<S: Store>(
         if began.elapsed() >= STEADY {
             backoff.reset();
         }
-        if matches!(error, StoreError::Compacted(_)) {
+        let compacted = matches!(error, StoreError::Compacted(_));
+        if compacted && !follower.snapshot_needed {
+            // The store is there, only its history is not: read a snapshot at once. If even that one's revision is
+            // forgotten by the time it is read, wait as after any other failure.
             follower.snapshot_needed = true;
+            continue;
         }
+        follower.snapshot_needed |= compacted;
         follower.lost(&error);
         let wait = backoff.wait(&mut random);
-        let wait = if error.can_retry() || matches!(error, StoreError::Compacted(_)) { wait } else { REFUSED_WAIT };
+        let wait = if compacted || error.can_retry() { wait } else { REFUSED_WAIT };
         tokio::time::sleep(wait).await;
     }
 }
@@ -148,11 +153,11 @@ impl<S: Store> Follower<S> {
         if self.snapshot_needed || !self.can_resume().await? {
             let reply = self.store.range(&KeyRange::prefix(&self.keys.all())).await?;
             self.modify(|keys, view| fold::snapshot(keys, view, &reply));
-            self.snapshot_needed = false;
         }
         let next = self.view.borrow().state.revision + 1;
         let mut events = self.store.watch(&KeyRange::prefix(&self.keys.all()), next).await?;
         self.connected();
+        self.snapshot_needed = false;
         loop {
             let batch = tokio::select! {
                 batch = events.next() => batch,

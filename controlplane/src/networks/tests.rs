@@ -1,1 +1,204 @@
+use std::time::Duration;
 
+use flatnet_model::keys::FLANNEL_PREFIX;
+use flatnet_model::{BackendData, BackendKind};
+
+use super::*;
+use crate::store::memory::{Fault, MemoryStore};
+
+fn name(text: &str) -> NetworkName {
+    text.parse().unwrap()
+}
+
+fn spec(cidr: &str) -> NetworkSpec {
+    NetworkSpec { cidr: Some(cidr.parse().unwrap()), ..NetworkSpec::default() }
+}
+
+async fn make(store: &MemoryStore, network: &str, spec: &NetworkSpec) -> Result<NetworkInfo, NetworkError> {
+    create(store, FLANNEL_PREFIX, &name(network), spec).await
+}
+
+fn text(info: &NetworkInfo) -> &str {
+    std::str::from_utf8(&info.config_value).unwrap()
+}
+
+async fn host(store: &MemoryStore, network: &str, subnet: &str) {
+    let lease = store.lease_grant(Duration::from_secs(60)).await.unwrap();
+    let key = NetworkKeys::new(&name(network), FLANNEL_PREFIX).lease(&subnet.parse().unwrap());
+    store.put(key, r#"{"PublicIP":"192.168.33.1","BackendType":"host-gw"}"#, Some(lease));
+}
+
+fn peer() -> Publication {
+    Publication {
+        public_ip: Some([192, 168, 33, 77].into()),
+        public_ipv6: None,
+        backend: BackendKind::HostGw,
+        data: BackendData::None,
+        data_v6: BackendData::None,
+    }
+}
+
+#[tokio::test]
+async fn what_is_created_names_its_type_and_a_vni_of_its_own() {
+    let store = MemoryStore::new();
+    let first = make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();
+    assert_eq!(text(&first), r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1}}"#);
+    assert!(store.dump().contains_key(b"/coreos.com/network/config".as_slice()));
+    assert!(text(&make(&store, "blue", &spec("10.101.0.0/16")).await.unwrap()).contains(r#""VNI":4097"#));
+    assert!(text(&make(&store, "red", &spec("10.102.0.0/16")).await.unwrap()).contains(r#""VNI":4098"#));
+    let listed = list(&store, FLANNEL_PREFIX).await.unwrap();
+    assert_eq!(listed.iter().map(|info| info.keys.network().as_str()).collect::<Vec<_>>(), ["default", "blue", "red"]);
+}
+
+#[tokio::test]
+async fn a_clash_is_refused_by_name() {
+    let store = MemoryStore::new();
+    make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();
+    let error = |result: Result<NetworkInfo, NetworkError>| result.unwrap_err().to_string();
+    assert_eq!(error(make(&store, "default", &spec("10.9.0.0/16")).await), "network default exists already");
+    assert_eq!(
+        error(make(&store, "blue", &spec("10.0.0.0/8")).await),
+        "network blue: 10.0.0.0/8 overlaps 10.100.0.0/16 of network default"
+    );
+    let same_vni = NetworkSpec { vni: Some(1), ..spec("10.101.0.0/16") };
+    assert_eq!(error(make(&store, "blue", &same_vni).await), "network blue: VNI 1 is in use by network default");
+    for (bad, says) in [
+        (NetworkSpec::default(), "needs an IPv4 or an IPv6 range"),
+        (spec("10.101.3.0/16"), "10.101.0.0/16 is meant"),
+        (spec("10.101.0.0/30"), "too small"),
+        (NetworkSpec { vni: Some(0), ..spec("10.101.0.0/16") }, "VNI 0"),
+        (NetworkSpec { mtu: Some(10), ..spec("10.101.0.0/16") }, "MTU"),
+        (NetworkSpec { backend: Some("udp".into()), ..spec("10.101.0.0/16") }, "udp is not supported"),
+        (
+            NetworkSpec { backend: Some("host-gw".into()), vni: Some(9), ..spec("10.101.0.0/16") },
+            "VNI means nothing for host-gw",
+        ),
+        (NetworkSpec { backend_json: Some("[".into()), ..spec("10.101.0.0/16") }, "not a JSON object"),
+        (NetworkSpec { subnet_len: Some(17), ..spec("10.101.0.0/16") }, "SubnetLen 17"),
+    ] {
+        let error = make(&store, "blue", &bad).await.unwrap_err();
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(text.contains(says), "{text}");
+    }
+    assert_eq!(list(&store, FLANNEL_PREFIX).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn both_families_and_options_are_written() {
+    let store = MemoryStore::new();
+    let full = NetworkSpec {
+        cidr6: Some("fd00::/48".parse().unwrap()),
+        subnet_min: Some("10.100.16.0".parse().unwrap()),
+        port: Some(4789),
+        direct_routing: Some(true),
+        backend_json: Some(r#"{"x":1}"#.into()),
+        ..spec("10.100.0.0/16")
+    };
+    let info = make(&store, "default", &full).await.unwrap();
+    assert_eq!(
+        text(&info),
+        r#"{"EnableIPv6":true,"Network":"10.100.0.0/16","SubnetLen":24,"SubnetMin":"10.100.16.0","IPv6Network":"fd00::/48","IPv6SubnetLen":64,"Backend":{"Type":"vxlan","VNI":1,"Port":4789,"DirectRouting":true,"x":1}}"#
+    );
+    let v6 = NetworkSpec { cidr6: Some("fd01::/48".parse().unwrap()), subnet_len: Some(80), ..NetworkSpec::default() };
+    assert!(
+        text(&make(&store, "six", &v6).await.unwrap())
+            .starts_with(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd01::/48","IPv6SubnetLen":80"#)
+    );
+}
+
+#[tokio::test]
+async fn an_update_keeps_what_it_does_not_name_and_strands_nobody_unasked() {
+    let store = MemoryStore::new();
+    store.put("/coreos.com/network/config", r#"{"Network":"10.100.0.0/16","EnableNFTables":true}"#, None);
+    host(&store, "default", "10.100.200.0-24").await;
+    let change = |spec: NetworkSpec, force| {
+        let store = store.clone();
+        async move { update(&store, FLANNEL_PREFIX, &NetworkName::default_network(), &spec, force).await }
+    };
+    let info = change(NetworkSpec { port: Some(4789), ..NetworkSpec::default() }, Force::No).await.unwrap();
+    assert_eq!(
+        text(&info),
+        r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":4789},"EnableNFTables":true}"#
+    );
+    let revision = store.revision();
+    change(NetworkSpec { port: Some(4789), ..NetworkSpec::default() }, Force::No).await.unwrap();
+    assert_eq!(store.revision(), revision, "nothing to change, nothing written");
+    let error = change(spec("10.100.0.0/17"), Force::No).await.unwrap_err();
+    assert!(matches!(&error, NetworkError::Strands { leases, .. } if leases == &["10.100.200.0-24"]), "{error}");
+    change(spec("10.100.0.0/17"), Force::Yes).await.unwrap();
+    let missing = update(&store, FLANNEL_PREFIX, &name("blue"), &NetworkSpec::default(), Force::No).await;
+    assert!(matches!(missing, Err(NetworkError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_network_with_hosts_is_removed_only_by_force_and_then_wholly() {
+    let store = MemoryStore::new();
+    make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();
+    make(&store, "blue", &spec("10.101.0.0/16")).await.unwrap();
+    let before = store.dump().len();
+    add_peer(&store, FLANNEL_PREFIX, &name("blue"), "10.101.9.0-24".parse().unwrap(), &peer()).await.unwrap();
+    for host_number in 1..=250 {
+        host(&store, "blue", &format!("10.101.{host_number}.0-24").replace(".9.0", ".0.0")).await;
+    }
+    let error = remove(&store, FLANNEL_PREFIX, &name("blue"), Force::No).await.unwrap_err();
+    assert!(matches!(&error, NetworkError::InUse { leases, .. } if leases.len() == 250), "{error}");
+    assert!(error.to_string().len() < 300);
+    remove(&store, FLANNEL_PREFIX, &name("blue"), Force::Yes).await.unwrap();
+    assert_eq!(store.dump().len(), before - 1);
+    assert!(matches!(remove(&store, FLANNEL_PREFIX, &name("blue"), Force::Yes).await, Err(NetworkError::NotFound(_))));
+    remove(&store, FLANNEL_PREFIX, &name("default"), Force::No).await.unwrap();
+    assert_eq!(store.dump().len(), 1, "only the catalog is left");
+}
+
+#[tokio::test]
+async fn a_permanent_peer_comes_and_goes_and_a_hosts_lease_is_safe_from_it() {
+    let store = MemoryStore::new();
+    make(&store, "default", &NetworkSpec { backend: Some("host-gw".into()), ..spec("10.100.0.0/16") }).await.unwrap();
+    host(&store, "default", "10.100.1.0-24").await;
+    let before = store.dump().len();
+    let default = NetworkName::default_network();
+    let add = |subnet: &str| {
+        let (store, subnet) = (store.clone(), subnet.parse().unwrap());
+        async move { add_peer(&store, FLANNEL_PREFIX, &NetworkName::default_network(), subnet, &peer()).await }
+    };
+    let lease = add("10.100.2.0-24").await.unwrap();
+    assert!(is_permanent(&lease));
+    assert_eq!(add("10.100.2.0-24").await.unwrap(), lease, "asked again it is the same");
+    assert!(matches!(add("10.100.1.0-25").await, Err(NetworkError::PeerOverlap { .. })));
+    assert!(matches!(add("10.200.1.0-24").await, Err(NetworkError::PeerOutside { .. })));
+    let rm = |subnet: &str| {
+        let (store, default, subnet) = (store.clone(), default.clone(), subnet.parse().unwrap());
+        async move { remove_peer(&store, FLANNEL_PREFIX, &default, subnet).await }
+    };
+    assert!(matches!(rm("10.100.1.0-24").await, Err(NetworkError::NoSuchPeer { .. })));
+    rm("10.100.2.0-24").await.unwrap();
+    assert_eq!(store.dump().len(), before);
+}
+
+#[tokio::test]
+async fn two_at_once_never_get_one_vni_and_a_lost_answer_is_no_failure() {
+    let store = MemoryStore::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..5_u8 {
+        let client = store.client();
+        client.fault_next([
+            Fault::None,
+            Fault::None,
+            Fault::None,
+            if number == 0 { Fault::LoseReply } else { Fault::None },
+        ]);
+        tasks.spawn(async move {
+            create(&client, FLANNEL_PREFIX, &name(&format!("n{number}")), &spec(&format!("10.{number}.0.0/16"))).await
+        });
+    }
+    for result in tasks.join_all().await {
+        result.unwrap();
+    }
+    let values: BTreeSet<String> = list(&store, FLANNEL_PREFIX)
+        .await
+        .unwrap()
+        .iter()
+        .map(|info| text(info).rsplit_once("VNI").unwrap().1.to_owned())
+        .collect();
+    assert_eq!(values.len(), 5);
+}

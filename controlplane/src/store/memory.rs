@@ -34,6 +34,9 @@ pub enum Fault {
     Delay(Duration),
 }
 
+/// When a watch notices that the server is silent: as etcd's does.
+const SILENCE: Duration = Duration::from_secs(4);
+
 /// A client's way to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
@@ -41,7 +44,7 @@ pub enum Link {
     Up,
     /// Every call and every watch fails at once.
     Down,
-    /// Every call times out, every watch is silent: a stopped server.
+    /// Every call times out, every watch is silent and soon notices: a stopped server.
     Stalled,
 }
 
@@ -295,8 +298,10 @@ impl Watcher {
                     deadline = data.next_due();
                 }
             }
+            let stalled = link == Link::Stalled;
             let due = async {
                 match deadline {
+                    _ if stalled => tokio::time::sleep(SILENCE).await,
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
                     None => std::future::pending().await,
                 }
@@ -305,7 +310,7 @@ impl Watcher {
                 // Neither sender goes away while a handle lives; if all are gone there is nothing more to see.
                 changed = self.changed.changed() => if changed.is_err() { return Err(unavailable("the store is gone")) },
                 changed = self.link.changed() => if changed.is_err() { return Err(unavailable("the client is gone")) },
-                () = due => {}
+                () = due => if stalled { return Err(unavailable("the watch is silent")) },
             }
         }
     }

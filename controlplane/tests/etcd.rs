@@ -1,0 +1,202 @@
+//! What only a real etcd shows: races of real clients, restarts, silence.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flatnet_controlplane::allocate::{ClaimRequest, Origin, acquire};
+use flatnet_controlplane::random::OsRandom;
+use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_controlplane::store::{KeyRange, Store, StoreError};
+use flatnet_controlplane::watch::{Connection, NetworkView, follow};
+use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::{BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication};
+use futures::StreamExt;
+use support::{Etcd, connect, free_port};
+use tokio::sync::watch;
+
+const CONFIG: &str = r#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const VALUE: &str = r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"}}"#;
+
+fn keys() -> NetworkKeys {
+    NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
+}
+
+fn request(host: u8) -> ClaimRequest {
+    let id = u128::from(host);
+    ClaimRequest {
+        keys: keys(),
+        owner: Owner { node: NodeId::new(id), name: format!("host{host}"), nonce: InstanceNonce::new(id) },
+        publication: Publication {
+            public_ip: Some(Ipv4Addr::new(192, 168, 33, host)),
+            public_ipv6: None,
+            backend: BackendKind::Vxlan,
+            data: BackendData::Vxlan { vni: None, mac: Mac::local([host; 6]) },
+            data_v6: BackendData::None,
+        },
+        wanted: vec![],
+        previous: None,
+        ttl: Duration::from_secs(86_400),
+    }
+}
+
+async fn configured() -> Etcd {
+    let etcd = Etcd::start().await;
+    etcd.ctl(&["put", "/coreos.com/network/config", CONFIG]);
+    etcd
+}
+
+/// Follows the network of `store`.
+async fn followed(store: EtcdStore) -> (watch::Receiver<NetworkView>, tokio::task::JoinHandle<()>) {
+    let (sender, mut view) = watch::channel(NetworkView::default());
+    let task = tokio::spawn(follow(Arc::new(store), keys(), Duration::from_secs(60), sender));
+    until(&mut view, |view| view.connection == Connection::Connected).await;
+    (view, task)
+}
+
+/// Waits until the view is as wanted; how long that took.
+async fn until(view: &mut watch::Receiver<NetworkView>, wanted: impl Fn(&NetworkView) -> bool) -> Duration {
+    let began = Instant::now();
+    tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| wanted(view))).await.unwrap().unwrap();
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn ten_agents_at_once_on_an_empty_store_all_get_their_own_subnet() {
+    let etcd = configured().await;
+    for round in 0..20 {
+        let (view, follower) = followed(etcd.store()).await;
+        let state = Arc::new(view.borrow().state.clone());
+        let mut tasks = tokio::task::JoinSet::new();
+        for host in 1..=10 {
+            let (store, state) = (etcd.store(), state.clone());
+            tasks.spawn(async move { acquire(&store, &request(host), &state, &mut OsRandom).await.unwrap() });
+        }
+        let subnets: BTreeSet<_> = tasks.join_all().await.into_iter().map(|claim| claim.lease.subnets).collect();
+        assert_eq!(subnets.len(), 10, "round {round}");
+        let seen = etcd.ctl(&["get", "--prefix", "--keys-only", "/coreos.com/network/subnets/"]);
+        assert_eq!(seen.split_whitespace().count(), 10, "round {round}: {seen}");
+        etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]);
+        etcd.ctl(&["del", "--prefix", "/flatnet/"]);
+        follower.abort();
+    }
+}
+
+#[tokio::test]
+async fn flannelds_lease_is_adopted_and_stays_readable_for_it() {
+    let etcd = configured().await;
+    let granted = etcd.ctl(&["lease", "grant", "600"]);
+    let lease = granted.split_whitespace().nth(1).unwrap();
+    etcd.ctl(&["put", "--lease", lease, "/coreos.com/network/subnets/10.100.40.0-24", VALUE]);
+    let store = etcd.store();
+    let (view, follower) = followed(store.clone()).await;
+    let state = view.borrow().state.clone();
+    let claim = acquire(&store, &request(1), &state, &mut OsRandom).await.unwrap();
+    assert_eq!((claim.origin, claim.lease.subnets.to_string()), (Origin::Adopted, "10.100.40.0-24".to_owned()));
+    etcd.ctl(&["lease", "revoke", lease]);
+    let written = etcd.ctl(&["get", "--print-value-only", "/coreos.com/network/subnets/10.100.40.0-24"]);
+    assert!(
+        written.starts_with(
+            r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"#
+        ),
+        "{written}"
+    );
+    follower.abort();
+}
+
+#[tokio::test]
+async fn a_killed_server_is_resumed_within_a_second_of_its_return() {
+    let mut etcd = configured().await;
+    let store = etcd.store();
+    let (mut view, follower) = followed(store.clone()).await;
+    let state = view.borrow().state.clone();
+    let claim = acquire(&store, &request(1), &state, &mut OsRandom).await.unwrap();
+    until(&mut view, |view| view.state.leases.len() == 1).await;
+    for round in 1..=3_u8 {
+        etcd.kill();
+        until(&mut view, |view| matches!(view.connection, Connection::Lost { .. })).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(view.borrow().state.leases.len(), usize::from(round));
+        etcd.run().await;
+        let subnet = format!("/coreos.com/network/subnets/10.100.{}.0-24", 250 - round);
+        etcd.ctl(&["put", &subnet, VALUE]);
+        let took = until(&mut view, |view| view.state.leases.len() > usize::from(round)).await;
+        assert!(took < Duration::from_secs(1), "new lease seen after {took:?}");
+        store.lease_keep_alive(claim.etcd_lease).await.unwrap();
+    }
+    assert!(view.borrow().suspect.is_none());
+    follower.abort();
+}
+
+#[tokio::test]
+async fn a_wiped_server_is_suspected() {
+    let mut etcd = configured().await;
+    etcd.ctl(&["put", "/coreos.com/network/subnets/10.100.1.0-24", VALUE]);
+    let (mut view, follower) = followed(etcd.store()).await;
+    etcd.wipe();
+    etcd.run().await;
+    until(&mut view, |view| view.suspect.is_some()).await;
+    assert_eq!(view.borrow().state.leases.len(), 1);
+    follower.abort();
+}
+
+#[tokio::test]
+async fn a_quiet_watch_stays_and_a_stopped_server_is_left_for_another_within_five_seconds() {
+    let (first, second) = (configured().await, configured().await);
+    let store = connect(&[first.url(), second.url()]);
+    let mut events = store.watch(&KeyRange::prefix("/x/"), 2).await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_secs(9), events.next()).await;
+    assert!(quiet.is_err(), "nothing happened, and the server did not hang up: {quiet:?}");
+    first.signal("STOP");
+    let began = Instant::now();
+    let end = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+    assert!(matches!(end, Err(StoreError::Unavailable { .. })), "{end:?}");
+    store.range(&KeyRange::key("/coreos.com/network/config")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(store.endpoint(), second.url());
+    first.signal("CONT");
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_is_named_and_the_next_one_used() {
+    let etcd = configured().await;
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let store = connect(&[dead.clone(), etcd.url()]);
+    let error = store.range(&KeyRange::key("x")).await.unwrap_err();
+    assert!(error.can_retry() && error.to_string().contains(&dead), "{error}");
+    store.range(&KeyRange::key("x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_password_is_needed_and_an_expired_token_renewed() {
+    let etcd = configured().await;
+    etcd.ctl(&["user", "add", "root:secret"]);
+    etcd.ctl(&["user", "grant-role", "root", "root"]);
+    let with = |password: &str| {
+        flatnet_controlplane::store::etcd::EtcdStore::connect(flatnet_controlplane::store::etcd::EtcdOptions {
+            endpoints: vec![etcd.url()],
+            user: Some(("root".into(), password.into())),
+            ..Default::default()
+        })
+        .unwrap()
+    };
+    with("secret").range(&KeyRange::key("x")).await.expect("while authentication is off a password is no obstacle");
+    etcd.ctl(&["auth", "enable"]);
+    let range = KeyRange::key("/coreos.com/network/config");
+    assert!(matches!(etcd.store().range(&range).await, Err(StoreError::Denied { .. } | StoreError::Rejected { .. })));
+    assert!(matches!(with("wrong").range(&range).await, Err(StoreError::Denied { .. })));
+    let store = with("secret");
+    assert_eq!(store.range(&range).await.unwrap().kvs.len(), 1);
+    // Changing the users makes every token old.
+    etcd.ctl(&["--user", "root:secret", "user", "add", "another:x"]);
+    let mut last = store.range(&range).await;
+    for _ in 0..3 {
+        if last.is_err() {
+            last = store.range(&range).await;
+        }
+    }
+    last.unwrap();
+}
