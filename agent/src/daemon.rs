@@ -1,8 +1,8 @@
 //! What `agent join` is made of: everything is opened here, handed to the tasks that own it, and ended in order.
 //!
-//! The only place that starts tasks. They know each other through `watch` channels (state: latest wins) and one small
-//! `mpsc` (work). When the process stops, tasks are simply dropped: each is safe to cut off at any await, and the datapath
-//! stays.
+//! Tasks are started here (those of the process) and in [`crate::node`] (those of the node), nowhere else. They know each
+//! other through `watch` channels (state: latest wins) and small `mpsc` ones (work). When the process stops, tasks are
+//! simply dropped: each is safe to cut off at any await, and the datapath stays.
 
 mod setup;
 mod tasks;
@@ -14,11 +14,11 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::join::JoinArgs;
-use crate::env_files::notify;
 use crate::local_api::Ask;
+use crate::node::Node;
 use crate::report::{Exit, Failure};
 use setup::Setup;
-use tasks::Tasks;
+use tasks::{Listeners, Tasks, notify, planned};
 
 /// The kernel of this process's network namespace.
 pub fn real_kernel(_run_dir: &Path) -> Result<NetlinkKernel, Failure> {
@@ -36,36 +36,49 @@ pub fn observing_kernel() -> std::io::Result<NetlinkKernel> {
 
 /// Runs the agent until it is told to stop, told to leave, or cannot go on.
 pub async fn run(args: JoinArgs) -> Result<(), Failure> {
-    let setup = Setup::new(args).await?;
-    tracing::info!(node = %setup.owner.node, name = setup.owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
-    let mut tasks = Tasks::start(&setup).await?;
+    let Setup { parts, process, namespace: _namespace } = Setup::new(args).await?;
+    let owner = &parts.owner;
+    tracing::info!(node = %owner.node, name = owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
-    loop {
+    let listeners = Listeners::bind(&process).await?;
+    let mut node = Node::start(parts);
+    let mut tasks = Tasks::start(listeners, process, node.status(), node.metrics(), node.ready.clone());
+    let ended = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            Some(failure) = tasks.fatal.recv() => {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            Some(failure) = node.fatal.recv() => {
                 tracing::error!(error = %failure, "cannot go on");
-                return Err(failure);
+                break Err(failure);
             }
             Some(ask) = tasks.asks.recv() => match ask {
                 Ask::Leave { purge, reply } => {
-                    let failures = tasks.leave(&setup, purge).await;
+                    let failures = node.leave(purge).await;
+                    tracing::info!(purge, "left");
                     // Whoever asked may have gone away; the leaving is done all the same.
                     let _ = reply.send(failures);
-                    // The answer travels over the socket that this process is about to close.
-                    tasks.finish_api().await;
-                    tracing::info!(purge, "left");
-                    return Ok(());
+                    break Ok(());
                 }
-                other => tasks.pass_on(other).await,
+                Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
+                Ask::Plan(reply) => {
+                    let answer = node.plan().await;
+                    // A pass may be under way: the next ask must not wait for it.
+                    tokio::spawn(async move {
+                        let plan = match answer {
+                            Ok(answer) => answer.await.unwrap_or_else(|_| Err("the agent is stopping".to_owned())),
+                            Err(error) => Err(error),
+                        };
+                        drop(reply.send(plan.map(|ops| ops.iter().map(planned).collect())));
+                    });
+                }
             },
         }
-    }
+    };
     notify(&NotifyState::Stopping);
-    tracing::info!("stopping; the datapath stays as it is");
-    Ok(())
+    tracing::info!("stopping");
+    tasks.finish().await;
+    ended
 }
 
 fn signals(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {

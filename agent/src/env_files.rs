@@ -1,11 +1,10 @@
-//! Writes the env files container runtimes read (`subnet.env`), and tells the service manager.
+//! Writes the env files container runtimes read (`subnet.env`).
 
 use std::path::PathBuf;
 
 use flatnet_core::env_file::EnvFile;
 use flatnet_core::problem::Problem;
 use flatnet_model::NetworkName;
-use sd_notify::NotifyState;
 use tokio::sync::watch;
 
 use crate::networks::NetworkPort;
@@ -23,14 +22,14 @@ pub struct Target {
 
 /// Writes the files whenever something in them changed, and again when they are gone; for ever.
 ///
-/// Says READY to the service manager once every joined network has its file.
+/// `ready` becomes true once every joined network has its file.
 pub async fn keep(
     targets: Vec<Target>,
     masquerade: bool,
     mut outcome: watch::Receiver<Outcome>,
     problems: watch::Sender<Vec<Problem>>,
+    ready: watch::Sender<bool>,
 ) {
-    let mut ready = false;
     loop {
         let mut failed = Vec::new();
         let mut written = 0;
@@ -46,9 +45,8 @@ pub async fn keep(
             *problems = failed;
             changed
         });
-        if !ready && written == targets.len() {
-            ready = true;
-            notify(&NotifyState::Ready);
+        if written == targets.len() {
+            ready.send_if_modified(|ready| !std::mem::replace(ready, true));
         }
         if outcome.changed().await.is_err() {
             return;
@@ -81,11 +79,4 @@ fn write(target: &Target, text: &str) -> Result<(), Problem> {
     })?;
     tracing::info!(network = %network, file = %target.path.display(), "env file written");
     Ok(())
-}
-
-/// Tells the service manager, if there is one.
-pub fn notify(state: &NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        tracing::debug!(%error, "the service manager cannot be told");
-    }
 }

@@ -1,7 +1,7 @@
 //! Flatnet's agent: one per host. It leases a subnet and keeps the kernel equal to what the store says.
 //!
 //! - [`cli`]: one file a subcommand
-//! - [`daemon`]: what `agent join` is made of; the only place that starts tasks
+//! - [`daemon`]: what `agent join` is made of: the process; [`node`]: the tasks in it, generic over store and kernel
 //! - [`reconciler`]: the loop; the only place that changes the kernel
 //! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store
 //! - [`networks`]: what the tasks tell each other
@@ -18,6 +18,7 @@ pub mod lease_keeper;
 pub mod local_api;
 pub mod metrics;
 pub mod networks;
+pub mod node;
 pub mod preflight;
 pub mod presence_keeper;
 pub mod purge;

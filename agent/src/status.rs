@@ -24,8 +24,10 @@ pub struct StatusSource {
     pub ports: Vec<NetworkPort>,
     /// What the reconciler did last.
     pub outcome: watch::Receiver<Outcome>,
-    /// What is wrong with the host besides (presence, env files).
-    pub host_problems: watch::Receiver<Vec<Problem>>,
+    /// What is wrong with the env files.
+    pub env_problems: watch::Receiver<Vec<Problem>>,
+    /// What is wrong with each network's snapshot on disk.
+    pub snapshot_problems: Vec<watch::Receiver<Option<Problem>>>,
 }
 
 impl StatusSource {
@@ -34,7 +36,8 @@ impl StatusSource {
     pub fn status(&self) -> wire::Status {
         let outcome = self.outcome.borrow();
         let mut problems = outcome.problems.clone();
-        problems.extend(self.host_problems.borrow().iter().cloned());
+        problems.extend(self.env_problems.borrow().iter().cloned());
+        problems.extend(self.snapshot_problems.iter().filter_map(|problem| problem.borrow().clone()));
         let mut starting = outcome.passes == 0;
         let mut networks = Vec::new();
         for port in &self.ports {
@@ -59,6 +62,15 @@ impl StatusSource {
             revision: outcome.revision,
             networks,
         }
+    }
+
+    /// The document in one line, for the service manager.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let status = self.status();
+        let peers: usize = status.networks.iter().map(|network| network.peers.len()).sum();
+        let first = status.problems.first().map(|problem| format!(": {}", problem.message)).unwrap_or_default();
+        format!("{}, {} networks, {peers} peers{first}", status.state, status.networks.len())
     }
 
     /// For each network: whether the store is followed now.

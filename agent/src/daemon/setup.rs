@@ -1,7 +1,7 @@
 //! Everything that is opened and checked before the first task starts: a mistake ends here, with nothing done.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,14 @@ use flatnet_core::underlay::Selection;
 use flatnet_kernel::{Kernel, NetlinkKernel};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkName, Owner};
+use flatnet_proto::agent::v1::Store as StoreDocument;
 use ipnet::IpNet;
 
 use super::real_kernel;
 use crate::cli::join::JoinArgs;
 use crate::cli::store_args::{Endpoint, endpoints};
 use crate::cli::values::NamedCidr;
+use crate::node::{NetworkSetup, NodeParts};
 use crate::preflight::{self, NamespaceLock};
 use crate::purge::state_dir_failure;
 use crate::reconciler::HostOptions;
@@ -28,26 +30,18 @@ use crate::sysctl_record::SysctlRecord;
 /// answer by the default route.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the tasks are made from.
+/// What the process and its node are made from.
 pub(super) struct Setup {
-    pub(super) args: JoinArgs,
-    pub(super) endpoints: Vec<Endpoint>,
-    pub(super) dir: Arc<StateDir>,
-    pub(super) store: Arc<EtcdStore>,
-    pub(super) kernel: Arc<NetlinkKernel>,
-    pub(super) sysctls: SysctlRecord,
-    pub(super) owner: Owner,
-    pub(super) host: HostOptions,
-    pub(super) networks: Vec<NetworkSetup>,
-    _namespace: NamespaceLock,
+    pub(super) parts: NodeParts<EtcdStore, NetlinkKernel>,
+    pub(super) process: ProcessSetup,
+    pub(super) namespace: NamespaceLock,
 }
 
-/// One network that is to be joined.
-pub(super) struct NetworkSetup {
-    pub(super) keys: NetworkKeys,
-    pub(super) init: Vec<IpNet>,
-    pub(super) wanted: Vec<IpNet>,
-    pub(super) env_file: PathBuf,
+/// What the process is made from.
+pub(super) struct ProcessSetup {
+    pub(super) run_dir: PathBuf,
+    pub(super) http_listen: Option<SocketAddr>,
+    pub(super) store: StoreDocument,
 }
 
 impl Setup {
@@ -72,7 +66,14 @@ impl Setup {
             take_over: args.take_over,
         };
         let networks = network_setups(&args, &names, &dir);
-        Ok(Self { args, endpoints, dir, store, kernel, sysctls, owner, host, networks, _namespace: namespace })
+        let process = ProcessSetup {
+            run_dir: args.run_dir,
+            http_listen: args.http_listen,
+            store: args.store.document(&endpoints),
+        };
+        let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
+        let parts = NodeParts { store, kernel, dir, sysctls, owner, host, networks, lease_ttl, flannel_prefix };
+        Ok(Self { parts, process, namespace })
     }
 }
 

@@ -1,0 +1,331 @@
+//! One node: the tasks that make a store and a kernel into a member of its networks. Generic over both, so that a model
+//! test runs exactly what a host runs, on a store and a kernel in memory.
+//!
+//! Dropping a [`Node`] cuts every task off where it stands, as `kill -9` does: what is in the store and in the kernel stays.
+//! What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flatnet_controlplane::snapshot;
+use flatnet_controlplane::store::Store;
+use flatnet_controlplane::watch::{Connection, NetworkView, Source, follow};
+use flatnet_core::op::Op;
+use flatnet_core::problem::Problem;
+use flatnet_kernel::Kernel;
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::{NetworkName, Owner};
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::env_files;
+use crate::lease_keeper::{LeaseAsk, LeaseKeeper};
+use crate::metrics::Metrics;
+use crate::networks::{Held, Holding, NetworkPort};
+use crate::presence_keeper::{Presence, PresenceKeeper};
+use crate::purge;
+use crate::reconciler::{HostOptions, Outcome, PlanRequest, Reconciler};
+use crate::report::{Failure, chain};
+use crate::snapshots;
+use crate::state_dir::StateDir;
+use crate::status::StatusSource;
+use crate::sysctl_record::SysctlRecord;
+
+/// How long a store that has not said a word may hold up the datapath of a node that knows its peers from disk.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a store that answers may take to confirm that this node is not a copy: another copy's presence lasts 15 s.
+const IDENTITY_PATIENCE: Duration = Duration::from_secs(20);
+/// Questions to a task that may wait: people and scripts ask, one at a time.
+const ASKS: usize = 8;
+/// How long leaving waits for a store that does not answer.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// What a node is made from.
+pub struct NodeParts<S, K> {
+    /// Where leases are.
+    pub store: Arc<S>,
+    /// What is programmed.
+    pub kernel: Arc<K>,
+    /// The node's files.
+    pub dir: Arc<StateDir>,
+    /// Settings changed by earlier runs.
+    pub sysctls: SysctlRecord,
+    /// Who this is.
+    pub owner: Owner,
+    /// What stays the same about the host.
+    pub host: HostOptions,
+    /// The networks to join.
+    pub networks: Vec<NetworkSetup>,
+    /// How long leases outlive this node.
+    pub lease_ttl: Duration,
+    /// Where the network `default` lives.
+    pub flannel_prefix: String,
+}
+
+/// One network that is to be joined.
+#[derive(Clone, Debug)]
+pub struct NetworkSetup {
+    /// Its name and keys.
+    pub keys: NetworkKeys,
+    /// Ranges to create it with if it is not there.
+    pub init: Vec<IpNet>,
+    /// Subnets asked for.
+    pub wanted: Vec<IpNet>,
+    /// Where its env file goes.
+    pub env_file: PathBuf,
+}
+
+/// A running node.
+pub struct Node<S: Store, K: Kernel> {
+    parts: NodeParts<S, K>,
+    status: StatusSource,
+    metrics: Arc<Metrics>,
+    /// What ends the agent: only an operator can put it right.
+    pub fatal: mpsc::Receiver<Failure>,
+    /// Every joined network has its env file.
+    pub ready: watch::Receiver<bool>,
+    plans: mpsc::Sender<PlanRequest>,
+    leases: Vec<mpsc::Sender<LeaseAsk>>,
+    presence: PresenceKeeper<S>,
+    running: Running,
+}
+
+/// Tasks by the part they play; dropped, they are cut off.
+#[derive(Default)]
+struct Running(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Running {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((name, tokio::spawn(task)));
+    }
+
+    async fn stop(&mut self, name: &'static str) {
+        for (_, task) in self.0.extract_if(.., |(task, _)| *task == name) {
+            task.abort();
+            // Cancelled is what it should be.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for (_, task) in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl<S: Store, K: Kernel> Node<S, K> {
+    /// Starts every task.
+    #[must_use]
+    pub fn start(parts: NodeParts<S, K>) -> Self {
+        let (fatal_sender, fatal) = mpsc::channel(ASKS);
+        let (plans, plan_receiver) = mpsc::channel(ASKS);
+        let (outcome_sender, outcome) = watch::channel(Outcome::default());
+        let (ready_sender, ready) = watch::channel(false);
+        let metrics = Arc::new(Metrics::new());
+        let presence = PresenceKeeper::new(Arc::clone(&parts.store), parts.owner.clone(), fatal_sender.clone());
+        let mut running = Running::default();
+        let (mut ports, mut leases, mut problems, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for network in &parts.networks {
+            let joined = join(&parts, network, &outcome, &presence, &fatal_sender, &mut running);
+            targets.push(env_files::Target { port: joined.port.clone(), path: network.env_file.clone() });
+            ports.push(joined.port);
+            leases.push(joined.lease);
+            problems.push(joined.snapshot_problem);
+        }
+        running.spawn("presence", presence.clone().run());
+        let (env_problems, env_problem_receiver) = watch::channel(Vec::new());
+        let masquerade = parts.host.masquerade;
+        running.spawn("env", env_files::keep(targets, masquerade, outcome.clone(), env_problems, ready_sender));
+        let reconciler = Reconciler::new(
+            Arc::clone(&parts.kernel),
+            parts.host.clone(),
+            ports.clone(),
+            outcome_sender,
+            Arc::clone(&metrics),
+            parts.sysctls.clone(),
+        );
+        let (waited_for, identity) = (ports.clone(), presence.subscribe());
+        running.spawn("reconciler", async move {
+            wait_for_identity(&waited_for, identity).await;
+            reconciler.run(plan_receiver).await;
+        });
+        let status = StatusSource {
+            node: parts.owner.node,
+            name: parts.owner.name.clone(),
+            ports,
+            outcome,
+            env_problems: env_problem_receiver,
+            snapshot_problems: problems,
+        };
+        Self { parts, status, metrics, fatal, ready, plans, leases, presence, running }
+    }
+
+    /// What the node is, has and lacks.
+    #[must_use]
+    pub fn status(&self) -> &StatusSource {
+        &self.status
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Asks the reconciler what its next pass would change.
+    pub async fn plan(&self) -> Result<oneshot::Receiver<Result<Vec<Op>, String>>, String> {
+        let (request, answer) = oneshot::channel();
+        self.plans.send(request).await.map_err(|_| "the reconciler has stopped".to_owned())?;
+        Ok(answer)
+    }
+
+    /// Gives lost subnets up and takes new ones; what could not be done.
+    pub async fn renumber(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for lease in &self.leases {
+            failures.extend(ask_lease(lease, LeaseAsk::Renumber).await);
+        }
+        failures
+    }
+
+    /// Gives everything back in the store, and in the kernel too if asked to; what could not be undone.
+    pub async fn leave(&mut self, purge: bool) -> Vec<String> {
+        // Nobody may program or publish while we take down.
+        for task in ["env", "snapshot", "reconciler"] {
+            self.running.stop(task).await;
+        }
+        let mut failures = Vec::new();
+        for lease in &self.leases {
+            failures.extend(ask_lease(lease, LeaseAsk::Release).await);
+        }
+        for task in ["lease", "presence", "watch"] {
+            self.running.stop(task).await;
+        }
+        match tokio::time::timeout(LEAVE_TIMEOUT, self.presence.withdraw()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failures.push(error),
+            Err(_) => {
+                failures.push("the store did not answer in time; this node counts as alive for 15 s more".to_owned())
+            }
+        }
+        if purge {
+            // What earlier runs and this one changed.
+            let sysctls =
+                SysctlRecord::open(Arc::clone(&self.parts.dir)).unwrap_or_else(|_| self.parts.sysctls.clone());
+            failures.extend(purge::kernel(self.parts.kernel.as_ref(), &sysctls).await);
+            failures.extend(self.remove_files());
+        }
+        failures
+    }
+
+    fn remove_files(&self) -> Vec<String> {
+        let dir = &self.parts.dir;
+        let files = self.parts.networks.iter().map(|network| &network.env_file);
+        let mut failures: Vec<String> =
+            files.filter_map(|file| crate::state_dir::remove(file).err()).map(|error| chain(&error)).collect();
+        let joined = self.parts.networks.iter().map(|network| network.keys.network().clone());
+        let networks: Vec<NetworkName> = dir.networks().into_iter().chain(joined).collect();
+        failures.extend(purge::files(dir, &networks));
+        failures
+    }
+}
+
+/// What one joined network's tasks are reached by.
+struct Joined {
+    port: NetworkPort,
+    lease: mpsc::Sender<LeaseAsk>,
+    snapshot_problem: watch::Receiver<Option<Problem>>,
+}
+
+fn join<S: Store, K: Kernel>(
+    parts: &NodeParts<S, K>,
+    network: &NetworkSetup,
+    outcome: &watch::Receiver<Outcome>,
+    presence: &PresenceKeeper<S>,
+    fatal: &mpsc::Sender<Failure>,
+    running: &mut Running,
+) -> Joined {
+    let name = network.keys.network().clone();
+    let from_disk = from_disk(&parts.dir, &network.keys).unwrap_or_default();
+    let previous = parts.dir.read_subnet(&name).unwrap_or_else(|error| {
+        tracing::warn!(network = %name, error = chain(&error), "the last subnet cannot be read");
+        None
+    });
+    let config = from_disk.state.valid_config().cloned();
+    let held = previous.zip(config).map(|(subnets, config)| Held { subnets, config, expires: None });
+    let (view_sender, view) = watch::channel(from_disk);
+    let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
+    let port = NetworkPort { name, view, holding };
+    let (lease, lease_asks) = mpsc::channel(ASKS);
+    let keeper = LeaseKeeper {
+        store: Arc::clone(&parts.store),
+        keys: network.keys.clone(),
+        owner: parts.owner.clone(),
+        ttl: parts.lease_ttl,
+        wanted: network.wanted.clone(),
+        init: network.init.clone(),
+        flannel_prefix: parts.flannel_prefix.clone(),
+        dir: Arc::clone(&parts.dir),
+        view: port.view.clone(),
+        outcome: outcome.clone(),
+        presence: presence.subscribe(),
+        holding: holding_sender,
+        fatal: fatal.clone(),
+    };
+    running.spawn("lease", keeper.run(lease_asks));
+    running.spawn("watch", follow(Arc::clone(&parts.store), network.keys.clone(), parts.lease_ttl, view_sender));
+    let (problem, snapshot_problem) = watch::channel(None);
+    running.spawn("snapshot", snapshots::keep(Arc::clone(&parts.dir), network.keys.clone(), port.clone(), problem));
+    Joined { port, lease, snapshot_problem }
+}
+
+fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {
+    let name = keys.network();
+    let bytes = dir.read_snapshot(name).unwrap_or_else(|error| {
+        tracing::warn!(network = %name, error = chain(&error), "the last view cannot be read");
+        None
+    })?;
+    match snapshot::decode(keys, &bytes) {
+        Ok(view) => {
+            debug_assert_eq!(view.source, Source::Disk);
+            tracing::info!(network = %name, leases = view.state.leases.len(), "starting from the last view on disk");
+            Some(view)
+        }
+        Err(error) => {
+            tracing::warn!(network = %name, %error, "the last view on disk is not usable; waiting for the store");
+            None
+        }
+    }
+}
+
+/// Waits until this node may touch the kernel: its identity is confirmed, or the store does not say anything.
+async fn wait_for_identity(ports: &[NetworkPort], mut presence: watch::Receiver<Presence>) {
+    let confirmed = async {
+        let _ = presence.wait_for(|presence| *presence == Presence::Confirmed).await;
+    };
+    let answers = || ports.iter().any(|port| port.view.borrow().connection == Connection::Connected);
+    tokio::pin!(confirmed);
+    if tokio::time::timeout(STORE_PATIENCE, &mut confirmed).await.is_err() && answers() {
+        let _ = tokio::time::timeout(IDENTITY_PATIENCE, confirmed).await;
+    }
+}
+
+async fn ask_lease(
+    lease: &mpsc::Sender<LeaseAsk>,
+    ask: impl FnOnce(oneshot::Sender<Result<(), String>>) -> LeaseAsk,
+) -> Option<String> {
+    let (reply, answer) = oneshot::channel();
+    if lease.send(ask(reply)).await.is_err() {
+        return None;
+    }
+    match tokio::time::timeout(LEAVE_TIMEOUT, answer).await {
+        Ok(Ok(Ok(())) | Err(_)) => None,
+        Ok(Ok(Err(failure))) => Some(failure),
+        Err(_) => Some("the store did not answer in time; the lease stays until it expires".to_owned()),
+    }
+}
