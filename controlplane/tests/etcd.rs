@@ -1,5 +1,8 @@
 //! What only a real etcd shows: races of real clients, restarts, silence.
 
+#![expect(clippy::unwrap_used, reason = "these are tests: a surprise fails them")]
+
+#[cfg(test)]
 mod support;
 
 use std::collections::BTreeSet;

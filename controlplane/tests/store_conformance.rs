@@ -1,5 +1,8 @@
 //! One suite for every store: what the memory store promises, etcd does.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests: a surprise fails them")]
+
+#[cfg(test)]
 mod support;
 
 use std::time::Duration;

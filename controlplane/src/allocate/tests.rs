@@ -78,7 +78,7 @@ async fn a_new_node_gets_a_free_subnet_under_a_lease_with_its_claims() {
     let store = store(CONFIG);
     let claim = ask(&store, &request(1)).await.unwrap();
     assert_eq!(claim.origin, Origin::Chosen);
-    assert_eq!(leases(&store).await, [claim.lease.clone()]);
+    assert_eq!(leases(&store).await, std::slice::from_ref(&claim.lease));
     let net = claim.lease.subnets.iter().next().unwrap();
     let dump = store.dump();
     assert!(dump[keys().claim(net).as_bytes()].lease.is_none());
@@ -258,7 +258,7 @@ async fn update_changes_in_place_and_says_when_the_lease_is_lost() {
     let client = store.client();
     client.fault_next([Fault::None, Fault::LoseReply]);
     let changed = update(&client, &keys(), &claim, &publication(9)).await.unwrap();
-    assert_eq!(leases(&store).await, [changed.lease.clone()]);
+    assert_eq!(leases(&store).await, std::slice::from_ref(&changed.lease));
     assert_eq!(changed.lease.publication(), publication(9));
     let mut copy = request(1);
     copy.owner.nonce = InstanceNonce::new(5);

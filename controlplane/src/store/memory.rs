@@ -147,7 +147,7 @@ impl MemoryStore {
     /// Removes a key, as an operator with etcdctl does.
     pub fn delete(&self, key: impl Into<Vec<u8>>) -> Revision {
         let key = key.into();
-        self.change(|data| data.delete_one(key))
+        self.change(|data| data.delete_one(&key))
     }
 
     /// Every key, as of now.

@@ -157,8 +157,8 @@ impl Data {
         self.revision
     }
 
-    pub(super) fn delete_one(&mut self, key: Vec<u8>) -> Revision {
-        if self.delete_at(self.revision + 1, &key) {
+    pub(super) fn delete_one(&mut self, key: &[u8]) -> Revision {
+        if self.delete_at(self.revision + 1, key) {
             self.revision += 1;
         }
         self.revision
