@@ -14,22 +14,29 @@ use serde_json::Value;
 use crate::netns::{Namespace, Ran, run};
 use crate::wait::{SOON, wait_until};
 
+/// Longest run of a start that must fail: a copied identity is told from a restart only when presence (15 s) is still renewed.
+const RUN_SECS: &str = "45";
+
 /// The bridge that agents own in tests that attach containers.
 pub const BRIDGE: &str = "flbr0";
 
 /// Where the agent's program is: `FLATNET_AGENT`, else beside this test program in cargo's target directory.
-pub fn program() -> PathBuf {
+pub fn find_program() -> Result<PathBuf, String> {
     let named = std::env::var_os("FLATNET_AGENT").map(PathBuf::from);
-    let program = named.unwrap_or_else(|| {
-        let own = std::env::current_exe().unwrap();
-        own.parent().and_then(Path::parent).unwrap().join("agent")
-    });
-    assert!(
-        program.is_file(),
-        "{} does not exist: run `cargo build -p flatnet-agent`, or name the program in FLATNET_AGENT",
-        program.display()
-    );
-    program
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let beside = own.parent().and_then(Path::parent).map(|directory| directory.join("agent"));
+    match named.or(beside) {
+        Some(program) if program.is_file() => Ok(program),
+        program => Err(format!(
+            "{} does not exist: run `cargo build -p flatnet-agent`, or name the program in FLATNET_AGENT",
+            program.unwrap_or_default().display()
+        )),
+    }
+}
+
+/// The program found by [`find_program`].
+pub fn program() -> PathBuf {
+    find_program().unwrap()
 }
 
 /// An agent; killed when dropped, its state kept.
@@ -111,7 +118,7 @@ impl Agent {
 
     /// Runs it to its end, as for a start that must fail.
     pub fn run(&self) -> Ran {
-        let mut argv = vec!["timeout".to_owned(), "20".to_owned(), program().display().to_string()];
+        let mut argv = vec!["timeout".to_owned(), RUN_SECS.to_owned(), program().display().to_string()];
         argv.extend(self.arguments.iter().cloned());
         let mut command = self.host.command(&argv);
         command.envs(self.environment.iter().cloned());

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::netns::Namespace;
+use crate::wait::{SOON, wait_until};
 
 /// The number that marks the agent's routes, neighbours and nexthops. Repeated here on purpose: it is on people's disks and
 /// in their monitoring, so a change must fail a test.
@@ -59,10 +60,30 @@ pub fn tables(host: &Namespace) -> Vec<String> {
     tables.map(|table| format!("{} {}", text(table, "family"), text(table, "name"))).collect()
 }
 
+/// A bridge's timers run by themselves.
+fn without_timers(text: &str) -> String {
+    let line = |line: &str| {
+        let mut words = Vec::new();
+        let mut skip = false;
+        for word in line.split_whitespace() {
+            if !skip {
+                words.push(word);
+            }
+            skip = word.ends_with("_timer");
+        }
+        words.join(" ")
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Everything that a namespace has, as sections of text: to be equal before and after. What changes by itself (counters,
 /// timers, learnt neighbours, interface indexes) is not in it.
 #[must_use]
 pub fn everything(host: &Namespace) -> BTreeMap<String, String> {
+    wait_until("duplicate address detection is over, which adds routes by itself", SOON, || {
+        let tentative = host.ok("ip -6 addr show tentative");
+        if tentative.is_empty() { Ok(()) } else { Err(tentative) }
+    });
     let mut sections = BTreeMap::new();
     for line in [
         "ip -d link show",
@@ -79,7 +100,7 @@ pub fn everything(host: &Namespace) -> BTreeMap<String, String> {
         "cat /proc/net/ip6_tables_names",
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
-        sections.insert(line.to_owned(), host.run(&words).stdout);
+        sections.insert(line.to_owned(), without_timers(&host.run(&words).stdout));
     }
     let settings = "grep -rsH . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf /proc/sys/net/ipv4/ip_forward";
     let words: Vec<&str> = settings.split_whitespace().collect();

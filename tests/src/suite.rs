@@ -1,5 +1,6 @@
 //! Runs tests inside the sandbox. A test that cannot run here is shown as ignored, and why is said on stderr.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
@@ -98,6 +99,7 @@ fn inside(tests: Vec<Test>) -> ExitCode {
     }
     end_with_the_launcher();
     let mut arguments = Arguments::from_args();
+    remember_places_of_panics();
     let threads = arguments.test_threads.unwrap_or(AT_ONCE).min(AT_ONCE);
     arguments.test_threads = Some(threads);
     if !arguments.list {
@@ -105,7 +107,10 @@ fn inside(tests: Vec<Test>) -> ExitCode {
             eprintln!("none of the {} tests ran: {missing}", tests.len());
             return ExitCode::from(4);
         }
-        crate::agent::program();
+        if let Err(message) = crate::agent::find_program() {
+            eprintln!("none of the {} tests ran: {message}", tests.len());
+            return ExitCode::FAILURE;
+        }
     }
     let mut ignored = 0;
     let trials = tests.into_iter().map(|test| {
@@ -126,12 +131,23 @@ fn inside(tests: Vec<Test>) -> ExitCode {
     conclusion.exit_code()
 }
 
+thread_local! {
+    /// Where this thread panicked last: the panic itself does not say.
+    static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// Runs a test; a panic becomes its message, with the place, and is shown once: with the other failures at the end.
 fn run(body: impl FnOnce()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
         let message = panic.downcast_ref::<String>().cloned();
         let message = message.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Failed::from(message.unwrap_or_else(|| "panicked".to_owned()))
+        let place = PANICKED_AT.take().unwrap_or_default();
+        Failed::from(format!("{place}: {}", message.unwrap_or_else(|| "panicked".to_owned())))
     })
+}
+
+fn remember_places_of_panics() {
+    std::panic::set_hook(Box::new(|info| PANICKED_AT.set(info.location().map(ToString::to_string))));
 }
 
 fn missing_programs() -> Option<String> {

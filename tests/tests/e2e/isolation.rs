@@ -24,10 +24,14 @@ fn unknown_address(shape: &Shape) {
     let agents = lab.join_all();
     lab.attach_all(&agents);
     // The gateway counts what reaches it although it is meant for the overlay.
-    let rules = "table inet leak { chain seen { type filter hook prerouting priority 0; \
-                 ip daddr 10.100.0.0/16 counter drop; ip6 daddr fd00:100::/56 counter drop; } }";
-    let ran = lab.underlay().run(&["nft", rules]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for rule in [
+        "add table inet leak",
+        "add chain inet leak seen { type filter hook prerouting priority 0 ; }",
+        "add rule inet leak seen ip daddr 10.100.0.0/16 counter drop",
+        "add rule inet leak seen ip6 daddr fd00:100::/56 counter drop",
+    ] {
+        lab.underlay().ok(&format!("nft {rule}"));
+    }
     let unknown: Vec<IpAddr> = agents[0]
         .subnet()
         .gateways()

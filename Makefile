@@ -1,0 +1,44 @@
+# Flatnet. `make demo` and `make test` need Debian or Ubuntu, Rust (rustup.rs) and make; the rest they install.
+
+CARGO ?= cargo
+
+.PHONY: help build release demo test unit e2e lint fmt setup
+
+help: ## What there is to make
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: setup ## Build everything, unoptimised
+	$(CARGO) build --workspace --all-targets
+
+release: setup ## Build the agent as it is shipped: target/release/agent
+	$(CARGO) build --release -p flatnet-agent
+
+demo: setup ## Three hosts, three containers, one flat network, on this machine; no root needed
+	$(CARGO) build -p flatnet-agent
+	target/debug/agent lab demo
+
+test: unit e2e ## All tests
+
+unit: setup ## Unit, property and conformance tests
+	$(CARGO) test --workspace --exclude flatnet-tests
+	$(CARGO) test -p flatnet-tests --lib
+
+e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
+	$(CARGO) build -p flatnet-agent
+	$(CARGO) test -p flatnet-tests --test e2e
+
+lint: ## Formatting, clippy, documentation, dependency rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	@if command -v cargo-deny >/dev/null; then \
+		$(CARGO) deny check bans licenses sources; \
+	else \
+		echo "NOT CHECKED: dependency rules (deny.toml): cargo-deny is not installed; cargo install cargo-deny" >&2; \
+	fi
+
+fmt: ## Format the sources
+	$(CARGO) fmt --all
+
+setup: ## Install what is missing (Debian, Ubuntu)
+	@.ci/setup
