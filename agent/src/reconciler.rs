@@ -2,8 +2,7 @@
 //!
 //! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel; a *quick* pass, taken when
 //! only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
-//! milliseconds however many there are. What a quick pass did is checked by the full pass that its own kernel events
-//! bring about.
+//! milliseconds however many there are. What a quick pass did is checked by a full one half a second later.
 //!
 //! Owned by the daemon for the life of the process. Dropping the future between two awaits is safe: the next agent
 //! starts from a dump.

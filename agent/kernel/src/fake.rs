@@ -11,8 +11,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Dump, Foreign, KernelState};
+use flatnet_core::object::{Dump, Foreign, KernelState, Link};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
+use flatnet_model::IfName;
 use futures::Stream;
 use nix::errno::Errno;
 use tokio::sync::watch;
@@ -41,6 +42,8 @@ struct Inner {
     foreign: Foreign,
     strikes: Vec<(Strike, i32)>,
     unreadable: Option<i32>,
+    /// What a foreign device turns out to be once adopted; `None`: of a kind we do not make.
+    adoptable: Option<Link>,
     tried: u64,
     counts: Counts,
 }
@@ -114,6 +117,12 @@ impl FakeKernel {
         let result = change(&mut self.lock().foreign);
         self.wake();
         result
+    }
+
+    /// Plants a foreign device that is of a kind we make, as flanneld's is.
+    pub fn plant_link(&self, name: IfName, link: Link) {
+        self.edit_foreign(|foreign| foreign.links.insert(name, "planted".to_owned()));
+        self.lock().adoptable = Some(link);
     }
 
     /// Changes what the host is like, and wakes the agent.
@@ -242,6 +251,23 @@ impl Kernel for FakeKernel {
             outcomes.push(outcome);
         }
         outcomes
+    }
+
+    async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
+        let adopted = {
+            let mut inner = self.lock();
+            inner.readable("links")?;
+            match (inner.foreign.links.remove(&name), inner.adoptable.clone()) {
+                (Some(_), Some(link)) => {
+                    inner.state.links.insert(name, link);
+                    true
+                }
+                (Some(_), None) => true,
+                (None, _) => false,
+            }
+        };
+        self.wake();
+        Ok(adopted)
     }
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {

@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
+use flatnet_model::IfName;
 use futures::Stream;
 
 use crate::dependency::Failures;
 use crate::firewall::Firewall;
+use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::{Kernel, KernelError, Scope, Wake};
@@ -114,6 +116,15 @@ impl Kernel for NetlinkKernel {
             }
         }
         outcomes
+    }
+
+    async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
+        let failed = |source| KernelError { what: "links", source };
+        let marked = self.blocking(move |channel| match links::named(channel, name)? {
+            Some(link) => channel.request(&encode::link_mark(link.index)).map(|()| true),
+            None => Ok(false),
+        });
+        marked.await.map_err(failed)?.map_err(|refusal| failed(io::Error::from_raw_os_error(refusal.errno)))
     }
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {

@@ -65,6 +65,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Carries out `ops` in order; one outcome each. What depends on a failed one is skipped, the rest goes on.
     fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;
 
+    /// Puts our mark on a device that is not ours, because an operator said so: from then on it is ours, to be changed or
+    /// removed. `false`: there is no such device.
+    fn adopt_link(&self, name: IfName) -> impl Future<Output = Result<bool, KernelError>> + Send;
+
     /// Wakes on every change until dropped. Ends only if the kernel's notifications break; then call it again.
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError>;
 }

@@ -98,6 +98,10 @@ impl Tasks {
         if let Err(error) = crate::state_dir::remove(&self.socket) {
             tracing::warn!(error = chain(&error), "the agent's socket stays");
         }
+        if let Some(run_dir) = self.socket.parent() {
+            // After a purge nothing is left in it; anything that is stays, and the directory with it.
+            let _ = std::fs::remove_dir(run_dir);
+        }
     }
 }
 

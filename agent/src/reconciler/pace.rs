@@ -14,6 +14,9 @@ const SPACING: Duration = Duration::from_millis(100);
 const SHARE: u32 = 10;
 /// Longest spacing, whatever a pass takes.
 const LONGEST_SPACING: Duration = Duration::from_millis(500);
+/// How long after a quick pass its doing is checked: our own changes wake nobody, and a joining fleet brings many quick
+/// passes that one look can check together.
+const CHECK: Duration = Duration::from_millis(500);
 /// A look even when nothing was heard: what the kernel changes without telling (routes that go with a link) or a lost
 /// notification.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -44,6 +47,11 @@ impl Pace {
     /// The kernel said that something changed.
     pub(super) fn kernel_changed(&mut self, now: Instant) {
         self.due = self.due.min((now + SETTLE).max(self.last_full + self.spacing));
+    }
+
+    /// A quick pass ended: what it did is looked at soon.
+    pub(super) fn check(&mut self, now: Instant) {
+        self.due = self.due.min((now + CHECK).max(self.last_full + self.spacing));
     }
 
     /// A full pass ended that took `took`; what is due because of failures is said by [`Self::failed`] after this.

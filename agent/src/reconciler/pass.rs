@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, desired};
 use flatnet_core::diff::{Conflict, Prune};
-use flatnet_core::object::{KernelState, LinkKind, SetName};
+use flatnet_core::object::{Dump, KernelState, LinkKind, SetName};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{IpFamily, Lease, Revision};
+use flatnet_model::{IfName, IpFamily, Lease, Revision};
 use tokio::time::Instant;
 
 use super::{Look, Outcome, Reconciler};
@@ -48,8 +48,9 @@ impl<K: Kernel> Reconciler<K> {
                 false
             }
         };
-        if look == Look::Full {
-            self.pace.passed(Instant::now(), took);
+        match look {
+            Look::Full => self.pace.passed(Instant::now(), took),
+            Look::Quick => self.pace.check(Instant::now()),
         }
         if complete {
             self.pace.succeeded();
@@ -70,8 +71,24 @@ impl<K: Kernel> Reconciler<K> {
         self.look_at_host().await?;
         let wanted = self.want();
         self.known = None;
-        self.known = Some(self.kernel.dump(&scope(&wanted.desired.state)).await?);
+        let scope = scope(&wanted.desired.state);
+        let mut dump = self.kernel.dump(&scope).await?;
+        if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
+            dump = self.kernel.dump(&scope).await?;
+        }
+        self.known = Some(dump);
         Ok(self.bring_about(wanted, Look::Full).await)
+    }
+
+    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them. Whether there
+    /// was one.
+    async fn take_over(&self, desired: &KernelState, dump: &Dump) -> Result<bool, KernelError> {
+        let mut any = false;
+        for name in flannel_devices(desired).filter(|name| dump.foreign.links.contains_key(name)) {
+            tracing::warn!(device = %name, "replacing the tunnel device that flanneld left (--take-over)");
+            any |= self.kernel.adopt_link(name).await?;
+        }
+        Ok(any)
     }
 
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
@@ -196,6 +213,10 @@ impl<K: Kernel> Reconciler<K> {
             self.metrics.op(op.object.kind(), op.action, result);
         }
         problems.extend(conflicts.iter().map(in_the_way));
+        problems.extend(
+            flannel_devices(&desired.state)
+                .filter_map(|name| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
+        );
         let complete = failed.is_empty() && self.underlay.is_some();
         // After a failure the kernel may hold anything at that key: look before the next change.
         self.known = failed.is_empty().then_some(known);
@@ -285,10 +306,30 @@ fn scope(desired: &KernelState) -> Scope {
     });
     let sets: BTreeSet<SetName> = tunnels.chain(desired.peer_sources.iter().map(|source| source.set)).collect();
     Scope {
-        links: desired.links.keys().copied().collect(),
+        links: desired.links.keys().copied().chain(flannel_devices(desired)).collect(),
         sysctls: desired.sysctls.keys().cloned().collect(),
         sets: sets.into_iter().collect(),
     }
+}
+
+/// What flanneld would call the devices we want: they hold the VNIs we need.
+fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
+    desired.links.values().filter_map(|link| match &link.kind {
+        LinkKind::Vxlan(vxlan) => match IpFamily::of(vxlan.local) {
+            IpFamily::V4 => IfName::new(&format!("flannel.{}", vxlan.vni)).ok(),
+            IpFamily::V6 => IfName::new(&format!("flannel-v6.{}", vxlan.vni)).ok(),
+        },
+        LinkKind::Bridge => None,
+    })
+}
+
+fn left_by_flanneld(device: IfName, what: &str) -> Problem {
+    Problem::new(
+        "flannel-device",
+        format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),
+        "stop flanneld on this host, then join with --take-over: the subnet is kept",
+        device,
+    )
 }
 
 fn refused(error: &flatnet_core::op::OpError) -> Problem {
