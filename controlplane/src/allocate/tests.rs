@@ -17,6 +17,8 @@ const DUAL: &str =
 const V6_ONLY: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#;
 /// Three subnets: 10.100.1.0/24 to 10.100.3.0/24.
 const SMALL: &str = r#"{"Network":"10.100.0.0/22","Backend":{"Type":"vxlan"}}"#;
+/// Many IPv4 subnets and three IPv6 ones: two leases can then share the IPv6 half alone.
+const FEW_V6: &str = r#"{"Network":"10.100.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/60","IPv6SubnetLen":62}"#;
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn keys() -> NetworkKeys {
@@ -302,6 +304,7 @@ async fn all_at_once(store: &MemoryStore, hosts: u8, seed: u64) -> Vec<Claim> {
                     Ok(claim) => return claim,
                     Err(error) => assert!(error.can_retry(), "{error}"),
                 }
+                tokio::time::sleep(random.jitter(Duration::from_millis(20))).await;
             }
         });
     }
@@ -321,7 +324,7 @@ fn assert_one_owner_each(leases: &[Lease], hosts: usize) {
 #[tokio::test(start_paused = true)]
 async fn many_at_once_with_lost_and_late_answers_never_share_a_subnet() {
     for seed in 0..150 {
-        for (config, hosts) in [(r#"{"Network":"10.100.0.0/20"}"#, 15), (DUAL, 8), (V6_ONLY, 8)] {
+        for (config, hosts) in [(r#"{"Network":"10.100.0.0/20"}"#, 15), (DUAL, 8), (V6_ONLY, 8), (FEW_V6, 3)] {
             let store = store(config);
             let claims = all_at_once(&store, hosts, seed).await;
             tokio::time::sleep(Duration::from_secs(20)).await;
