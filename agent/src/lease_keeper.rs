@@ -18,14 +18,14 @@ use flatnet_core::lease_machine::{Action, Input, LeaseMachine, LeaseState, Seen}
 use flatnet_core::problem::Problem;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::ConfigState;
-use flatnet_model::{NetworkConfig, Owner, Publication, SubnetKey};
+use flatnet_model::{BackendConfig, IfName, IpFamily, NetworkConfig, Owner, Publication, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::networks::{Held, Holding};
 use crate::presence_keeper::Presence;
-use crate::reconciler::Outcome;
+use crate::reconciler::{Outcome, flannel_device, left_by_flanneld};
 use crate::report::{Failure, chain};
 use crate::state_dir::StateDir;
 
@@ -151,12 +151,21 @@ impl<S: Store> LeaseKeeper<S> {
         run.suspect = suspect;
         let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
         run.config_problem = problem;
-        let underlay = self.outcome.borrow_and_update().underlay.clone();
+        let (underlay, flannel_device) = {
+            let outcome = self.outcome.borrow_and_update();
+            (outcome.underlay.clone(), config.as_ref().and_then(|config| in_the_way(config, &outcome.flannel_devices)))
+        };
         let publication = config
             .as_ref()
             .zip(underlay)
             .map(|(config, underlay)| backend::publication(self.owner.node, self.keys.network(), config, &underlay));
+        let nothing_held = self.holding.borrow().held.is_none();
         let wanted = match publication {
+            // Publishing our tunnel's address while flanneld's device still receives would cut this host off.
+            Some(_) if nothing_held && flannel_device.is_some() => {
+                run.config_problem = flannel_device.map(|device| left_by_flanneld(device, "in use"));
+                None
+            }
             Some(Ok(publication)) => Some(publication),
             Some(Err(problem)) => {
                 run.config_problem = Some(problem);
@@ -425,9 +434,15 @@ fn in_force(
     }
 }
 
+/// flanneld's tunnel device that holds a VNI which `config` needs.
+fn in_the_way(config: &NetworkConfig, flannel_devices: &[IfName]) -> Option<IfName> {
+    let BackendConfig::Vxlan(vxlan) = &config.backend else { return None };
+    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+    families.filter_map(|family| flannel_device(vxlan.vni, family)).find(|device| flannel_devices.contains(device))
+}
+
 /// Whether `subnets` could have been leased under `config`.
 fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
-    use flatnet_model::IpFamily;
     IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
         (Some(pool), Some(subnet)) => pool.network().contains(&subnet) && pool.subnet_len() == subnet.prefix_len(),
         (None, None) => true,

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use outcome::{Outcome, PeerState};
 use pace::Pace;
+pub(crate) use pass::{flannel_device, left_by_flanneld};
 
 use crate::metrics::Metrics;
 use crate::networks::NetworkPort;

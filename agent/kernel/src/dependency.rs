@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use flatnet_core::object::{NextHop, NexthopId, RouteVia};
+use flatnet_core::object::{Link, LinkKind, NextHop, NexthopId, RouteVia};
 use flatnet_core::op::{Action, Object, ObjectKind, Op};
 use flatnet_model::IfName;
 
@@ -11,6 +11,7 @@ use flatnet_model::IfName;
 /// stand on; a failed change of a nexthop or neighbour leaves one that leads elsewhere.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
+    guard: bool,
     links: HashSet<IfName>,
     neighbours: HashSet<(IfName, IpAddr)>,
     nexthops: HashSet<NexthopId>,
@@ -21,6 +22,7 @@ impl Failures {
     pub(crate) fn add(&mut self, op: &Op) {
         match (&op.object, op.action) {
             (_, Action::Delete) | (Object::Link(..), Action::Change) => {}
+            (Object::Ruleset { .. }, _) => self.guard = true,
             (Object::Link(name, _), _) => {
                 self.links.insert(*name);
             }
@@ -40,6 +42,9 @@ impl Failures {
             return false;
         }
         match &op.object {
+            // A tunnel without its guard would decapsulate anybody's packets.
+            Object::Link(_, Link { kind: LinkKind::Vxlan(_), .. }) => self.guard && op.action != Action::Change,
+            Object::Sysctl(sysctl, _) => sysctl.device().is_some_and(|device| self.links.contains(&device)),
             Object::Address(key) => self.links.contains(&key.device),
             Object::Neighbour(key, _) => self.links.contains(&key.device),
             Object::Fdb(key, _) => self.links.contains(&key.device),
@@ -52,7 +57,6 @@ impl Failures {
             Object::Ruleset { .. }
             | Object::PeerSource(_)
             | Object::Link(..)
-            | Object::Sysctl(..)
             | Object::Iptables(..) => false,
         }
     }

@@ -6,7 +6,7 @@ use flatnet_core::desired::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
-use flatnet_model::Revision;
+use flatnet_model::{IfName, Revision};
 use tokio::time::Instant;
 
 /// What the last pass found and did.
@@ -18,6 +18,8 @@ pub struct Outcome {
     pub last_pass: Option<Instant>,
     /// What carries the tunnels; `None` while it is not known.
     pub underlay: Option<Underlay>,
+    /// Tunnel devices that flanneld left and that are not to be taken over.
+    pub flannel_devices: Vec<IfName>,
     /// What became of each network with a lease.
     pub networks: Vec<NetworkOutcome>,
     /// Objects the kernel refused, or that depend on one.

@@ -11,7 +11,7 @@ use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{IfName, IpFamily, Lease, Revision};
+use flatnet_model::{IfName, IpFamily, Lease, Revision, Vni};
 use tokio::time::Instant;
 
 use super::{Look, Outcome, Reconciler};
@@ -252,6 +252,7 @@ impl<K: Kernel> Reconciler<K> {
     ) {
         self.left_nothing_undone = failed.is_empty();
         let underlay = self.underlay.clone();
+        let flannel_devices = if self.host.take_over { Vec::new() } else { self.flannel_devices() };
         self.outcome.send_modify(|outcome| {
             for problem in problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
                 tracing::warn!(
@@ -269,6 +270,7 @@ impl<K: Kernel> Reconciler<K> {
                 passes: outcome.passes + 1,
                 last_pass: Some(Instant::now()),
                 underlay,
+                flannel_devices,
                 networks: desired.networks,
                 failed,
                 problems,
@@ -276,6 +278,12 @@ impl<K: Kernel> Reconciler<K> {
                 revision,
             };
         });
+    }
+
+    /// flanneld's devices among this host's interfaces.
+    fn flannel_devices(&self) -> Vec<IfName> {
+        let others = self.facts.interfaces.iter().filter(|interface| !interface.ours);
+        others.map(|interface| interface.name).filter(|name| name.as_str().starts_with("flannel")).collect()
     }
 
     fn unreadable(&mut self, error: &KernelError) {
@@ -315,15 +323,22 @@ fn scope(desired: &KernelState) -> Scope {
 /// What flanneld would call the devices we want: they hold the VNIs we need.
 fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
     desired.links.values().filter_map(|link| match &link.kind {
-        LinkKind::Vxlan(vxlan) => match IpFamily::of(vxlan.local) {
-            IpFamily::V4 => IfName::new(&format!("flannel.{}", vxlan.vni)).ok(),
-            IpFamily::V6 => IfName::new(&format!("flannel-v6.{}", vxlan.vni)).ok(),
-        },
+        LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
         LinkKind::Bridge => None,
     })
 }
 
-fn left_by_flanneld(device: IfName, what: &str) -> Problem {
+/// What flanneld calls its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
+pub(crate) fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
+    IfName::new(&match family {
+        IpFamily::V4 => format!("flannel.{vni}"),
+        IpFamily::V6 => format!("flannel-v6.{vni}"),
+    })
+    .ok()
+}
+
+/// The problem of such a device that is not to be taken over.
+pub(crate) fn left_by_flanneld(device: IfName, what: &str) -> Problem {
     Problem::new(
         "flannel-device",
         format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use flatnet_model::IfName;
+
 /// A setting's path below `/proc/sys`, with `/` between its parts: interface names may contain dots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sysctl(String);
@@ -11,6 +13,14 @@ impl Sysctl {
     #[must_use]
     pub fn new(path: impl Into<String>) -> Self {
         Self(path.into())
+    }
+
+    /// The device whose setting it is, of those below `net/ipv?/conf/` (`all` and `default` are none).
+    #[must_use]
+    pub fn device(&self) -> Option<IfName> {
+        let rest = self.0.strip_prefix("net/ipv4/conf/").or_else(|| self.0.strip_prefix("net/ipv6/conf/"))?;
+        let (name, _) = rest.split_once('/')?;
+        IfName::new(name).ok().filter(|_| name != "all" && name != "default")
     }
 
     /// The path below `/proc/sys`.
