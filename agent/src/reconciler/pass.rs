@@ -30,7 +30,9 @@ struct Wanted {
 impl<K: Kernel> Reconciler<K> {
     /// One pass. A full one is made of a quick one whenever the kernel's state is not known.
     pub(super) async fn pass(&mut self, look: Look) {
-        let look = if self.known.is_none() { Look::Full } else { look };
+        // What is to be taken over shows only in a dump.
+        let must_look = self.known.is_none() || (self.host.take_over && !self.flannel_devices().is_empty());
+        let look = if must_look { Look::Full } else { look };
         let started = Instant::now();
         let result = match look {
             Look::Full => self.full().await,
