@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::allocate::{self, AcquireError, Claim, ClaimRequest, UpdateError};
 use flatnet_controlplane::networks::{self, NetworkError, NetworkSpec};
-use flatnet_controlplane::random::{OsRandom, Random};
+use flatnet_controlplane::random::{NodeRandom, Random};
 use flatnet_controlplane::store::{Store, StoreError};
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
@@ -66,6 +66,8 @@ pub struct LeaseKeeper<S> {
     pub holding: watch::Sender<Holding>,
     /// Ends the agent.
     pub fatal: mpsc::Sender<Failure>,
+    /// What spreads waits and choices.
+    pub random: NodeRandom,
 }
 
 /// What changes while the keeper runs.
@@ -101,15 +103,17 @@ impl<S: Store> LeaseKeeper<S> {
                     None => std::future::pending().await,
                 }
             };
+            // People first: whatever else happened is looked at in any case.
             tokio::select! {
-                () = timer => {}
-                Ok(()) = self.view.changed() => {}
-                Ok(()) = self.outcome.changed() => {}
-                Ok(()) = self.presence.changed() => {}
+                biased;
                 Some(ask) = asks.recv() => match ask {
                     LeaseAsk::Release(reply) => drop(reply.send(self.release(&mut run).await)),
                     LeaseAsk::Renumber(reply) => drop(reply.send(self.renumber(&mut run))),
                 },
+                () = timer => {}
+                Ok(()) = self.view.changed() => {}
+                Ok(()) = self.outcome.changed() => {}
+                Ok(()) = self.presence.changed() => {}
             }
         }
     }
@@ -215,7 +219,7 @@ impl<S: Store> LeaseKeeper<S> {
             ttl: self.ttl,
         };
         let state = self.view.borrow().state.clone();
-        let mut random = OsRandom;
+        let mut random = self.random.clone();
         let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
         let now = run.started.elapsed();
         match result {
@@ -284,7 +288,7 @@ impl<S: Store> LeaseKeeper<S> {
         };
         match allocate::keep_alive(self.store.as_ref(), claim).await {
             Ok(ttl) => {
-                run.machine.kept_alive(run.started.elapsed(), ttl, OsRandom.next_u64());
+                run.machine.kept_alive(run.started.elapsed(), ttl, self.random.next_u64());
                 self.holding.send_modify(|holding| {
                     if let Some(held) = &mut holding.held {
                         held.expires = Some(SystemTime::now() + ttl);
@@ -301,9 +305,9 @@ impl<S: Store> LeaseKeeper<S> {
         Some(())
     }
 
-    fn store_failed(&self, run: &mut Run, error: &StoreError) {
+    fn store_failed(&mut self, run: &mut Run, error: &StoreError) {
         tracing::debug!(network = %self.keys.network(), %error, "the store did not take it; trying again");
-        run.machine.failed(run.started.elapsed(), OsRandom.next_u64());
+        run.machine.failed(run.started.elapsed(), self.random.next_u64());
     }
 
     async fn release(&mut self, run: &mut Run) -> Result<(), String> {

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::snapshot;
 use flatnet_controlplane::store::Store;
-use flatnet_controlplane::watch::{Connection, NetworkView, Source, follow};
+use flatnet_controlplane::watch::{Connection, NetworkView, Source, follow_with};
 use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
@@ -62,6 +63,8 @@ pub struct NodeParts<S, K> {
     pub lease_ttl: Duration,
     /// Where the network `default` lives.
     pub flannel_prefix: String,
+    /// What spreads waits and choices.
+    pub random: NodeRandom,
 }
 
 /// One network that is to be joined.
@@ -127,7 +130,12 @@ impl<S: Store, K: Kernel> Node<S, K> {
         let (outcome_sender, outcome) = watch::channel(Outcome::default());
         let (ready_sender, ready) = watch::channel(false);
         let metrics = Arc::new(Metrics::new());
-        let presence = PresenceKeeper::new(Arc::clone(&parts.store), parts.owner.clone(), fatal_sender.clone());
+        let presence = PresenceKeeper::new(
+            Arc::clone(&parts.store),
+            parts.owner.clone(),
+            fatal_sender.clone(),
+            parts.random.clone(),
+        );
         let mut running = Running::default();
         let (mut ports, mut leases, mut problems, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for network in &parts.networks {
@@ -276,9 +284,11 @@ fn join<S: Store, K: Kernel>(
         presence: presence.subscribe(),
         holding: holding_sender,
         fatal: fatal.clone(),
+        random: parts.random.clone(),
     };
     running.spawn("lease", keeper.run(lease_asks));
-    running.spawn("watch", follow(Arc::clone(&parts.store), network.keys.clone(), parts.lease_ttl, view_sender));
+    let (store, keys) = (Arc::clone(&parts.store), network.keys.clone());
+    running.spawn("watch", follow_with(store, keys, parts.lease_ttl, view_sender, parts.random.clone()));
     let (problem, snapshot_problem) = watch::channel(None);
     running.spawn("snapshot", snapshots::keep(Arc::clone(&parts.dir), network.keys.clone(), port.clone(), problem));
     Joined { port, lease, snapshot_problem }

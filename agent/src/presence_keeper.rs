@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flatnet_controlplane::presence::{self, PRESENCE_TTL, PresenceError};
-use flatnet_controlplane::random::{Backoff, OsRandom};
+use flatnet_controlplane::random::{Backoff, NodeRandom};
 use flatnet_controlplane::store::{Store, StoreError};
 use flatnet_model::Owner;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -32,6 +32,7 @@ pub struct PresenceKeeper<S> {
     store: Arc<S>,
     owner: Owner,
     fatal: mpsc::Sender<Failure>,
+    random: NodeRandom,
     state: watch::Sender<Presence>,
     held: Arc<Mutex<Option<presence::Presence>>>,
 }
@@ -42,6 +43,7 @@ impl<S> Clone for PresenceKeeper<S> {
             store: Arc::clone(&self.store),
             owner: self.owner.clone(),
             fatal: self.fatal.clone(),
+            random: self.random.clone(),
             state: self.state.clone(),
             held: Arc::clone(&self.held),
         }
@@ -50,8 +52,8 @@ impl<S> Clone for PresenceKeeper<S> {
 
 impl<S: Store> PresenceKeeper<S> {
     /// Announces nothing yet.
-    pub fn new(store: Arc<S>, owner: Owner, fatal: mpsc::Sender<Failure>) -> Self {
-        Self { store, owner, fatal, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
+    pub fn new(store: Arc<S>, owner: Owner, fatal: mpsc::Sender<Failure>, random: NodeRandom) -> Self {
+        Self { store, owner, fatal, random, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
     }
 
     /// Whether this node may act in its own name.
@@ -62,7 +64,7 @@ impl<S: Store> PresenceKeeper<S> {
 
     /// Announces and keeps alive, for ever; ends the agent if the state directory was copied.
     pub async fn run(self) {
-        let mut random = OsRandom;
+        let mut random = self.random.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             match self.announce_and_keep(&mut backoff).await {
@@ -86,7 +88,7 @@ impl<S: Store> PresenceKeeper<S> {
     }
 
     async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, PresenceError> {
-        let mut random = OsRandom;
+        let mut random = self.random.clone();
         let announced = presence::announce(self.store.as_ref(), &self.owner).await?;
         *self.held.lock().await = Some(announced);
         self.state.send_replace(Presence::Confirmed);

@@ -17,7 +17,7 @@ use flatnet_core::facts::HostFacts;
 use flatnet_core::object::Dump;
 use flatnet_core::op::Op;
 use flatnet_core::underlay::{Selection, Underlay};
-use flatnet_kernel::{Kernel, Wake};
+use flatnet_kernel::{Kernel, Scope, Wake};
 use flatnet_model::{IfName, NodeId};
 use futures::StreamExt;
 use futures::future::select_all;
@@ -60,6 +60,13 @@ enum Look {
     Quick,
 }
 
+/// A dump with every operation since folded in.
+struct Known {
+    dump: Dump,
+    /// What the dump looked at.
+    scope: Scope,
+}
+
 /// The loop's state.
 pub struct Reconciler<K> {
     kernel: Arc<K>,
@@ -69,7 +76,7 @@ pub struct Reconciler<K> {
     metrics: Arc<Metrics>,
     sysctls: SysctlRecord,
     /// The kernel as the last pass left it; `None` when that is not known.
-    known: Option<Dump>,
+    known: Option<Known>,
     facts: HostFacts,
     /// The last underlay found: kept while a look finds none.
     underlay: Option<Underlay>,
@@ -111,9 +118,16 @@ impl<K: Kernel> Reconciler<K> {
         let mut events = self.subscribe();
         loop {
             let due = self.pace.due();
+            // In this order: what is due has a pause of its own after it, people ask rarely, and neither a busy store nor
+            // a busy kernel may keep the others out.
             tokio::select! {
-                () = changed(&mut self.ports) => self.pass(Look::Quick).await,
+                biased;
                 () = sleep_until(due) => self.pass(Look::Full).await,
+                Some(reply) = plans.recv() => {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
+                }
+                () = changed(&mut self.ports) => self.pass(Look::Quick).await,
                 wake = next(&mut events) => match wake {
                     Some(_) => self.pace.kernel_changed(Instant::now()),
                     // Notifications broke (a full socket buffer is a wake, not this): subscribe anew and look.
@@ -122,10 +136,6 @@ impl<K: Kernel> Reconciler<K> {
                         self.pace.kernel_changed(Instant::now());
                     }
                 },
-                Some(reply) = plans.recv() => {
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
-                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::{Kernel, NetlinkKernel};
@@ -72,7 +73,8 @@ impl Setup {
             store: args.store.document(&endpoints),
         };
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
-        let parts = NodeParts { store, kernel, dir, sysctls, owner, host, networks, lease_ttl, flannel_prefix };
+        let random = NodeRandom::Os;
+        let parts = NodeParts { store, kernel, dir, sysctls, owner, host, networks, lease_ttl, flannel_prefix, random };
         Ok(Self { parts, process, namespace })
     }
 }

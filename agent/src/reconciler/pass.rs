@@ -14,7 +14,7 @@ use flatnet_kernel::{Kernel, KernelError, Scope};
 use flatnet_model::{IfName, IpFamily, Lease, Revision, Vni};
 use tokio::time::Instant;
 
-use super::{Look, Outcome, Reconciler};
+use super::{Known, Look, Outcome, Reconciler};
 use crate::networks::Held;
 use crate::report::chain;
 
@@ -30,15 +30,17 @@ struct Wanted {
 impl<K: Kernel> Reconciler<K> {
     /// One pass. A full one is made of a quick one whenever the kernel's state is not known.
     pub(super) async fn pass(&mut self, look: Look) {
-        // What is to be taken over shows only in a dump.
-        let must_look = self.known.is_none() || (self.host.take_over && !self.flannel_devices().is_empty());
-        let look = if must_look { Look::Full } else { look };
         let started = Instant::now();
-        let result = match look {
-            Look::Full => self.full().await,
+        let (look, result) = match look {
+            Look::Full => (look, self.full().await),
             Look::Quick => {
                 let wanted = self.want();
-                Ok(self.bring_about(wanted, look).await)
+                // What the last dump did not look at (a device, a setting) cannot be known from it.
+                if self.known.as_ref().is_some_and(|known| known.scope == scope(&wanted.desired.state)) {
+                    (look, Ok(self.bring_about(wanted, look).await))
+                } else {
+                    (Look::Full, self.full().await)
+                }
             }
         };
         let took = started.elapsed();
@@ -64,6 +66,8 @@ impl<K: Kernel> Reconciler<K> {
     /// What the next full pass would change.
     pub(super) async fn plan(&mut self) -> Result<Vec<Op>, KernelError> {
         self.look_at_host().await?;
+        // What is read here counts as seen, so the pass that acts on it must come.
+        self.pace.kernel_changed(Instant::now());
         let wanted = self.want();
         let dump = self.kernel.dump(&scope(&wanted.desired.state)).await?;
         Ok(plan(&wanted.desired.state, &dump, wanted.prune).ops)
@@ -78,7 +82,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
             dump = self.kernel.dump(&scope).await?;
         }
-        self.known = Some(dump);
+        self.known = Some(Known { dump, scope });
         Ok(self.bring_about(wanted, Look::Full).await)
     }
 
@@ -184,7 +188,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn bring_about(&mut self, wanted: Wanted, look: Look) -> bool {
         let Wanted { desired, mut problems, prune, revision } = wanted;
         // Taken out so that a pass that is cut off leaves "not known" behind.
-        let Some(mut known) = self.known.take() else { return false };
+        let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
         self.say_drift(&ops, look);
         for op in &ops {
@@ -221,7 +225,7 @@ impl<K: Kernel> Reconciler<K> {
         );
         let complete = failed.is_empty() && self.underlay.is_some();
         // After a failure the kernel may hold anything at that key: look before the next change.
-        self.known = failed.is_empty().then_some(known);
+        self.known = failed.is_empty().then_some(Known { dump: known, scope });
         problems.splice(0..0, desired.problems.iter().cloned());
         problems.sort();
         problems.dedup();
