@@ -1,5 +1,6 @@
 //! Randomness as a value: the agent uses the kernel's, a simulation its seed.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A source of random numbers.
@@ -45,6 +46,33 @@ impl Random for SeededRandom {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+/// One source for all parts of a node.
+#[derive(Clone, Debug, Default)]
+pub enum NodeRandom {
+    /// The kernel's.
+    #[default]
+    Os,
+    /// A simulation's, shared by all parts, so that one seed decides everything.
+    Seeded(Arc<Mutex<SeededRandom>>),
+}
+
+impl NodeRandom {
+    /// The same seed gives the same numbers in the same order of asking.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self::Seeded(Arc::new(Mutex::new(SeededRandom::new(seed))))
+    }
+}
+
+impl Random for NodeRandom {
+    fn next_u64(&mut self) -> u64 {
+        match self {
+            Self::Os => OsRandom.next_u64(),
+            Self::Seeded(source) => source.lock().unwrap_or_else(PoisonError::into_inner).next_u64(),
+        }
     }
 }
 

@@ -160,6 +160,7 @@ impl<S: Store> Follower<S> {
         self.snapshot_needed = false;
         loop {
             let batch = tokio::select! {
+                biased;
                 batch = events.next() => batch,
                 () = grace_over(self.grace_ends) => {
                     self.end_grace();
