@@ -97,6 +97,9 @@ fn take_over() {
     agent.arguments.push("--take-over".to_owned());
     agent.start();
     agent.wait_converged(0);
-    assert!(oracle::link(&agent.host, "flannel.1").is_none());
+    wait_until("flannel.1 is replaced", SOON, || match oracle::link(&agent.host, "flannel.1") {
+        None => Ok(()),
+        Some(link) => Err(format!("{link}\n{}", agent.log())),
+    });
     assert_eq!(agent.subnet().v4.unwrap().to_string(), "10.100.55.1/24");
 }
