@@ -12,6 +12,8 @@
 mod absence;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/choices.rs"]
+mod choices;
 #[path = "e2e/env_files.rs"]
 mod env_files;
 #[path = "e2e/flannel.rs"]
@@ -26,6 +28,8 @@ mod membership;
 mod mesh;
 #[path = "e2e/mtu.rs"]
 mod mtu;
+#[path = "e2e/network_commands.rs"]
+mod network_commands;
 #[path = "e2e/restart.rs"]
 mod restart;
 
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
         mtu::tests(),
         isolation::tests(),
         bad_input::tests(),
+        choices::tests(),
+        network_commands::tests(),
         lab_command::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())

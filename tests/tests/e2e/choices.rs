@@ -1,0 +1,142 @@
+//! What an operator can choose, and what a host does when it cannot have it.
+
+use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::suite::Test;
+use flatnet_tests::{oracle, pinger};
+
+use nix::sys::signal::Signal;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test::new("a_subnet_that_is_asked_for_is_leased_or_refused", asked_for).on_backend("vxlan"),
+        Test::new("the_last_subnet_is_found_and_the_next_host_waits_for_one", exhaustion).on_backend("vxlan"),
+        Test::new("peers_on_the_same_link_get_direct_routes_when_the_network_says_so", direct_routing)
+            .on_backend("vxlan"),
+        Test::new("a_host_gw_peer_off_the_link_is_unreachable_and_the_others_are_not", off_link),
+        Test::new("packets_pass_where_iptables_drops_everything::nft", || dropping("iptables-nft")).on_backend("vxlan"),
+        Test::new("packets_pass_where_iptables_drops_everything::legacy", || dropping("iptables-legacy"))
+            .on_backend("vxlan"),
+        Test::new("flags_come_from_file_environment_and_command_line_in_that_order", layers),
+    ]
+}
+
+fn asked_for() {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let mut first = lab.agent(1).with(&["--subnet", "10.100.77.0/24"]);
+    first.start();
+    first.wait_converged(0);
+    assert_eq!(lab.etcd.subnets()[0].0, "10.100.77.0-24");
+    for (subnet, code) in [("10.100.77.0/24", 6), ("10.101.0.0/24", 3), ("10.100.78.0/25", 3)] {
+        let ran = lab.agent(2).with(&["--subnet", subnet]).run();
+        assert_eq!(ran.code, code, "{subnet}: {}", ran.stderr);
+        assert!(ran.stderr.contains(subnet) && ran.stderr.contains("hint:"), "{}", ran.stderr);
+        assert_eq!(lab.etcd.subnets().len(), 1);
+    }
+}
+
+fn exhaustion() {
+    let lab = Lab::without_network(&Shape::vxlan(3));
+    // Four subnets, of which the first is not handed out; one more is taken by hand.
+    lab.etcd.put("/coreos.com/network/config", r#"{"Network":"10.100.0.0/22","Backend":{"Type":"vxlan"}}"#, None);
+    lab.etcd.put(
+        "/coreos.com/network/subnets/10.100.2.0-24",
+        r#"{"PublicIP":"192.168.33.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"}}"#,
+        None,
+    );
+    let first = lab.join(1);
+    first.wait_converged(1);
+    let second = lab.join(2);
+    second.wait_converged(2);
+    let mut third = lab.agent(3);
+    third.start();
+    let problem = third.wait_for_problem("subnets-exhausted");
+    assert!(problem["message"].as_str().unwrap().contains("10.100.0.0/22"), "{problem}");
+    assert_eq!(third.status().unwrap()["state"], "starting");
+    assert_eq!(first.command(&["leave", "--purge"]).code, 0);
+    third.wait_converged(2);
+}
+
+fn direct_routing() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let config = |direct: bool| {
+        format!(r#"{{"Network":"10.100.0.0/16","Backend":{{"Type":"vxlan","VNI":1,"DirectRouting":{direct}}}}}"#)
+    };
+    lab.etcd.put("/coreos.com/network/config", &config(true), None);
+    let agents = lab.join_all();
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    assert!(oracle::fdb(&agents[0].host, "flat.1").is_empty(), "no tunnel to a peer on the link");
+    let peer = agents[1].subnet().gateways().next().unwrap().trunc().to_string();
+    assert_eq!(oracle::own_routes(&agents[0].host)[&peer]["gateway"], "192.168.33.12");
+    // And back through the tunnel, in place: nobody loses a packet for more than the change takes.
+    lab.etcd.put("/coreos.com/network/config", &config(false), None);
+    flatnet_tests::wait::wait_until("the route goes through the tunnel", flatnet_tests::wait::SOON, || {
+        let routes = oracle::own_routes(&agents[0].host);
+        if routes[&peer]["dev"] == "flat.1" { Ok(()) } else { Err(format!("{:?}", routes[&peer])) }
+    });
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    pinger::assert_all_pairs(&lab, &agents);
+}
+
+fn off_link() {
+    let lab = Lab::new(&Shape { backend: "host-gw", ..Shape::vxlan(2) });
+    let agents = lab.join_all();
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    lab.attach_all(&agents);
+    let value = r#"{"PublicIP":"172.16.5.5","PublicIPv6":null,"BackendType":"host-gw","BackendData":null}"#;
+    lab.etcd.put("/coreos.com/network/subnets/10.100.250.0-24", value, None);
+    let status = agents[0].wait_for_status("the peer off the link", |status| {
+        let peers = status["networks"][0]["peers"].as_array().cloned().unwrap_or_default();
+        peers.iter().any(|peer| peer["public_ip"] == "172.16.5.5" && peer["state"] == "unreachable")
+    });
+    assert_eq!(status["state"], "degraded", "{status}");
+    assert!(!oracle::own_routes(&agents[0].host).contains_key("10.100.250.0/24"));
+    pinger::assert_all_pairs(&lab, &agents);
+}
+
+fn dropping(program: &str) {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let host = lab.host(1);
+    host.ok(&format!("{program} -P FORWARD DROP"));
+    host.ok(&format!("{program} -P INPUT DROP"));
+    // What else the host needs is its owner's business: here, etcd.
+    host.ok(&format!("{program} -A INPUT -p tcp --sport 2379 -j ACCEPT"));
+    host.ok(&format!("{program} -A INPUT -p icmp -j ACCEPT"));
+    host.ok(&format!("{program} -A INPUT -i lo -j ACCEPT"));
+    let agents = lab.join_all();
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let listed = host.ok(&format!("{program} -S"));
+    assert!(listed.contains("flatnet"), "our rule is at the head: {listed}");
+    assert_eq!(agents[0].command(&["leave", "--purge"]).code, 0);
+    let listed = host.ok(&format!("{program} -S"));
+    assert!(!listed.contains("flatnet") && listed.contains("-P FORWARD DROP"), "theirs stays, ours goes: {listed}");
+}
+
+fn layers() {
+    let lab = Lab::new(&Shape { backend: "host-gw", ..Shape::vxlan(1) });
+    let file = lab.directory.join("agent.toml");
+    std::fs::write(&file, "node-name = \"from-file\"\nlease-ttl = \"10m\"\n").unwrap();
+    let file = file.display().to_string();
+    let name =
+        |agent: &flatnet_tests::agent::Agent| agent.status().unwrap()["node"]["name"].as_str().unwrap().to_owned();
+    let mut agent = lab.agent(1);
+    // The harness names every node; this test must not.
+    agent.arguments.retain(|argument| !argument.starts_with("--node-name"));
+    let mut agent = agent.with(&["--config", &file]);
+    agent.start();
+    agent.wait_converged(0);
+    assert_eq!(name(&agent), "from-file");
+    agent.end(Signal::SIGTERM);
+    agent.environment.push(("FLATNET_NODE_NAME".to_owned(), "from-environment".to_owned()));
+    agent.start();
+    agent.wait_converged(0);
+    assert_eq!(name(&agent), "from-environment");
+    agent.end(Signal::SIGTERM);
+    let mut agent = agent.with(&["--node-name", "from-flag"]);
+    agent.start();
+    agent.wait_converged(0);
+    assert_eq!(name(&agent), "from-flag");
+}
