@@ -8,6 +8,7 @@ mod setup;
 mod tasks;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use flatnet_kernel::NetlinkKernel;
 use sd_notify::NotifyState;
@@ -16,7 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::join::JoinArgs;
 use crate::local_api::Ask;
 use crate::node::Node;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, chain};
+use crate::state_dir::StateDir;
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};
 
@@ -37,7 +39,7 @@ pub fn observing_kernel() -> std::io::Result<NetlinkKernel> {
 /// Runs the agent until it is told to stop, told to leave, or cannot go on.
 pub async fn run(args: JoinArgs) -> Result<(), Failure> {
     let Setup { parts, process, namespace: _namespace } = Setup::new(args).await?;
-    let owner = &parts.owner;
+    let (owner, dir) = (&parts.owner, Arc::clone(&parts.dir));
     tracing::info!(node = %owner.node, name = owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
@@ -54,7 +56,8 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
             }
             Some(ask) = tasks.asks.recv() => match ask {
                 Ask::Leave { purge, reply } => {
-                    let failures = node.leave(purge).await;
+                    let mut failures = node.leave(purge).await;
+                    failures.extend(stay_away(&dir));
                     tracing::info!(purge, "left");
                     // Whoever asked may have gone away; the leaving is done all the same.
                     let _ = reply.send(failures);
@@ -79,6 +82,14 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
     tracing::info!("stopping");
     tasks.finish().await;
     ended
+}
+
+/// Keeps a service manager from starting an agent that was told to leave; what went wrong. One that waits for READY names
+/// its socket here; nobody else asks for the mark.
+fn stay_away(dir: &StateDir) -> Option<String> {
+    std::env::var_os("NOTIFY_SOCKET")?;
+    let failure = dir.mark_left().err()?;
+    Some(format!("the service will start again ({}): systemctl disable --now flatnet-agent", chain(&failure)))
 }
 
 fn signals(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {

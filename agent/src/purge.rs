@@ -10,9 +10,16 @@ use flatnet_core::plan::plan;
 use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
 
-use crate::report::{Exit, Failure};
+use crate::cli::DEFAULT_STATE_DIR;
+use crate::report::{Exit, Failure, chain};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::sysctl_record::SysctlRecord;
+
+/// The service, as the package installs it; it keeps its state in [`DEFAULT_STATE_DIR`].
+const UNIT: &str = "flatnet-agent.service";
+/// Where systemd looks for units that are not made at run time (systemd.unit(5)).
+const UNIT_DIRS: [&str; 4] =
+    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 /// Removes every kernel object of ours and puts settings back that still have the value we gave them. What could not be
 /// undone is returned; the rest is done all the same.
@@ -57,6 +64,10 @@ pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<Strin
     let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
     let mut failures = kernel(&real, &sysctls).await;
     failures.extend(files(&dir, &dir.networks()));
+    if state_dir == Path::new(DEFAULT_STATE_DIR) && UNIT_DIRS.iter().any(|dir| Path::new(dir).join(UNIT).exists()) {
+        // The service, were it enabled, would join again at the next boot.
+        failures.extend(dir.mark_left().err().map(|error| chain(&error)));
+    }
     Ok(failures)
 }
 

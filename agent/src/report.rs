@@ -113,6 +113,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Says something on stderr that is not an error.
+pub fn note(text: &str) {
+    // Nobody is left to tell when stderr is closed.
+    let _ = std::io::stderr().write_all(format!("note: {text}\n").as_bytes());
+}
+
 /// Writes `text` to stdout. A reader that went away (`agent peers | head`) is not an error.
 pub fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {

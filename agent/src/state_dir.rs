@@ -6,6 +6,7 @@
 //! | `lock` | state | held while an agent uses the directory |
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
+//! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |
 
@@ -15,6 +16,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
+
+/// In the state directory: tells a service manager not to start an agent that was told to leave. The unit's
+/// `ConditionPathExists=` names it.
+pub const LEFT: &str = "left";
 
 /// The two directories, locked for this process until dropped.
 #[derive(Debug)]
@@ -77,6 +82,8 @@ impl StateDir {
         }
         let node = identity(&state.join("node-id"), NodeId::new)?;
         let nonce = identity(&run.join("instance"), InstanceNonce::new)?;
+        // Whoever starts an agent wants it to be here: a service manager that must not does not come this far.
+        remove(&state.join(LEFT))?;
         Ok(Self { state: state.to_owned(), run: run.to_owned(), node, nonce, _lock: lock })
     }
 
@@ -96,6 +103,19 @@ impl StateDir {
     #[must_use]
     pub fn run(&self) -> &Path {
         &self.run
+    }
+
+    /// Leaves word for the service manager that this node left, also after a purge: without it the service would join
+    /// again, at once or at the next boot.
+    pub fn mark_left(&self) -> Result<(), StateDirError> {
+        let path = self.state.join(LEFT);
+        let text = format!(
+            "This node left its networks; its service does not start while this file exists.\n\
+             To join again: rm {} && systemctl start flatnet-agent\n",
+            path.display()
+        );
+        create_dir(&self.state, 0o700)?;
+        replace(&path, text.as_bytes(), 0o644)
     }
 
     /// The last view of `network`, if there is one; the bytes are to be parsed as hostile input.
@@ -269,6 +289,20 @@ mod tests {
         let _first = StateDir::open(&dir.join("state"), &dir.join("run")).unwrap();
         let second = StateDir::open(&dir.join("state"), &dir.join("run"));
         assert!(matches!(second, Err(StateDirError::InUse(_))), "{second:?}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_node_that_left_is_marked_also_after_a_purge_until_somebody_starts_an_agent() {
+        let dir = scratch("left");
+        let opened = StateDir::open(&dir.join("state"), &dir.join("run")).unwrap();
+        assert!(opened.purge(&[]).is_empty());
+        opened.mark_left().unwrap();
+        drop(opened);
+        assert!(std::fs::read_to_string(dir.join("state").join(LEFT)).unwrap().contains("To join again: rm"));
+        let again = StateDir::open(&dir.join("state"), &dir.join("run")).unwrap();
+        assert!(!dir.join("state").join(LEFT).exists());
+        drop(again);
         std::fs::remove_dir_all(dir).unwrap();
     }
 

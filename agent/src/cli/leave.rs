@@ -5,7 +5,8 @@ use flatnet_proto::agent::v1::LeaveRequest;
 
 use super::RunDir;
 use crate::local_api;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, note};
+use crate::state_dir::LEFT;
 
 /// Give the lease back and stop the agent for good
 #[derive(Args, Clone, Debug)]
@@ -34,6 +35,13 @@ pub async fn run(args: LeaveArgs) -> Result<(), Failure> {
         Err(_) if args.purge => crate::purge::without_agent(&args.state_dir, &args.run_dir.run_dir).await?,
         Err(failure) => return Err(failure.hint_also("`agent leave --purge` cleans this host up without an agent")),
     };
+    let marker = args.state_dir.join(LEFT);
+    if marker.exists() {
+        note(&format!(
+            "the service stays stopped, also at boot, until: rm {} && systemctl start flatnet-agent",
+            marker.display()
+        ));
+    }
     match failures.as_slice() {
         [] => Ok(()),
         failures => {
