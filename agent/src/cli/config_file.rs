@@ -19,7 +19,8 @@ pub fn with_defaults(command: Command, file: &Path) -> Result<Command, Failure> 
     })
 }
 
-fn apply(mut command: Command, text: &str) -> Result<Command, String> {
+/// `command` with the values of `text` as defaults of its arguments; the error names what is wrong in it.
+pub fn apply(mut command: Command, text: &str) -> Result<Command, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     for (key, value) in table {
         let argument = command

@@ -1,0 +1,132 @@
+//! How networks are printed, for people and as JSON.
+
+use comfy_table::{Table, presets};
+use flatnet_controlplane::networks::NetworkInfo;
+use flatnet_model::NetworkConfig;
+
+/// A network, stable and documented: people script against it.
+#[derive(serde::Serialize)]
+pub(super) struct NetworkDocument {
+    name: String,
+    cidr: Option<String>,
+    cidr6: Option<String>,
+    subnet_len: Option<u8>,
+    subnet6_len: Option<u8>,
+    backend: Option<String>,
+    vni: Option<u32>,
+    port: Option<u16>,
+    problem: Option<String>,
+    warnings: Vec<String>,
+    leases: Vec<LeaseDocument>,
+    rejected: Vec<RejectedDocument>,
+}
+
+#[derive(serde::Serialize)]
+struct LeaseDocument {
+    subnet: Option<String>,
+    subnet6: Option<String>,
+    public_ip: Option<String>,
+    public_ipv6: Option<String>,
+    backend: String,
+    node: Option<String>,
+    node_name: Option<String>,
+    permanent: bool,
+}
+
+#[derive(serde::Serialize)]
+struct RejectedDocument {
+    key: String,
+    reason: String,
+}
+
+/// A network as `--json` prints it.
+pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
+    let config: Option<&NetworkConfig> = info.config.as_ref().ok();
+    let (vni, port) = match config.map(|config| &config.backend) {
+        Some(flatnet_model::BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port)),
+        _ => (None, None),
+    };
+    let leases = info.leases.iter().map(|lease| LeaseDocument {
+        subnet: lease.subnets.v4().map(|net| net.to_string()),
+        subnet6: lease.subnets.v6().map(|net| net.to_string()),
+        public_ip: lease.public_ip.map(|address| address.to_string()),
+        public_ipv6: lease.public_ipv6.map(|address| address.to_string()),
+        backend: lease.backend.to_string(),
+        node: lease.owner.as_ref().map(|owner| owner.node.to_string()),
+        node_name: lease.owner.as_ref().map(|owner| owner.name.clone()),
+        permanent: lease.owner.is_none() && lease.etcd_lease.is_none(),
+    });
+    NetworkDocument {
+        name: info.keys.network().to_string(),
+        cidr: config.and_then(|config| config.v4.map(|pool| pool.network().to_string())),
+        cidr6: config.and_then(|config| config.v6.map(|pool| pool.network().to_string())),
+        subnet_len: config.and_then(|config| config.v4.map(|pool| pool.subnet_len())),
+        subnet6_len: config.and_then(|config| config.v6.map(|pool| pool.subnet_len())),
+        backend: config.map(|config| config.backend.kind().to_string()),
+        vni,
+        port,
+        problem: info.config.as_ref().err().map(ToString::to_string),
+        warnings: info.warnings.iter().map(|warning| warning.message.clone()).collect(),
+        leases: leases.collect(),
+        rejected: info
+            .rejected
+            .iter()
+            .map(|(key, reason)| RejectedDocument { key: key.clone(), reason: reason.clone() })
+            .collect(),
+    }
+}
+
+/// One line.
+pub(super) fn summary(info: &NetworkInfo) -> String {
+    let document = document(info);
+    let mut parts: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
+    parts.extend(document.backend);
+    parts.extend(document.vni.map(|vni| format!("VNI {vni}")));
+    parts.extend(document.problem);
+    parts.join(", ")
+}
+
+/// One line a network.
+pub(super) fn table(all: &[NetworkInfo]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["NETWORK", "RANGE", "BACKEND", "VNI", "LEASES"]);
+    for info in all {
+        let document = document(info);
+        let ranges: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
+        table.add_row([
+            document.name,
+            if ranges.is_empty() { "unusable".to_owned() } else { ranges.join(" ") },
+            document.backend.unwrap_or_else(|| "-".to_owned()),
+            document.vni.map_or_else(|| "-".to_owned(), |vni| vni.to_string()),
+            info.leases.len().to_string(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// One network with its leases.
+pub(super) fn detail(info: &NetworkInfo) -> String {
+    let mut out = format!("network {}: {}\n", info.keys.network(), summary(info));
+    for warning in &info.warnings {
+        out.push_str(&format!("warning: {}\n  hint: {}\n", warning.message, warning.hint));
+    }
+    for (key, reason) in &info.rejected {
+        out.push_str(&format!("rejected: {key}: {reason}\n"));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["SUBNET", "PUBLIC IP", "BACKEND", "NODE"]);
+    for lease in document(info).leases {
+        let join = |a: Option<String>, b: Option<String>| a.into_iter().chain(b).collect::<Vec<_>>().join(" ");
+        let node = lease
+            .node_name
+            .unwrap_or_else(|| if lease.permanent { "(permanent)".to_owned() } else { "(flanneld)".to_owned() });
+        table.add_row([
+            join(lease.subnet, lease.subnet6),
+            join(lease.public_ip, lease.public_ipv6),
+            lease.backend,
+            node,
+        ]);
+    }
+    out.push_str(&format!("{table}\n"));
+    out
+}
