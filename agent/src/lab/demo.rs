@@ -17,12 +17,14 @@ const DIRECTORY: &str = "FLATNET_LAB_DIR";
 pub fn demo(plan: LabPlan) -> Result<ExitCode, Failure> {
     if sandbox::is_inside() {
         let path = std::env::var_os(DIRECTORY).unwrap_or_default();
-        return launch::inside(show(Supervisor::new(plan, LabDirectory::new(path.as_ref()))));
+        let directory = LabDirectory::new(path.as_ref());
+        // Not by the launcher, which could be interrupted between this and being ready to clean up.
+        directory.create()?;
+        return launch::inside(show(Supervisor::new(plan, directory)));
     }
     tools::require_programs()?;
     let path = std::env::temp_dir().join(format!("flatnet-demo-{}", std::process::id()));
     let directory = LabDirectory::new(&path);
-    directory.create()?;
     let launched = sandbox::launch(|command| {
         command.env(DIRECTORY, &path);
     });

@@ -32,13 +32,19 @@ fn unknown_address(shape: &Shape) {
     ] {
         lab.underlay().ok(&format!("nft {rule}"));
     }
+    let leased: Vec<IpAddr> =
+        agents.iter().flat_map(|agent| agent.subnet().container_addresses().collect::<Vec<_>>()).collect();
+    // The first subnet of the network that nobody holds, in each family.
+    let free = |subnets: [&str; 3]| {
+        let of_nobody = |subnet: &ipnet::IpNet| !leased.iter().any(|address| subnet.contains(address));
+        subnets.map(|subnet| subnet.parse().unwrap()).into_iter().find(of_nobody).unwrap().hosts().nth(8).unwrap()
+    };
     let unknown: Vec<IpAddr> = agents[0]
         .subnet()
         .gateways()
         .map(|gateway| match gateway.addr() {
-            // No host has these: the last subnets of the network.
-            IpAddr::V4(_) => "10.100.255.9".parse().unwrap(),
-            IpAddr::V6(_) => "fd00:100:0:ff::9".parse().unwrap(),
+            IpAddr::V4(_) => free(["10.100.255.0/24", "10.100.254.0/24", "10.100.253.0/24"]),
+            IpAddr::V6(_) => free(["fd00:100:0:ff::/64", "fd00:100:0:fe::/64", "fd00:100:0:fd::/64"]),
         })
         .collect();
     for address in unknown {
