@@ -42,3 +42,20 @@ fmt: ## Format the sources
 
 setup: ## Install what is missing (Debian, Ubuntu)
 	@.ci/setup
+
+.PHONY: static install deb
+
+# The program that `install` installs: `make release` or `make static` makes it, so that `sudo make install` compiles nothing.
+AGENT ?= target/release/agent
+STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
+STATIC_AGENT = target/$(STATIC_TARGET)/release/agent
+
+# A --target of its own keeps the flag away from build scripts and procedural macros.
+static: setup ## Build the agent as one file that runs on every Linux of this architecture
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p flatnet-agent --target $(STATIC_TARGET)
+
+install: ## Install AGENT with its service and manual: DESTDIR=, PREFIX=/usr/local
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" agent/packaging/install "$(AGENT)"
+
+deb: static ## Make a Debian package in target/
+	agent/packaging/deb "$(STATIC_AGENT)" target

@@ -1,12 +1,13 @@
 //! The command line: one file a subcommand. People script against it, so names, exit codes and `--json` output are stable.
 
 mod completions;
-mod config_file;
+pub mod config_file;
 mod docker_opts;
 mod doctor;
 pub mod join;
 mod lab;
 mod leave;
+mod man;
 mod network;
 mod peers;
 mod plan;
@@ -68,6 +69,8 @@ enum Command {
     #[command(subcommand)]
     Lab(lab::LabCommand),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Where a running agent's socket is.
@@ -96,19 +99,7 @@ pub fn command() -> clap::Command {
 fn parse() -> Result<Cli, Failure> {
     let mut arguments: Vec<_> = std::env::args_os().collect();
     let command = match config_file(&arguments) {
-        Some(file) => {
-            let mut failure = None;
-            let command = command().mut_subcommand("join", |join| {
-                config_file::with_defaults(join.clone(), &file).unwrap_or_else(|error| {
-                    failure = Some(error);
-                    join
-                })
-            });
-            match failure {
-                Some(failure) => return Err(failure),
-                None => command,
-            }
-        }
+        Some(file) => config_file::with_defaults(command(), "join", &file)?,
         None => command(),
     };
     if let Some(program) = arguments.first_mut() {
@@ -155,6 +146,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::DockerOpts(args) => docker_opts::run(&args).map(done),
         Command::Completions(args) => completions::run(&args).map(done),
+        Command::Man(args) => man::run(&args).map(done),
         Command::Lab(command) => lab::run(command),
     }
 }
