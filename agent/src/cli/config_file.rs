@@ -19,8 +19,7 @@ pub fn with_defaults(program: Command, subcommand: &str, file: &Path) -> Result<
     })
 }
 
-/// `command` with the values of `text` as defaults of its arguments; the error names what is wrong in it.
-pub /// The same from the file's text; the problem in words.
+/// `program` with the values of `text` as defaults, likewise; the error names what is wrong in it.
 pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Command, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     for (key, value) in table {
