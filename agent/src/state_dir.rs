@@ -139,8 +139,19 @@ impl StateDir {
         let path = self.subnet(network);
         match subnet {
             Some(subnet) => replace(&path, format!("{subnet}\n").as_bytes(), 0o600),
-            None => remove(&path),
+            // Without a subnet no configuration is in force.
+            None => remove(&path).and_then(|()| remove(&self.config(network))),
         }
+    }
+
+    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one.
+    pub fn read_config(&self, network: &NetworkName) -> Result<Option<Vec<u8>>, StateDirError> {
+        read(&self.config(network))
+    }
+
+    /// Keeps the configuration in force.
+    pub fn write_config(&self, network: &NetworkName, json: &[u8]) -> Result<(), StateDirError> {
+        replace(&self.config(network), json, 0o600)
     }
 
     /// The networks this node has files of.
@@ -178,7 +189,7 @@ impl StateDir {
     pub fn purge(&self, networks: &[NetworkName]) -> Vec<StateDirError> {
         let mut files = vec![self.state.join("node-id"), self.run.join("instance"), self.run.join("sysctls")];
         for network in networks {
-            files.extend([self.snapshot(network), self.subnet(network), self.env_file(network)]);
+            files.extend([self.snapshot(network), self.subnet(network), self.config(network), self.env_file(network)]);
         }
         files.push(self.state.join("lock"));
         let failures = files.iter().filter_map(|file| remove(file).err()).collect();
@@ -191,6 +202,10 @@ impl StateDir {
 
     fn snapshot(&self, network: &NetworkName) -> PathBuf {
         self.state.join(format!("{network}.snapshot"))
+    }
+
+    fn config(&self, network: &NetworkName) -> PathBuf {
+        self.state.join(format!("{network}.config"))
     }
 
     fn subnet(&self, network: &NetworkName) -> PathBuf {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use flatnet_model::keys::NetworkKeys;
+use flatnet_model::keys::{CATALOG, NetworkKeys};
 use flatnet_model::state::{Change, NetworkState};
 use flatnet_model::{Lease, NetworkConfig, NetworkName, Publication, SubnetKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -108,6 +108,18 @@ pub async fn create<S: Store>(
         }
     }
     Err(NetworkError::Busy(ATTEMPTS))
+}
+
+/// Writes `value` back as the configuration of the network of `keys` if the store has none; whether it had none.
+///
+/// No other network is looked at: the configuration was in force, and agents hold subnets of it.
+pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
+    let txn = Txn {
+        when: vec![Compare::ModRevision(keys.config(), 0)],
+        // Whoever is about to create a network looks again.
+        then: vec![put(keys.config(), value), put(CATALOG.to_owned(), catalog::RECORD.to_vec())],
+    };
+    Ok(matches!(store.txn(txn).await?, TxnReply::Done(_)))
 }
 
 /// Changes a network; fields not named stay, unknown ones too.

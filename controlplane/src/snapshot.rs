@@ -34,6 +34,9 @@ struct File {
     leases: Vec<Record>,
     /// Why the store was suspect, if it was.
     suspect: Option<String>,
+    /// Whether that was because its revision went back.
+    #[serde(default)]
+    revision_went_back: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,6 +72,7 @@ pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
         config_created: view.config_created,
         leases: leases.collect(),
         suspect: view.suspect.as_ref().map(|suspect| suspect.reason.clone()),
+        revision_went_back: view.suspect.as_ref().is_some_and(|suspect| suspect.revision_went_back),
     };
     // Strings and numbers only: this cannot fail.
     serde_json::to_vec(&file).unwrap_or_default()
@@ -112,7 +116,12 @@ pub fn decode(keys: &NetworkKeys, bytes: &[u8]) -> Result<NetworkView, InvalidSn
             view.state.apply(change);
         }
     }
-    view.suspect = file.suspect.map(|reason| Suspect { reason, kept, kept_config: false });
+    view.suspect = file.suspect.map(|reason| Suspect {
+        reason,
+        kept,
+        kept_config: false,
+        revision_went_back: file.revision_went_back,
+    });
     Ok(view)
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::flannel::ConfigWarning;
+use crate::networks;
 use crate::random::{Backoff, OsRandom, Random};
 use crate::store::{KeyRange, Store, StoreError, WatchBatch};
 
@@ -56,6 +57,8 @@ pub struct Suspect {
     pub kept: BTreeSet<SubnetKey>,
     /// Whether the configuration in the view is the one from before because the store has none.
     pub kept_config: bool,
+    /// Whether its revision went back: then nobody removed what it lacks, and the configuration is written back.
+    pub revision_went_back: bool,
 }
 
 /// One network as last known.
@@ -153,6 +156,7 @@ impl<S: Store> Follower<S> {
         if self.snapshot_needed || !self.can_resume().await? {
             let reply = self.store.range(&KeyRange::prefix(&self.keys.all())).await?;
             self.modify(|keys, view| fold::snapshot(keys, view, &reply));
+            self.restore_config().await?;
         }
         let next = self.view.borrow().state.revision + 1;
         let mut events = self.store.watch(&KeyRange::prefix(&self.keys.all()), next).await?;
@@ -172,6 +176,21 @@ impl<S: Store> Follower<S> {
             })?;
             self.apply(&batch);
         }
+    }
+
+    /// Writes the configuration back that a wiped store lacks, so that a fleet gets over it without help. One that somebody
+    /// removed (the revision went on) stays away.
+    async fn restore_config(&self) -> Result<(), StoreError> {
+        let value = {
+            let view = self.view.borrow();
+            let lost = view.suspect.as_ref().is_some_and(|suspect| suspect.kept_config && suspect.revision_went_back);
+            view.config_value.clone().filter(|_| lost)
+        };
+        let Some(value) = value else { return Ok(()) };
+        if networks::restore(self.store.as_ref(), &self.keys, value).await? {
+            tracing::warn!(network = %self.keys.network(), "wrote the network's configuration back into the wiped store");
+        }
+        Ok(())
     }
 
     /// Whether the store is still the one we know, so that its history leads on from our revision.

@@ -8,6 +8,9 @@ use super::{NetworkInfo, put};
 use crate::flannel::{decode_change, decode_config};
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, WatchEvent, Write};
 
+/// The record: only its revision says something.
+pub(super) const RECORD: &[u8] = br#"{"version":1}"#;
+
 pub(super) struct Catalog {
     /// Revision of the catalog record; 0: there is none yet.
     revision: Revision,
@@ -50,7 +53,7 @@ impl Catalog {
     pub(super) fn change(&self, guard: Compare, write: Write) -> Txn {
         Txn {
             when: vec![Compare::ModRevision(CATALOG.to_owned(), self.revision), guard],
-            then: vec![write, put(CATALOG.to_owned(), br#"{"version":1}"#.to_vec())],
+            then: vec![write, put(CATALOG.to_owned(), RECORD.to_vec())],
         }
     }
 }

@@ -41,7 +41,7 @@ fn a_view_reads_back_as_it_was_but_for_its_source() {
 fn what_was_kept_from_before_a_wipe_is_still_kept() {
     let mut suspect = view();
     let kept = BTreeSet::from(["10.100.2.0-24".parse().unwrap()]);
-    suspect.suspect = Some(Suspect { reason: "went back".into(), kept, kept_config: false });
+    suspect.suspect = Some(Suspect { reason: "went back".into(), kept, kept_config: false, revision_went_back: true });
     assert_eq!(decode(&keys(), &encode(&keys(), &suspect)).unwrap().suspect, suspect.suspect);
 }
 

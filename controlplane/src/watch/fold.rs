@@ -15,6 +15,7 @@ use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
 pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &RangeReply) {
     let config = reply.kvs.iter().find(|kv| kv.key == keys.config().as_bytes());
     let went_back = went_back(keys, view, reply, config);
+    let revision_went_back = view.source != Source::None && reply.revision < view.state.revision;
     let mut state = NetworkState { revision: reply.revision, ..NetworkState::default() };
     for kv in &reply.kvs {
         match decode_change(keys, &WatchEvent::Put(kv.clone())) {
@@ -42,13 +43,14 @@ pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &Range
         (Some(_), _) => missing(&before, &view.state, |_| true),
         (None, Some(known)) => missing(&before, &view.state, |subnets| known.kept.contains(subnets)),
     };
+    let revision_went_back = revision_went_back || known.as_ref().is_some_and(|known| known.revision_went_back);
     let reason = went_back.or(known.map(|known| known.reason)).unwrap_or_default();
     for subnets in &kept {
         if let Some(lease) = before.leases.get(subnets) {
             view.state.leases.insert(*subnets, lease.clone());
         }
     }
-    view.suspect = Some(Suspect { reason, kept, kept_config });
+    view.suspect = Some(Suspect { reason, kept, kept_config, revision_went_back });
     clear_if_settled(view);
 }
 
@@ -173,7 +175,7 @@ fn config_deleted(view: &mut NetworkView) {
     let reason = "the network's configuration was deleted".to_owned();
     let kept = view.suspect.take().map(|suspect| suspect.kept).unwrap_or_default();
     view.config_created = 0;
-    view.suspect = Some(Suspect { reason, kept, kept_config: true });
+    view.suspect = Some(Suspect { reason, kept, kept_config: true, revision_went_back: false });
 }
 
 fn set_config(view: &mut NetworkView, config: Option<&KeyValue>) {
