@@ -80,6 +80,10 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
     };
     notify(&NotifyState::Stopping);
     tracing::info!("stopping");
+    match &ended {
+        Ok(()) => node.stop().await,
+        Err(_) => node.abandon().await,
+    }
     tasks.finish().await;
     ended
 }

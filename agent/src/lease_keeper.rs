@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::allocate::{self, AcquireError, Claim, ClaimRequest, UpdateError};
+use flatnet_controlplane::flannel::encode_config;
 use flatnet_controlplane::networks::{self, NetworkError, NetworkSpec};
 use flatnet_controlplane::random::{NodeRandom, Random};
 use flatnet_controlplane::store::{Store, StoreError};
@@ -18,14 +19,14 @@ use flatnet_core::lease_machine::{Action, Input, LeaseMachine, LeaseState, Seen}
 use flatnet_core::problem::Problem;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::ConfigState;
-use flatnet_model::{BackendConfig, IfName, IpFamily, NetworkConfig, Owner, Publication, SubnetKey};
+use flatnet_model::{IpFamily, NetworkConfig, Owner, Publication, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::networks::{Held, Holding};
 use crate::presence_keeper::Presence;
-use crate::reconciler::{Outcome, flannel_device, left_by_flanneld};
+use crate::reconciler::Outcome;
 use crate::report::{Failure, chain};
 use crate::state_dir::StateDir;
 
@@ -146,8 +147,8 @@ impl<S: Store> LeaseKeeper<S> {
     }
 
     /// What the machine says, and the configuration it was asked under.
-    fn decide(&mut self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
-        let view = self.view.borrow_and_update();
+    fn decide(&self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
+        let view = self.view.borrow();
         let suspect = view.suspect.is_some();
         if suspect && !run.suspect {
             run.machine.store_went_back();
@@ -155,21 +156,7 @@ impl<S: Store> LeaseKeeper<S> {
         run.suspect = suspect;
         let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
         run.config_problem = problem;
-        let (underlay, flannel_device) = {
-            let outcome = self.outcome.borrow_and_update();
-            (outcome.underlay.clone(), config.as_ref().and_then(|config| in_the_way(config, &outcome.flannel_devices)))
-        };
-        let publication = config
-            .as_ref()
-            .zip(underlay)
-            .map(|(config, underlay)| backend::publication(self.owner.node, self.keys.network(), config, &underlay));
-        let nothing_held = self.holding.borrow().held.is_none();
-        let wanted = match publication {
-            // Publishing our tunnel's address while flanneld's device still receives would cut this host off.
-            Some(_) if nothing_held && flannel_device.is_some() => {
-                run.config_problem = flannel_device.map(|device| left_by_flanneld(device, "in use"));
-                None
-            }
+        let wanted = match self.publication(config.as_ref()) {
             Some(Ok(publication)) => Some(publication),
             Some(Err(problem)) => {
                 run.config_problem = Some(problem);
@@ -195,6 +182,22 @@ impl<S: Store> LeaseKeeper<S> {
         (run.machine.next(&input), config)
     }
 
+    /// What to publish; `None` while that is not known, or not yet known to be servable by this host.
+    fn publication(&self, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
+        let outcome = self.outcome.borrow();
+        let (config, underlay) = (config?, outcome.underlay.as_ref()?);
+        if self.holding.borrow().held.is_none() {
+            let judgement = outcome.judgements.get(self.keys.network())?;
+            if judgement.config != *config {
+                return None;
+            }
+            if let Some(problem) = &judgement.refused {
+                return Some(Err(problem.clone()));
+            }
+        }
+        Some(backend::publication(self.owner.node, self.keys.network(), config, underlay))
+    }
+
     /// Whether a claim may be written now.
     fn may_act(&self) -> bool {
         let view = self.view.borrow();
@@ -218,7 +221,10 @@ impl<S: Store> LeaseKeeper<S> {
             previous,
             ttl: self.ttl,
         };
-        let state = self.view.borrow().state.clone();
+        // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
+        // the network, this node's peers would lose it.
+        let mut state = self.view.borrow().state.clone();
+        state.config = ConfigState::Valid(config.clone());
         let mut random = self.random.clone();
         let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
         let now = run.started.elapsed();
@@ -226,7 +232,7 @@ impl<S: Store> LeaseKeeper<S> {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
                 tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
-                run.attempt_problem = self.remember(subnets);
+                run.attempt_problem = self.remember(subnets, config);
                 let bits = random.next_u64();
                 run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
                 run.claim = Some(claim);
@@ -374,9 +380,11 @@ impl<S: Store> LeaseKeeper<S> {
     }
 
     /// Remembers the subnet across reboots.
-    fn remember(&self, subnets: SubnetKey) -> Option<Problem> {
+    fn remember(&self, subnets: SubnetKey, config: &NetworkConfig) -> Option<Problem> {
         let network = self.keys.network();
-        self.dir.write_subnet(network, Some(subnets)).err().map(|error| {
+        let written = self.dir.write_subnet(network, Some(subnets));
+        self.remember_config(config);
+        written.err().map(|error| {
             Problem::new(
                 "subnet-unwritable",
                 format!("the subnet of network {network} cannot be remembered: {}", chain(&error)),
@@ -384,6 +392,18 @@ impl<S: Store> LeaseKeeper<S> {
                 network,
             )
         })
+    }
+
+    /// Remembers the configuration in force: should the store's be changed so that this node's subnet is outside, then a
+    /// restarted agent must still know what its containers live in.
+    fn remember_config(&self, config: &NetworkConfig) {
+        let network = self.keys.network();
+        let written = encode_config(config, None).map_err(|error| error.to_string());
+        if let Err(error) =
+            written.and_then(|json| self.dir.write_config(network, &json).map_err(|error| chain(&error)))
+        {
+            tracing::warn!(network = %network, error, "the configuration in force cannot be kept");
+        }
     }
 
     fn hold(&self, subnets: SubnetKey, config: &NetworkConfig) {
@@ -406,12 +426,14 @@ impl<S: Store> LeaseKeeper<S> {
             holding.problems = problems;
             match (&mut holding.held, config) {
                 (Some(held), Some(config)) if held.config != config => {
+                    self.remember_config(&config);
                     held.config = config;
                     changed = true;
                 }
                 // A node that knew its subnet but not the network: now it knows both, and containers use that subnet.
                 (None, Some(config)) if !matches!(run.machine.state(), LeaseState::Starting) => {
-                    if let Some(subnets) = run.machine.subnets() {
+                    if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
+                        self.remember_config(&config);
                         holding.held = Some(Held { subnets, config, expires: None });
                         changed = true;
                     }
@@ -438,15 +460,8 @@ fn in_force(
     }
 }
 
-/// flanneld's tunnel device that holds a VNI which `config` needs.
-fn in_the_way(config: &NetworkConfig, flannel_devices: &[IfName]) -> Option<IfName> {
-    let BackendConfig::Vxlan(vxlan) = &config.backend else { return None };
-    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
-    families.filter_map(|family| flannel_device(vxlan.vni, family)).find(|device| flannel_devices.contains(device))
-}
-
 /// Whether `subnets` could have been leased under `config`.
-fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
+pub(crate) fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
         (Some(pool), Some(subnet)) => pool.network().contains(&subnet) && pool.subnet_len() == subnet.prefix_len(),
         (None, None) => true,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::flannel::decode_config;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::snapshot;
 use flatnet_controlplane::store::Store;
@@ -16,13 +17,13 @@ use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{NetworkName, Owner};
+use flatnet_model::{NetworkConfig, NetworkName, Owner};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::env_files;
-use crate::lease_keeper::{LeaseAsk, LeaseKeeper};
+use crate::lease_keeper::{self, LeaseAsk, LeaseKeeper};
 use crate::metrics::Metrics;
 use crate::networks::{Held, Holding, NetworkPort};
 use crate::presence_keeper::{Presence, PresenceKeeper};
@@ -192,6 +193,21 @@ impl<S: Store, K: Kernel> Node<S, K> {
         Ok(answer)
     }
 
+    /// Ends every task and waits until each has ended; what is in the store and in the kernel stays.
+    pub async fn stop(&mut self) {
+        for task in ["env", "snapshot", "reconciler", "lease", "presence", "watch"] {
+            self.running.stop(task).await;
+        }
+    }
+
+    /// Stops a node that cannot go on, and no longer counts as alive.
+    pub async fn abandon(&mut self) {
+        self.stop().await;
+        if let Some(failure) = self.withdraw().await {
+            tracing::debug!(failure, "presence stays until it expires");
+        }
+    }
+
     /// Gives lost subnets up and takes new ones; what could not be done.
     pub async fn renumber(&self) -> Vec<String> {
         let mut failures = Vec::new();
@@ -214,13 +230,7 @@ impl<S: Store, K: Kernel> Node<S, K> {
         for task in ["lease", "presence", "watch"] {
             self.running.stop(task).await;
         }
-        match tokio::time::timeout(LEAVE_TIMEOUT, self.presence.withdraw()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failures.push(error),
-            Err(_) => {
-                failures.push("the store did not answer in time; this node counts as alive for 15 s more".to_owned())
-            }
-        }
+        failures.extend(self.withdraw().await);
         if purge {
             // What earlier runs and this one changed.
             let sysctls =
@@ -229,6 +239,15 @@ impl<S: Store, K: Kernel> Node<S, K> {
             failures.extend(self.remove_files());
         }
         failures
+    }
+
+    /// Ends this node's presence; why it could not.
+    async fn withdraw(&self) -> Option<String> {
+        match tokio::time::timeout(LEAVE_TIMEOUT, self.presence.withdraw()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some("the store did not answer in time; this node counts as alive for 15 s more".to_owned()),
+        }
     }
 
     fn remove_files(&self) -> Vec<String> {
@@ -264,8 +283,9 @@ fn join<S: Store, K: Kernel>(
         tracing::warn!(network = %name, error = chain(&error), "the last subnet cannot be read");
         None
     });
-    let config = from_disk.state.valid_config().cloned();
-    let held = previous.zip(config).map(|(subnets, config)| Held { subnets, config, expires: None });
+    let config = in_force(&parts.dir, &name).or_else(|| from_disk.state.valid_config().cloned());
+    let fitting = previous.zip(config).filter(|(subnets, config)| lease_keeper::fits(config, *subnets));
+    let held = fitting.map(|(subnets, config)| Held { subnets, config, expires: None });
     let (view_sender, view) = watch::channel(from_disk);
     let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
     let port = NetworkPort { name, view, holding };
@@ -292,6 +312,15 @@ fn join<S: Store, K: Kernel>(
     let (problem, snapshot_problem) = watch::channel(None);
     running.spawn("snapshot", snapshots::keep(Arc::clone(&parts.dir), network.keys.clone(), port.clone(), problem));
     Joined { port, lease, snapshot_problem }
+}
+
+/// The configuration under which the last run held its subnet.
+fn in_force(dir: &StateDir, network: &NetworkName) -> Option<NetworkConfig> {
+    let json = dir.read_config(network).unwrap_or_else(|error| {
+        tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
+        None
+    })?;
+    decode_config(&json).ok().map(|(config, _)| config)
 }
 
 fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {

@@ -24,9 +24,8 @@ use futures::future::select_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-pub use outcome::{Outcome, PeerState};
+pub use outcome::{Judgement, Outcome, PeerState};
 use pace::Pace;
-pub(crate) use pass::{flannel_device, left_by_flanneld};
 
 use crate::metrics::Metrics;
 use crate::networks::NetworkPort;

@@ -42,10 +42,10 @@ impl StatusSource {
         let mut networks = Vec::new();
         for port in &self.ports {
             let (view, holding) = (port.view.borrow(), port.holding.borrow());
-            starting |= holding.held.is_none();
             problems.extend(view_problems(port, &view));
             problems.extend(holding.problems.iter().cloned());
             let programmed = outcome.networks.iter().find(|network| network.name == port.name);
+            starting |= holding.held.is_none() || programmed.is_none();
             networks.push(network(port, &view, &holding, programmed, &outcome));
         }
         problems.sort();

@@ -9,7 +9,7 @@ mod shared;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
+use flatnet_model::{IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
 use ipnet::IpNet;
 
 pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome};
@@ -109,6 +109,25 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     problems.sort();
     problems.dedup();
     Desired { state: draft.into_state(), networks, problems }
+}
+
+/// Whether a network that this host holds no lease in yet could be programmed beside those of `host`: asked before a lease
+/// is taken, since one that cannot be served draws traffic into a hole.
+pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Result<(), Problem> {
+    backend::check(name, config, host.underlay)?;
+    let first = |family| config.pool(family).and_then(|pool| pool.nth(0));
+    let v4 = first(IpFamily::V4).and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None });
+    let v6 = first(IpFamily::V6).and_then(|net| if let IpNet::V6(net) = net { Some(net) } else { None });
+    // Any subnet will do: which one it will be is not looked at.
+    let Ok(own) = SubnetKey::new(v4, v6) else { return Ok(()) };
+    let mut accepted = check::Accepted::default();
+    let mut unimportant = Vec::new();
+    for network in host.networks {
+        // One that is refused is not in the way.
+        let _ = accepted.admit(host, *network, &mut unimportant);
+    }
+    let candidate = NetworkInput { name, config, own, peers: &[], bridge: None, masquerade: false };
+    accepted.consider(host, &candidate)
 }
 
 fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutcome {

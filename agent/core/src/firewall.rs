@@ -4,6 +4,7 @@
 //! | chain | hook, priority | what for |
 //! |---|---|---|
 //! | `guard` | input, -120 | tunnel packets are judged before they are decapsulated: an allow-list that ends in a drop |
+//! | `origin` | prerouting, -90 | tunnel packets come from where their source is: no container wears a peer's address |
 //! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
 //!
@@ -53,16 +54,17 @@ pub struct FirewallTunnel {
     pub device: IfName,
 }
 
-/// The table for `networks`, and all elements of its sets. With no network there is nothing to guard, and the body is
-/// empty: the table should then not exist.
+/// The table for `networks` over the interface `underlay`, and all elements of its sets. With no network there is nothing
+/// to guard, and the body is empty: the table should then not exist.
 #[must_use]
-pub fn ruleset(networks: &[FirewallNetwork]) -> (Ruleset, BTreeSet<PeerSource>) {
+pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTreeSet<PeerSource>) {
     if networks.is_empty() {
         return (Ruleset { body: String::new() }, BTreeSet::new());
     }
     let mut text = Text::default();
     guard::sets(networks, &mut text);
     guard::chains(networks, &mut text);
+    guard::origin(networks, underlay, &mut text);
     forward::chains(networks, &mut text);
     nat::chains(networks, &mut text);
     let sets: BTreeSet<SetName> = networks.iter().flat_map(|network| &network.tunnels).map(|t| t.set).collect();

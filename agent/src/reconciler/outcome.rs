@@ -1,12 +1,12 @@
 //! What the last pass found and did: the only thing that flows back up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_core::desired::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
-use flatnet_model::{IfName, Revision};
+use flatnet_model::{NetworkConfig, NetworkName, Revision};
 use tokio::time::Instant;
 
 /// What the last pass found and did.
@@ -18,8 +18,8 @@ pub struct Outcome {
     pub last_pass: Option<Instant>,
     /// What carries the tunnels; `None` while it is not known.
     pub underlay: Option<Underlay>,
-    /// Tunnel devices that flanneld left and that are not to be taken over.
-    pub flannel_devices: Vec<IfName>,
+    /// Networks without a lease: whether one may be taken.
+    pub judgements: BTreeMap<NetworkName, Judgement>,
     /// What became of each network with a lease.
     pub networks: Vec<NetworkOutcome>,
     /// Objects the kernel refused, or that depend on one.
@@ -30,6 +30,15 @@ pub struct Outcome {
     pub complete: bool,
     /// The store's revision it was reconciled with.
     pub revision: Revision,
+}
+
+/// Whether this host could serve a network, so that a lease may be taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The configuration that was judged.
+    pub config: NetworkConfig,
+    /// Why it cannot.
+    pub refused: Option<Problem>,
 }
 
 /// A peer's state, as `status` prints it.

@@ -1,9 +1,9 @@
 //! One pass: look, decide, apply, publish.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_controlplane::watch::Source;
-use flatnet_core::desired::{Desired, HostInput, NetworkInput, desired};
+use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::object::{Dump, KernelState, LinkKind, SetName};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
@@ -11,16 +11,17 @@ use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{IfName, IpFamily, Lease, Revision, Vni};
+use flatnet_model::{BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, Vni};
 use tokio::time::Instant;
 
-use super::{Known, Look, Outcome, Reconciler};
+use super::{Judgement, Known, Look, Outcome, Reconciler};
 use crate::networks::Held;
 use crate::report::chain;
 
 /// What is wanted, and what it was decided from.
 struct Wanted {
     desired: Desired,
+    judgements: BTreeMap<NetworkName, Judgement>,
     problems: Vec<Problem>,
     /// Whether everything that may be wanted is known, so that what is not wanted may go.
     prune: Prune,
@@ -128,6 +129,7 @@ impl<K: Kernel> Reconciler<K> {
             // Marked as seen before it is read: what comes in between wakes the loop again.
             port.view.mark_unchanged();
         }
+        // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
         let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
         // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
         // those that can be held.
@@ -138,7 +140,13 @@ impl<K: Kernel> Reconciler<K> {
         let prune = if prune { Prune::Yes } else { Prune::No };
         let revision = views.iter().map(|view| view.state.revision).max().unwrap_or_default();
         let Some(underlay) = &self.underlay else {
-            return Wanted { desired: Desired::default(), problems, prune: Prune::No, revision };
+            return Wanted {
+                desired: Desired::default(),
+                judgements: BTreeMap::new(),
+                problems,
+                prune: Prune::No,
+                revision,
+            };
         };
         let peers: Vec<Vec<&Lease>> = views
             .iter()
@@ -181,12 +189,19 @@ impl<K: Kernel> Reconciler<K> {
             .collect();
         let input = HostInput { node: self.host.node, underlay, facts: &self.facts, networks: &inputs };
         let desired = desired(&input);
-        Wanted { desired, problems, prune, revision }
+        let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
+        let judgements = unheld
+            .filter_map(|((port, view), _)| {
+                let config = view.state.valid_config()?;
+                Some((port.name.clone(), self.judge(&input, &port.name, config)))
+            })
+            .collect();
+        Wanted { desired, judgements, problems, prune, revision }
     }
 
     /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone.
     async fn bring_about(&mut self, wanted: Wanted, look: Look) -> bool {
-        let Wanted { desired, mut problems, prune, revision } = wanted;
+        let Wanted { desired, judgements, mut problems, prune, revision } = wanted;
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
@@ -229,7 +244,16 @@ impl<K: Kernel> Reconciler<K> {
         problems.splice(0..0, desired.problems.iter().cloned());
         problems.sort();
         problems.dedup();
-        self.publish(desired, failed, problems, complete && conflicts.is_empty(), revision);
+        self.publish(Outcome {
+            underlay: self.underlay.clone(),
+            judgements,
+            networks: desired.networks,
+            failed,
+            problems,
+            complete: complete && conflicts.is_empty(),
+            revision,
+            ..Outcome::default()
+        });
         complete
     }
 
@@ -248,19 +272,11 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn publish(
-        &mut self,
-        desired: Desired,
-        failed: BTreeSet<flatnet_core::op::ObjectKey>,
-        problems: Vec<Problem>,
-        complete: bool,
-        revision: Revision,
-    ) {
-        self.left_nothing_undone = failed.is_empty();
-        let underlay = self.underlay.clone();
-        let flannel_devices = if self.host.take_over { Vec::new() } else { self.flannel_devices() };
+    /// Publishes what a pass found and did, and says what is new about it.
+    fn publish(&mut self, done: Outcome) {
+        self.left_nothing_undone = done.failed.is_empty();
         self.outcome.send_modify(|outcome| {
-            for problem in problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
+            for problem in done.problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
                 tracing::warn!(
                     code = problem.code,
                     object = problem.object,
@@ -269,27 +285,28 @@ impl<K: Kernel> Reconciler<K> {
                     problem.message
                 );
             }
-            if complete && !outcome.complete {
-                tracing::info!(revision, "the kernel is what the store says");
+            if done.complete && !outcome.complete && !done.networks.is_empty() {
+                tracing::info!(revision = done.revision, "the kernel is what the store says");
             }
-            *outcome = Outcome {
-                passes: outcome.passes + 1,
-                last_pass: Some(Instant::now()),
-                underlay,
-                flannel_devices,
-                networks: desired.networks,
-                failed,
-                problems,
-                complete,
-                revision,
-            };
+            let passes = outcome.passes + 1;
+            *outcome = Outcome { passes, last_pass: Some(Instant::now()), ..done };
         });
     }
 
-    /// flanneld's devices among this host's interfaces.
-    fn flannel_devices(&self) -> Vec<IfName> {
-        let others = self.facts.interfaces.iter().filter(|interface| !interface.ours);
-        others.map(|interface| interface.name).filter(|name| name.as_str().starts_with("flannel")).collect()
+    /// Whether a lease may be taken in a network that has a configuration and no lease yet.
+    fn judge(&self, input: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Judgement {
+        let refused = admit(input, name, config).err().or_else(|| self.left_by_flanneld(config));
+        Judgement { config: config.clone(), refused }
+    }
+
+    /// flanneld's device that holds a VNI which `config` needs, and is not to be taken over: publishing our tunnel's address
+    /// while that device still receives would cut this host off.
+    fn left_by_flanneld(&self, config: &NetworkConfig) -> Option<Problem> {
+        let BackendConfig::Vxlan(vxlan) = &config.backend else { return None };
+        let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+        let mut names = families.filter_map(|family| flannel_device(vxlan.vni, family));
+        let is_there = |name: &IfName| self.facts.interface(*name).is_some_and(|interface| !interface.ours);
+        names.find(|name| !self.host.take_over && is_there(name)).map(|name| left_by_flanneld(name, "in use"))
     }
 
     fn unreadable(&mut self, error: &KernelError) {
@@ -335,7 +352,7 @@ fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
 }
 
 /// What flanneld calls its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
-pub(crate) fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
+fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
     IfName::new(&match family {
         IpFamily::V4 => format!("flannel.{vni}"),
         IpFamily::V6 => format!("flannel-v6.{vni}"),
@@ -344,7 +361,7 @@ pub(crate) fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
 }
 
 /// The problem of such a device that is not to be taken over.
-pub(crate) fn left_by_flanneld(device: IfName, what: &str) -> Problem {
+fn left_by_flanneld(device: IfName, what: &str) -> Problem {
     Problem::new(
         "flannel-device",
         format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),

@@ -34,6 +34,25 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
+    /// Why a network in which this host holds no lease yet could not be programmed beside those accepted, if it could not.
+    pub(super) fn consider(&self, host: &HostInput<'_>, candidate: &NetworkInput<'_>) -> Result<(), Problem> {
+        for other in &self.networks {
+            overlap(candidate, other)?;
+            same_tunnel(candidate, other)?;
+        }
+        for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
+            for prefix in &interface.addresses {
+                let Some(pool) = candidate.config.pool(IpFamily::of(prefix.addr())) else { continue };
+                // What fits into one subnet may be a container bridge in the subnet that this host is about to get.
+                let may_be_ours = interface.name != host.underlay.device && prefix.prefix_len() >= pool.subnet_len();
+                if pool.network().contains(&prefix.addr()) && !may_be_ours {
+                    return Err(covers(candidate.name, pool.network(), interface, *prefix));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The ranges of the accepted networks.
     pub(super) fn ranges(&self) -> Vec<IpNet> {
         self.networks.iter().flat_map(|network| network.config.pools()).map(flatnet_model::Pool::network).collect()
@@ -117,17 +136,21 @@ fn interface_outside(
                 continue;
             }
         }
-        return Err(Problem::new(
-            "network-covers-host",
-            format!(
-                "network {} ({range}) covers {prefix}, the address of {}: programming it would cut this host off",
-                network.name, interface.name
-            ),
-            "give the network a range no host uses: agent network create NAME --cidr …",
-            network.name,
-        ));
+        return Err(covers(network.name, range, interface, *prefix));
     }
     Ok(())
+}
+
+fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet) -> Problem {
+    Problem::new(
+        "network-covers-host",
+        format!(
+            "network {name} ({range}) covers {prefix}, the address of {}: programming it would cut this host off",
+            interface.name
+        ),
+        "give the network a range no host uses: agent network create NAME --cidr …",
+        name,
+    )
 }
 
 /// A container bridge that still has a subnet this host held before: harmless to other hosts (the bridge's own route

@@ -48,7 +48,7 @@ pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft
         // With forwarding on, a host stops hearing router advertisements unless this is 2.
         draft.sysctls.extend(host.facts.accept_ra.iter().map(|sysctl| (sysctl.clone(), "2".to_owned())));
     }
-    let (ruleset, elements) = firewall::ruleset(networks);
+    let (ruleset, elements) = firewall::ruleset(networks, host.underlay.device);
     draft.ruleset = Some(ruleset);
     draft.peer_sources = elements;
     draft.iptables.extend(firewall::iptables(networks, &host.facts.dropping_chains));

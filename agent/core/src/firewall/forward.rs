@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use flatnet_model::IpFamily;
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, ip};
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, guard, ip};
 
 /// Before every filter chain (0), so that our drops are counted as ours.
 const PRIORITY: i32 = -10;
@@ -14,6 +14,7 @@ const PRIORITY: i32 = -10;
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut lines = vec![format!("type filter hook forward priority {PRIORITY}; policy accept;")];
     lines.extend(forged_tunnel_packets(networks));
+    lines.extend(guard::passing_through(networks));
     for network in networks {
         for tunnel in &network.tunnels {
             text.block(&format!("chain {}", out_of(tunnel)), &decapsulated(network, tunnel));

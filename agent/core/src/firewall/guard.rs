@@ -4,16 +4,23 @@
 //! It stands at hook `input`, where IPv4 packets are reassembled; IPv6 ones are too because our `postrouting` chain makes
 //! the kernel track connections, and tracking reassembles at prerouting. A packet too short to carry a VNI passes here and
 //! is refused by the device (drivers/net/vxlan: `vxlan_rcv` pulls the header first).
+//!
+//! An outer source is worth something only if it cannot be forged from *inside* this host: a container with CAP_NET_RAW,
+//! which Docker grants, can send with a peer's address. So a tunnel packet must come in where its source would be answered
+//! to. What comes in by the underlay's own interface is let pass, so that routes may differ by direction there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_model::{IpFamily, Vni};
+use flatnet_model::{IfName, IpFamily, Vni};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, ip};
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, ip};
 use crate::object::SetName;
 
 /// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
 const PRIORITY: i32 = -120;
+
+/// After `dstnat` (-100), so that a translated port is the one that counts.
+const ORIGIN_PRIORITY: i32 = -90;
 
 /// What follows the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport header: the
 /// VNI after 4 bytes of flags; the inner EtherType after 8 bytes of VXLAN and two MAC addresses; then the inner packet.
@@ -58,6 +65,40 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     text.block("chain guard", &lines);
 }
 
+/// The base chain that refuses tunnel packets from the wrong side.
+pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
+    let ports: BTreeSet<u16> = tunnels(networks).map(|(_, tunnel)| tunnel.port).collect();
+    if ports.is_empty() {
+        return;
+    }
+    let mut lines = vec![format!("type filter hook prerouting priority {ORIGIN_PRIORITY}; policy accept;")];
+    lines.extend(ports.iter().map(|port| {
+        format!(
+            "udp dport {port} iifname != \"{underlay}\" fib saddr . iif oif missing counter drop comment \"no route leads back: a forged source\""
+        )
+    }));
+    text.block("chain origin", &lines);
+}
+
+/// What passes through this host with our VNI is judged as what comes in: whoever masquerades behind this host would
+/// otherwise speak with its address, which is a peer's elsewhere. Tunnels inside the networks are none of ours.
+pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
+    let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, tunnel)| (tunnel.port, tunnel.set.vni)).collect();
+    let mut lines = Vec::new();
+    for family in IpFamily::BOTH {
+        let outside = match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
+            Some(every) => format!("{} daddr != {every}", ip(family)),
+            None => format!("meta nfproto {}", if family == IpFamily::V4 { "ipv4" } else { "ipv6" }),
+        };
+        lines.extend(judged.iter().map(|(port, vni)| {
+            format!(
+                "{outside} udp dport {port} {VNI} {vni} goto tunnel_{port}_{vni} comment \"nobody behind this host is its tunnel\""
+            )
+        }));
+    }
+    lines
+}
+
 fn allow(set: SetName) -> String {
     let ethertype = match set.family {
         IpFamily::V4 => "0x0800",
@@ -78,3 +119,6 @@ fn key(family: IpFamily) -> String {
 fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwork, &FirewallTunnel)> {
     networks.iter().flat_map(|network| network.tunnels.iter().map(move |tunnel| (network, tunnel)))
 }
+
+#[cfg(test)]
+mod tests;
