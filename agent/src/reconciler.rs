@@ -126,7 +126,11 @@ impl<K: Kernel> Reconciler<K> {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
                 }
-                () = changed(&mut self.ports) => self.pass(Look::Quick).await,
+                () = changed(&mut self.ports) => {
+                    // Waiting has marked it as seen, so the pass cannot see it any more.
+                    self.inputs_changed = true;
+                    self.pass(Look::Quick).await;
+                }
                 wake = next(&mut events) => match wake {
                     Some(_) => self.pace.kernel_changed(Instant::now()),
                     // Notifications broke (a full socket buffer is a wake, not this): subscribe anew and look.
