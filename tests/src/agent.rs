@@ -50,6 +50,8 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// `--run-dir`.
     pub run_dir: PathBuf,
+    /// The program that is started.
+    pub program: PathBuf,
     /// All arguments.
     pub arguments: Vec<String>,
     /// Further environment variables.
@@ -72,7 +74,7 @@ impl Agent {
             format!("--run-dir={}", run_dir.display()),
         ];
         let log = directory.join("log");
-        Self { number, host, state_dir, run_dir, arguments, environment: Vec::new(), log, child: None }
+        Self { number, host, state_dir, run_dir, program: program(), arguments, environment: Vec::new(), log, child: None }
     }
 
     /// Adds flags.
@@ -86,11 +88,17 @@ impl Agent {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "the agent of host{} is running", self.number);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut argv = vec![program().display().to_string()];
+        let mut argv = vec![self.program.display().to_string()];
         argv.extend(self.arguments.iter().cloned());
         let mut command = self.host.command(&argv);
         command.stdout(log.try_clone().unwrap()).stderr(log).envs(self.environment.iter().cloned());
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// The process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is not running.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Sends a signal and waits for the end; the exit code.
@@ -118,7 +126,7 @@ impl Agent {
 
     /// Runs it to its end, as for a start that must fail.
     pub fn run(&self) -> Ran {
-        let mut argv = vec!["timeout".to_owned(), RUN_SECS.to_owned(), program().display().to_string()];
+        let mut argv = vec!["timeout".to_owned(), RUN_SECS.to_owned(), self.program.display().to_string()];
         argv.extend(self.arguments.iter().cloned());
         let mut command = self.host.command(&argv);
         command.envs(self.environment.iter().cloned());

@@ -1,0 +1,73 @@
+//! The tunnel's device or the underlay's goes away, or down and up.
+
+use std::time::Instant;
+
+use flatnet_tests::Families;
+use flatnet_tests::lab::Shape;
+use flatnet_tests::suite::Test;
+use flatnet_tests::wait::pause;
+
+use crate::scene::{SECOND, Scene, assert_exact, drift, figure, ms, settled, shell, until_exact};
+
+pub fn tests() -> Vec<Test> {
+    let dual = Shape { hosts: 2, backend: "vxlan", overlay: Families::Dual, underlay: Families::Dual };
+    let test = |name: &'static str, shape: Shape, row: &'static str, script: &'static str| {
+        let backend = shape.backend;
+        Test::new(name, move || repaired(&shape, row, script)).on_backend(backend)
+    };
+    vec![
+        test("a_deleted_tunnel_device_comes_back", Shape::vxlan(2), "device deleted (vxlan)", "ip link del flat.1"),
+        test(
+            "a_deleted_tunnel_device_comes_back_on_ipv6",
+            dual.clone(),
+            "device deleted (vxlan, both families)",
+            "ip link del flat.1; ip link del flat6.1",
+        ),
+        test(
+            "a_tunnel_device_set_down_and_up_works_again",
+            dual.clone(),
+            "device down + up (vxlan, both families)",
+            "ip link set flat.1 down; ip link set flat6.1 down; ip link set flat.1 up; ip link set flat6.1 up",
+        ),
+        test("a_tunnel_device_set_down_comes_up_again", Shape::vxlan(2), "device down (vxlan)", "ip link set flat.1 down"),
+        test(
+            "an_underlay_nic_set_down_and_up_works_again",
+            Shape::vxlan(2),
+            "underlay NIC down + up (vxlan)",
+            UNDERLAY_DOWN_UP,
+        ),
+        test(
+            "an_underlay_nic_set_down_and_up_works_again_without_tunnels",
+            Shape { backend: "host-gw", ..Shape::vxlan(2) },
+            "underlay NIC down + up (host-gw)",
+            UNDERLAY_DOWN_UP,
+        ),
+        test("a_deleted_bridge_comes_back", Shape::vxlan(2), "our bridge deleted", "ip link set c1 nomaster; ip link del flbr0; for i in $(seq 100); do ip link set c1 master flbr0 2>/dev/null && exit 0; sleep 0.01; done; exit 1"),
+    ]
+}
+
+/// The default route goes with the link for good; the host's network manager brings it back.
+const UNDERLAY_DOWN_UP: &str =
+    "ip link set eth0 down; ip link set eth0 up; ip route replace default via 192.168.33.1 dev eth0";
+
+fn repaired(shape: &Shape, row: &str, script: &str) {
+    let scene = Scene::new(shape);
+    let host = scene.lab.host(1);
+    let before = settled(&host);
+    let links = drift(&host, "link");
+    let stream = scene.stream();
+    pause(SECOND / 2);
+    let since = Instant::now();
+    shell(&host, script);
+    let took = until_exact(row, &host, &before, since);
+    pause(SECOND);
+    let losses = stream.stop();
+    assert_exact(&host, &before);
+    let counted = drift(&host, "link") - links;
+    figure(row, format!("exact after {}, {} of {} pings lost, {counted} links counted as drift", ms(took), losses.lost.len(), losses.sent));
+    assert!(took <= SECOND, "{row}: exact only after {took:?}");
+    assert!(losses.lost.len() <= 100, "{row}: {losses:?}");
+    if !script.contains("eth0") {
+        assert!(counted > 0, "{row}: not counted as drift");
+    }
+}
