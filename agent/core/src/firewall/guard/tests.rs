@@ -46,7 +46,10 @@ fn what_passes_through_with_our_vni_is_judged_before_anything_is_accepted() {
         assert!(rules[judged].starts_with("ip daddr != { 10.100.0.0/16, 10.200.0.0/16 } udp dport 8472 @th,96,24"));
         assert!(chain(&body, &format!("tunnel_8472_{vni}")).last().unwrap().starts_with("counter drop"));
     }
-    assert!(rules.iter().any(|rule| rule.starts_with("meta nfproto ipv6 udp dport 8472 @th,96,24 1 goto")), "{rules:#?}");
+    assert!(
+        rules.iter().any(|rule| rule.starts_with("meta nfproto ipv6 udp dport 8472 @th,96,24 1 goto")),
+        "{rules:#?}"
+    );
 }
 
 #[test]
