@@ -98,7 +98,16 @@ pub async fn follow_with<S: Store>(
     view: watch::Sender<NetworkView>,
     mut random: impl Random,
 ) {
-    let mut follower = Follower { store, keys, grace, view, snapshot_needed: true, grace_ends: None, grace_left: None };
+    let mut follower = Follower {
+        store,
+        keys,
+        grace,
+        view,
+        snapshot_needed: true,
+        lost_at: None,
+        grace_ends: None,
+        grace_left: None,
+    };
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let began = Instant::now();
@@ -127,6 +136,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(700);
 /// After a refusal (password, rights), which only somebody can change.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
+/// The longest absence after which the store's history is taken up where it was left: longer than an election or a
+/// broken connection, shorter than it takes anybody to stop a cluster and put a backup back.
+const RESUME_WITHIN: Duration = Duration::from_secs(5);
 /// A session that held this long was a good one.
 const STEADY: Duration = Duration::from_secs(2);
 
@@ -137,6 +149,8 @@ struct Follower<S> {
     view: watch::Sender<NetworkView>,
     /// Whether the next session begins with a snapshot rather than where the last one ended.
     snapshot_needed: bool,
+    /// Since when the store is away.
+    lost_at: Option<Instant>,
     /// When leases kept from before a wipe are given up.
     grace_ends: Option<Instant>,
     /// What was left of it when the store was lost: while nobody can claim, it stands still.
@@ -193,12 +207,26 @@ impl<S: Store> Follower<S> {
         Ok(())
     }
 
-    /// Whether the store is still the one we know, so that its history leads on from our revision.
+    /// Whether the store is still the one we know, so that its history leads on from our revision. When in doubt it is
+    /// not: a snapshot is always right.
     async fn can_resume(&self) -> Result<bool, StoreError> {
+        if self.lost_at.is_some_and(|lost| lost.elapsed() > RESUME_WITHIN) {
+            return Ok(false);
+        }
         let config = self.store.range(&KeyRange::key(&self.keys.config())).await?;
         let created = config.kvs.first().map_or(0, |kv| kv.create_revision);
-        let view = self.view.borrow();
-        Ok(config.revision >= view.state.revision && created == view.config_created)
+        let newest = {
+            let view = self.view.borrow();
+            if config.revision < view.state.revision || created != view.config_created {
+                return Ok(false);
+            }
+            let newest = view.state.leases.values().max_by_key(|lease| lease.mod_revision);
+            newest.map(|lease| (self.keys.lease(&lease.subnets), lease.create_revision, lease.mod_revision))
+        };
+        // Another history may have reached the same numbers; that it has the same last change too is not to be expected.
+        let Some((key, created, modified)) = newest else { return Ok(true) };
+        let found = self.store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
+        Ok(found.is_some_and(|kv| (kv.create_revision, kv.mod_revision) == (created, modified)))
     }
 
     fn apply(&mut self, batch: &WatchBatch) {
@@ -243,6 +271,7 @@ impl<S: Store> Follower<S> {
     }
 
     fn connected(&mut self) {
+        self.lost_at = None;
         if let Some(left) = self.grace_left.take() {
             self.grace_ends = Some(Instant::now() + left);
         }
@@ -257,6 +286,7 @@ impl<S: Store> Follower<S> {
     }
 
     fn lost(&mut self, error: &StoreError) {
+        self.lost_at.get_or_insert_with(Instant::now);
         if let Some(ends) = self.grace_ends.take() {
             self.grace_left = Some(ends.saturating_duration_since(Instant::now()));
         }

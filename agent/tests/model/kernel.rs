@@ -1,0 +1,158 @@
+//! A node's kernel: the one in memory, some milliseconds away, watched for what must never be done to it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::{Dump, Foreign, KernelState};
+use flatnet_core::op::{Action, Object, ObjectKey, Op, OpOutcome};
+use flatnet_kernel::fake::FakeKernel;
+use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
+use flatnet_model::IfName;
+use futures::Stream;
+
+use crate::store::Mutant;
+use crate::trace::RunLog;
+
+/// The way of one run of a node to its kernel.
+pub struct ModelKernel {
+    inner: FakeKernel,
+    log: Arc<RunLog>,
+    mutant: Mutant,
+    /// What the last dump called foreign.
+    foreign: Mutex<Foreign>,
+    /// What the mutant has "deleted".
+    hidden: Mutex<BTreeSet<ObjectKey>>,
+}
+
+impl ModelKernel {
+    /// A way to `inner`.
+    pub fn new(inner: FakeKernel, log: Arc<RunLog>, mutant: Mutant) -> Self {
+        Self { inner, log, mutant, foreign: Mutex::default(), hidden: Mutex::default() }
+    }
+
+    fn check(&self, ops: &[Op]) {
+        let foreign = self.foreign.lock().unwrap();
+        for op in ops {
+            if op.action == Action::Delete && !self.log.leaving.load(Ordering::Relaxed) && !self.log.knows_all() {
+                self.log.trace.violation(format!("{} deletes {} before a full snapshot", self.log.name, op.object));
+            }
+            let theirs = match op.object.key() {
+                ObjectKey::Link(name) => foreign.links.contains_key(&name),
+                ObjectKey::Nexthop(id) => foreign.nexthops.contains(&id),
+                ObjectKey::Route(key) => foreign.routes.contains(&key),
+                _ => false,
+            };
+            if theirs {
+                self.log.trace.violation(format!(
+                    "{} wants to {} the foreign {}",
+                    self.log.name,
+                    op.action.as_str(),
+                    op.object
+                ));
+            }
+        }
+    }
+
+    /// The mutant's way: deletions are forgotten, and what was deleted is not seen.
+    async fn apply_without_deletions(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let mut outcomes = Vec::new();
+        for op in ops {
+            let key = op.object.key();
+            if op.action == Action::Delete {
+                self.hidden.lock().unwrap().insert(key);
+                outcomes.push(OpOutcome::Done);
+                continue;
+            }
+            let mut op = op.clone();
+            if self.hidden.lock().unwrap().remove(&key) && op.action == Action::Create {
+                op.action = Action::Change;
+            }
+            outcomes.extend(self.inner.apply(std::slice::from_ref(&op)).await);
+        }
+        outcomes
+    }
+}
+
+impl Kernel for ModelKernel {
+    async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        self.log.travel().await;
+        self.inner.facts(route_to).await
+    }
+
+    async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
+        self.log.travel().await;
+        let mut dump = self.inner.dump(scope).await?;
+        *self.foreign.lock().unwrap() = dump.foreign.clone();
+        for key in self.hidden.lock().unwrap().iter() {
+            hide(&mut dump.state, key);
+        }
+        self.log.travel().await;
+        Ok(dump)
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        self.check(ops);
+        self.log.travel().await;
+        let cut = {
+            let mut chance = self.log.chance.lock().unwrap();
+            if chance.one_in(4) { chance.below(ops.len()) } else { 0 }
+        };
+        // In two halves, since a crash may come between any two operations; what depends on a failed one must be skipped,
+        // so only as long as all went well.
+        let (first, rest) = ops.split_at(cut);
+        let mut outcomes = match self.mutant {
+            Mutant::DesiredSideOnly => self.apply_without_deletions(ops).await,
+            _ if first.is_empty() => self.inner.apply(ops).await,
+            _ => self.inner.apply(first).await,
+        };
+        if outcomes.len() < ops.len() {
+            if outcomes.iter().all(|outcome| *outcome == OpOutcome::Done) {
+                self.log.travel().await;
+                outcomes.extend(self.inner.apply(rest).await);
+            } else {
+                outcomes.extend(rest.iter().map(|_| OpOutcome::Skipped));
+            }
+        }
+        let failed = outcomes.iter().filter(|outcome| **outcome != OpOutcome::Done).count();
+        let shown: Vec<String> =
+            ops.iter().take(4).map(|op| format!("{} {}", op.action.as_str(), short(&op.object))).collect();
+        self.log.trace.say(format!(
+            "{} kernel {} ops ({failed} not done): {}",
+            self.log.name,
+            ops.len(),
+            shown.join("; ")
+        ));
+        self.log.travel().await;
+        outcomes
+    }
+
+    async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
+        self.inner.adopt_link(name).await
+    }
+
+    fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
+        self.inner.events()
+    }
+}
+
+fn short(object: &Object) -> String {
+    object.to_string().chars().take(70).collect()
+}
+
+fn hide(state: &mut KernelState, key: &ObjectKey) {
+    match key {
+        ObjectKey::PeerSource(source) => drop(state.peer_sources.remove(source)),
+        ObjectKey::Link(name) => drop(state.links.remove(name)),
+        ObjectKey::Address(key) => drop(state.addresses.remove(key)),
+        ObjectKey::Neighbour(key) => drop(state.neighbours.remove(key)),
+        ObjectKey::Fdb(key) => drop(state.fdb.remove(key)),
+        ObjectKey::Nexthop(id) => drop(state.nexthops.remove(id)),
+        ObjectKey::Route(key) => drop(state.routes.remove(key)),
+        ObjectKey::Iptables(key) => drop(state.iptables.remove(key)),
+        ObjectKey::Ruleset => state.ruleset = None,
+        ObjectKey::Sysctl(_) => {}
+    }
+}

@@ -1,0 +1,105 @@
+//! The whole agent logic as a model: nodes as hosts run them, over a store and kernels in memory and paused time, under
+//! random steps and faults that follow from a seed. What must never be is looked for all the time; when the faults stop,
+//! everything must become exact.
+//!
+//! `FLATNET_SEEDS` says how many seeds are run, `FLATNET_SEED` runs a single one.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "all of this file tree is test code, which clippy sees in test functions only"
+)]
+
+mod chance;
+mod kernel;
+mod oracle;
+mod run;
+mod steps;
+mod store;
+mod trace;
+mod world;
+
+use store::Mutant;
+
+/// Seeds run when nobody says how many.
+const SEEDS: u64 = 2000;
+
+/// Seeds that once failed: each was a bug.
+const REGRESSIONS: &[u64] = &[];
+
+/// How often a single seed is run: tokio's own order of wakes does not follow from it.
+const REPEATS: u32 = 20;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
+}
+
+fn report(failed: &run::Failed) -> ! {
+    eprintln!("{}", failed.trace);
+    panic!(
+        "seed {}: {}\nagain: FLATNET_SEED={} cargo test -p flatnet-agent --test model",
+        failed.seed, failed.why, failed.seed
+    );
+}
+
+#[test]
+fn whatever_happens_nothing_forbidden_does_and_when_it_stops_everything_is_exact() {
+    if let Some(seed) = number("FLATNET_SEED") {
+        for _ in 0..REPEATS {
+            run::one(seed, Mutant::None).unwrap_or_else(|failed| report(&failed));
+        }
+        return;
+    }
+    for seed in REGRESSIONS {
+        run::one(*seed, Mutant::None).unwrap_or_else(|failed| report(&failed));
+    }
+    let count = number("FLATNET_SEEDS").unwrap_or(SEEDS);
+    let first = number("FLATNET_FIRST_SEED").unwrap_or(1);
+    match run::many(first, count, Mutant::None) {
+        Ok(passed) => assert_eq!(passed, count),
+        Err(failed) => report(&failed),
+    }
+}
+
+/// Every failure of many seeds by its kind, for working on the model.
+#[test]
+#[ignore = "prints a survey; fails nothing"]
+fn survey() {
+    let mut kinds = std::collections::BTreeMap::<String, (u64, Vec<u64>)>::new();
+    let first = number("FLATNET_FIRST_SEED").unwrap_or(1);
+    let count = number("FLATNET_SEEDS").unwrap_or(200);
+    for failed in run::all(first, count) {
+        let kind: String = failed.why.chars().filter(|c| !c.is_ascii_digit()).take(150).collect();
+        let entry = kinds.entry(kind).or_default();
+        entry.0 += 1;
+        entry.1.push(failed.seed);
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+    for (kind, (count, seeds)) in kinds {
+        eprintln!("{count:>5} {kind}  {:?}", &seeds[..seeds.len().min(6)]);
+    }
+}
+
+/// Seeds within which a mutant must be caught.
+const MUTANT_SEEDS: u64 = 100;
+
+#[test]
+fn an_allocator_that_does_not_compare_is_caught() {
+    if number("FLATNET_SEED").is_some() {
+        return;
+    }
+    let failed = run::many(1, MUTANT_SEEDS, Mutant::NoCompare).expect_err("it must be caught");
+    assert!(failed.why.contains("two owners") || failed.why.contains("renumbered"), "{failed:?}");
+}
+
+#[test]
+fn a_differ_that_walks_the_desired_side_only_is_caught() {
+    if number("FLATNET_SEED").is_some() {
+        return;
+    }
+    let failed = run::many(1, MUTANT_SEEDS, Mutant::DesiredSideOnly).expect_err("it must be caught");
+    assert!(failed.why.contains("too much"), "{failed:?}");
+}

@@ -1,0 +1,328 @@
+//! What must be: computed from the store's content alone, by nobody's memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flatnet_controlplane::flannel::{decode_change, decode_config};
+use flatnet_controlplane::store::memory::MemoryStore;
+use flatnet_controlplane::store::{KeyValue, WatchEvent};
+use flatnet_core::backend;
+use flatnet_core::desired::{HostInput, NetworkInput, desired};
+use flatnet_core::object::KernelState;
+use flatnet_core::underlay::{self, Selection};
+use flatnet_kernel::Kernel;
+use flatnet_model::keys::{NetworkKeys, presence};
+use flatnet_model::state::{ConfigState, NetworkState};
+use flatnet_model::{IpFamily, Lease, NetworkConfig, NodeId, SubnetKey, ipam};
+use ipnet::IpNet;
+
+use crate::world::{Slot, World};
+
+type Content = BTreeMap<Vec<u8>, KeyValue>;
+
+/// One network as the store has it, read at once.
+fn state(content: &Content, keys: &NetworkKeys) -> NetworkState {
+    let mut state = NetworkState::default();
+    for kv in content.values() {
+        if let Some(change) = decode_change(keys, &WatchEvent::Put(kv.clone())) {
+            state.apply(change);
+        }
+    }
+    state
+}
+
+/// The usable configuration in the store.
+pub fn configuration(store: &MemoryStore, keys: &NetworkKeys) -> Option<NetworkConfig> {
+    store.dump().get(keys.config().as_bytes()).and_then(|kv| decode_config(&kv.value).ok()).map(|(config, _)| config)
+}
+
+/// Every key of a lease.
+pub fn lease_keys(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
+    state(&store.dump(), keys).leases.keys().map(|subnets| keys.lease(subnets)).collect()
+}
+
+/// Keys that name subnets and hold what cannot be read.
+pub fn unreadable_leases(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
+    let names = |key: &String| key.strip_prefix(&keys.subnets()).is_some_and(|name| name.parse::<SubnetKey>().is_ok());
+    state(&store.dump(), keys).rejected.into_keys().filter(names).collect()
+}
+
+/// Keys of leases that no agent of ours holds.
+pub fn strangers(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
+    let state = state(&store.dump(), keys);
+    state.leases.values().filter(|lease| lease.owner.is_none()).map(|lease| keys.lease(&lease.subnets)).collect()
+}
+
+/// Whether `subnets` could have been leased under `config`.
+pub fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
+    IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
+        (Some(pool), Some(net)) => pool.network().contains(&net) && pool.subnet_len() == net.prefix_len(),
+        (pool, net) => pool.is_none() && net.is_none(),
+    })
+}
+
+/// Two nodes with leases that overlap, if there are any.
+pub fn two_owners(store: &MemoryStore, networks: &[NetworkKeys]) -> Option<String> {
+    let content = store.dump();
+    for keys in networks {
+        let state = state(&content, keys);
+        let owned: Vec<(NodeId, &Lease)> =
+            state.leases.values().filter_map(|lease| Some((lease.owner.as_ref()?.node, lease))).collect();
+        for (index, (node, lease)) in owned.iter().enumerate() {
+            for (other, second) in &owned[index + 1..] {
+                if node != other && overlap(&lease.subnets, &second.subnets) {
+                    return Some(format!("two owners: {} of {node} and {} of {other}", lease.subnets, second.subnets));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
+    a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
+}
+
+/// Whether everything is exact; if not, what is not.
+pub async fn settled(world: &World) -> Result<(), String> {
+    let content = world.store.dump();
+    present(world, &content)?;
+    for network in &world.networks {
+        restored(world, &content, &network.keys)?;
+        owned_by_the_living(world, &content, &network.keys)?;
+    }
+    for slot in world.slots.iter().filter(|slot| slot.running.is_some()) {
+        host(world, slot, &content).await.map_err(|why| format!("n{}: {why}", slot.index))?;
+    }
+    Ok(())
+}
+
+/// The nodes that run are present, and nobody else.
+fn present(world: &World, content: &Content) -> Result<(), String> {
+    let found: BTreeSet<Vec<u8>> = content.keys().filter(|key| key.starts_with(b"/flatnet/nodes/")).cloned().collect();
+    let running = world.slots.iter().filter(|slot| slot.running.is_some());
+    let wanted: BTreeSet<Vec<u8>> = running.map(|slot| presence(world.owner(slot.index).node).into_bytes()).collect();
+    if found == wanted { Ok(()) } else { Err(format!("{} nodes are present, {} run", found.len(), wanted.len())) }
+}
+
+/// A configuration is missing only where somebody removed it, or where nobody is left who knows it.
+fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
+    let there = content.contains_key(keys.config().as_bytes());
+    let removed = world.removed.contains(keys.network());
+    if there && removed && !world.went_back {
+        return Err(format!("{} came back although it was removed", keys.config()));
+    }
+    let known = world.slots.iter().filter_map(|slot| slot.running.as_ref()).any(|running| {
+        running
+            .node
+            .status()
+            .ports
+            .iter()
+            .any(|port| port.name == *keys.network() && port.holding.borrow().held.is_some())
+    });
+    if !there && !removed && known {
+        return Err(format!("{} is lost although a node knows it", keys.config()));
+    }
+    Ok(())
+}
+
+/// Each lease of ours is of a node that runs, one at most each.
+fn owned_by_the_living(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
+    let state = state(content, keys);
+    let mut seen = BTreeSet::new();
+    for lease in state.leases.values() {
+        let Some(owner) = &lease.owner else { continue };
+        let running =
+            world.slots.iter().any(|slot| slot.running.is_some() && world.owner(slot.index).node == owner.node);
+        if !running {
+            return Err(format!("{} is still there, of {}, which is gone", lease.subnets, owner.name));
+        }
+        if !seen.insert(owner.node) {
+            return Err(format!("{} has two leases", owner.name));
+        }
+        if lease.etcd_lease.is_none() {
+            return Err(format!("{} would never expire", lease.subnets));
+        }
+    }
+    Ok(())
+}
+
+/// What one host must have and say.
+async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), String> {
+    let Some(running) = &slot.running else { return Ok(()) };
+    let node = world.owner(slot.index).node;
+    let facts = slot.kernel.facts(&[]).await.map_err(|error| error.to_string())?;
+    let source = running.node.status();
+    let mut codes = BTreeSet::new();
+    let mut held = Vec::new();
+    let mut starting = false;
+    // Whether it is in the way depends on the networks' identifiers; that it is there is enough to be allowed to say so.
+    let left_by_flanneld = slot.foreign.links.keys().any(|name| name.as_str().starts_with("flannel"));
+    for (network, port) in world.networks.iter().zip(&source.ports) {
+        let state = state(content, &network.keys);
+        codes.extend(state.rejected.keys().map(|_| "key-rejected".to_owned()));
+        match &state.config {
+            ConfigState::Missing => drop(codes.insert("no-config".to_owned())),
+            ConfigState::Invalid(_) => drop(codes.insert("config-invalid".to_owned())),
+            ConfigState::Valid(_) => {}
+        }
+        match port.holding.borrow().held.clone() {
+            Some(now) => {
+                let config = match state.valid_config() {
+                    Some(config) if fits(config, now.subnets) => config.clone(),
+                    Some(_) => {
+                        codes.insert("network-changed".to_owned());
+                        now.config.clone()
+                    }
+                    None => now.config.clone(),
+                };
+                held.push(Some((now.subnets, config, state)));
+            }
+            None => {
+                starting = true;
+                if !left_by_flanneld {
+                    without_lease(&state, &mut codes)?;
+                }
+                held.push(None);
+            }
+        }
+    }
+    let families: Vec<IpFamily> = IpFamily::BOTH
+        .into_iter()
+        .filter(|family| held.iter().flatten().any(|(_, config, _)| config.pool(*family).is_some()))
+        .collect();
+    let underlay = underlay::select(&facts, &Selection::default(), &families).map_err(|error| error.to_string())?;
+    let resolved: Vec<Vec<&Lease>> = held
+        .iter()
+        .map(|held| {
+            let Some((own, config, state)) = held else { return Vec::new() };
+            let resolution = state.resolve(config);
+            codes.extend(resolution.refused.iter().map(|_| "lease-refused".to_owned()));
+            resolution.leases.into_iter().filter(|lease| lease.subnets != *own && !lease.is_owned_by(node)).collect()
+        })
+        .collect();
+    let inputs: Vec<NetworkInput<'_>> = world
+        .networks
+        .iter()
+        .zip(&held)
+        .zip(&resolved)
+        .filter_map(|((network, held), peers)| {
+            let (own, config, _) = held.as_ref()?;
+            let name = network.keys.network();
+            Some(NetworkInput { name, config, own: *own, peers, bridge: None, masquerade: true })
+        })
+        .collect();
+    for (network, held) in world.networks.iter().zip(&held) {
+        if let Some((own, config, state)) = held {
+            let wanted = backend::publication(node, network.keys.network(), config, &underlay);
+            own_lease(node, *own, state, wanted.ok().as_ref(), &mut codes)?;
+        }
+    }
+    let wanted = desired(&HostInput { node, underlay: &underlay, facts: &facts, networks: &inputs });
+    codes.extend(wanted.problems.iter().map(|problem| problem.code.clone()));
+    let kernel = slot.kernel.state();
+    let blocked = !starting && in_the_way(slot, &wanted.state, &kernel);
+    if blocked {
+        codes.insert("foreign-object".to_owned());
+    }
+    if !starting {
+        same(&wanted.state, &kernel, blocked)?;
+    }
+    said(&source.status(), &codes, starting, left_by_flanneld)
+}
+
+/// There is no lease for a reason.
+fn without_lease(state: &NetworkState, codes: &mut BTreeSet<String>) -> Result<(), String> {
+    let Some(config) = state.valid_config() else { return Ok(()) };
+    let leased: Vec<IpNet> = state.leases.keys().flat_map(SubnetKey::iter).collect();
+    if config.pools().all(|pool| ipam::choose(pool, &leased, &[], 0).is_ok()) {
+        return Err(format!("no lease although one of {} is free", config.pools().count()));
+    }
+    codes.insert("subnets-exhausted".to_owned());
+    Ok(())
+}
+
+/// The store has what the node holds, with what the node is reached by; or the node says that it has not.
+fn own_lease(
+    node: NodeId,
+    own: SubnetKey,
+    state: &NetworkState,
+    wanted: Option<&flatnet_model::Publication>,
+    codes: &mut BTreeSet<String>,
+) -> Result<(), String> {
+    match state.leases.values().find(|lease| lease.is_owned_by(node)) {
+        Some(lease) if lease.subnets != own => Err(format!("it holds {own}, the store says {}", lease.subnets)),
+        Some(lease) if wanted.is_some_and(|wanted| lease.publication() != *wanted) => {
+            Err(format!("{own} does not say how it is reached: {:?}", lease.publication()))
+        }
+        Some(_) => Ok(()),
+        None if state.leases.keys().any(|other| overlap(other, &own)) => {
+            codes.insert("subnet-lost".to_owned());
+            Ok(())
+        }
+        // Without a configuration nobody claims anything.
+        None if state.valid_config().is_none() => Ok(()),
+        None => Err(format!("{own} is not claimed although nobody else has it")),
+    }
+}
+
+fn in_the_way(slot: &Slot, wanted: &KernelState, kernel: &KernelState) -> bool {
+    let foreign = &slot.foreign;
+    foreign.links.keys().any(|name| wanted.links.contains_key(name) && !kernel.links.contains_key(name))
+        || foreign.nexthops.iter().any(|id| wanted.nexthops.contains_key(id) && !kernel.nexthops.contains_key(id))
+        || foreign.routes.iter().any(|key| wanted.routes.contains_key(key) && !kernel.routes.contains_key(key))
+}
+
+/// The kernel holds what is wanted: all of it unless something foreign is in the way, and nothing else.
+fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(), String> {
+    let all = |name: &str, missing: Vec<String>, extra: Vec<String>| {
+        if !extra.is_empty() {
+            return Err(format!("its kernel has too much: {name} {extra:?}"));
+        }
+        if !missing.is_empty() && !blocked {
+            return Err(format!("its kernel lacks {name} {missing:?}"));
+        }
+        Ok(())
+    };
+    macro_rules! compare {
+        ($($kind:ident),*) => {$(
+            let missing = wanted.$kind.iter().filter(|entry| !kernel.$kind.iter().any(|other| other == *entry));
+            let missing = missing.map(|entry| format!("{entry:?}")).collect();
+            let extra = kernel.$kind.iter().filter(|entry| !wanted.$kind.iter().any(|other| other == *entry));
+            let extra = extra.map(|entry| format!("{entry:?}")).collect();
+            all(stringify!($kind), missing, extra)?;
+        )*};
+    }
+    compare!(peer_sources, links, addresses, neighbours, fdb, nexthops, routes, iptables);
+    if wanted.ruleset != kernel.ruleset {
+        return Err("its kernel has another table".to_owned());
+    }
+    let unset = wanted.sysctls.iter().find(|(sysctl, value)| kernel.sysctls.get(*sysctl) != Some(*value));
+    match unset {
+        Some((sysctl, value)) if !blocked => Err(format!("its kernel has not {sysctl}={value}")),
+        _ => Ok(()),
+    }
+}
+
+/// Status says just what is wrong.
+fn said(
+    status: &flatnet_proto::agent::v1::Status,
+    codes: &BTreeSet<String>,
+    starting: bool,
+    left_by_flanneld: bool,
+) -> Result<(), String> {
+    let mut found: BTreeSet<String> = status.problems.iter().map(|problem| problem.code.clone()).collect();
+    let flannel_said = left_by_flanneld && found.remove("flannel-device");
+    if found != *codes {
+        let messages: Vec<&str> = status.problems.iter().map(|problem| problem.message.as_str()).collect();
+        return Err(format!("it says {found:?} and should say {codes:?}: {messages:?}"));
+    }
+    let wanted = match (starting, codes.is_empty() && !flannel_said) {
+        (true, _) => "starting",
+        (false, true) => "converged",
+        (false, false) => "degraded",
+    };
+    if status.state != wanted {
+        return Err(format!("it says {} and should say {wanted}", status.state));
+    }
+    Ok(())
+}

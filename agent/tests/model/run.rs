@@ -1,0 +1,105 @@
+//! Seeds, one after the other and on all processors.
+
+use std::cell::RefCell;
+use std::sync::Mutex;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::steps;
+use crate::store::Mutant;
+use crate::world::World;
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The panic of a task of this thread, if there was one.
+pub fn panicked() -> Option<String> {
+    PANIC.with_borrow(Clone::clone)
+}
+
+/// A seed that failed.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// Which.
+    pub seed: u64,
+    /// What was wrong.
+    pub why: String,
+    /// What happened last.
+    pub trace: String,
+}
+
+/// Runs one seed.
+pub fn one(seed: u64, mutant: Mutant) -> Result<(), Failed> {
+    hook();
+    PANIC.with_borrow_mut(|panic| *panic = None);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .event_interval(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(seed, mutant);
+        steps::run(&mut world).await.map_err(|why| Failed { seed, why, trace: world.trace.tail() })
+    })
+}
+
+/// Runs `count` seeds from `first` on until one fails; how many passed.
+pub fn many(first: u64, count: u64, mutant: Mutant) -> Result<u64, Box<Failed>> {
+    let (passed, mut failed) = spread(first, count, mutant, Stop::AtFirst);
+    failed.sort_by_key(|failed| failed.seed);
+    match failed.into_iter().next() {
+        Some(failed) => Err(Box::new(failed)),
+        None => Ok(passed),
+    }
+}
+
+/// Runs `count` seeds from `first` on; all that fail.
+pub fn all(first: u64, count: u64) -> Vec<Failed> {
+    spread(first, count, Mutant::None, Stop::AtEnd).1
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    AtFirst,
+    AtEnd,
+}
+
+/// Runs seeds on all processors.
+fn spread(first: u64, count: u64, mutant: Mutant, stop: Stop) -> (u64, Vec<Failed>) {
+    let next = AtomicU64::new(first);
+    let end = first + count;
+    let failed = Mutex::new(Vec::new());
+    let passed = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || (stop == Stop::AtFirst && !failed.lock().unwrap().is_empty()) {
+                        return;
+                    }
+                    match one(seed, mutant) {
+                        Ok(()) => drop(passed.fetch_add(1, Ordering::Relaxed)),
+                        Err(failure) => failed.lock().unwrap().push(failure),
+                    }
+                }
+            });
+        }
+    });
+    (passed.into_inner(), failed.into_inner().unwrap())
+}
+
+/// Keeps the panics of a seed's tasks, which the runtime would swallow.
+fn hook() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANIC.with_borrow_mut(|panic| *panic = Some(info.to_string()));
+            before(info);
+        }));
+    });
+}

@@ -1,0 +1,459 @@
+//! The hosts, the store between them, and time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flatnet_agent::node::{NetworkSetup, Node, NodeParts};
+use flatnet_agent::reconciler::HostOptions;
+use flatnet_agent::state_dir::StateDir;
+use flatnet_agent::sysctl_record::SysctlRecord;
+use flatnet_controlplane::random::NodeRandom;
+use flatnet_controlplane::store::memory::{Backup, MemoryStore};
+use flatnet_core::facts::{DroppingChain, Features, HostFacts, Interface};
+use flatnet_core::object::{Foreign, IptablesChain, IptablesVariant, KernelState};
+use flatnet_core::underlay::Selection;
+use flatnet_kernel::fake::FakeKernel;
+use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::{IfName, IpFamily, Mtu, NetworkName, NodeId, Owner, Revision, SubnetKey};
+use tokio::time::Instant;
+
+use crate::chance::Chance;
+use crate::kernel::ModelKernel;
+use crate::oracle;
+use crate::store::{ModelStore, Mutant};
+use crate::trace::{RunLog, Trace};
+
+/// How long the service manager waits before it starts an agent again that ended.
+const RESTART: Duration = Duration::from_secs(2);
+
+/// One network, and the configuration it began with.
+#[derive(Clone)]
+pub struct Network {
+    /// Its keys.
+    pub keys: NetworkKeys,
+    /// flannel's JSON.
+    pub config: String,
+}
+
+/// A running agent.
+pub struct Running {
+    /// Its tasks.
+    pub node: Node<ModelStore, ModelKernel>,
+    log: Arc<RunLog>,
+    dir: Arc<StateDir>,
+}
+
+/// One host.
+pub struct Slot {
+    /// Its place.
+    pub index: usize,
+    /// Its kernel, which outlives agents.
+    pub kernel: FakeKernel,
+    /// Its way to the store.
+    pub client: MemoryStore,
+    /// The agent, if it runs.
+    pub running: Option<Running>,
+    /// Whether an agent should run here (it may be down, for now or for good).
+    pub member: bool,
+    /// Which installation this is: another one has another identity.
+    pub installation: usize,
+    /// Which boot this is.
+    pub boot: usize,
+    /// Which underlay address it has.
+    pub address: usize,
+    /// When an agent that ended is started again.
+    pub restart_at: Option<Instant>,
+    /// The subnet of each network that containers live in.
+    pub held: BTreeMap<NetworkName, SubnetKey>,
+    /// What was planted in the kernel and is not ours.
+    pub foreign: Foreign,
+}
+
+impl Slot {
+    /// For the trace.
+    pub fn name(&self) -> String {
+        format!("n{}", self.index)
+    }
+
+    fn id(&self, seed: u64) -> NodeId {
+        let host = u128::try_from(self.index * 100 + self.installation + 1).unwrap();
+        NodeId::new((u128::from(seed) << 64) | host)
+    }
+}
+
+/// Everything.
+pub struct World {
+    /// What the seed decides.
+    pub chance: Chance,
+    /// The operator's way to the store.
+    pub store: MemoryStore,
+    /// The hosts.
+    pub slots: Vec<Slot>,
+    /// The networks, in the order in which hosts join them.
+    pub networks: Vec<Network>,
+    /// How long a lease outlives its agent.
+    pub ttl: Duration,
+    /// What happened.
+    pub trace: Trace,
+    /// Copies of the store.
+    pub backups: Vec<Backup>,
+    /// Whether the store ever went back.
+    pub went_back: bool,
+    /// Networks whose configuration an operator took away, with the revision at which.
+    pub removed: BTreeSet<NetworkName>,
+    seed: u64,
+    dir: PathBuf,
+    mutant: Mutant,
+    checked: Option<Revision>,
+    runs: u64,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl World {
+    /// Hosts without agents, and a store with networks.
+    pub fn new(seed: u64, mutant: Mutant) -> Self {
+        let mut chance = Chance::new(seed);
+        let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
+        let dir = base.join(format!("flatnet-model-{}-{seed:x}-{mutant:?}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let store = MemoryStore::new();
+        let networks = networks(&mut chance);
+        for network in &networks {
+            store.put(network.keys.config(), network.config.clone(), None);
+        }
+        let hosts = 2 + chance.below(4);
+        let slots = (0..hosts).map(|index| slot(index, &store, &mut chance)).collect();
+        let ttl = Duration::from_secs(chance.pick(&[20, 60]));
+        let trace = Trace::new();
+        trace.say(format!("{hosts} hosts, ttl {} s", ttl.as_secs()));
+        for network in &networks {
+            trace.say(format!("network {}: {}", network.keys.network(), network.config));
+        }
+        Self {
+            chance,
+            store,
+            slots,
+            networks,
+            ttl,
+            trace,
+            backups: Vec::new(),
+            went_back: false,
+            removed: BTreeSet::new(),
+            seed,
+            dir,
+            mutant,
+            checked: None,
+            runs: 0,
+        }
+    }
+
+    /// The node at `index`, as it calls itself.
+    pub fn owner(&self, index: usize) -> Owner {
+        let slot = &self.slots[index];
+        let nonce = flatnet_model::InstanceNonce::new(
+            slot.id(self.seed).bits() ^ (u128::try_from(slot.boot + 1).unwrap() << 32),
+        );
+        Owner { node: slot.id(self.seed), name: slot.name(), nonce }
+    }
+
+    /// Starts an agent at `index`.
+    pub async fn start(&mut self, index: usize) {
+        if self.slots[index].running.is_some() {
+            return;
+        }
+        let owner = self.owner(index);
+        let (state, run) = self.dirs(index);
+        write_identity(&state.join("node-id"), &owner.node.to_string());
+        write_identity(&run.join("instance"), &owner.nonce.to_string());
+        let dir = Arc::new(StateDir::open(&state, &run).unwrap());
+        assert_eq!((dir.node(), dir.nonce()), (owner.node, owner.nonce));
+        let setups: Vec<NetworkSetup> = self
+            .networks
+            .iter()
+            .map(|network| NetworkSetup {
+                keys: network.keys.clone(),
+                init: Vec::new(),
+                wanted: Vec::new(),
+                env_file: dir.env_file(network.keys.network()),
+            })
+            .collect();
+        self.runs += 1;
+        let log = Arc::new(RunLog {
+            name: owner.name.clone(),
+            networks: self.networks.iter().map(|network| network.keys.clone()).collect(),
+            leaving: AtomicBool::new(false),
+            snapshots: Mutex::default(),
+            chance: Mutex::new(Chance::new(self.seed ^ (self.runs << 32))),
+            trace: self.trace.clone(),
+        });
+        let slot = &mut self.slots[index];
+        let store = ModelStore { inner: slot.client.clone(), log: Arc::clone(&log), mutant: self.mutant };
+        let kernel = ModelKernel::new(slot.kernel.clone(), Arc::clone(&log), self.mutant);
+        let node = Node::start(NodeParts {
+            store: Arc::new(store),
+            kernel: Arc::new(kernel),
+            sysctls: SysctlRecord::open(Arc::clone(&dir)).unwrap(),
+            host: HostOptions {
+                node: owner.node,
+                selection: Selection::default(),
+                bridge: None,
+                masquerade: true,
+                take_over: false,
+            },
+            owner,
+            networks: setups,
+            lease_ttl: self.ttl,
+            flannel_prefix: FLANNEL_PREFIX.to_owned(),
+            random: NodeRandom::seeded(self.seed ^ (self.runs << 40)),
+            dir: Arc::clone(&dir),
+        });
+        slot.running = Some(Running { node, log, dir });
+        slot.member = true;
+        slot.restart_at = None;
+        self.trace.say(format!("n{index} starts"));
+    }
+
+    /// Cuts an agent off where it stands.
+    pub async fn kill(&mut self, index: usize) {
+        let Some(Running { node, dir, .. }) = self.slots[index].running.take() else { return };
+        drop(node);
+        // A write to the disk that is under way ends with the process in reality; here it is waited for.
+        while Arc::strong_count(&dir) > 1 {
+            tokio::task::yield_now().await;
+        }
+        self.trace.say(format!("n{index} is dead"));
+    }
+
+    /// Leaves; what could not be undone.
+    pub async fn leave(&mut self, index: usize, purge: bool) {
+        let Some(mut running) = self.slots[index].running.take() else { return };
+        running.log.leaving.store(true, Ordering::Relaxed);
+        let failures = running.node.leave(purge).await;
+        self.trace.say(format!("n{index} left (purge {purge}): {failures:?}"));
+        self.slots[index].running = Some(running);
+        self.kill(index).await;
+        let (state, run) = self.dirs(index);
+        let slot = &mut self.slots[index];
+        slot.member = false;
+        slot.restart_at = None;
+        slot.held.clear();
+        if !purge {
+            return;
+        }
+        let left = KernelState { sysctls: BTreeMap::new(), ..slot.kernel.state() };
+        if failures.is_empty() && left != KernelState::default() {
+            self.trace.violation(format!("n{index} purged and left {left:?}"));
+        }
+        let _ = (std::fs::remove_dir_all(state), std::fs::remove_dir_all(run));
+        slot.installation += 1;
+    }
+
+    /// Reboots the host: what the kernel and the run directory had is gone.
+    pub async fn reboot(&mut self, index: usize) {
+        self.kill(index).await;
+        let run = self.dirs(index).1;
+        let _ = std::fs::remove_dir_all(run);
+        let slot = &mut self.slots[index];
+        slot.boot += 1;
+        slot.kernel.edit(|state| *state = KernelState::default());
+        slot.kernel.edit_foreign(|foreign| *foreign = Foreign::default());
+        slot.foreign = Foreign::default();
+        self.trace.say(format!("n{index} reboots"));
+    }
+
+    fn dirs(&self, index: usize) -> (PathBuf, PathBuf) {
+        let host = self.dir.join(format!("n{index}"));
+        (host.join("state"), host.join("run"))
+    }
+
+    /// Lets time pass, and looks at everything on the way.
+    pub async fn pass(&mut self, time: Duration) -> Result<(), String> {
+        /// The longest time nobody looks.
+        const LOOK: Duration = Duration::from_millis(500);
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(LOOK);
+            tokio::time::sleep(step).await;
+            left -= step;
+            self.look().await?;
+        }
+        Ok(())
+    }
+
+    /// What must hold at any time.
+    pub async fn look(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if let Some(running) = &mut slot.running
+                && let Ok(failure) = running.node.fatal.try_recv()
+            {
+                let failure = failure.to_string();
+                self.trace.say(format!("n{index} cannot go on: {failure}"));
+                if failure.contains("identity") {
+                    return Err(format!("n{index} took itself for a copy: {failure}"));
+                }
+                slot.restart_at = Some(now + RESTART);
+                self.kill(index).await;
+            }
+            if self.slots[index].restart_at.is_some_and(|at| at <= now) {
+                self.start(index).await;
+            }
+            let slot = &mut self.slots[index];
+            slot.holds()?;
+            if slot.kernel.foreign() != slot.foreign {
+                return Err(format!("n{index}: what is not ours was changed"));
+            }
+        }
+        let revision = self.store.revision();
+        if self.checked != Some(revision) {
+            let keys: Vec<NetworkKeys> = self.networks.iter().map(|network| network.keys.clone()).collect();
+            if let Some(two) = oracle::two_owners(&self.store, &keys) {
+                return Err(two);
+            }
+            self.checked = Some(revision);
+        }
+        if let Some(panic) = crate::run::panicked() {
+            return Err(format!("a task panicked: {panic}"));
+        }
+        self.trace.violated().map_or(Ok(()), Err)
+    }
+
+    /// Plants or removes what is not ours.
+    pub fn edit_foreign(&mut self, index: usize, change: impl Fn(&mut Foreign)) {
+        let slot = &mut self.slots[index];
+        change(&mut slot.foreign);
+        slot.kernel.edit_foreign(|foreign| change(foreign));
+    }
+}
+
+impl Slot {
+    /// What is held stays what it is.
+    fn holds(&mut self) -> Result<(), String> {
+        let Some(running) = &self.running else { return Ok(()) };
+        for port in &running.node.status().ports {
+            let holding = port.holding.borrow();
+            let Some(now) = &holding.held else { continue };
+            let before = *self.held.entry(port.name.clone()).or_insert(now.subnets);
+            if before != now.subnets {
+                return Err(format!(
+                    "n{} was renumbered in {} from {before} to {}",
+                    self.index, port.name, now.subnets
+                ));
+            }
+            if !oracle::fits(&now.config, now.subnets) {
+                return Err(format!(
+                    "n{} has {} in force in {}, in which its subnet {before} is not",
+                    self.index,
+                    now.config.pools().map(|pool| pool.network().to_string()).collect::<Vec<_>>().join(" "),
+                    port.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the underlay what [`Self::address`] says.
+    pub fn readdress(&self) {
+        let addresses = underlay_addresses(self.index, self.address);
+        self.kernel.edit_facts(|facts| facts.interfaces[1].addresses = addresses);
+    }
+}
+
+fn underlay_addresses(index: usize, address: usize) -> Vec<ipnet::IpNet> {
+    let last = 10 + index + 10 * (address % 20);
+    vec![format!("192.0.2.{last}/24").parse().unwrap(), format!("2001:db8::{last:x}/64").parse().unwrap()]
+}
+
+fn slot(index: usize, store: &MemoryStore, chance: &mut Chance) -> Slot {
+    let interface = |name: &str, addresses: Vec<ipnet::IpNet>| Interface {
+        name: IfName::new(name).unwrap(),
+        up: true,
+        loopback: name == "lo",
+        mtu: Some(Mtu::new(1500).unwrap()),
+        addresses,
+        ours: false,
+    };
+    let eth0 = IfName::new("eth0").unwrap();
+    let mut facts = HostFacts {
+        interfaces: vec![
+            interface("lo", vec!["127.0.0.1/8".parse().unwrap()]),
+            interface("eth0", underlay_addresses(index, 0)),
+        ],
+        default_route: vec![(IpFamily::V4, eth0), (IpFamily::V6, eth0)],
+        features: Features { nexthop_objects: !chance.one_in(3), ipv6: true },
+        ..HostFacts::default()
+    };
+    if chance.one_in(3) {
+        facts.dropping_chains.insert(DroppingChain {
+            variant: IptablesVariant::Nft,
+            family: IpFamily::V4,
+            chain: IptablesChain::Forward,
+        });
+    }
+    Slot {
+        index,
+        kernel: FakeKernel::new(facts),
+        client: store.client(),
+        running: None,
+        member: false,
+        installation: 0,
+        boot: 0,
+        address: 0,
+        restart_at: None,
+        held: BTreeMap::new(),
+        foreign: Foreign::default(),
+    }
+}
+
+fn networks(chance: &mut Chance) -> Vec<Network> {
+    let names: &[&str] = if chance.one_in(3) { &["default", "blue"] } else { &["default"] };
+    names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let keys = NetworkKeys::new(&name.parse().unwrap(), FLANNEL_PREFIX);
+            let bits = chance.pick(&[22, 21, 20]);
+            Network { keys, config: config(index, bits, chance.below(3), chance.below(3)) }
+        })
+        .collect()
+}
+
+/// flannel's JSON of network number `index`, with `bits` for its size, and numbers that choose family and backend.
+pub fn config(index: usize, bits: usize, family: usize, backend: usize) -> String {
+    let v4 = format!(r#""Network":"10.{}.0.0/{bits}","SubnetLen":24"#, 100 + index);
+    let v6 = format!(r#""EnableIPv6":true,"IPv6Network":"fd00:{}::/{}","IPv6SubnetLen":64"#, 100 + index, bits + 40);
+    let ranges = match family {
+        0 => v4,
+        1 => format!(r#""EnableIPv4":false,{v6}"#),
+        _ => format!("{v4},{v6}"),
+    };
+    let backend = match backend {
+        0 => r#"{"Type":"host-gw"}"#.to_owned(),
+        1 => format!(r#"{{"Type":"vxlan","VNI":{},"DirectRouting":true}}"#, index + 1),
+        _ => format!(r#"{{"Type":"vxlan","VNI":{}}}"#, index + 1),
+    };
+    format!("{{{ranges},\"Backend\":{backend}}}")
+}
+
+fn write_identity(path: &Path, text: &str) {
+    if !path.exists() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("{text}\n")).unwrap();
+    }
+}
+
+/// An address of no host of the model, on its link or not.
+pub fn strangers_address(chance: &mut Chance) -> IpAddr {
+    let last = chance.below(20);
+    if chance.one_in(2) { [192, 0, 2, 230 + u8::try_from(last).unwrap()].into() } else { [198, 51, 100, 7].into() }
+}
