@@ -22,9 +22,12 @@ use crate::state_dir::StateDir;
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};
 
+/// Remembers in the run directory which ruleset is loaded.
+pub(crate) const RULESET_MEMORY: &str = "ruleset";
+
 /// The kernel of this process's network namespace.
-pub fn real_kernel(_run_dir: &Path) -> Result<NetlinkKernel, Failure> {
-    NetlinkKernel::new().map_err(|error| {
+pub fn real_kernel(run_dir: &Path) -> Result<NetlinkKernel, Failure> {
+    NetlinkKernel::with_memory(Some(run_dir.join(RULESET_MEMORY))).map_err(|error| {
         Failure::new(Exit::Unsupported, "cannot open the kernel's netlink sockets")
             .hint("the agent needs AF_NETLINK sockets; a sandbox may forbid them")
             .caused_by(error)

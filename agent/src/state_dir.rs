@@ -9,6 +9,7 @@
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |
+//! | `ruleset` | run | which ruleset is loaded (written by the kernel crate) |
 
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -187,7 +188,12 @@ impl StateDir {
 
     /// Removes every file of ours in both directories, and the directories if nothing else is in them.
     pub fn purge(&self, networks: &[NetworkName]) -> Vec<StateDirError> {
-        let mut files = vec![self.state.join("node-id"), self.run.join("instance"), self.run.join("sysctls")];
+        let mut files = vec![
+            self.state.join("node-id"),
+            self.run.join("instance"),
+            self.run.join("sysctls"),
+            self.run.join(crate::daemon::RULESET_MEMORY),
+        ];
         for network in networks {
             files.extend([self.snapshot(network), self.subnet(network), self.config(network), self.env_file(network)]);
         }

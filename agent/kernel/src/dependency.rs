@@ -54,10 +54,7 @@ impl Failures {
                 RouteVia::Hop(hop) => self.block_hop(hop),
                 RouteVia::Unreachable => false,
             },
-            Object::Ruleset { .. }
-            | Object::PeerSource(_)
-            | Object::Link(..)
-            | Object::Iptables(..) => false,
+            Object::Ruleset { .. } | Object::PeerSource(_) | Object::Link(..) | Object::Iptables(..) => false,
         }
     }
 

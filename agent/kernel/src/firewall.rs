@@ -1,49 +1,257 @@
 //! Our nftables table, its set elements, and our rule at the head of other people's iptables chains.
+//!
+//! | what | how |
+//! |---|---|
+//! | the table | swapped whole in one transaction by `nft -f -` |
+//! | an element | over netlink, in microseconds: it counts into the time from lease to first packet |
+//! | is the table as we loaded it? | a digest of what the kernel has, compared with the one right after the swap |
+//! | iptables | `iptables-restore`, atomically; `iptables -S` only when the kernel's table changed |
+//!
+//! Sockets belong to the network namespace [`Firewall::new`] was called in; programs run in that of the process. Dropping
+//! a call's future kills its program and changes nothing else; the next dump tells what was done.
 
-use std::collections::BTreeSet;
+mod elements;
+mod events;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+mod iptables;
+mod legacy;
+mod listing;
+mod memory;
+mod netfilter;
+mod program;
+mod swap;
+mod table;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flatnet_core::facts::DroppingChain;
-use flatnet_core::object::KernelState;
-use flatnet_core::op::{Op, OpError, OpOutcome};
+use flatnet_core::object::{KernelState, PeerSource, Ruleset};
+use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 use futures::Stream;
 
 use crate::{KernelError, Scope, Wake};
+use elements::Change;
+use iptables::{Cache, Wanted, Which};
+use memory::Memory;
+use netfilter::Netfilter;
+use table::Digest;
+use wire::Family;
+
+/// The body of a table that somebody changed: no ruleset that is wanted has it.
+const DRIFTED: &str = "drifted";
+/// How often a swap is repeated because somebody else changed a ruleset at the same moment. After that the digest is
+/// taken as it is: that somebody changed *our* table in those milliseconds is far less likely than that they are busy with
+/// their own.
+const SWAP_TRIES: usize = 3;
 
 /// The firewall of one network namespace.
-pub struct Firewall;
+pub struct Firewall {
+    netfilter: Arc<Mutex<Netfilter>>,
+    memory: Mutex<Memory>,
+    iptables: tokio::sync::Mutex<Cache>,
+}
 
 impl Firewall {
     /// Opens it in the calling thread's network namespace.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self)
+    pub fn new() -> io::Result<Self> {
+        Self::with_memory(None)
     }
 
-    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`.
-    pub async fn dump(&self, _scope: &Scope, _into: &mut KernelState) -> Result<(), KernelError> {
+    /// The same, with a file (in the run directory) that remembers over a restart which ruleset is loaded.
+    pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
+        Ok(Self {
+            netfilter: Arc::new(Mutex::new(Netfilter::open()?)),
+            memory: Mutex::new(Memory::load(memory)),
+            iptables: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. What is ours but not as we
+    /// made it is added so that it cannot equal anything wanted.
+    pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
+        let sets = scope.sets.clone();
+        let read = self.blocking(move |netfilter| {
+            let mut contents = Vec::new();
+            let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
+            if digest.is_some() {
+                for set in sets {
+                    contents.push(elements::read(netfilter, set)?);
+                }
+            }
+            Ok((digest, contents))
+        });
+        let (digest, contents) = read.await.map_err(failed("nftables"))?;
+        let odd = contents.iter().any(|set| set.odd > 0);
+        into.ruleset = digest.map(|digest| self.recall(digest, odd));
+        into.peer_sources.extend(contents.into_iter().flat_map(|set| set.sources));
+        into.iptables = self.with_listings(Cache::rules).await?;
         Ok(())
     }
 
-    /// Carries out `ops` in order; one outcome each.
-    pub async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
-        ops.iter()
-            .map(|op| {
-                OpOutcome::Failed(OpError {
-                    action: op.action,
-                    object: op.object.to_string(),
-                    errno: None,
-                    reason: "the firewall is not supported here".to_owned(),
-                })
-            })
-            .collect()
+    fn recall(&self, digest: Digest, odd: bool) -> Ruleset {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = memory.recall(digest).filter(|_| !odd).cloned();
+        known.unwrap_or_else(|| Ruleset { body: DRIFTED.to_owned() })
     }
 
-    /// The iptables chains that can drop packets.
+    /// The iptables chains that can drop packets. Where iptables' own program is missing this is a guess on the safe side;
+    /// the operation that needs the program fails and names it.
     pub async fn dropping_chains(&self) -> Result<BTreeSet<DroppingChain>, KernelError> {
-        Ok(BTreeSet::new())
+        self.with_listings(Cache::dropping).await
     }
 
-    /// Wakes when the ruleset changes.
-    pub fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
-        Ok(futures::stream::pending())
+    async fn with_listings<T>(&self, read: impl Fn(&Cache) -> T) -> Result<T, KernelError> {
+        let mut cache = self.iptables.lock().await;
+        let looks = self.blocking(iptables::look).await.map_err(failed("iptables"))?;
+        cache.refresh(&looks).await.map_err(failed("iptables"))?;
+        Ok(read(&cache))
     }
+
+    /// Carries out `ops` in order; one outcome each. Consecutive elements are one transaction, consecutive iptables rules
+    /// one a table.
+    pub async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for run in ops.chunk_by(|a, b| a.object.kind() == b.object.kind()) {
+            match run.first().map(|op| &op.object) {
+                Some(Object::PeerSource(_)) => outcomes.extend(self.apply_elements(run).await),
+                Some(Object::Iptables(..)) => outcomes.extend(self.apply_iptables(run).await),
+                _ => {
+                    for op in run {
+                        outcomes.push(self.apply_table(op).await);
+                    }
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn apply_table(&self, op: &Op) -> OpOutcome {
+        let Object::Ruleset { ruleset, elements } = &op.object else {
+            return refuse(op, None, "not an object of the firewall");
+        };
+        match op.action {
+            Action::Delete => self.delete_table(op).await,
+            Action::Create | Action::Change | Action::Replace => self.swap(op, ruleset, elements).await,
+        }
+    }
+
+    async fn delete_table(&self, op: &Op) -> OpOutcome {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        match self.blocking(|netfilter| table::delete(netfilter, Family::Inet, Ruleset::TABLE)).await {
+            Ok(()) => OpOutcome::Done,
+            Err(error) => refuse_with(op, &error),
+        }
+    }
+
+    async fn swap(&self, op: &Op, ruleset: &Ruleset, elements: &[PeerSource]) -> OpOutcome {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        let mut look = Ok((0, None));
+        for _ in 0..SWAP_TRIES {
+            let before = self.blocking(table::generation).await;
+            if let Err(error) = swap::swap(ruleset, elements).await {
+                return refuse(op, None, &with_causes(&error));
+            }
+            look = self
+                .blocking(|netfilter| {
+                    let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
+                    Ok((table::generation(netfilter)?, digest))
+                })
+                .await;
+            // Exactly one transaction, ours: what was digested is what was loaded.
+            if matches!((&before, &look), (Ok(before), Ok((after, _))) if before.wrapping_add(1) == *after) {
+                break;
+            }
+        }
+        match look {
+            Ok((_, Some(digest))) => {
+                self.memory.lock().unwrap_or_else(PoisonError::into_inner).remember(digest, ruleset.clone());
+                OpOutcome::Done
+            }
+            Ok((_, None)) => refuse(op, None, "the table was loaded and is gone again: somebody else deletes it"),
+            Err(error) => refuse_with(op, &error),
+        }
+    }
+
+    async fn apply_elements(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let source = |op: &Op| match &op.object {
+            Object::PeerSource(source) => Some(Change { create: op.action != Action::Delete, source: *source }),
+            _ => None,
+        };
+        let changes: Vec<Change> = ops.iter().filter_map(source).collect();
+        match self.blocking(move |netfilter| elements::apply(netfilter, &changes)).await {
+            Ok(results) => std::iter::zip(ops, results).map(|(op, errno)| of_errno(op, errno)).collect(),
+            Err(error) => ops.iter().map(|op| refuse_with(op, &error)).collect(),
+        }
+    }
+
+    async fn apply_iptables(&self, ops: &[Op]) -> Vec<OpOutcome> {
+        let mut tables: BTreeMap<Which, Vec<(usize, Wanted)>> = BTreeMap::new();
+        for (index, op) in ops.iter().enumerate() {
+            if let Object::Iptables(key, rule) = &op.object {
+                let rule = (op.action != Action::Delete).then(|| rule.clone());
+                let wanted = Wanted { chain: key.chain, comment: key.comment.clone(), rule };
+                tables.entry((key.variant, key.family)).or_default().push((index, wanted));
+            }
+        }
+        let mut outcomes = vec![OpOutcome::Skipped; ops.len()];
+        for (which, changes) in tables {
+            let all: Vec<Wanted> = changes.iter().map(|(_, wanted)| wanted.clone()).collect();
+            if iptables::change(which, &all).await.is_ok() {
+                for (index, _) in changes {
+                    outcomes[index] = OpOutcome::Done;
+                }
+                continue;
+            }
+            // Which one it is that is refused shows one by one.
+            for (index, wanted) in changes {
+                outcomes[index] = match iptables::change(which, &[wanted]).await {
+                    Ok(()) => OpOutcome::Done,
+                    Err(error) => refuse(&ops[index], None, &with_causes(&error)),
+                };
+            }
+        }
+        outcomes
+    }
+
+    /// Wakes when nftables or an older iptables table changed, our own changes included; many changes at once wake once.
+    pub fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
+        events::events().map_err(failed("nftables' notifications"))
+    }
+
+    /// The socket's calls block, though rarely for long: a transaction on a large set takes milliseconds.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Netfilter) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let netfilter = Arc::clone(&self.netfilter);
+        let work = move || work(&mut netfilter.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {
+    move |source| KernelError { what, source }
+}
+
+fn of_errno(op: &Op, errno: i32) -> OpOutcome {
+    if errno == 0 { OpOutcome::Done } else { refuse_with(op, &io::Error::from_raw_os_error(errno)) }
+}
+
+fn refuse_with(op: &Op, error: &io::Error) -> OpOutcome {
+    refuse(op, error.raw_os_error(), &with_causes(error))
+}
+
+fn refuse(op: &Op, errno: Option<i32>, reason: &str) -> OpOutcome {
+    let (action, object) = (op.action, op.object.to_string());
+    OpOutcome::Failed(OpError { action, object, errno, reason: reason.to_owned() })
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

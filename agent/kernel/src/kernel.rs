@@ -7,6 +7,7 @@ mod links;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
@@ -39,8 +40,15 @@ pub struct NetlinkKernel {
 impl NetlinkKernel {
     /// Opens the kernel of the calling thread's network namespace.
     pub fn new() -> io::Result<Self> {
+        Self::with_memory(None)
+    }
+
+    /// The same, with a file (in the run directory) that remembers over a restart which ruleset is loaded, so that an agent
+    /// that starts again need not swap it.
+    pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
         let channel = Channel::open()?;
-        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall: Firewall::new()? })
+        let firewall = Firewall::with_memory(memory)?;
+        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall })
     }
 
     /// Runs `work` with the request socket on a thread that may block.

@@ -7,6 +7,8 @@ mod dependency;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod firewall;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod kernel;
 pub mod netlink;
 pub mod netns;

@@ -125,6 +125,16 @@ impl Channel {
         Ok(Self { socket, port, sequence: 0, receive: vec![0; RECEIVE_LEN], datagram: Vec::new() })
     }
 
+    /// With `socket` in the kernel's place.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn over(socket: std::os::fd::OwnedFd) -> Self {
+        use std::os::fd::{FromRawFd, IntoRawFd};
+        #[expect(unsafe_code, reason = "netlink_sys takes descriptors by number only")]
+        // SAFETY: the descriptor is open and given away, so the new owner is the only one.
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        Self { socket, port: 0, sequence: 0, receive: vec![0; RECEIVE_LEN], datagram: Vec::new() }
+    }
+
     /// Its port (`nlmsg_pid`), by which the notifications it causes are known.
     #[must_use]
     pub fn port(&self) -> u32 {

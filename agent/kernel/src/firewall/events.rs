@@ -1,0 +1,92 @@
+//! Wakes when a firewall changed: nf_tables says so, the older ip_tables must be looked at.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use flatnet_model::IpFamily;
+use futures::Stream;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, SockFlag, recv};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::legacy::{Fingerprint, fingerprint};
+use super::netfilter::open_socket;
+use crate::Wake;
+
+/// `NFNLGRP_NFTABLES` (7), as a bit mask.
+const NFTABLES_GROUP: u32 = 1 << 6;
+/// How often the older tables are looked at: half of the second in which drift is to be repaired.
+const LEGACY_POLL: Duration = Duration::from_millis(500);
+/// Datagrams read at once before the reader is woken, so that a busy ruleset cannot keep us from waking.
+const COALESCED: usize = 4096;
+
+type Fingerprints = [Option<Fingerprint>; 2];
+
+struct Events {
+    socket: AsyncFd<OwnedFd>,
+    poll: Interval,
+    legacy: Fingerprints,
+    buffer: Vec<u8>,
+}
+
+/// Must be called within a tokio runtime, in the network namespace that is meant.
+pub(super) fn events() -> io::Result<impl Stream<Item = Wake> + Send + Unpin + 'static> {
+    let socket = register(open_socket(NFTABLES_GROUP, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?)?;
+    let mut poll = interval(LEGACY_POLL);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What is said is not read, so nothing need fit.
+    let events = Events { socket, poll, legacy: fingerprints(), buffer: vec![0; 64] };
+    Ok(Box::pin(futures::stream::unfold(events, |mut events| async move {
+        events.next().await.then_some((Wake::Firewall, events))
+    })))
+}
+
+#[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same")]
+fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one descriptor from its creation to its drop.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
+}
+
+impl Events {
+    /// Waits for a change; `false`: the socket broke.
+    async fn next(&mut self) -> bool {
+        loop {
+            tokio::select! {
+                ready = self.socket.readable() => {
+                    let Ok(mut guard) = ready else { return false };
+                    if let Some(usable) = drain(&self.socket, &mut self.buffer) {
+                        guard.clear_ready();
+                        if !usable { return false }
+                    }
+                    return true;
+                }
+                _ = self.poll.tick() => {
+                    let now = fingerprints();
+                    if now != self.legacy {
+                        self.legacy = now;
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `None`: there may be more to read. An overflow means that something changed, no more than any message does.
+fn drain(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<bool> {
+    for _ in 0..COALESCED {
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
+            Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Some(true),
+            Err(_) => return Some(false),
+        }
+    }
+    None
+}
+
+/// A table that cannot be read now counts as none: reading it again tells.
+fn fingerprints() -> Fingerprints {
+    IpFamily::BOTH.map(|family| fingerprint(family).unwrap_or_default())
+}

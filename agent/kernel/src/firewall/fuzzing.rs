@@ -1,0 +1,50 @@
+//! What reads bytes that other programs and the kernel wrote, callable with any bytes.
+
+use flatnet_core::object::{IptablesChain, SetName};
+use flatnet_model::{IpFamily, Vni};
+
+use super::elements::{self, Change};
+use super::listing::Listing;
+use super::netfilter::Netfilter;
+use super::wire::Family;
+use super::{legacy, table};
+use crate::fuzzing::answers;
+
+/// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as [`answers`] takes them.
+pub fn nfnetlink(bytes: &[u8]) {
+    let ask = |question: &dyn Fn(&mut Netfilter)| {
+        if let Ok((ours, _theirs)) = answers(bytes) {
+            question(&mut Netfilter::over(ours));
+        }
+    };
+    ask(&|netfilter| drop(table::generation(netfilter)));
+    ask(&|netfilter| drop(table::digest(netfilter, Family::Inet, "flatnet")));
+    ask(&|netfilter| drop(table::base_chains(netfilter, Family::V4, "filter")));
+    ask(&|netfilter| drop(table::delete(netfilter, Family::Inet, "flatnet")));
+    for family in IpFamily::BOTH {
+        let set = SetName { vni: Vni::FLANNEL_DEFAULT, family };
+        ask(&|netfilter| {
+            let Ok(contents) = elements::read(netfilter, set) else { return };
+            // What was read can be written, and a refusal of it be understood.
+            let changes: Vec<Change> =
+                contents.sources.into_iter().map(|source| Change { create: true, source }).collect();
+            ask(&|netfilter| drop(elements::apply(netfilter, &changes)));
+        });
+    }
+}
+
+/// What `iptables -S` prints, and a rule of ours written back.
+pub fn iptables_listing(text: &str) {
+    let listing = Listing::parse(text);
+    for chain in [IptablesChain::Input, IptablesChain::Forward] {
+        let _ = listing.can_drop(chain);
+    }
+    let specifications = listing.specifications();
+    let ours = listing.ours();
+    assert!(specifications.len() <= ours.len(), "a rule that is not there: {specifications:?}");
+}
+
+/// The entries of the older ip_tables.
+pub fn legacy_table(bytes: &[u8]) {
+    legacy::read_any(bytes);
+}

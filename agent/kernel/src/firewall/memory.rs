@@ -1,0 +1,77 @@
+//! Which ruleset the table was loaded from, and how the kernel's table looked right after: as long as it looks the same,
+//! that ruleset is what is loaded. Kept in a file too, so that an agent that starts again need not swap.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use flatnet_core::object::Ruleset;
+
+use super::table::Digest;
+
+/// First line of the file, before the digest; another format gets another number.
+const MAGIC: &str = "flatnet-ruleset 1 ";
+/// Bytes: no body comes near, so a longer file is not ours.
+const LARGEST: u64 = 4 * 1024 * 1024;
+
+/// What was loaded last.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    file: Option<PathBuf>,
+    loaded: Option<(Digest, Ruleset)>,
+}
+
+impl Memory {
+    /// What `file` remembers, if it can be read; otherwise nothing is remembered, which costs one swap.
+    pub(super) fn load(file: Option<PathBuf>) -> Self {
+        let loaded = file.as_deref().and_then(|file| read(file).ok()).and_then(|text| parse(&text));
+        Self { file, loaded }
+    }
+
+    /// The ruleset whose table looks like `digest`.
+    pub(super) fn recall(&self, digest: Digest) -> Option<&Ruleset> {
+        self.loaded.as_ref().filter(|(known, _)| *known == digest).map(|(_, ruleset)| ruleset)
+    }
+
+    /// Remembers a swap. That the file cannot be written costs a swap at the next start; it is not worth failing for.
+    pub(super) fn remember(&mut self, digest: Digest, ruleset: Ruleset) {
+        if let Some(file) = &self.file
+            && let Err(error) = write(file, digest, &ruleset)
+        {
+            tracing::warn!(%error, file = %file.display(), "cannot remember the loaded ruleset");
+        }
+        self.loaded = Some((digest, ruleset));
+    }
+
+    /// The table is gone, or about to be another.
+    pub(super) fn forget(&mut self) {
+        if let (Some(file), true) = (&self.file, self.loaded.is_some()) {
+            // Already gone is just as well; and a file that stays describes a table that cannot be matched again.
+            let _ = fs::remove_file(file);
+        }
+        self.loaded = None;
+    }
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    if fs::metadata(file)?.len() > LARGEST {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
+    }
+    fs::read_to_string(file)
+}
+
+fn parse(text: &str) -> Option<(Digest, Ruleset)> {
+    let (first, body) = text.split_once('\n')?;
+    let digest = u128::from_str_radix(first.strip_prefix(MAGIC)?, 16).ok()?;
+    Some((Digest(digest), Ruleset { body: body.to_owned() }))
+}
+
+/// By rename, so that a crash leaves the old file or the new.
+fn write(file: &Path, digest: Digest, ruleset: &Ruleset) -> io::Result<()> {
+    let temporary = file.with_extension("tmp");
+    let mut out = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    out.write_all(format!("{MAGIC}{:032x}\n{}", digest.0, ruleset.body).as_bytes())?;
+    drop(out);
+    fs::rename(temporary, file)
+}
