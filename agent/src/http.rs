@@ -1,6 +1,8 @@
 //! `--http-listen`: /metrics, /healthz and /readyz.
 //!
-//! Health means that the reconciler's loop turns; readiness means that this host's containers can reach the others'.
+//! Health means that the reconciler's loop turns: restarting the agent helps if it does not. Readiness means that this
+//! host's containers can reach the others': lease held, env files written, nothing refused by the kernel. A store that is
+//! away makes neither fail: restarting would not help, and packets flow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,48 +12,84 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
+use crate::reconciler::Outcome;
 use crate::status::StatusSource;
 
-/// The loop passes at least once a minute; twice that, and a pass's own time, means that it hangs.
+/// The loop passes at least once a minute; twice that, and a pass's own time, means that it hangs. Also how long it may
+/// take to begin: it waits for the node's identity, 20 s at most.
 const STALLED: Duration = Duration::from_secs(150);
+
+/// OpenMetrics 1.0, which every Prometheus since 2.5 reads.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether the reconciler's loop turns.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    outcome: watch::Receiver<Outcome>,
+    since: Instant,
+}
+
+impl Pulse {
+    /// Of the loop that publishes `outcome` and is started now.
+    #[must_use]
+    pub fn new(outcome: watch::Receiver<Outcome>) -> Self {
+        Self { outcome, since: Instant::now() }
+    }
+
+    /// How long ago the last pass ended, or the start was if there was none; `Err`: too long.
+    pub fn check(&self) -> Result<Duration, Duration> {
+        let idle = self.outcome.borrow().last_pass.unwrap_or(self.since).elapsed();
+        if idle < STALLED { Ok(idle) } else { Err(idle) }
+    }
+}
 
 /// What the pages are made from.
 #[derive(Clone)]
 struct Pages {
     status: StatusSource,
     metrics: Arc<Metrics>,
+    pulse: Pulse,
+    env_written: watch::Receiver<bool>,
 }
 
-/// Serves on `listener` for ever.
-pub async fn serve(listener: TcpListener, status: StatusSource, metrics: Arc<Metrics>) -> std::io::Result<()> {
+/// Serves on `listener` for ever. `env_written`: every joined network has its env file.
+pub async fn serve(
+    listener: TcpListener,
+    status: StatusSource,
+    metrics: Arc<Metrics>,
+    env_written: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let pulse = Pulse::new(status.outcome.clone());
     let router = Router::new()
         .route("/metrics", get(page_metrics))
         .route("/healthz", get(page_health))
         .route("/readyz", get(page_ready))
-        .with_state(Pages { status, metrics });
+        .with_state(Pages { status, metrics, pulse, env_written });
     axum::serve(listener, router).await
 }
 
 async fn page_metrics(State(pages): State<Pages>) -> ([(&'static str, &'static str); 1], String) {
     let text = pages.metrics.render(&pages.status.status(), &pages.status.connected(), &pages.status.expiry());
-    ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+    ([("content-type", OPEN_METRICS)], text)
 }
 
 async fn page_health(State(pages): State<Pages>) -> (StatusCode, String) {
-    match pages.status.outcome.borrow().last_pass {
-        Some(at) if at.elapsed() < STALLED => (StatusCode::OK, "ok\n".to_owned()),
-        Some(at) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("the last pass ended {} s ago\n", at.elapsed().as_secs()))
+    match pages.pulse.check() {
+        Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(idle) => {
+            let text = format!("the reconciler's last pass ended {} s ago\n", idle.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, text)
         }
-        None => (StatusCode::OK, "starting\n".to_owned()),
     }
 }
 
 async fn page_ready(State(pages): State<Pages>) -> (StatusCode, String) {
     let status = pages.status.status();
-    let programmed = pages.status.outcome.borrow().complete;
+    let programmed = pages.status.outcome.borrow().complete && *pages.env_written.borrow();
     if status.state != "starting" && programmed {
         return (StatusCode::OK, format!("{}\n", status.state));
     }
@@ -59,3 +97,6 @@ async fn page_ready(State(pages): State<Pages>) -> (StatusCode, String) {
         status.problems.iter().map(|problem| format!("{}: {}\n", problem.code, problem.message)).collect();
     (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n{}", status.state, problems.concat()))
 }
+
+#[cfg(test)]
+mod tests;

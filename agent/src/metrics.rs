@@ -1,8 +1,12 @@
 //! What Prometheus reads at `/metrics`. Labels are enums or network names, never addresses.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use flatnet_core::op::{Action, ObjectKind};
+use flatnet_controlplane::watch::{Connection, NetworkView};
+use flatnet_core::object::KernelState;
+use flatnet_core::op::{Action, ObjectKey, ObjectKind};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -10,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 /// Kind, action and result of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -23,6 +28,19 @@ struct OpLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: &'static str,
+}
+
+/// A kind of object and how it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectLabels {
+    kind: &'static str,
+    status: &'static str,
+}
+
+/// Why the watch on the store ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 /// A network.
@@ -46,6 +64,8 @@ pub struct Metrics {
     passes: Histogram,
     ops: Family<OpLabels, Counter>,
     drift: Family<KindLabels, Counter>,
+    objects: Family<ObjectLabels, Gauge>,
+    watch_restarts: Family<ReasonLabels, Counter>,
     connected: Family<NetworkLabels, Gauge>,
     peers: Family<PeerLabels, Gauge>,
     lease_expiry: Family<NetworkLabels, Gauge<f64, AtomicU64>>,
@@ -68,6 +88,8 @@ impl Metrics {
             passes,
             ops: Family::default(),
             drift: Family::default(),
+            objects: Family::default(),
+            watch_restarts: Family::default(),
             connected: Family::default(),
             peers: Family::default(),
             lease_expiry: Family::default(),
@@ -79,6 +101,16 @@ impl Metrics {
             "drift_repairs",
             "Objects of ours that somebody else changed, repaired",
             metrics.drift.clone(),
+        );
+        registry.register(
+            "objects",
+            "Kernel objects of ours: programmed, or failed because the kernel refused them",
+            metrics.objects.clone(),
+        );
+        registry.register(
+            "watch_restarts",
+            "Times the watch on the store had to begin anew",
+            metrics.watch_restarts.clone(),
         );
         registry.register("controlplane_connected", "1 while the store is followed", metrics.connected.clone());
         registry.register("peers", "Peers by backend and state", metrics.peers.clone());
@@ -103,6 +135,34 @@ impl Metrics {
     /// One object of ours had been changed by somebody else.
     pub fn drift(&self, kind: ObjectKind) {
         self.drift.get_or_create(&KindLabels { kind: kind.as_str() }).inc();
+    }
+
+    /// What the kernel has of ours, and which objects it refused.
+    pub fn objects(&self, state: &KernelState, failed: &BTreeSet<ObjectKey>) {
+        let counts = [
+            (ObjectKind::Ruleset, usize::from(state.ruleset.is_some())),
+            (ObjectKind::PeerSource, state.peer_sources.len()),
+            (ObjectKind::Link, state.links.len()),
+            (ObjectKind::Sysctl, state.sysctls.len()),
+            (ObjectKind::Address, state.addresses.len()),
+            (ObjectKind::Neighbour, state.neighbours.len()),
+            (ObjectKind::Fdb, state.fdb.len()),
+            (ObjectKind::Nexthop, state.nexthops.len()),
+            (ObjectKind::Route, state.routes.len()),
+            (ObjectKind::Iptables, state.iptables.len()),
+        ];
+        for (kind, programmed) in counts {
+            let failed = failed.iter().filter(|key| kind_of(key) == kind).count();
+            for (status, count) in [("programmed", programmed), ("failed", failed)] {
+                let labels = ObjectLabels { kind: kind.as_str(), status };
+                self.objects.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    /// The store was lost for `reason`, as [`Connection::Lost`] has it, and is watched anew.
+    pub fn watch_restarted(&self, reason: &str) {
+        self.watch_restarts.get_or_create(&ReasonLabels { reason: restart_reason(reason) }).inc();
     }
 
     /// Brings the gauges up to date and writes everything in OpenMetrics text.
@@ -135,3 +195,49 @@ impl Metrics {
         text
     }
 }
+
+/// Counts how often the store was lost in one network's view; for ever.
+pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc<Metrics>) {
+    let mut before = Connection::Connecting;
+    loop {
+        let now = view.borrow_and_update().connection.clone();
+        if let Connection::Lost { reason } = &now
+            && before == Connection::Connected
+        {
+            metrics.watch_restarted(reason);
+        }
+        before = now;
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The kind of store error that `reason` tells: there are few, and so are a label's values.
+fn restart_reason(reason: &str) -> &'static str {
+    let kinds = [
+        (" is not reachable: ", "unavailable"),
+        ("has forgotten revisions before ", "compacted"),
+        (" refused: ", "denied"),
+        (" answered: ", "rejected"),
+    ];
+    kinds.iter().find(|(text, _)| reason.contains(text)).map_or("other", |(_, kind)| kind)
+}
+
+fn kind_of(key: &ObjectKey) -> ObjectKind {
+    match key {
+        ObjectKey::Ruleset => ObjectKind::Ruleset,
+        ObjectKey::PeerSource(_) => ObjectKind::PeerSource,
+        ObjectKey::Link(_) => ObjectKind::Link,
+        ObjectKey::Sysctl(_) => ObjectKind::Sysctl,
+        ObjectKey::Address(_) => ObjectKind::Address,
+        ObjectKey::Neighbour(_) => ObjectKind::Neighbour,
+        ObjectKey::Fdb(_) => ObjectKind::Fdb,
+        ObjectKey::Nexthop(_) => ObjectKind::Nexthop,
+        ObjectKey::Route(_) => ObjectKind::Route,
+        ObjectKey::Iptables(_) => ObjectKind::Iptables,
+    }
+}
+
+#[cfg(test)]
+mod tests;

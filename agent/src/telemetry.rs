@@ -1,14 +1,17 @@
-//! Logs: to stderr as text or JSON, or to the journal with fields.
+//! Logs: to stderr as text or JSON, or to the journal with fields; warnings without repetition.
+
+mod repeats;
 
 use std::io::IsTerminal;
 
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::LogFormat;
 use crate::report::{Exit, Failure};
+use repeats::Repeats;
 
 /// Starts logging for the life of the process.
 pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
@@ -25,11 +28,11 @@ pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let layer =
                 tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
-            registry.with(layer).try_init()
+            registry.with(layer.with_filter(Repeats::default())).try_init()
         }
         LogFormat::Json => {
             let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).json().flatten_event(true);
-            registry.with(layer).try_init()
+            registry.with(layer.with_filter(Repeats::default())).try_init()
         }
         LogFormat::Journald => {
             let layer = tracing_journald::layer().map_err(|error| {
@@ -37,7 +40,7 @@ pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
                     .hint("use --log-format text or json")
                     .caused_by(error)
             })?;
-            registry.with(layer).try_init()
+            registry.with(layer.with_filter(Repeats::default())).try_init()
         }
     };
     started.map_err(|error| Failure::new(Exit::Internal, "cannot start logging").caused_by(error))

@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::setup::ProcessSetup;
-use crate::http;
+use crate::http::{self, Pulse};
 use crate::local_api::{self, Ask, LocalApi};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, count_restarts};
 use crate::report::{Exit, Failure, chain};
 use crate::status::StatusSource;
 
@@ -77,12 +77,15 @@ impl Tasks {
             }
         });
         if let Some(listener) = listeners.http {
-            let (status, metrics) = (status.clone(), Arc::clone(metrics));
+            let (status, metrics, ready) = (status.clone(), Arc::clone(metrics), ready.clone());
             tokio::spawn(async move {
-                if let Err(error) = http::serve(listener, status, metrics).await {
+                if let Err(error) = http::serve(listener, status, metrics, ready).await {
                     tracing::error!(%error, "the HTTP listener broke");
                 }
             });
+        }
+        for port in &status.ports {
+            tokio::spawn(count_restarts(port.view.clone(), Arc::clone(metrics)));
         }
         tokio::spawn(tell_service_manager(status.clone(), ready));
         Self { asks, api, api_stop: Some(stop), socket: listeners.path }
@@ -112,11 +115,13 @@ pub(super) fn notify(state: &NotifyState<'_>) {
     }
 }
 
-/// Says READY once, and keeps the service manager's status line equal to the agent's state.
+/// Says READY once, keeps the service manager's status line equal to the agent's state, and keeps its watchdog quiet while
+/// the reconciler's loop turns.
 async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<bool>) {
     /// Changes that come with no pass of the reconciler (a lost store) are seen this late.
     const LOOK: Duration = Duration::from_secs(5);
     let mut outcome = status.outcome.clone();
+    let pulse = Pulse::new(outcome.clone());
     let mut last = String::new();
     let mut told = false;
     loop {
@@ -128,6 +133,9 @@ async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<b
         if line != last {
             notify(&NotifyState::Status(&line));
             last = line;
+        }
+        if pulse.check().is_ok() {
+            notify(&NotifyState::Watchdog);
         }
         tokio::select! {
             changed = outcome.changed() => if changed.is_err() { return },

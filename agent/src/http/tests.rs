@@ -1,0 +1,129 @@
+//! Over a real listener, as Prometheus and a load balancer come.
+
+use std::net::SocketAddr;
+
+use flatnet_controlplane::watch::NetworkView;
+use flatnet_core::desired::NetworkOutcome;
+use flatnet_core::problem::Problem;
+use flatnet_model::state::ConfigState;
+use flatnet_model::{NetworkName, NodeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::networks::{Held, Holding, NetworkPort};
+
+/// What the pages are made from, to be changed by a test.
+struct Agent {
+    address: SocketAddr,
+    outcome: watch::Sender<Outcome>,
+    holding: watch::Sender<Holding>,
+    view: watch::Sender<NetworkView>,
+    env_written: watch::Sender<bool>,
+    _problems: watch::Sender<Vec<Problem>>,
+}
+
+impl Agent {
+    async fn serve() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (outcome, outcomes) = watch::channel(Outcome::default());
+        let (holding, holdings) = watch::channel(Holding::default());
+        let (view, views) = watch::channel(NetworkView::default());
+        let (env_written, written) = watch::channel(false);
+        let (_problems, env_problems) = watch::channel(Vec::new());
+        let port = NetworkPort { name: NetworkName::default_network(), view: views, holding: holdings };
+        let status = StatusSource {
+            node: NodeId::new(1),
+            name: "host1".to_owned(),
+            ports: vec![port],
+            outcome: outcomes,
+            env_problems,
+            snapshot_problems: Vec::new(),
+        };
+        tokio::spawn(serve(listener, status, Arc::new(Metrics::new()), written));
+        Self { address, outcome, holding, view, env_written, _problems }
+    }
+
+    /// A lease held, and the kernel as it should be.
+    fn converge(&self) {
+        let config = flatnet_controlplane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
+        self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
+        let held = Held { subnets: "10.100.7.0-24".parse().unwrap(), config, expires: None };
+        self.holding.send_modify(|holding| holding.held = Some(held));
+        self.view.send_modify(|view| view.connection = flatnet_controlplane::watch::Connection::Connected);
+        self.passed(true);
+    }
+
+    fn passed(&self, complete: bool) {
+        self.outcome.send_modify(|outcome| {
+            outcome.passes += 1;
+            outcome.last_pass = Some(Instant::now());
+            outcome.complete = complete;
+            let name = NetworkName::default_network();
+            outcome.networks = vec![NetworkOutcome { name, mtu: None, devices: Vec::new(), peers: Vec::new() }];
+        });
+    }
+
+    /// Status code, head and body.
+    async fn get(&self, path: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), head.to_ascii_lowercase(), body.to_owned())
+    }
+}
+
+#[tokio::test]
+async fn readiness_comes_with_lease_kernel_and_env_file_and_stays_while_the_store_is_away() {
+    let agent = Agent::serve().await;
+    let (code, _, body) = agent.get("/readyz").await;
+    assert_eq!((code, body.lines().next()), (503, Some("starting")));
+    assert!(body.contains("store-connecting: "), "{body}");
+    agent.converge();
+    assert_eq!(agent.get("/readyz").await.0, 503, "the env file is not written");
+    agent.env_written.send_replace(true);
+    let (code, _, body) = agent.get("/readyz").await;
+    assert_eq!((code, body.as_str()), (200, "converged\n"));
+    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned() };
+    agent.view.send_modify(|view| view.connection = lost);
+    assert_eq!(agent.get("/readyz").await.0, 200);
+    agent.passed(false);
+    assert_eq!(agent.get("/readyz").await.0, 503, "the kernel refused something");
+}
+
+#[tokio::test]
+async fn unknown_paths_are_not_found_and_health_is_there_from_the_start() {
+    let agent = Agent::serve().await;
+    assert_eq!(agent.get("/").await.0, 404);
+    let (code, _, body) = agent.get("/healthz").await;
+    assert_eq!((code, body.as_str()), (200, "ok\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_never_begins_or_stops_turning_is_not_healthy() {
+    let (sender, receiver) = watch::channel(Outcome::default());
+    let pulse = Pulse::new(receiver);
+    assert!(pulse.check().is_ok());
+    tokio::time::advance(STALLED).await;
+    assert_eq!(pulse.check(), Err(STALLED), "it never began");
+    sender.send_modify(|outcome| outcome.last_pass = Some(Instant::now()));
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert_eq!(pulse.check(), Ok(Duration::from_secs(61)), "it passes once a minute when nothing happens");
+    tokio::time::advance(STALLED).await;
+    assert!(pulse.check().is_err());
+}
+
+#[tokio::test]
+async fn metrics_say_what_they_are_and_end_as_openmetrics_must() {
+    let agent = Agent::serve().await;
+    agent.converge();
+    let (code, head, body) = agent.get("/metrics").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    assert!(body.contains("flatnet_controlplane_connected{network=\"default\"} 1\n"), "{body}");
+}
