@@ -17,7 +17,7 @@ demo: setup ## Three hosts, three containers, one flat network, on this machine;
 	$(CARGO) build -p flatnet-agent
 	target/debug/agent lab demo
 
-test: unit e2e ## All tests
+test: unit e2e hostile ## All tests
 
 unit: setup ## Unit, property and conformance tests
 	$(CARGO) test --workspace --exclude flatnet-tests
@@ -26,6 +26,16 @@ unit: setup ## Unit, property and conformance tests
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
 	$(CARGO) build -p flatnet-agent
 	$(CARGO) test -p flatnet-tests --test e2e
+
+.PHONY: hostile fuzz
+
+hostile: setup ## Hostile frames at real agents: what strangers, lying peers and containers send comes out of no tunnel
+	$(CARGO) build -p flatnet-agent
+	$(CARGO) test -p flatnet-tests --test hostile
+
+FUZZ_SECS ?= 300
+fuzz: setup ## Every parser with libFuzzer, FUZZ_SECS (300) each; `make unit` has a short run
+	tests/fuzz/run $(FUZZ_SECS)
 
 lint: ## Formatting, clippy, documentation, dependency rules
 	$(CARGO) fmt --all --check

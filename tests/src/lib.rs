@@ -26,6 +26,7 @@ pub mod flannel;
 pub mod lab;
 pub mod netns;
 pub mod oracle;
+pub mod parsers;
 pub mod pinger;
 pub mod suite;
 pub mod wait;
