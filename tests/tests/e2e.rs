@@ -22,6 +22,8 @@ mod flannel;
 mod isolation;
 #[path = "e2e/lab_command.rs"]
 mod lab_command;
+#[path = "e2e/masquerade.rs"]
+mod masquerade;
 #[path = "e2e/membership.rs"]
 mod membership;
 #[path = "e2e/mesh.rs"]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         flannel::tests(),
         env_files::tests(),
         mtu::tests(),
+        masquerade::tests(),
         isolation::tests(),
         bad_input::tests(),
         choices::tests(),

@@ -10,6 +10,7 @@
 )]
 
 mod cases;
+mod firewall;
 mod namespaces;
 mod notices;
 mod refusals;
