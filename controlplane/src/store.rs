@@ -172,6 +172,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The server has not got as far as the revision before `from`.
+    pub(crate) fn behind(endpoint: &str, at: Revision, from: Revision) -> Self {
+        let reason = format!("it is at revision {at}, behind {}: it was put back, or lags", from - 1);
+        Self::Unavailable { endpoint: endpoint.to_owned(), reason }
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn can_retry(&self) -> bool {
@@ -198,6 +204,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every change in `range` from `from` on, `from` included. Ends with an error when it breaks, within
     /// 5 s also when the server merely falls silent.
+    ///
+    /// A store that is not yet at the revision before `from` refuses ([`StoreError::Unavailable`]): it was wiped or put
+    /// back since that revision was read, and the watch would see nothing until it has grown past it.
     fn watch(
         &self,
         range: &KeyRange,

@@ -98,16 +98,8 @@ pub async fn follow_with<S: Store>(
     view: watch::Sender<NetworkView>,
     mut random: impl Random,
 ) {
-    let mut follower = Follower {
-        store,
-        keys,
-        grace,
-        view,
-        snapshot_needed: true,
-        lost_at: None,
-        grace_ends: None,
-        grace_left: None,
-    };
+    let mut follower =
+        Follower { store, keys, grace, view, snapshot_needed: true, lost_at: None, grace_ends: None, grace_left: None };
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let began = Instant::now();

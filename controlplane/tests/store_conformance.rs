@@ -86,6 +86,7 @@ async fn suite<S: Subject>(store: &S) {
     range_guards(store).await;
     leases(store).await;
     watches(store).await;
+    no_watch_begins_in_the_future(store).await;
     compaction(store).await;
     any_bytes(store).await;
     thousands_of_keys(store).await;
@@ -242,6 +243,15 @@ async fn watches<S: Store>(store: &S) {
     let TxnReply::Done(revision) = store.txn(Txn { when: vec![], then }).await.unwrap() else { panic!() };
     let batch = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap().unwrap().unwrap();
     assert_eq!((batch.events.len(), batch.revision), (20, revision));
+}
+
+async fn no_watch_begins_in_the_future<S: Store>(store: &S) {
+    let now = set(store, "/future/a", "1").await;
+    assert!(store.watch(&KeyRange::prefix("/future/"), now + 1).await.is_ok());
+    match store.watch(&KeyRange::prefix("/future/"), now + 2).await.map(|_| ()) {
+        Err(StoreError::Unavailable { .. }) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn compaction<S: Subject>(store: &S) {

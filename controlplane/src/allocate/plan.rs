@@ -48,9 +48,14 @@ pub(super) async fn decide<S: Store>(
     random: &mut impl Random,
 ) -> Result<Plan, AcquireError> {
     let decision = Decision { store, request, config, survey };
-    let own = survey.own(request.owner.node);
+    let mut own = survey.own(request.owner.node);
+    // What containers live in counts: a store that was put back may have another lease of this node's, from before.
+    own.sort_by_key(|seen| Some(seen.subnets) != request.previous);
     if let Some((first, extra)) = own.split_first() {
-        return decision.refresh(first, extra).await;
+        return match decision.held_instead_of(&own) {
+            Some(previous) => decision.take_back(previous, &own).await,
+            None => decision.refresh(first, extra).await,
+        };
     }
     let here = decision.same_host().await?;
     let named = decision.named()?;
@@ -76,6 +81,29 @@ struct Decision<'a, S> {
 }
 
 impl<S: Store> Decision<'_, S> {
+    /// What this node held before, if the store has none of it but other leases of this node, none of them in its way.
+    fn held_instead_of(&self, own: &[&Seen]) -> Option<SubnetKey> {
+        let previous = self.request.previous?;
+        let whole = self.config.pools().all(|pool| previous.of(pool.family()).is_some()) && self.is_inside(previous);
+        let beside = |seen: &&Seen| !previous.iter().any(|net| seen.overlaps(net));
+        (whole && own.iter().all(beside)).then_some(previous)
+    }
+
+    /// A plan that claims what was held before and removes the leases `own`.
+    async fn take_back(&self, previous: SubnetKey, own: &[&Seen]) -> Result<Plan, AcquireError> {
+        if let Some(other) = self.survey.seen.iter().find(|seen| previous.iter().any(|net| seen.overlaps(net))) {
+            return Err(AcquireError::Taken { subnets: previous, by: other.holder() });
+        }
+        Ok(Plan {
+            subnets: previous,
+            halves: self.halves(previous).await?,
+            origin: Origin::Reclaimed,
+            replaces: None,
+            extra: own.iter().map(|seen| (seen.subnets, seen.kv.mod_revision)).collect(),
+            absent_node: None,
+        })
+    }
+
     async fn refresh(&self, first: &Seen, extra: &[&Seen]) -> Result<Plan, AcquireError> {
         if !self.is_inside(first.subnets) {
             return Err(self.moved(first.subnets));

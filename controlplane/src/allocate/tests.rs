@@ -375,3 +375,22 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_lives_in_comes_before_an_older_lease_of_its_own_that_a_backup_brought_back() {
+    let store = store(CONFIG);
+    let old = ask(&store, &request(1)).await.unwrap().lease.subnets;
+    let held: SubnetKey = "10.100.77.0-24".parse().unwrap();
+    assert_ne!(old, held);
+    let claim = ask(&store, &ClaimRequest { previous: Some(held), ..request(1) }).await.unwrap();
+    assert_eq!((claim.lease.subnets, claim.origin), (held, Origin::Reclaimed));
+    let left: Vec<SubnetKey> = leases(&store).await.iter().map(|lease| lease.subnets).collect();
+    assert_eq!(left, [held]);
+    // Another has it meanwhile: that is said, and the node is not moved to its older lease.
+    release(&store, &keys(), &claim).await.unwrap();
+    ask(&store, &request(1)).await.unwrap();
+    let taker = ask(&store, &ClaimRequest { previous: Some(held), ..request(2) }).await.unwrap();
+    assert_eq!(taker.lease.subnets, held);
+    let refused = ask(&store, &ClaimRequest { previous: Some(held), ..request(1) }).await;
+    assert!(matches!(refused, Err(AcquireError::Taken { .. })), "{refused:?}");
+}

@@ -248,7 +248,12 @@ impl Store for MemoryStore {
         range: &KeyRange,
         from: Revision,
     ) -> Result<impl Stream<Item = Result<WatchBatch, StoreError>> + Send + Unpin + 'static, StoreError> {
-        let epoch = self.call(|data| Ok(data.epoch())).await?;
+        let epoch = self
+            .call(|data| match data.revision() {
+                at if at + 1 < from => Err(StoreError::behind("memory", at, from)),
+                _ => Ok(data.epoch()),
+            })
+            .await?;
         let watcher = Watcher {
             shared: self.shared.clone(),
             changed: self.shared.changed.subscribe(),

@@ -45,6 +45,10 @@ pub(super) async fn open(
             Ok((requests, answers, first))
         })
         .await?;
+    let at = first.as_ref().filter(|answer| answer.created()).and_then(WatchResponse::header);
+    if let Some(at) = at.map(etcd_client::ResponseHeader::revision).filter(|at| *at + 1 < from) {
+        return Err(StoreError::behind(&endpoint, at, from));
+    }
     let watch = Watch { inner: store.inner.clone(), generation, endpoint, requests, answers, first };
     Ok(stream::unfold(Some(watch), |watch| async move {
         let mut watch = watch?;
