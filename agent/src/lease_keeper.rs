@@ -8,7 +8,7 @@ mod problems;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flatnet_controlplane::allocate::{self, AcquireError, Claim, ClaimRequest, UpdateError};
+use flatnet_controlplane::allocate::{self, AcquireError, Claim, ClaimRequest, KnownLeases, UpdateError};
 use flatnet_controlplane::flannel::encode_config;
 use flatnet_controlplane::networks::{self, NetworkError, NetworkSpec};
 use flatnet_controlplane::random::{NodeRandom, Random};
@@ -18,7 +18,7 @@ use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseMachine, LeaseState, Seen};
 use flatnet_core::problem::Problem;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::state::ConfigState;
+use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{IpFamily, NetworkConfig, Owner, Publication, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -220,11 +220,11 @@ impl<S: Store> LeaseKeeper<S> {
             wanted: if previous.is_some() { Vec::new() } else { self.wanted.clone() },
             previous,
             ttl: self.ttl,
+            known: self.known_leases(&publication),
         };
         // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
         // the network, this node's peers would lose it.
-        let mut state = self.view.borrow().state.clone();
-        state.config = ConfigState::Valid(config.clone());
+        let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
         let mut random = self.random.clone();
         let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
         let now = run.started.elapsed();
@@ -244,6 +244,14 @@ impl<S: Store> LeaseKeeper<S> {
                 self.refused(run, &error, now, random.next_u64()).await
             }
         }
+    }
+
+    /// What the view knows of the leases, if it is the store's and is being followed.
+    fn known_leases(&self, publication: &Publication) -> Option<KnownLeases> {
+        let view = self.view.borrow();
+        let is_whole = view.source == Source::Store && view.suspect.is_none();
+        let is_followed = is_whole && view.connection == Connection::Connected;
+        is_followed.then(|| KnownLeases::of(&view.state, self.owner.node, publication)).flatten()
     }
 
     /// Takes note of a failed attempt. `None`: end this step and wait.

@@ -17,6 +17,7 @@ mod plan;
 mod survey;
 
 use plan::Plan;
+pub use survey::KnownLeases;
 use survey::Survey;
 
 /// What a node asks for.
@@ -34,6 +35,8 @@ pub struct ClaimRequest {
     pub previous: Option<SubnetKey>,
     /// How long the lease lives without being kept alive.
     pub ttl: Duration,
+    /// What a follower of the store knows of the leases: the first attempt then does not read them again.
+    pub known: Option<KnownLeases>,
 }
 
 /// How a lease came to be held.
@@ -173,7 +176,8 @@ pub async fn acquire<S: Store>(
     let Some(config) = state.valid_config() else {
         return Err(AcquireError::NoConfig { network: request.keys.network().to_string() });
     };
-    let mut attempt = Attempt { store, request, config, granted: None, outcome_unknown: false };
+    let known = request.known.clone();
+    let mut attempt = Attempt { store, request, config, granted: None, known, outcome_unknown: false };
     let result = attempt.run(random).await;
     if result.is_err() {
         attempt.abandon().await;
@@ -193,6 +197,8 @@ struct Attempt<'a, S> {
     config: &'a NetworkConfig,
     /// A store's lease granted and not used yet.
     granted: Option<EtcdLease>,
+    /// Used once.
+    known: Option<KnownLeases>,
     /// Whether a transaction was sent that may still happen.
     outcome_unknown: bool,
 }
@@ -210,8 +216,14 @@ impl<S: Store> Attempt<'_, S> {
 
     /// One attempt; `None`: somebody was faster, or the outcome is not known. Read again.
     async fn once(&mut self, random: &mut impl Random) -> Result<Option<Claim>, AcquireError> {
-        let survey = Survey::read(self.store, self.request).await?;
-        let plan = plan::decide(self.store, self.request, self.config, &survey, random).await?;
+        let (survey, plan) = match self.from_known(random).await? {
+            Some(decided) => decided,
+            None => {
+                let survey = Survey::read(self.store, self.request).await?;
+                let plan = plan::decide(self.store, self.request, self.config, &survey, random).await?;
+                (survey, plan)
+            }
+        };
         let etcd_lease = self.etcd_lease(&plan).await?;
         let value = encode_lease(&self.request.publication, Some(&self.request.owner));
         if plan.is_done(&survey, &value, etcd_lease) {
@@ -233,6 +245,19 @@ impl<S: Store> Attempt<'_, S> {
                 Ok(None)
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first attempt, from what a follower knows; `None` when that is not enough to decide. What it knows may be old:
+    /// the transaction compares it.
+    async fn from_known(&mut self, random: &mut impl Random) -> Result<Option<(Survey, Plan)>, AcquireError> {
+        let Some(known) = self.known.take() else { return Ok(None) };
+        let Some(survey) = Survey::from_known(self.store, self.request, known).await? else { return Ok(None) };
+        match plan::decide(self.store, self.request, self.config, &survey, random).await {
+            Ok(plan) => Ok(Some((survey, plan))),
+            Err(AcquireError::Store(error)) => Err(error.into()),
+            // Before it is said that there is none, or who has it, the store itself is read.
+            Err(_) => Ok(None),
         }
     }
 

@@ -99,7 +99,7 @@ impl<S: Store> Decision<'_, S> {
             halves: self.halves(previous).await?,
             origin: Origin::Reclaimed,
             replaces: None,
-            extra: own.iter().map(|seen| (seen.subnets, seen.kv.mod_revision)).collect(),
+            extra: own.iter().map(|seen| (seen.subnets, seen.mod_revision)).collect(),
             absent_node: None,
         })
     }
@@ -119,13 +119,13 @@ impl<S: Store> Decision<'_, S> {
             halves: self.halves(seen.subnets).await?,
             origin,
             replaces: Some(Replaced {
-                mod_revision: seen.kv.mod_revision,
-                create_revision: seen.kv.create_revision,
-                value: seen.kv.value.clone(),
+                mod_revision: seen.mod_revision,
+                create_revision: seen.create_revision,
+                value: seen.value.clone(),
                 // flanneld's own lease is left to expire: flanneld may still revoke it.
-                etcd_lease: seen.kv.lease.filter(|_| origin == Origin::Refreshed),
+                etcd_lease: seen.etcd_lease.filter(|_| origin == Origin::Refreshed),
             }),
-            extra: extra.iter().map(|seen| (seen.subnets, seen.kv.mod_revision)).collect(),
+            extra: extra.iter().map(|seen| (seen.subnets, seen.mod_revision)).collect(),
             absent_node: former.filter(|node| *node != self.request.owner.node),
         })
     }
@@ -163,7 +163,7 @@ impl<S: Store> Decision<'_, S> {
         let fits = |seen: &&&Seen| {
             self.is_inside(seen.subnets) && named.iter().all(|named| seen.subnets.iter().any(|net| net == named.net))
         };
-        here.iter().filter(fits).min_by_key(|seen| (seen.kv.create_revision, seen.subnets)).copied()
+        here.iter().filter(fits).min_by_key(|seen| (seen.create_revision, seen.subnets)).copied()
     }
 
     /// What is asked for, else what was held before, family by family.

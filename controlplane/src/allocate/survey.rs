@@ -1,11 +1,12 @@
 //! What there is in the store before a claim.
 
-use flatnet_model::{Lease, NodeId, Revision, SubnetKey};
+use flatnet_model::state::NetworkState;
+use flatnet_model::{EtcdLease, Lease, NodeId, Publication, Revision, SubnetKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{ClaimRequest, Holder};
-use crate::flannel::{decode_lease, lease_name};
+use crate::flannel::{decode_lease, encode_lease, lease_name};
 use crate::store::{KeyRange, KeyValue, Store, StoreError};
 
 /// A claim's value: who last held the subnet.
@@ -26,11 +27,50 @@ pub(super) struct NodeRecord {
 pub(super) const RECORD_VERSION: u32 = 1;
 
 /// A key under `subnets/` that names subnets; its value may be unreadable and still holds them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) subnets: SubnetKey,
     pub(super) lease: Option<Lease>,
-    pub(super) kv: KeyValue,
+    pub(super) value: Vec<u8>,
+    pub(super) create_revision: Revision,
+    pub(super) mod_revision: Revision,
+    pub(super) etcd_lease: Option<EtcdLease>,
+}
+
+/// The leases of a network as somebody knows them who follows the store.
+#[derive(Clone, Debug)]
+pub struct KnownLeases {
+    /// With the record itself only where the node may have to do with it: thousands are other nodes'.
+    seen: Vec<Seen>,
+    revision: Revision,
+}
+
+impl KnownLeases {
+    /// What `state` says, for `node`, which publishes `publication`. `None` when it has keys that could not be read: one of
+    /// them may hold a subnet all the same.
+    #[must_use]
+    pub fn of(state: &NetworkState, node: NodeId, publication: &Publication) -> Option<Self> {
+        if !state.rejected.is_empty() {
+            return None;
+        }
+        let concerns = |lease: &Lease| {
+            lease.is_owned_by(node)
+                || (lease.public_ip.is_some() && lease.public_ip == publication.public_ip)
+                || (lease.public_ipv6.is_some() && lease.public_ipv6 == publication.public_ipv6)
+        };
+        let seen = |lease: &Lease| {
+            let ours = concerns(lease);
+            Seen {
+                subnets: lease.subnets,
+                lease: ours.then(|| lease.clone()),
+                value: if ours { encode_lease(&lease.publication(), lease.owner.as_ref()) } else { Vec::new() },
+                create_revision: lease.create_revision,
+                mod_revision: lease.mod_revision,
+                etcd_lease: lease.etcd_lease,
+            }
+        };
+        Some(Self { seen: state.leases.values().map(seen).collect(), revision: state.revision })
+    }
 }
 
 impl Seen {
@@ -69,27 +109,44 @@ impl Survey {
     /// and one that happens after both changes the record.
     pub(super) async fn read<S: Store>(store: &S, request: &ClaimRequest) -> Result<Self, StoreError> {
         let keys = &request.keys;
-        let record = store.range(&KeyRange::key(&keys.node_claim(request.owner.node))).await?.kvs.into_iter().next();
+        let record = node_record(store, request).await?;
         let reply = store.range(&KeyRange::prefix(&keys.subnets())).await?;
         let seen = reply.kvs.into_iter().filter_map(|kv| {
             let subnets = lease_name(keys, &kv.key)?.ok()?;
             let lease = decode_lease(subnets, &kv).ok();
-            Some(Seen { subnets, lease, kv })
+            let KeyValue { value, create_revision, mod_revision, lease: etcd_lease, .. } = kv;
+            Some(Seen { subnets, lease, value, create_revision, mod_revision, etcd_lease })
         });
-        Ok(Self {
-            seen: seen.collect(),
+        Ok(Self::new(seen.collect(), record))
+    }
+
+    /// The same from what a follower knows. `None` when this node's own record is younger: a claim of ours may be missing
+    /// from what is known.
+    pub(super) async fn from_known<S: Store>(
+        store: &S,
+        request: &ClaimRequest,
+        known: KnownLeases,
+    ) -> Result<Option<Self>, StoreError> {
+        let record = node_record(store, request).await?;
+        let is_current = record.as_ref().is_none_or(|kv| kv.mod_revision <= known.revision);
+        Ok(is_current.then(|| Self::new(known.seen, record)))
+    }
+
+    fn new(seen: Vec<Seen>, record: Option<KeyValue>) -> Self {
+        Self {
+            seen,
             node_revision: record.as_ref().map_or(0, |kv| kv.mod_revision),
             node_subnets: record
                 .and_then(|kv| serde_json::from_slice::<NodeRecord>(&kv.value).ok())
                 .and_then(|record| record.subnets.parse().ok()),
-        })
+        }
     }
 
     /// This node's leases, the oldest first.
     pub(super) fn own(&self, node: NodeId) -> Vec<&Seen> {
         let mut own: Vec<&Seen> =
             self.seen.iter().filter(|seen| seen.lease.as_ref().is_some_and(|lease| lease.is_owned_by(node))).collect();
-        own.sort_by_key(|seen| (seen.kv.create_revision, seen.subnets));
+        own.sort_by_key(|seen| (seen.create_revision, seen.subnets));
         own
     }
 
@@ -97,6 +154,11 @@ impl Survey {
     pub(super) fn leased(&self) -> Vec<IpNet> {
         self.seen.iter().flat_map(|seen| seen.subnets.iter().collect::<Vec<_>>()).collect()
     }
+}
+
+async fn node_record<S: Store>(store: &S, request: &ClaimRequest) -> Result<Option<KeyValue>, StoreError> {
+    let key = request.keys.node_claim(request.owner.node);
+    Ok(store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next())
 }
 
 /// One claim of a subnet.
