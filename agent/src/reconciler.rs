@@ -79,10 +79,6 @@ pub struct Reconciler<K> {
     facts: HostFacts,
     /// The last underlay found: kept while a look finds none.
     underlay: Option<Underlay>,
-    /// Whether facts, store or lease changed since the last pass, and whether that pass got all it wanted: if not and so,
-    /// what differs is somebody else's doing.
-    inputs_changed: bool,
-    left_nothing_undone: bool,
     pace: Pace,
 }
 
@@ -106,8 +102,6 @@ impl<K: Kernel> Reconciler<K> {
             known: None,
             facts: HostFacts::default(),
             underlay: None,
-            inputs_changed: true,
-            left_nothing_undone: false,
             pace: Pace::new(Instant::now()),
         }
     }
@@ -126,11 +120,7 @@ impl<K: Kernel> Reconciler<K> {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
                 }
-                () = changed(&mut self.ports) => {
-                    // Waiting has marked it as seen, so the pass cannot see it any more.
-                    self.inputs_changed = true;
-                    self.pass(Look::Quick).await;
-                }
+                () = changed(&mut self.ports) => self.pass(Look::Quick).await,
                 wake = next(&mut events) => match wake {
                     Some(_) => self.pace.kernel_changed(Instant::now()),
                     // Notifications broke (a full socket buffer is a wake, not this): subscribe anew and look.

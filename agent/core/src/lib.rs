@@ -13,6 +13,7 @@ pub mod backend;
 pub mod desired;
 pub mod diff;
 pub mod docker_opts;
+pub mod drift;
 pub mod env_file;
 pub mod facts;
 pub mod firewall;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
+use flatnet_core::drift::drift;
 use flatnet_core::object::{Dump, KernelState, LinkKind, SetName};
-use flatnet_core::op::{Action, Object, Op, OpOutcome};
+use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay;
@@ -38,7 +39,7 @@ impl<K: Kernel> Reconciler<K> {
                 let wanted = self.want();
                 // What the last dump did not look at (a device, a setting) cannot be known from it.
                 if self.known.as_ref().is_some_and(|known| known.scope == scope(&wanted.desired.state)) {
-                    (look, Ok(self.bring_about(wanted, look).await))
+                    (look, Ok(self.bring_about(wanted, None).await))
                 } else {
                     (Look::Full, self.full().await)
                 }
@@ -77,14 +78,16 @@ impl<K: Kernel> Reconciler<K> {
     async fn full(&mut self) -> Result<bool, KernelError> {
         self.look_at_host().await?;
         let wanted = self.want();
-        self.known = None;
+        let left = self.known.take();
         let scope = scope(&wanted.desired.state);
         let mut dump = self.kernel.dump(&scope).await?;
         if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
             dump = self.kernel.dump(&scope).await?;
         }
+        // What was not looked at before is not known to have changed.
+        let left = left.filter(|left| left.scope == scope).map(|left| left.dump.state);
         self.known = Some(Known { dump, scope });
-        Ok(self.bring_about(wanted, Look::Full).await)
+        Ok(self.bring_about(wanted, left).await)
     }
 
     /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them. Whether there
@@ -100,7 +103,6 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
         let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
-        self.inputs_changed |= facts != self.facts;
         self.facts = facts;
         Ok(())
     }
@@ -108,10 +110,6 @@ impl<K: Kernel> Reconciler<K> {
     /// Decides what the kernel should hold.
     fn want(&mut self) -> Wanted {
         let mut problems = Vec::new();
-        self.inputs_changed |= self.ports.iter().any(|port| {
-            // An error means that the sender is gone: nothing new.
-            port.view.has_changed().unwrap_or(false) || port.holding.has_changed().unwrap_or(false)
-        });
         let held: Vec<Option<Held>> =
             self.ports.iter_mut().map(|port| port.holding.borrow_and_update().held.clone()).collect();
         let families: Vec<IpFamily> = IpFamily::BOTH
@@ -199,13 +197,16 @@ impl<K: Kernel> Reconciler<K> {
         Wanted { desired, judgements, problems, prune, revision }
     }
 
-    /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone.
-    async fn bring_about(&mut self, wanted: Wanted, look: Look) -> bool {
+    /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone. `left`: what
+    /// the last pass left, if the kernel was looked at since.
+    async fn bring_about(&mut self, wanted: Wanted, left: Option<KernelState>) -> bool {
         let Wanted { desired, judgements, mut problems, prune, revision } = wanted;
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
-        self.say_drift(&ops, look);
+        if let Some(left) = left {
+            self.say_drift(drift(&left, &known.state, &ops));
+        }
         for op in &ops {
             if let (Action::Create | Action::Change, Object::Sysctl(sysctl, _)) = (op.action, &op.object)
                 && let Some(before) = known.state.sysctls.get(sysctl)
@@ -238,6 +239,7 @@ impl<K: Kernel> Reconciler<K> {
             flannel_devices(&desired.state)
                 .filter_map(|name| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
         );
+        self.metrics.objects(&known.state, &failed);
         let complete = failed.is_empty() && self.underlay.is_some();
         // After a failure the kernel may hold anything at that key: look before the next change.
         self.known = failed.is_empty().then_some(Known { dump: known, scope });
@@ -257,24 +259,24 @@ impl<K: Kernel> Reconciler<K> {
         complete
     }
 
-    /// Says what somebody else changed: what a full pass finds undone although nothing else is wanted than by the pass
-    /// before, which left nothing undone.
-    fn say_drift(&mut self, ops: &[Op], look: Look) {
-        let inputs_changed = std::mem::take(&mut self.inputs_changed);
-        if look == Look::Quick || inputs_changed || ops.is_empty() || !self.left_nothing_undone {
+    /// Says and counts what somebody else changed.
+    fn say_drift<'a>(&self, repairs: impl Iterator<Item = &'a Op>) {
+        let kinds: Vec<ObjectKind> = repairs.map(|op| op.object.kind()).collect();
+        if kinds.is_empty() {
             return;
         }
-        let kinds: BTreeSet<&str> = ops.iter().map(|op| op.object.kind().as_str()).collect();
-        let kinds = kinds.into_iter().collect::<Vec<_>>().join(",");
-        tracing::warn!(objects = ops.len(), kinds, "objects of ours were changed by somebody else; repairing");
-        for op in ops {
-            self.metrics.drift(op.object.kind());
-        }
+        kinds.iter().for_each(|kind| self.metrics.drift(*kind));
+        let names = kinds.iter().collect::<BTreeSet<_>>().into_iter().map(|kind| kind.as_str());
+        let names = names.collect::<Vec<_>>().join(",");
+        tracing::warn!(
+            objects = kinds.len(),
+            kinds = names,
+            "objects of ours were changed by somebody else; repairing"
+        );
     }
 
     /// Publishes what a pass found and did, and says what is new about it.
     fn publish(&mut self, done: Outcome) {
-        self.left_nothing_undone = done.failed.is_empty();
         self.outcome.send_modify(|outcome| {
             for problem in done.problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
                 tracing::warn!(

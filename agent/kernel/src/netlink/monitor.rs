@@ -17,8 +17,8 @@ use super::parse;
 use super::wire::{Message, messages};
 use crate::Wake;
 
-/// `RTNLGRP_…` (linux/rtnetlink.h): link, neigh, ipv4 and ipv6 ifaddr and route, nexthop.
-const GROUPS: [u32; 7] = [1, 3, 5, 7, 9, 11, 32];
+/// `RTNLGRP_…` (linux/rtnetlink.h): link, neigh, ipv4 and ipv6 ifaddr and route, ipv4 and ipv6 netconf, nexthop.
+const GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 32];
 
 /// Bytes of the receive buffer: notifications are at most one page each (`NLMSG_GOODSIZE`).
 const RECEIVE_LEN: usize = 32 * 1024;
@@ -124,7 +124,9 @@ fn matters(message: &Message<'_>, own_port: u32) -> bool {
         rtm::NEWROUTE | rtm::DELROUTE => {
             parse::route(message.payload).is_some_and(|route| route.table == u32::from(TABLE_MAIN) && !route.cloned)
         }
-        rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR | rtm::NEWNEXTHOP | rtm::DELNEXTHOP => true,
+        rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR | rtm::NEWNEXTHOP | rtm::DELNEXTHOP
+        // Forwarding was switched, on one device or everywhere: the only settings that are announced.
+        | rtm::NEWNETCONF => true,
         _ => false,
     }
 }
