@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{RunDir, status};
-use crate::doctor::{self, Check, Verdict};
+use crate::doctor::{self, Check, Places, Verdict};
 use crate::report::{Exit, Failure, print};
 
 /// Look for what commonly breaks an overlay, and say what to do
@@ -14,6 +14,9 @@ use crate::report::{Exit, Failure, print};
 pub struct DoctorArgs {
     #[command(flatten)]
     run_dir: RunDir,
+    /// Where the node's identity is kept
+    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = super::DEFAULT_STATE_DIR)]
+    state_dir: std::path::PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -23,7 +26,8 @@ pub struct DoctorArgs {
 pub async fn run(args: DoctorArgs) -> Result<ExitCode, Failure> {
     let kernel = crate::daemon::observing_kernel().ok();
     let agent = status::fetch(&args.run_dir).await.map_err(|failure| failure.to_string());
-    let checks = doctor::examine(kernel.as_ref(), agent).await;
+    let places = Places { state_dir: args.state_dir, run_dir: args.run_dir.run_dir };
+    let checks = doctor::examine(kernel.as_ref(), agent, places).await;
     print(&if args.json { status::json(&checks)? } else { checks.iter().map(line).collect() })?;
     let failed = checks.iter().any(|check| check.verdict == Verdict::Failure);
     Ok(if failed { ExitCode::from(Exit::Degraded as u8) } else { ExitCode::SUCCESS })

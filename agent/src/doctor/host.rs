@@ -1,0 +1,118 @@
+//! What the checks look at: files of this host, and what was asked of the kernel and of the agent beforehand.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use flatnet_core::facts::HostFacts;
+use flatnet_core::object::{KernelState, LinkKind};
+use flatnet_model::{IfName, IpFamily};
+use flatnet_proto::agent::v1::{Network, Status};
+use ipnet::IpNet;
+
+/// Where the agent keeps its files.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// `--state-dir`.
+    pub state_dir: PathBuf,
+    /// `--run-dir`.
+    pub run_dir: PathBuf,
+}
+
+/// The files of a host.
+#[derive(Clone, Debug)]
+pub(super) struct Files(PathBuf);
+
+impl Files {
+    /// Those below `root`: `/`, or a test's.
+    pub(super) fn below(root: impl Into<PathBuf>) -> Self {
+        Self(root.into())
+    }
+
+    /// The text of the file at the absolute `path`, if it can be read.
+    pub(super) fn read(&self, path: impl AsRef<Path>) -> Option<String> {
+        std::fs::read_to_string(self.at(path.as_ref())).ok()
+    }
+
+    pub(super) fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.at(path.as_ref()).exists()
+    }
+
+    /// The texts of all files in a directory.
+    pub(super) fn read_all(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.at(Path::new(directory))).into_iter().flatten().flatten();
+        entries.filter_map(|entry| std::fs::read_to_string(entry.path()).ok()).collect()
+    }
+
+    /// A kernel setting, without its newline.
+    pub(super) fn setting(&self, path: &str) -> Option<String> {
+        Some(self.read(format!("/proc/sys/{path}"))?.trim().to_owned())
+    }
+
+    fn at(&self, path: &Path) -> PathBuf {
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// Everything that is looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) files: Files,
+    pub(super) places: Places,
+    /// What the kernel says; empty if it could not be asked.
+    pub(super) facts: HostFacts,
+    /// Objects of ours.
+    pub(super) ours: KernelState,
+    /// Devices that are not ours, with a word on what they are.
+    pub(super) devices: BTreeMap<IfName, String>,
+    /// What the agent says, if it answers.
+    pub(super) status: Option<Status>,
+    pub(super) now: SystemTime,
+}
+
+impl Host {
+    /// The joined networks.
+    pub(super) fn networks(&self) -> &[Network] {
+        self.status.as_ref().map(|status| status.networks.as_slice()).unwrap_or_default()
+    }
+
+    /// The ranges of all networks.
+    pub(super) fn ranges(&self) -> Vec<IpNet> {
+        self.prefixes(|network| [&network.cidr, &network.cidr6])
+    }
+
+    /// This host's subnets.
+    pub(super) fn subnets(&self) -> Vec<IpNet> {
+        self.prefixes(|network| [&network.subnet, &network.subnet6])
+    }
+
+    fn prefixes(&self, of: impl Fn(&Network) -> [&Option<String>; 2]) -> Vec<IpNet> {
+        let texts = self.networks().iter().flat_map(of).flatten();
+        texts.filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// Whether one of our devices is called that.
+    pub(super) fn is_ours(&self, device: &str) -> bool {
+        self.ours.links.keys().any(|name| name.as_str() == device)
+    }
+
+    /// Our tunnel devices: name, VNI, UDP port, local underlay address.
+    pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, u32, u16, IpAddr)> {
+        self.ours.links.iter().filter_map(|(name, link)| match &link.kind {
+            LinkKind::Vxlan(vxlan) => Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local)),
+            LinkKind::Bridge => None,
+        })
+    }
+
+    /// The interface that has `address`.
+    pub(super) fn interface_with(&self, address: IpAddr) -> Option<IfName> {
+        let has = |prefix: &IpNet| prefix.addr() == address;
+        self.facts.interfaces.iter().find(|interface| interface.addresses.iter().any(has)).map(|found| found.name)
+    }
+
+    /// Whether any network has addresses of `family`.
+    pub(super) fn uses(&self, family: IpFamily) -> bool {
+        self.ranges().iter().any(|range| IpFamily::of(range.addr()) == family)
+    }
+}
