@@ -73,3 +73,9 @@ pub fn mac(host: &Namespace, device: &str) -> [u8; 6] {
     let bytes = link["address"].as_str().unwrap().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap());
     bytes.collect::<Vec<_>>().try_into().unwrap()
 }
+
+/// Packets that came in by a device since it was made, by the kernel's own count.
+pub fn received(host: &Namespace, device: &str) -> u64 {
+    let listed = host.json(&format!("ip -j -s link show dev {device}"));
+    listed[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}

@@ -9,7 +9,7 @@ use flatnet_tests::suite::Test;
 use flatnet_tests::wait::pause;
 
 use crate::counter::Counter;
-use crate::field::{FRIEND, Field, LIAR, PORT, STRANGER, VICTIM, tunnel};
+use crate::field::{FRIEND, Field, LIAR, PORT, STRANGER, VICTIM, received, tunnel};
 use crate::generate::{Aim, Random, allowed};
 use crate::packet::{MAGIC, udp_ip};
 use crate::sender::Sender;
@@ -32,8 +32,10 @@ fn flood() {
     let field = Field::new(Families::Dual);
     assert_all_pairs(&field.lab, &field.agents);
     let (container, friend) = (field.lab.container(VICTIM), field.lab.container(FRIEND));
+    let host = field.host(VICTIM);
+    let before = IpFamily::BOTH.map(|family| received(&host, tunnel(family)));
     let counters = [
-        Counter::start(&field.host(VICTIM), &["eth0"]),
+        Counter::start(&host, &["eth0"]),
         Counter::start(&container, &[]),
         Counter::start(&field.host(FRIEND), &["eth0"]),
     ];
@@ -70,11 +72,14 @@ fn flood() {
         assert!(losses.lost.is_empty(), "a peer's pings suffered: {losses:?}");
     }
     assert!(refused * 10 < packets, "{refused} of {packets} packets never left");
-    for family in IpFamily::BOTH {
-        assert!(counters[0].seen(tunnel(family)) > 100, "{} was not looked at", tunnel(family));
+    // Nothing escaped the packet socket: it saw exactly what the kernel says that the devices received, the pings.
+    for (family, before) in IpFamily::BOTH.into_iter().zip(before) {
+        let seen = counters[0].seen(tunnel(family));
+        assert_eq!(seen, received(&host, tunnel(family)) - before, "{}", tunnel(family));
+        assert!(seen > 100, "{} had no pings: {seen}", tunnel(family));
     }
     // What was judged was these packets: the guard has dropped most of them.
-    let table = field.host(VICTIM).ok("nft list table inet flatnet");
+    let table = host.ok("nft list table inet flatnet");
     let dropped: u64 = table
         .lines()
         .filter(|line| line.contains("not a peer sending from its own subnet"))
