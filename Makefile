@@ -69,3 +69,7 @@ install: ## Install AGENT with its service and manual: DESTDIR=, PREFIX=/usr/loc
 
 deb: static ## Make a Debian package in target/
 	agent/packaging/deb "$(STATIC_AGENT)" target
+
+.PHONY: test-package
+test-package: deb ## Install the package in a clean Debian and boot it (root, debootstrap, systemd-nspawn)
+	agent/packaging/test target/flatnet-agent_*.deb
