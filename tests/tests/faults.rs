@@ -12,20 +12,50 @@
     reason = "this is test code: a failed assumption fails the test, with its message; figures are its output"
 )]
 
+#[path = "faults/cluster.rs"]
+mod cluster;
 #[path = "faults/device.rs"]
 mod device;
 #[path = "faults/drift.rs"]
 mod drift;
+#[path = "faults/firewall.rs"]
+mod firewall;
+#[path = "faults/garbage.rs"]
+mod garbage;
+#[path = "faults/lease.rs"]
+mod lease;
+#[path = "faults/leave.rs"]
+mod leave;
+#[path = "faults/process.rs"]
+mod process;
+#[path = "faults/resources.rs"]
+mod resources;
 #[path = "faults/restart.rs"]
 mod restart;
 #[path = "faults/scene.rs"]
 mod scene;
+#[path = "faults/store.rs"]
+mod store;
+#[path = "faults/underlay.rs"]
+mod underlay;
 
 use std::process::ExitCode;
 
 use flatnet_tests::suite;
 
 fn main() -> ExitCode {
-    let groups = [device::tests(), drift::tests(), restart::tests()];
+    let groups = [
+        device::tests(),
+        drift::tests(),
+        firewall::tests(),
+        restart::tests(),
+        store::tests(),
+        cluster::tests(),
+        lease::tests(),
+        underlay::tests(),
+        garbage::tests(),
+        resources::tests(),
+        leave::tests(),
+    ];
     suite::main(groups.into_iter().flatten().collect())
 }

@@ -29,7 +29,12 @@ pub fn tests() -> Vec<Test> {
             "device down + up (vxlan, both families)",
             "ip link set flat.1 down; ip link set flat6.1 down; ip link set flat.1 up; ip link set flat6.1 up",
         ),
-        test("a_tunnel_device_set_down_comes_up_again", Shape::vxlan(2), "device down (vxlan)", "ip link set flat.1 down"),
+        test(
+            "a_tunnel_device_set_down_comes_up_again",
+            Shape::vxlan(2),
+            "device down (vxlan)",
+            "ip link set flat.1 down",
+        ),
         test(
             "an_underlay_nic_set_down_and_up_works_again",
             Shape::vxlan(2),
@@ -42,7 +47,12 @@ pub fn tests() -> Vec<Test> {
             "underlay NIC down + up (host-gw)",
             UNDERLAY_DOWN_UP,
         ),
-        test("a_deleted_bridge_comes_back", Shape::vxlan(2), "our bridge deleted", "ip link set c1 nomaster; ip link del flbr0; for i in $(seq 100); do ip link set c1 master flbr0 2>/dev/null && exit 0; sleep 0.01; done; exit 1"),
+        test(
+            "a_deleted_bridge_comes_back",
+            Shape::vxlan(2),
+            "our bridge deleted",
+            "ip link set c1 nomaster; ip link del flbr0; for i in $(seq 100); do ip link set c1 master flbr0 2>/dev/null && exit 0; sleep 0.01; done; exit 1",
+        ),
     ]
 }
 
@@ -64,7 +74,15 @@ fn repaired(shape: &Shape, row: &str, script: &str) {
     let losses = stream.stop();
     assert_exact(&host, &before);
     let counted = drift(&host, "link") - links;
-    figure(row, format!("exact after {}, {} of {} pings lost, {counted} links counted as drift", ms(took), losses.lost.len(), losses.sent));
+    figure(
+        row,
+        format!(
+            "exact after {}, {} of {} pings lost, {counted} links counted as drift",
+            ms(took),
+            losses.lost.len(),
+            losses.sent
+        ),
+    );
     assert!(took <= SECOND, "{row}: exact only after {took:?}");
     assert!(losses.lost.len() <= 100, "{row}: {losses:?}");
     if !script.contains("eth0") {

@@ -19,18 +19,38 @@ const VXLAN: [Doing; 32] = [
     ("IPv6 route deleted", "route", "ip -6 route del $PEER6"),
     ("unreachable route deleted", "route", "ip route del unreachable $NET proto 91 metric 91000"),
     ("unreachable IPv6 route deleted", "route", "ip -6 route del unreachable $NET6 proto 91 metric 91000"),
-    ("all our routes flushed", "route", "ip route flush proto 91; ip -6 route flush proto 91"),
+    (
+        "all our routes flushed",
+        "route",
+        "for f in 4 6; do ip -$f route show proto 91 | sed 's/nhid [0-9]* //; s/ proto 91//; s/ pref medium//' | while read r; do ip -$f route del $r proto 91 || true; done; done",
+    ),
     ("neighbour deleted", "neighbour", "ip neigh del ${PEER%/*} dev flat.1"),
     ("neighbour changed", "neighbour", "ip neigh replace ${PEER%/*} lladdr 02:00:00:00:00:99 nud permanent dev flat.1"),
-    ("IPv6 neighbour deleted", "neighbour", "ip -6 neigh del $(ip -6 neigh show dev flat6.1 nud permanent | cut -d' ' -f1) dev flat6.1"),
+    (
+        "IPv6 neighbour deleted",
+        "neighbour",
+        "ip -6 neigh del $(ip -6 neigh show dev flat6.1 nud permanent | cut -d' ' -f1) dev flat6.1",
+    ),
     ("neighbours flushed", "neighbour", "ip neigh flush dev flat.1 nud permanent"),
     ("forwarding entry deleted", "fdb", "bridge fdb del $PEERMAC dev flat.1"),
     ("forwarding entry changed", "fdb", "bridge fdb replace $PEERMAC dev flat.1 dst 192.168.33.99 self permanent"),
-    ("foreign forwarding entry with a remote", "fdb", "bridge fdb append 02:00:00:00:00:98 dev flat.1 dst 192.168.33.98 self permanent"),
+    (
+        "foreign forwarding entry with a remote",
+        "fdb",
+        "bridge fdb append 02:00:00:00:00:98 dev flat.1 dst 192.168.33.98 self permanent",
+    ),
     ("IPv6 forwarding entry deleted", "fdb", "bridge fdb del $PEERMAC6 dev flat6.1"),
     ("address deleted", "address", "ip addr del $OWN dev flat.1"),
-    ("bridge address deleted", "address", "ip addr del $(ip -o -4 addr show dev flbr0 | tr -s ' ' | cut -d' ' -f4) dev flbr0"),
-    ("IPv6 bridge address deleted", "address", "ip -6 addr del $(ip -o -6 addr show dev flbr0 scope global | tr -s ' ' | cut -d' ' -f4) dev flbr0"),
+    (
+        "bridge address deleted",
+        "address",
+        "ip addr del $(ip -o -4 addr show dev flbr0 | tr -s ' ' | cut -d' ' -f4) dev flbr0",
+    ),
+    (
+        "IPv6 bridge address deleted",
+        "address",
+        "ip -6 addr del $(ip -o -6 addr show dev flbr0 scope global | tr -s ' ' | cut -d' ' -f4) dev flbr0",
+    ),
     ("foreign address on our device", "address", "ip addr add 172.30.0.1/32 dev flat.1"),
     ("nexthop deleted", "nexthop", "ip nexthop del id $NHID"),
     ("nexthop changed", "nexthop", "ip nexthop replace id $NHID via 192.168.33.12 dev eth0 proto 91"),
@@ -44,7 +64,11 @@ const VXLAN: [Doing; 32] = [
     ("nft chain flushed", "ruleset", "nft flush chain inet flatnet guard"),
     ("nft rule added to our chain", "ruleset", "nft insert rule inet flatnet guard accept"),
     ("nft set flushed", "peer_source", "nft flush set inet flatnet peers4_1"),
-    ("nft element added", "peer_source", "nft add element inet flatnet peers4_1 { 192.168.33.66 . 0x0a644200-0x0a6442ff }"),
+    (
+        "nft element added",
+        "peer_source",
+        "nft add element inet flatnet peers4_1 { 192.168.33.66 . 0x0a644200-0x0a6442ff }",
+    ),
     ("device set down", "link", "ip link set flat6.1 down"),
 ];
 
@@ -52,7 +76,11 @@ const HOST_GW: [Doing; 4] = [
     ("route deleted (host-gw)", "route", "ip route del $PEER"),
     ("route changed (host-gw)", "route", "ip route replace $PEER via 192.168.33.1 dev eth0 proto 91"),
     ("IPv6 route deleted (host-gw)", "route", "ip -6 route del $PEER6"),
-    ("all our routes flushed (host-gw)", "route", "ip route flush proto 91; ip -6 route flush proto 91"),
+    (
+        "all our routes flushed (host-gw)",
+        "route",
+        "for f in 4 6; do ip -$f route show proto 91 | sed 's/nhid [0-9]* //; s/ proto 91//; s/ pref medium//' | while read r; do ip -$f route del $r proto 91 || true; done; done",
+    ),
 ];
 
 pub fn tests() -> Vec<Test> {
@@ -123,7 +151,15 @@ fn alias() {
     let took = until_exact("alias put back", &host, &before, since);
     scene.agents[0].wait_converged(1);
     let losses = stream.stop();
-    figure("alias changed", format!("said as a conflict after {}, exact {} after it was put back, {} lost", ms(said), ms(took), losses.lost.len()));
+    figure(
+        "alias changed",
+        format!(
+            "said as a conflict after {}, exact {} after it was put back, {} lost",
+            ms(said),
+            ms(took),
+            losses.lost.len()
+        ),
+    );
     assert!(said <= SECOND && losses.lost.is_empty());
     assert_exact(&host, &before);
 }

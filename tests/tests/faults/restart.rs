@@ -50,7 +50,11 @@ fn restart(shape: &Shape, signal: Signal, upgrade: bool) {
     let how = if upgrade { "upgrade to another binary".to_owned() } else { format!("{signal} + start") };
     figure(
         &format!("{how} ({})", shape.backend),
-        format!("{} of {} pings lost in {ROUNDS} rounds, {writes} writes to the kernel, at most {swaps} ruleset swaps a start", losses.lost.len(), losses.sent),
+        format!(
+            "{} of {} pings lost in {ROUNDS} rounds, {writes} writes to the kernel, at most {swaps} ruleset swaps a start",
+            losses.lost.len(),
+            losses.sent
+        ),
     );
     assert!(losses.lost.is_empty(), "{losses:?}\n{}", scene.agents[0].log());
     assert_eq!(writes, 0, "{}", scene.agents[0].log());

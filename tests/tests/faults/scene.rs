@@ -107,7 +107,10 @@ pub fn picture(host: &Namespace) -> String {
 /// The part of a line that somebody set; `None` if nobody did.
 fn stable(section: &str, line: &str) -> Option<String> {
     let line_local = ["fe80:", "33:33:", "01:00:5e:", "ff00::/8", "tentative"];
-    if !section.starts_with("nft") && !section.starts_with("ip -o -d link") && line_local.iter().any(|what| line.contains(what)) {
+    if !section.starts_with("nft")
+        && !section.starts_with("ip -o -d link")
+        && line_local.iter().any(|what| line.contains(what))
+    {
         return None;
     }
     if section.starts_with("bridge fdb") && !["permanent", "dst", "static"].iter().any(|word| line.contains(word)) {
