@@ -112,21 +112,18 @@ fn flushed() {
             let table = host.run(&["nft", "list", "chain", "inet", "flatnet", "guard"]);
             if table.code == 0 { Ok(()) } else { Err(table.stderr) }
         });
-        let back = flushed.elapsed();
         pause(Duration::from_secs(1));
         let arrived = counter.arrivals();
         let last = arrived[before..].last().map_or(Duration::ZERO, |arrival| arrival.at - flushed);
-        windows.push((arrived.len() - before, last.max(back)));
+        windows.push((arrived.len() - before, last));
     }
     let sent = stream.stop();
-    let mut sorted: Vec<Duration> = windows.iter().map(|(_, window)| *window).collect();
-    sorted.sort();
     let frames: Vec<usize> = windows.iter().map(|(frames, _)| *frames).collect();
     let until: Vec<u128> = windows.iter().map(|(_, window)| window.as_millis()).collect();
     eprintln!(
         "nft flush ruleset, {ROUNDS} times, under 1,000 hostile frames/s ({sent} in all): frames that came out {frames:?}, the \
-         guard back {until:?} ms after nft was started"
+         last one {until:?} ms after nft was started"
     );
-    // One round in five may meet a machine that is busy with something else for a second.
-    assert!(sorted[ROUNDS / 2] <= Duration::from_secs(1), "{sorted:?}");
+    // By what came out, not by when a listing shows the table: on a busy machine the listing is the slower of the two.
+    assert!(windows.iter().all(|(_, window)| *window <= Duration::from_secs(1)), "{windows:?}");
 }
