@@ -25,7 +25,7 @@ unit: setup ## Unit, property and conformance tests
 
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
 	$(CARGO) build -p flatnet-agent
-	$(CARGO) test -p flatnet-tests --test e2e
+	$(CARGO) test -p flatnet-tests --test e2e --test doctor
 
 .PHONY: hostile fuzz
 
