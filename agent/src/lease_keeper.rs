@@ -30,6 +30,11 @@ use crate::reconciler::Outcome;
 use crate::report::{Failure, chain};
 use crate::state_dir::StateDir;
 
+/// The code of a subnet that cannot be written down.
+const UNWRITABLE: &str = "subnet-unwritable";
+/// How long after a full disk the next try follows: somebody who makes room looks whether it helped.
+const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
+
 /// What the daemon asks of the keeper.
 #[derive(Debug)]
 pub enum LeaseAsk {
@@ -78,6 +83,8 @@ struct Run {
     /// The configuration's problem, and that of the last attempt.
     config_problem: Option<Problem>,
     attempt_problem: Option<Problem>,
+    /// When to try again to write the subnet down, if that failed.
+    remember_at: Duration,
     started: Instant,
     suspect: bool,
 }
@@ -92,11 +99,13 @@ impl<S: Store> LeaseKeeper<S> {
             claim: None,
             config_problem: None,
             attempt_problem: None,
+            remember_at: Duration::ZERO,
             started: Instant::now(),
             suspect: false,
         };
         loop {
             let until = self.step(&mut run).await;
+            let until = self.remember_again(&mut run, until);
             self.publish(&run);
             let timer = async {
                 match until {
@@ -280,6 +289,8 @@ impl<S: Store> LeaseKeeper<S> {
             run.machine.lost();
             return Some(());
         };
+        // What is published anew is mostly another address of this host.
+        self.store.path_changed();
         match allocate::update(self.store.as_ref(), &self.keys, claim, &publication).await {
             Ok(claim) => {
                 tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");
@@ -327,7 +338,10 @@ impl<S: Store> LeaseKeeper<S> {
     async fn release(&mut self, run: &mut Run) -> Result<(), String> {
         match run.claim.take() {
             Some(claim) => {
-                allocate::release(self.store.as_ref(), &self.keys, &claim).await.map_err(|error| chain(&error))?;
+                allocate::release(self.store.as_ref(), &self.keys, &claim).await.map_err(|error| {
+                    let network = self.keys.network();
+                    format!("network {network}: the lease stays until it expires: {}", chain(&error))
+                })?;
                 run.machine.renumber();
                 self.dir.write_subnet(self.keys.network(), None).map_err(|error| chain(&error))
             }
@@ -394,12 +408,25 @@ impl<S: Store> LeaseKeeper<S> {
         self.remember_config(config);
         written.err().map(|error| {
             Problem::new(
-                "subnet-unwritable",
+                UNWRITABLE,
                 format!("the subnet of network {network} cannot be remembered: {}", chain(&error)),
                 "free space in the state directory; without it this node may get another subnet after its lease expired",
                 network,
             )
         })
+    }
+
+    /// Tries again to write down what the disk had no room for; `until`, or before that when the next try is due.
+    fn remember_again(&self, run: &mut Run, until: Option<Duration>) -> Option<Duration> {
+        if run.attempt_problem.as_ref().is_none_or(|problem| problem.code != UNWRITABLE) {
+            return until;
+        }
+        let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());
+        if let Some(held) = held.filter(|_| now >= run.remember_at) {
+            run.attempt_problem = self.remember(held.subnets, &held.config);
+            run.remember_at = now + REMEMBER_AGAIN;
+        }
+        Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
     }
 
     /// Remembers the configuration in force: should the store's be changed so that this node's subnet is outside, then a

@@ -193,6 +193,8 @@ impl StateDir {
             self.run.join("instance"),
             self.run.join("sysctls"),
             self.run.join(crate::daemon::RULESET_MEMORY),
+            // Of an agent that was killed; whoever purges holds the lock, so nobody listens there.
+            self.run.join(crate::local_api::SOCKET),
         ];
         for network in networks {
             files.extend([self.snapshot(network), self.subnet(network), self.config(network), self.env_file(network)]);

@@ -190,6 +190,10 @@ pub trait Store: Send + Sync + 'static {
     /// All keys of `range`, as of now.
     fn range(&self, range: &KeyRange) -> impl Future<Output = Result<RangeReply, StoreError>> + Send;
 
+    /// This host's address or route changed: a connection from the old one hears nothing any more, and would be waited for.
+    /// The next call makes a new one; running watches find out by themselves.
+    fn path_changed(&self) {}
+
     /// Carries out `txn`. After [`StoreError::Unavailable`] it may or may not have happened: read to find out.
     fn txn(&self, txn: Txn) -> impl Future<Output = Result<TxnReply, StoreError>> + Send;
 

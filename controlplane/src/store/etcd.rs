@@ -166,6 +166,12 @@ impl Store for EtcdStore {
         Ok(RangeReply { kvs: reply.take_kvs().into_iter().map(key_value).collect(), revision })
     }
 
+    fn path_changed(&self) {
+        let mut current = self.inner.lock();
+        current.client = None;
+        current.generation += 1;
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         let leases: Vec<i64> = txn
             .then
