@@ -17,7 +17,7 @@ demo: setup ## Three hosts, three containers, one flat network, on this machine;
 	$(CARGO) build -p flatnet-agent
 	target/debug/agent lab demo
 
-test: unit e2e hostile ## All tests
+test: unit e2e hostile faults ## All tests
 
 unit: setup ## Unit, property and conformance tests
 	$(CARGO) test --workspace --exclude flatnet-tests
@@ -26,6 +26,11 @@ unit: setup ## Unit, property and conformance tests
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
 	$(CARGO) build -p flatnet-agent
 	$(CARGO) test -p flatnet-tests --test e2e --test doctor
+
+.PHONY: faults
+faults: setup ## Every fault of docs/reliability.md done to a running overlay; prints the figures
+	$(CARGO) build -p flatnet-agent
+	$(CARGO) test -p flatnet-tests --test faults
 
 .PHONY: hostile fuzz
 

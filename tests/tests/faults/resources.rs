@@ -258,6 +258,7 @@ fn descriptors_gone() {
             losses.sent
         ),
     );
+    assert!(scene.agents[0].log().contains("Too many open files"), "not said: {}", scene.agents[0].log());
     assert!(after <= idle + 2, "descriptors leak: {idle} before, {after} after");
     assert!(spent <= watched / 5, "a busy loop: {spent:?} of {watched:?}");
 }
@@ -322,7 +323,7 @@ fn memory() {
         for peer in first..first + PER_TXN {
             let value = json!({ "PublicIP": format!("192.168.{}.{}", 64 + peer / 250, peer % 250 + 1), "PublicIPv6": null, "BackendType": "vxlan",
                 "BackendData": { "VNI": 1, "VtepMAC": format!("02:00:00:00:{:02x}:{:02x}", peer / 256, peer % 256) } });
-            text += &format!("put /coreos.com/network/subnets/10.{}.{}.0-24 '{value}'\n", 128 + peer / 256, peer % 256);
+            text += &format!("put /coreos.com/network/subnets/10.{}.{}.0-24 {value}\n", 128 + peer / 256, peer % 256);
         }
         text += "\n\n";
         fs::write(&file, text).unwrap();
@@ -343,7 +344,7 @@ fn memory() {
     let since = Instant::now();
     agent.start();
     let host = lab.host(1);
-    let deadline = Duration::from_secs(60);
+    let deadline = Duration::from_secs(40);
     let count = || {
         host.run(&["sh", "-c", "ip -4 route show proto 91 | grep -c '/24'"]).stdout.trim().parse::<u32>().unwrap_or(0)
     };
@@ -362,12 +363,12 @@ fn memory() {
     });
     // Written every five seconds at most.
     pause(SECOND * 6);
-    let (data, peak) = (memory_kib(pid, "VmData"), memory_kib(pid, "VmHWM"));
+    let (data, peak) = (memory_kib(pid, "RssAnon"), memory_kib(pid, "VmHWM"));
     let status = agent.status().unwrap();
     figure(
         "memory limit of 64 MiB at 8,000 peers",
         format!(
-            "RLIMIT_DATA 64 MiB: all {PEERS} programmed after {}, again {} after the device was deleted; private memory {} MiB, peak resident {} MiB",
+            "RLIMIT_DATA 64 MiB: all {PEERS} programmed after {}, again {} after the device was deleted; private memory in use {} MiB, peak resident with the program's own pages {} MiB",
             ms(took),
             ms(repaired),
             data / 1024,
@@ -375,5 +376,5 @@ fn memory() {
         ),
     );
     assert!(!has_problem(&status, "snapshot-unwritable"), "{status}");
-    assert!(peak <= limit_kib, "peak {peak} KiB");
+    assert!(data <= limit_kib, "{data} KiB");
 }
