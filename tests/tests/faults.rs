@@ -2,7 +2,7 @@
 //! real agents, a real etcd, real packets. Each test prints what it measured as one line `figure: ROW: …`; docs/reliability.md
 //! holds them.
 //!
-//! `cargo test -p flatnet-tests --test faults -- FILTER` runs some of them; `--list` names them. `FLATNET_FAULTS_LONG=1`
+//! `cargo test -p flatnet-tests --test faults -- FILTER` runs some of them; `--list` names them. `FAULTS_LONG=1`
 //! keeps etcd away for 60 s rather than 20.
 #![expect(
     clippy::unwrap_used,

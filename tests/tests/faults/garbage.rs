@@ -154,7 +154,7 @@ fn changed_network() {
         has_problem(status, "no-config") || has_problem(status, "store-suspect")
     });
     assert_exact(&host, &before);
-    scene.lab.etcd.put("/coreos.com/network/config", &Shape::vxlan(2).config().to_string(), None);
+    scene.lab.etcd.put("/coreos.com/network/config", &crate::scene::config(&Shape::vxlan(2)).to_string(), None);
     scene.agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     let losses = stream.stop();
     assert_exact(&host, &before);

@@ -17,7 +17,7 @@ use crate::scene::{SECOND, Scene, agent, assert_exact, figure, has_problem, metr
 
 /// How long etcd stays away: 60 s if asked to, else what is enough for every wait of the agent to have reached its longest.
 fn outage() -> Duration {
-    let long = std::env::var_os("FLATNET_FAULTS_LONG").is_some();
+    let long = std::env::var_os("FAULTS_LONG").is_some();
     Duration::from_secs(if long { 60 } else { 20 })
 }
 
@@ -57,7 +57,7 @@ pub fn until_programmed(host: &Namespace, octet: u8, address: u8, mac: &str, sin
 }
 
 fn etcd_dead() {
-    let lab = Lab::new(&Shape::vxlan(4));
+    let lab = crate::scene::lab(&Shape::vxlan(4));
     let mut agents: Vec<Agent> = (1..=3).map(|number| agent(&lab, number, &[])).collect();
     agents.iter_mut().for_each(Agent::start);
     agents.iter().for_each(|agent| drop(agent.wait_converged(2)));
@@ -259,7 +259,7 @@ fn wiped() {
 }
 
 fn restored() {
-    let lab = Lab::new(&Shape::vxlan(3));
+    let lab = crate::scene::lab(&Shape::vxlan(3));
     let mut agents: Vec<Agent> = (1..=3).map(|number| agent(&lab, number, &[])).collect();
     agents[0].start();
     agents[0].wait_converged(0);
