@@ -59,7 +59,7 @@ pub enum LogFormat {
 enum Command {
     Join(Box<join::JoinArgs>),
     #[command(subcommand)]
-    Network(network::NetworkCommand),
+    Network(Box<network::NetworkCommand>),
     Status(status::StatusArgs),
     Peers(peers::PeersArgs),
     Plan(plan::PlanArgs),
@@ -138,7 +138,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             telemetry::start(cli.log_level, cli.log_format)?;
             runtime.block_on(crate::daemon::run(*args)).map(done)
         }
-        Command::Network(command) => runtime.block_on(network::run(command)).map(done),
+        Command::Network(command) => runtime.block_on(network::run(*command)).map(done),
         Command::Status(args) => runtime.block_on(status::run(args)),
         Command::Peers(args) => runtime.block_on(peers::run(args)).map(done),
         Command::Plan(args) => runtime.block_on(plan::run(args)).map(done),

@@ -374,7 +374,7 @@ impl<S: Store> LeaseKeeper<S> {
             let view = self.view.borrow();
             view.connection == Connection::Connected
                 && view.state.config == ConfigState::Missing
-                && !view.suspect.is_some()
+                && view.suspect.is_none()
         };
         if self.init.is_empty() || !missing {
             return;
@@ -395,7 +395,7 @@ impl<S: Store> LeaseKeeper<S> {
                 tracing::debug!(network = %self.keys.network(), %error, "the network cannot be created yet");
             }
             Err(error) => {
-                let _ = self.fatal.send(crate::cli::network_failure(error)).await;
+                let _ = self.fatal.send(crate::cli::network_failure(&error)).await;
             }
         }
         self.init.clear();

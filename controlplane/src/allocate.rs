@@ -216,7 +216,7 @@ impl<S: Store> Attempt<'_, S> {
 
     /// One attempt; `None`: somebody was faster, or the outcome is not known. Read again.
     async fn once(&mut self, random: &mut impl Random) -> Result<Option<Claim>, AcquireError> {
-        let (survey, plan) = match self.from_known(random).await? {
+        let (survey, plan) = match self.first_attempt(random).await? {
             Some(decided) => decided,
             None => {
                 let survey = Survey::read(self.store, self.request).await?;
@@ -250,7 +250,7 @@ impl<S: Store> Attempt<'_, S> {
 
     /// The first attempt, from what a follower knows; `None` when that is not enough to decide. What it knows may be old:
     /// the transaction compares it.
-    async fn from_known(&mut self, random: &mut impl Random) -> Result<Option<(Survey, Plan)>, AcquireError> {
+    async fn first_attempt(&mut self, random: &mut impl Random) -> Result<Option<(Survey, Plan)>, AcquireError> {
         let Some(known) = self.known.take() else { return Ok(None) };
         let Some(survey) = Survey::from_known(self.store, self.request, known).await? else { return Ok(None) };
         match plan::decide(self.store, self.request, self.config, &survey, random).await {

@@ -4,7 +4,7 @@
 pub mod agent {
     /// Version 1.
     #[expect(missing_docs, reason = "generated; documented in agent.proto")]
-    #[allow(clippy::all, reason = "generated")]
+    #[allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
     pub mod v1 {
         tonic::include_proto!("flatnet.agent.v1");
     }

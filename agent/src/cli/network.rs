@@ -163,43 +163,48 @@ pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
             let (store, prefix) = args.target.open().await?;
-            let info = networks::create(&store, &prefix, &args.name, &args.spec()).await.map_err(failure)?;
+            let info =
+                networks::create(&store, &prefix, &args.name, &args.spec()).await.map_err(|error| failure(&error))?;
             say(&format!("network {} created: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Update(args) => {
             let (store, prefix) = args.target.open().await?;
             let force = if args.force { Force::Yes } else { Force::No };
-            let info = networks::update(&store, &prefix, &args.name, &args.spec(), force).await.map_err(failure)?;
+            let info = networks::update(&store, &prefix, &args.name, &args.spec(), force)
+                .await
+                .map_err(|error| failure(&error))?;
             say(&format!("network {} updated: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Ls(args) => {
             let (store, prefix) = args.target.open().await?;
-            let all = networks::list(&store, &prefix).await.map_err(failure)?;
+            let all = networks::list(&store, &prefix).await.map_err(|error| failure(&error))?;
             print(&if args.json { status::json(&all.iter().map(document).collect::<Vec<_>>())? } else { table(&all) })
         }
         NetworkCommand::Inspect(args) => {
             let (store, prefix) = args.target.open().await?;
-            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(failure)?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
             print(&if args.json { status::json(&document(&info))? } else { detail(&info) })
         }
         NetworkCommand::Rm(args) => {
             let (store, prefix) = args.target.open().await?;
             let force = if args.force { Force::Yes } else { Force::No };
-            networks::remove(&store, &prefix, &args.name, force).await.map_err(failure)?;
+            networks::remove(&store, &prefix, &args.name, force).await.map_err(|error| failure(&error))?;
             say(&format!("network {} removed\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Add(args)) => {
             let (store, prefix) = args.target.open().await?;
-            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(failure)?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
             let publication = args.publication(&info)?;
             let subnets = subnets(&args.subnet)?;
-            networks::add_peer(&store, &prefix, &args.name, subnets, &publication).await.map_err(failure)?;
+            networks::add_peer(&store, &prefix, &args.name, subnets, &publication)
+                .await
+                .map_err(|error| failure(&error))?;
             say(&format!("peer {subnets} added to network {}\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Rm(args)) => {
             let (store, prefix) = args.target.open().await?;
             let subnets = subnets(&args.subnet)?;
-            networks::remove_peer(&store, &prefix, &args.name, subnets).await.map_err(failure)?;
+            networks::remove_peer(&store, &prefix, &args.name, subnets).await.map_err(|error| failure(&error))?;
             say(&format!("peer {subnets} removed from network {}\n", args.name))
         }
     }
@@ -280,8 +285,8 @@ fn say(text: &str) -> Result<(), Failure> {
 
 /// How a command on networks failed.
 #[must_use]
-pub fn failure(error: NetworkError) -> Failure {
-    let (exit, hint) = match &error {
+pub fn failure(error: &NetworkError) -> Failure {
+    let (exit, hint) = match error {
         NetworkError::Exists(_) => (Exit::Conflict, "change it with `agent network update`"),
         NetworkError::NotFound(_) => {
             (Exit::NotFound, "`agent network ls` lists them; create it with `agent network create`")
@@ -308,7 +313,7 @@ pub fn failure(error: NetworkError) -> Failure {
             (store_exit(error), "check the endpoint, and that etcd runs there and has a leader")
         }
     };
-    let source = std::error::Error::source(&error).map(ToString::to_string);
+    let source = std::error::Error::source(error).map(ToString::to_string);
     let failure = Failure::new(exit, error.to_string()).hint(hint);
     match source {
         Some(source) => failure.caused_by(source),

@@ -43,7 +43,7 @@ pub fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
 }
 
 fn text(status: &Status) -> String {
-    let mut out = format!("{}", status.state);
+    let mut out = status.state.clone();
     if let Some(node) = &status.node {
         out.push_str(&format!("  node {} ({})", node.name, node.id));
     }
