@@ -1,6 +1,6 @@
 //! `agent doctor`: looks for what commonly breaks an overlay, and says what to do. Changes nothing.
 //!
-//! Each check is a function from what was read ([`host::Host`]) to one [`Check`]; only [`examine`] asks kernel and programs.
+//! Each check is a function from what was read (`host::Host`) to one [`Check`]; only [`examine`] asks kernel and programs.
 //! Names of checks are stable: people alert on them.
 
 mod agent;

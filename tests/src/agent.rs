@@ -74,7 +74,17 @@ impl Agent {
             format!("--run-dir={}", run_dir.display()),
         ];
         let log = directory.join("log");
-        Self { number, host, state_dir, run_dir, program: program(), arguments, environment: Vec::new(), log, child: None }
+        Self {
+            number,
+            host,
+            state_dir,
+            run_dir,
+            program: program(),
+            arguments,
+            environment: Vec::new(),
+            log,
+            child: None,
+        }
     }
 
     /// Adds flags.

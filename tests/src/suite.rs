@@ -161,7 +161,7 @@ fn missing_programs() -> Option<String> {
 
 /// When the launcher is gone or interrupted, standard input ends, and so does this process: number 1, with which the kernel
 /// ends all others.
-fn end_with_the_launcher() {
+pub fn end_with_the_launcher() {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         #[expect(

@@ -37,7 +37,7 @@ pub(crate) fn answers(bytes: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// rtnetlink's answers to everything that is asked of it; `bytes` as [`answers`] takes them.
+/// rtnetlink's answers to everything that is asked of it; `bytes` as `answers` takes them.
 pub fn rtnetlink(bytes: &[u8]) {
     let ask = |question: &dyn Fn(&mut Channel)| {
         if let Ok((ours, _theirs)) = answers(bytes) {

@@ -12,7 +12,7 @@ use crate::state_dir;
 /// Print options for the Docker daemon from subnet.env
 #[derive(Args, Clone, Debug)]
 pub struct DockerOptsArgs {
-    /// The env file [default: <run-dir>/subnet.env]
+    /// The env file [default: subnet.env in the run directory]
     #[arg(long, value_name = "FILE", env = "FLATNET_SUBNET_FILE")]
     subnet_file: Option<PathBuf>,
     #[command(flatten)]

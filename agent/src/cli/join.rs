@@ -42,7 +42,7 @@ pub struct JoinArgs {
     /// Ask for this subnet: CIDR or NAME=CIDR
     #[arg(long, value_name = "CIDR", env = "FLATNET_SUBNET", value_delimiter = ',', value_parser = values::named_cidr, help_heading = "Networks")]
     pub subnet: Vec<NamedCidr>,
-    /// Env file for the network `default` [default: <run-dir>/subnet.env]
+    /// Env file for the network `default` [default: subnet.env in the run directory]
     #[arg(long, value_name = "FILE", env = "FLATNET_SUBNET_FILE", help_heading = "Networks")]
     pub subnet_file: Option<PathBuf>,
     /// Masquerade what leaves the network

@@ -22,8 +22,8 @@ mod world;
 
 use store::Mutant;
 
-/// Seeds run when nobody says how many.
-const SEEDS: u64 = 2000;
+/// Seeds run when nobody says how many: about 20 s on two cores. `FLATNET_SEEDS=2000` is the long run.
+const SEEDS: u64 = 200;
 
 /// Seeds that once failed: each was a bug.
 const REGRESSIONS: &[u64] = &[];

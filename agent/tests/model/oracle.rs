@@ -104,7 +104,9 @@ fn present(world: &World, content: &Content) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{} nodes are present, {} run", found.len(), wanted.len())) }
 }
 
-/// A configuration is missing only where somebody removed it, or where nobody is left who knows it.
+/// A configuration is missing only where somebody removed it, or where nobody is left who knows it, or where nobody could
+/// tell: a store that was wiped while no node followed it, and is by now at a later revision than they saw, looks exactly
+/// like one whose configuration was removed on purpose.
 fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
     let there = content.contains_key(keys.config().as_bytes());
     let removed = world.removed.contains(keys.network());
@@ -117,7 +119,8 @@ fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), 
             .status()
             .ports
             .iter()
-            .any(|port| port.name == *keys.network() && port.holding.borrow().held.is_some())
+            .filter(|port| port.name == *keys.network())
+            .any(|port| port.holding.borrow().held.is_some() && port.view.borrow().suspect.is_some())
     });
     if !there && !removed && known {
         return Err(format!("{} is lost although a node knows it", keys.config()));

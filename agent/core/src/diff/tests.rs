@@ -133,14 +133,16 @@ fn before_pruning_a_swap_keeps_the_peers_that_are_there() {
 }
 
 #[test]
-fn a_peers_subnet_that_grew_is_exchanged_in_one_swap() {
+fn a_peer_that_moved_is_let_in_at_its_new_address_before_the_old_one_is_shut() {
     let want = state();
     let mut have = want.clone();
     let mut source = have.peer_sources.pop_first().unwrap();
-    source.inner = "10.100.2.0/25".parse().unwrap();
+    source.outer = "192.0.2.99".parse().unwrap();
     have.peer_sources.insert(source);
     let changes = diff(&want, &dump(have), Prune::Yes).changes;
-    assert!(matches!(changes.as_slice(), [Op { object: Object::Ruleset { .. }, .. }]), "{changes:?}");
+    let actions: Vec<Action> = changes.iter().map(|op| op.action).collect();
+    assert_eq!(actions, [Action::Create, Action::Delete]);
+    assert_eq!(changes[1].object, Object::PeerSource(source));
 }
 
 #[test]

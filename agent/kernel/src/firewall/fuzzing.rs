@@ -10,7 +10,7 @@ use super::wire::Family;
 use super::{legacy, table};
 use crate::fuzzing::answers;
 
-/// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as [`answers`] takes them.
+/// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as `answers` takes them.
 pub fn nfnetlink(bytes: &[u8]) {
     let ask = |question: &dyn Fn(&mut Netfilter)| {
         if let Ok((ours, _theirs)) = answers(bytes) {

@@ -1,0 +1,160 @@
+//! What packets get: containers across two hosts, against the bare hosts, alternating.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::netns::Namespace;
+use flatnet_tests::wait::pause;
+use serde_json::Value;
+
+use crate::Plan;
+use crate::host::netns;
+use crate::table::{Figures, Table, short};
+
+/// Round trips of the ping-pong.
+const ROUNDS: usize = 20_000;
+/// The ping-pong's port: any that is free.
+const PORT: u16 = 7_007;
+
+/// flannel's ratios to the bare underlay, overlay over underlay: backend, one stream, four, packets, latency.
+const FLANNEL: [(&str, [&str; 4]); 2] = [
+    ("vxlan", ["25.1 (0.82 of the underlay)", "15.6 (0.61)", "111 kpps (0.71)", "9.6 µs (1.66)"]),
+    ("host-gw", ["30.2 (1.11 of the underlay)", "23.6 (0.89)", "142 kpps (0.83)", "8.3 µs (1.35)"]),
+];
+
+/// Streams, packets and latency under `backend`.
+pub fn measure(backend: &'static str, plan: &Plan, table: &mut Table) {
+    let lab = Lab::new(&Shape { backend, ..Shape::vxlan(2) });
+    let agents = lab.join_all();
+    lab.attach_all(&agents);
+    let quoted = FLANNEL.iter().find(|quoted| quoted.0 == backend).unwrap().1;
+    let over = Way {
+        from: lab.container(1),
+        to: lab.container(2),
+        target: agents[1].subnet().container_addresses().next().unwrap(),
+    };
+    let under = Way { from: lab.host(1), to: lab.host(2), target: IpAddr::V4(lab.topology.host(2).v4) };
+    flatnet_tests::pinger::assert_reaches(&over.from, over.target);
+    if flatnet_agent::lab::tools::find("iperf3").is_none() {
+        table.row(format!("{backend}: streams and packets"), "NOT MEASURED: iperf3 is not installed", "", "");
+    } else {
+        let sum = |report: &Value| report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9;
+        let received = |report: &Value| {
+            let sum = &report["end"]["sum"];
+            let (packets, lost) = (sum["packets"].as_f64().unwrap(), sum["lost_packets"].as_f64().unwrap());
+            (packets - lost) / sum["seconds"].as_f64().unwrap() / 1e3
+        };
+        #[expect(clippy::type_complexity, reason = "a table of three, used once")]
+        let flags: [(&str, &[&str], &str, &dyn Fn(&Value) -> f64); 3] = [
+            ("TCP, one stream", &["-P1"], "Gbit/s", &sum),
+            ("TCP, four streams", &["-P4"], "Gbit/s", &sum),
+            ("UDP of 64 bytes", &["-u", "-b0", "-l64"], "kpps delivered", &received),
+        ];
+        for ((what, flags, unit, read), quoted) in flags.into_iter().zip(quoted) {
+            let run = |way: &Way| read(&way.iperf(flags));
+            compare(&format!("{backend}: {what}"), unit, plan, &over, &under, run, quoted, table);
+        }
+    }
+    let what = format!("{backend}: TCP ping-pong, median round trip");
+    compare(&what, "µs", plan, &over, &under, Way::ping_pong, quoted[3], table);
+}
+
+#[expect(clippy::too_many_arguments, reason = "one measure, both ways, and where it goes")]
+fn compare(
+    what: &str,
+    unit: &str,
+    plan: &Plan,
+    over: &Way,
+    under: &Way,
+    run: impl Fn(&Way) -> f64,
+    quoted: &str,
+    table: &mut Table,
+) {
+    let (mut overlay, mut underlay, mut ratio) = (Figures::default(), Figures::default(), Figures::default());
+    for _ in 0..plan.runs {
+        let (below, above) = (run(under), run(over));
+        overlay.0.push(above);
+        underlay.0.push(below);
+        ratio.0.push(above / below);
+    }
+    let reference = format!("bare hosts {}; ratio {}", underlay.text(unit), short(ratio.median()));
+    table.row(what, overlay.text(unit), reference, quoted);
+}
+
+/// From where to where.
+struct Way {
+    from: Namespace,
+    to: Namespace,
+    target: IpAddr,
+}
+
+impl Way {
+    /// Two seconds of iperf3; its report.
+    fn iperf(&self, flags: &[&str]) -> Value {
+        let mut server = Server::start(&self.to);
+        let target = self.target.to_string();
+        let base = ["iperf3", "-J", "-t2", "-c", &target];
+        let argv: Vec<&str> = base.iter().chain(flags).copied().collect();
+        for _ in 0..20 {
+            let ran = self.from.run(&argv);
+            if ran.code == 0 {
+                return serde_json::from_str(&ran.stdout).unwrap();
+            }
+            // The server may not listen yet.
+            pause(Duration::from_millis(50));
+            server.check();
+        }
+        panic!("iperf3 to {target} does not work");
+    }
+
+    /// One byte there and back over TCP, in microseconds.
+    fn ping_pong(&self) -> f64 {
+        let listener = netns(&self.to).run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap()).unwrap();
+        let target = (self.target, PORT);
+        let mut client = netns(&self.from).run(|| TcpStream::connect(target).unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nodelay(true).unwrap();
+        server.set_nodelay(true).unwrap();
+        let mut micros = Figures::default();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut byte = [0];
+                while server.read_exact(&mut byte).is_ok() && server.write_all(&byte).is_ok() {}
+            });
+            let mut byte = [1];
+            for _ in 0..ROUNDS {
+                let began = Instant::now();
+                client.write_all(&byte).unwrap();
+                client.read_exact(&mut byte).unwrap();
+                micros.0.push(began.elapsed().as_secs_f64() * 1e6);
+            }
+            client.shutdown(std::net::Shutdown::Both).unwrap();
+        });
+        micros.median()
+    }
+}
+
+/// An iperf3 that serves one client.
+struct Server(Child);
+
+impl Server {
+    fn start(host: &Namespace) -> Self {
+        let mut command = host.command(&["iperf3", "-s", "-1"]);
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn check(&mut self) {
+        assert!(self.0.try_wait().unwrap().is_none(), "iperf3's server ended");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It ended after its client, as a rule.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
