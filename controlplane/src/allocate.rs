@@ -224,6 +224,9 @@ impl<S: Store> Attempt<'_, S> {
                 (survey, plan)
             }
         };
+        if plan.is_ahead_of(&survey) {
+            return Ok(None);
+        }
         let etcd_lease = self.etcd_lease(&plan).await?;
         let value = encode_lease(&self.request.publication, Some(&self.request.owner));
         if plan.is_done(&survey, &value, etcd_lease) {

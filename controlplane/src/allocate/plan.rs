@@ -277,6 +277,12 @@ impl Plan {
         self.replaces.as_ref().and_then(|replaced| replaced.etcd_lease)
     }
 
+    /// Whether a claim was written after the leases were read: whose lease that is does not show in them, and comparing the
+    /// claim as it is now would not tell.
+    pub(super) fn is_ahead_of(&self, survey: &Survey) -> bool {
+        self.halves.iter().any(|half| half.claim_revision > survey.revision)
+    }
+
     /// Whether the store already has what would be written.
     pub(super) fn is_done(&self, survey: &Survey, value: &[u8], etcd_lease: EtcdLease) -> bool {
         self.extra.is_empty()

@@ -98,6 +98,8 @@ impl Seen {
 pub(super) struct Survey {
     /// In the order of their keys.
     pub(super) seen: Vec<Seen>,
+    /// The leases are as of this revision.
+    pub(super) revision: Revision,
     /// Revision of this node's own record; 0: there is none.
     pub(super) node_revision: Revision,
     /// What this node claimed last, as its own record says.
@@ -117,7 +119,7 @@ impl Survey {
             let KeyValue { value, create_revision, mod_revision, lease: etcd_lease, .. } = kv;
             Some(Seen { subnets, lease, value, create_revision, mod_revision, etcd_lease })
         });
-        Ok(Self::new(seen.collect(), record))
+        Ok(Self::new(seen.collect(), reply.revision, record))
     }
 
     /// The same from what a follower knows. `None` when this node's own record is younger: a claim of ours may be missing
@@ -129,12 +131,13 @@ impl Survey {
     ) -> Result<Option<Self>, StoreError> {
         let record = node_record(store, request).await?;
         let is_current = record.as_ref().is_none_or(|kv| kv.mod_revision <= known.revision);
-        Ok(is_current.then(|| Self::new(known.seen, record)))
+        Ok(is_current.then(|| Self::new(known.seen, known.revision, record)))
     }
 
-    fn new(seen: Vec<Seen>, record: Option<KeyValue>) -> Self {
+    fn new(seen: Vec<Seen>, revision: Revision, record: Option<KeyValue>) -> Self {
         Self {
             seen,
+            revision,
             node_revision: record.as_ref().map_or(0, |kv| kv.mod_revision),
             node_subnets: record
                 .and_then(|kv| serde_json::from_slice::<NodeRecord>(&kv.value).ok())
