@@ -39,6 +39,7 @@ use elements::Change;
 use iptables::{Cache, Wanted, Which};
 use memory::Memory;
 use netfilter::Netfilter;
+use swap::Loaded;
 use table::Digest;
 use wire::Family;
 
@@ -151,11 +152,13 @@ impl Firewall {
     async fn swap(&self, op: &Op, ruleset: &Ruleset, elements: &[PeerSource]) -> OpOutcome {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).forget();
         let mut look = Ok((0, None));
+        let mut loaded = Loaded::Whole;
         for _ in 0..SWAP_TRIES {
             let before = self.blocking(table::generation).await;
-            if let Err(error) = swap::swap(ruleset, elements).await {
-                return refuse(op, None, &with_causes(&error));
-            }
+            loaded = match swap::swap(ruleset, elements).await {
+                Ok(loaded) => loaded,
+                Err(error) => return refuse(op, None, &with_causes(&error)),
+            };
             look = self
                 .blocking(|netfilter| {
                     let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
@@ -170,9 +173,22 @@ impl Firewall {
         match look {
             Ok((_, Some(digest))) => {
                 self.memory.lock().unwrap_or_else(PoisonError::into_inner).remember(digest, ruleset.clone());
-                OpOutcome::Done
+                match loaded {
+                    Loaded::Whole => OpOutcome::Done,
+                    Loaded::WithoutElements => self.fill(op, elements).await,
+                }
             }
             Ok((_, None)) => refuse(op, None, "the table was loaded and is gone again: somebody else deletes it"),
+            Err(error) => refuse_with(op, &error),
+        }
+    }
+
+    /// The elements that did not go in with the table. What fails is missed by the next dump, and made one by one.
+    async fn fill(&self, op: &Op, elements: &[PeerSource]) -> OpOutcome {
+        let elements: BTreeSet<PeerSource> = elements.iter().copied().collect();
+        let changes: Vec<Change> = elements.into_iter().map(|source| Change { create: true, source }).collect();
+        match self.blocking(move |netfilter| elements::apply(netfilter, &changes)).await {
+            Ok(results) => of_errno(op, results.into_iter().find(|errno| *errno != 0).unwrap_or_default()),
             Err(error) => refuse_with(op, &error),
         }
     }

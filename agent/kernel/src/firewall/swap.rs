@@ -7,8 +7,31 @@ use ipnet::IpNet;
 
 use super::program::{ProgramError, run};
 
+/// How much of a swap went in one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loaded {
+    /// All of it.
+    Whole,
+    /// The table, its sets empty: the elements are to follow, and until then the guard drops every tunnel packet.
+    WithoutElements,
+}
+
+/// What nft says when the transaction is larger than its socket's send buffer (`EMSGSIZE`). It may have as large a buffer
+/// as it likes with `CAP_NET_ADMIN` in the first user namespace; in another it has `net.core.wmem_default` (208 KiB), which
+/// is some 5,000 elements for IPv4 and 2,400 for IPv6.
+const TOO_LONG: &str = "Message too long";
+
 /// Replaces our table; what was in it is gone at the moment when the new one is there.
-pub(super) async fn swap(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramError> {
+pub(super) async fn swap(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<Loaded, ProgramError> {
+    match load(ruleset, elements).await {
+        Err(ProgramError::Refused { words, .. }) if words.contains(TOO_LONG) && !elements.is_empty() => {
+            load(ruleset, &[]).await.map(|()| Loaded::WithoutElements)
+        }
+        result => result.map(|()| Loaded::Whole),
+    }
+}
+
+async fn load(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramError> {
     run("nft", "nftables", &["-f", "-"], &text(ruleset, elements)).await.map(drop)
 }
 

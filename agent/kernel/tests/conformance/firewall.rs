@@ -12,20 +12,25 @@ use serde_json::Value;
 
 use crate::world::{in_namespace, name, shell};
 
-fn set(family: IpFamily) -> SetName {
+pub fn set(family: IpFamily) -> SetName {
     SetName { vni: Vni::new(1).unwrap(), family }
 }
 
-fn source(outer: &str, inner: &str) -> PeerSource {
+pub fn source(outer: &str, inner: &str) -> PeerSource {
     let outer: std::net::IpAddr = outer.parse().unwrap();
     PeerSource { set: set(IpFamily::of(outer)), outer, inner: inner.parse().unwrap() }
 }
 
 /// A dual-stack network with one peer in each family.
-fn wanted() -> (Ruleset, Vec<PeerSource>) {
+pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
+    wanted_named(NetworkName::DEFAULT)
+}
+
+/// The same, of a network of that name.
+pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
     let tunnel = |family, device| FirewallTunnel { set: set(family), port: 8472, device: name(device) };
     let network = FirewallNetwork {
-        name: NetworkName::default_network(),
+        name: network.parse().unwrap(),
         cidrs: vec!["10.100.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         own: vec!["10.100.4.0/24".parse().unwrap(), "fd00:0:0:4::/64".parse().unwrap()],
         masquerade: true,
@@ -40,28 +45,28 @@ fn scope() -> Scope {
     Scope { sets: vec![set(IpFamily::V4), set(IpFamily::V6)], ..Scope::default() }
 }
 
-fn swap() -> Op {
+pub fn swap() -> Op {
     let (ruleset, elements) = wanted();
     Op { action: Action::Create, object: Object::Ruleset { ruleset, elements } }
 }
 
-fn run(test: &str, body: impl AsyncFnOnce(NetlinkKernel)) {
+pub fn run(test: &str, body: impl AsyncFnOnce(NetlinkKernel)) {
     in_namespace(test, || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async { body(NetlinkKernel::new().unwrap()).await });
     });
 }
 
-async fn apply(kernel: &NetlinkKernel, op: Op) {
-    assert_eq!(kernel.apply(std::slice::from_ref(&op)).await, [OpOutcome::Done], "{op:?}");
+pub async fn apply(kernel: &NetlinkKernel, op: Op) {
+    assert_eq!(kernel.apply(std::slice::from_ref(&op)).await, [OpOutcome::Done], "{:?} {}", op.action, op.object);
 }
 
-async fn dump(kernel: &NetlinkKernel) -> Dump {
+pub async fn dump(kernel: &NetlinkKernel) -> Dump {
     kernel.dump(&scope()).await.unwrap()
 }
 
 /// How many elements nft(8) lists in a set.
-fn listed(family: IpFamily) -> usize {
+pub fn listed(family: IpFamily) -> usize {
     let listing: Value =
         serde_json::from_str(&shell(&format!("nft -j list set inet flatnet {}", set(family)))).unwrap();
     let set = listing["nftables"].as_array().unwrap().iter().find_map(|object| object.get("set")).unwrap();

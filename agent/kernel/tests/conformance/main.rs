@@ -10,7 +10,9 @@
 )]
 
 mod cases;
+mod elements;
 mod firewall;
+mod iptables;
 mod namespaces;
 mod notices;
 mod refusals;
