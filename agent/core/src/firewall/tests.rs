@@ -1,1 +1,163 @@
+use flatnet_model::Vni;
 
+use super::*;
+use crate::facts::DroppingChain;
+use crate::object::{IptablesChain, IptablesVariant};
+
+fn set(vni: u32, family: IpFamily) -> SetName {
+    SetName { vni: Vni::new(vni).unwrap(), family }
+}
+
+fn device(name: &str) -> IfName {
+    IfName::new(name).unwrap()
+}
+
+fn prefixes(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn peer(set: SetName, outer: &str, inner: &str) -> PeerSource {
+    PeerSource { set, outer: outer.parse().unwrap(), inner: inner.parse().unwrap() }
+}
+
+/// Both families through tunnels.
+fn dual() -> FirewallNetwork {
+    let tunnel = |family, name| FirewallTunnel { set: set(1, family), port: 8472, device: device(name) };
+    FirewallNetwork {
+        name: NetworkName::default_network(),
+        cidrs: prefixes(&["10.100.0.0/16", "fd00::/48"]),
+        own: prefixes(&["10.100.4.0/24", "fd00:0:0:4::/64"]),
+        masquerade: true,
+        tunnels: vec![tunnel(IpFamily::V4, "flat.1"), tunnel(IpFamily::V6, "flat6.1")],
+        peers: BTreeSet::from([
+            peer(set(1, IpFamily::V4), "192.168.33.12", "10.100.5.0/24"),
+            peer(set(1, IpFamily::V6), "fd33::12", "fd00:0:0:5::/64"),
+        ]),
+    }
+}
+
+/// IPv4 by direct routes, with neither masquerading nor a subnet yet.
+fn direct() -> FirewallNetwork {
+    FirewallNetwork {
+        name: "blue".parse().unwrap(),
+        cidrs: prefixes(&["10.200.0.0/16"]),
+        own: Vec::new(),
+        masquerade: false,
+        tunnels: Vec::new(),
+        peers: BTreeSet::new(),
+    }
+}
+
+fn rules(
+    networks: &[FirewallNetwork],
+    variant: IptablesVariant,
+    family: IpFamily,
+    chain: IptablesChain,
+) -> Vec<String> {
+    let dropping = BTreeSet::from([DroppingChain { variant, family, chain }]);
+    iptables(networks, &dropping)
+        .iter()
+        .inspect(|(key, _)| assert_eq!((key.variant, key.family, key.chain), (variant, family, chain)))
+        .map(|(key, rule)| format!("{} {}", key.comment, rule.matches.join(" ")))
+        .collect()
+}
+
+/// The whole table as a person would load it. A change here is a change of what hosts let through.
+#[test]
+fn the_table_reads_as_recorded() {
+    let body = ruleset(&[dual(), direct()], device("eth0")).0.body;
+    let recorded = include_str!("tests/table.nft");
+    assert!(body == recorded, "tests/table.nft says:\n{recorded}\nbut now it is:\n{body}");
+}
+
+#[test]
+fn without_a_network_there_is_no_table() {
+    assert_eq!(ruleset(&[], device("eth0")), (Ruleset { body: String::new() }, BTreeSet::new()));
+}
+
+#[test]
+fn an_element_that_its_set_could_not_hold_is_left_out() {
+    let mut network = dual();
+    let good = network.peers.clone();
+    network.peers.extend([
+        peer(set(1, IpFamily::V4), "fd33::13", "10.100.6.0/24"),
+        peer(set(1, IpFamily::V4), "192.168.33.13", "fd00:0:0:6::/64"),
+        peer(set(2, IpFamily::V4), "192.168.33.14", "10.100.7.0/24"),
+    ]);
+    assert_eq!(ruleset(&[network], device("eth0")).1, good);
+}
+
+#[test]
+fn peers_do_not_change_the_text() {
+    let mut more = dual();
+    more.peers.clear();
+    assert_eq!(ruleset(&[more], device("eth0")).0, ruleset(&[dual()], device("eth0")).0);
+}
+
+#[test]
+fn prefixes_that_overlap_are_merged_because_nft_refuses_them() {
+    let overlapping = prefixes(&["10.1.2.3/16", "10.1.0.0/17", "10.0.0.0/16", "fd00::/48", "192.0.2.0/24"]);
+    assert_eq!(anonymous_set(&overlapping, IpFamily::V4).unwrap(), "{ 10.0.0.0/15, 192.0.2.0/24 }");
+    assert_eq!(anonymous_set(&overlapping, IpFamily::V6).unwrap(), "{ fd00::/48 }");
+    assert_eq!(anonymous_set(&prefixes(&["10.0.0.0/8"]), IpFamily::V6), None);
+}
+
+#[test]
+fn every_comment_fits_what_the_kernel_keeps() {
+    /// Bytes: nft refuses a longer one (`NFTNL_UDATA_COMMENT_MAXLEN`), and with it the whole table.
+    const LONGEST: usize = 128;
+    let mut network = dual();
+    network.name = "n".repeat(63).parse().unwrap();
+    let body = ruleset(&[network, direct()], device("eth0")).0.body;
+    let comments: Vec<&str> = body.split("comment \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(comments.len() > 5, "{body}");
+    for comment in comments {
+        assert!(comment.len() <= LONGEST, "{} bytes: {comment}", comment.len());
+    }
+}
+
+#[test]
+fn a_chain_that_cannot_drop_needs_no_rule() {
+    assert_eq!(iptables(&[dual(), direct()], &BTreeSet::new()), Default::default());
+}
+
+#[test]
+fn a_forward_chain_that_drops_needs_the_network_and_the_way_out_and_back() {
+    for variant in [IptablesVariant::Nft, IptablesVariant::Legacy] {
+        assert_eq!(
+            rules(&[dual(), direct()], variant, IpFamily::V4, IptablesChain::Forward),
+            [
+                "flatnet:blue -s 10.200.0.0/16 -d 10.200.0.0/16",
+                "flatnet:default -s 10.100.0.0/16 -d 10.100.0.0/16",
+                "flatnet:default:back -d 10.100.4.0/24 -m conntrack --ctstate RELATED,ESTABLISHED",
+                "flatnet:default:out -s 10.100.4.0/24",
+            ]
+        );
+        assert_eq!(
+            rules(&[dual(), direct()], variant, IpFamily::V6, IptablesChain::Forward),
+            [
+                "flatnet:default -s fd00::/48 -d fd00::/48",
+                "flatnet:default:back -d fd00:0:0:4::/64 -m conntrack --ctstate RELATED,ESTABLISHED",
+                "flatnet:default:out -s fd00:0:0:4::/64",
+            ]
+        );
+    }
+}
+
+#[test]
+fn an_input_chain_that_drops_needs_the_tunnel_port_of_that_family_only() {
+    let mut network = dual();
+    network.tunnels.truncate(1);
+    let of = |family| rules(&[network.clone(), direct()], IptablesVariant::Nft, family, IptablesChain::Input);
+    assert_eq!(of(IpFamily::V4), ["flatnet:default:tunnel -p udp -m udp --dport 8472"]);
+    assert_eq!(of(IpFamily::V6), [""; 0]);
+}
+
+#[test]
+fn two_rules_of_one_purpose_are_told_apart() {
+    let mut network = direct();
+    network.own = prefixes(&["10.200.1.0/24", "10.200.3.0/24"]);
+    let rules = rules(&[network], IptablesVariant::Nft, IpFamily::V4, IptablesChain::Forward);
+    assert!(rules.contains(&"flatnet:blue:out -s 10.200.1.0/24".to_owned()), "{rules:?}");
+    assert!(rules.contains(&"flatnet:blue:out.1 -s 10.200.3.0/24".to_owned()), "{rules:?}");
+}
