@@ -87,6 +87,7 @@ struct Run {
     remember_at: Duration,
     started: Instant,
     suspect: bool,
+    followed: bool,
 }
 
 impl<S: Store> LeaseKeeper<S> {
@@ -102,6 +103,7 @@ impl<S: Store> LeaseKeeper<S> {
             remember_at: Duration::ZERO,
             started: Instant::now(),
             suspect: false,
+            followed: false,
         };
         loop {
             let until = self.step(&mut run).await;
@@ -163,6 +165,11 @@ impl<S: Store> LeaseKeeper<S> {
             run.machine.store_went_back();
         }
         run.suspect = suspect;
+        let followed = view.connection == Connection::Connected;
+        if followed && !run.followed {
+            run.machine.store_is_back();
+        }
+        run.followed = followed;
         let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
         run.config_problem = problem;
         let wanted = match self.publication(config.as_ref()) {

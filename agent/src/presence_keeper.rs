@@ -16,6 +16,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// Longest wait: presence must be back well within its own time to live.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
+/// Renewals after which the key is looked at again, once a minute: its lease can live on without it, when somebody
+/// deleted it or a backup was put back.
+const ANNOUNCE_EVERY: u32 = 12;
+
 /// Whether this node may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
@@ -62,13 +66,13 @@ impl<S: Store> PresenceKeeper<S> {
         self.state.subscribe()
     }
 
-    /// Announces and keeps alive, for ever; ends the agent if the state directory was copied.
+    /// Announces and keeps alive, for ever, and looks at the key again now and then; ends the agent if the state directory was copied.
     pub async fn run(self) {
         let mut random = self.random.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             match self.announce_and_keep(&mut backoff).await {
-                Ok(never) => match never {},
+                Ok(()) => {}
                 Err(PresenceError::Cloned { node, name, .. }) => {
                     let failure = Failure::new(
                         Exit::Conflict,
@@ -87,13 +91,13 @@ impl<S: Store> PresenceKeeper<S> {
         }
     }
 
-    async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, PresenceError> {
+    async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<(), PresenceError> {
         let mut random = self.random.clone();
         let announced = presence::announce(self.store.as_ref(), &self.owner).await?;
         *self.held.lock().await = Some(announced);
-        self.state.send_replace(Presence::Confirmed);
+        self.state.send_if_modified(|state| std::mem::replace(state, Presence::Confirmed) != Presence::Confirmed);
         backoff.reset();
-        loop {
+        for _ in 0..ANNOUNCE_EVERY {
             tokio::time::sleep(PRESENCE_TTL / 3).await;
             // A store that is away for a moment does not end the presence; only its lease being gone does.
             while let Err(error) = presence::keep_alive(self.store.as_ref(), &announced).await {
@@ -104,6 +108,7 @@ impl<S: Store> PresenceKeeper<S> {
             }
             backoff.reset();
         }
+        Ok(())
     }
 
     /// Ends the presence. Call after [`Self::run`] was stopped.

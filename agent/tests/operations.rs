@@ -9,6 +9,8 @@ use std::path::Path;
 const BEFORE_A_CODE: [&str; 3] = ["Problem::new(", "Refusal::failed(", "Refusal::unreachable("];
 /// In the lease keeper's table of problems a code begins an arm's value.
 const BEFORE_A_LEASE_CODE: [&str; 2] = ["=>", "const MOVED: &str ="];
+/// A code with a name of its own.
+const BEFORE_A_NAMED_CODE: [&str; 1] = ["const UNWRITABLE: &str ="];
 const BEFORE_A_CHECK: [&str; 4] = ["Check::ok(", "Check::warning(", "Check::failure(", "const NAME: &str ="];
 
 fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
@@ -61,6 +63,7 @@ fn every_problem_code_is_documented() {
     let mut codes = BTreeSet::new();
     for (file, text) in all_sources() {
         literals(&text, &BEFORE_A_CODE, &mut codes);
+        literals(&text, &BEFORE_A_NAMED_CODE, &mut codes);
         if file.ends_with("lease_keeper/problems.rs") {
             literals(&text, &BEFORE_A_LEASE_CODE, &mut codes);
         }

@@ -245,6 +245,11 @@ impl LeaseMachine {
         }
     }
 
+    /// The store answers again after it was away: what waited for that is due now.
+    pub fn store_is_back(&mut self) {
+        self.succeeded();
+    }
+
     /// Somebody decided to give the subnets up: takes any free one.
     pub fn renumber(&mut self) {
         *self = Self::new(None);

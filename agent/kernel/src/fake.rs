@@ -202,7 +202,8 @@ impl Inner {
         };
         match done {
             Ok(()) => OpOutcome::Done,
-            Err(errno) if op.action == Action::Delete && is_absence(errno) => OpOutcome::Done,
+            // What an injected failure claims to be absent is there.
+            Err(errno) if op.action == Action::Delete && struck.is_none() && is_absence(errno) => OpOutcome::Done,
             Err(errno) => OpOutcome::Failed(OpError {
                 action: op.action,
                 object: op.object.to_string(),

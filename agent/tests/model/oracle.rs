@@ -122,7 +122,7 @@ fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), 
             .filter(|port| port.name == *keys.network())
             .any(|port| port.holding.borrow().held.is_some() && port.view.borrow().suspect.is_some())
     });
-    if !there && !removed && known {
+    if !there && !removed && known && !world.went_back_young {
         return Err(format!("{} is lost although a node knows it", keys.config()));
     }
     Ok(())
@@ -156,6 +156,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     let facts = slot.kernel.facts(&[]).await.map_err(|error| error.to_string())?;
     let source = running.node.status();
     let mut codes = BTreeSet::new();
+    let mut may = BTreeSet::new();
     let mut held = Vec::new();
     let mut starting = false;
     // Whether it is in the way depends on the networks' identifiers; that it is there is enough to be allowed to say so.
@@ -182,8 +183,10 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
             }
             None => {
                 starting = true;
-                if !left_by_flanneld {
-                    without_lease(&state, &mut codes)?;
+                match without_lease(&state) {
+                    Ok(code) => codes.extend(code),
+                    Err(_) if left_by_flanneld => {}
+                    Err(why) => return Err(why),
                 }
                 held.push(None);
             }
@@ -217,7 +220,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     for (network, held) in world.networks.iter().zip(&held) {
         if let Some((own, config, state)) = held {
             let wanted = backend::publication(node, network.keys.network(), config, &underlay);
-            own_lease(node, *own, state, wanted.ok().as_ref(), &mut codes)?;
+            own_lease(node, *own, state, wanted.ok().as_ref(), &mut codes, &mut may)?;
         }
     }
     let wanted = desired(&HostInput { node, underlay: &underlay, facts: &facts, networks: &inputs });
@@ -230,18 +233,24 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     if !starting {
         same(&wanted.state, &kernel, blocked)?;
     }
-    said(&source.status(), &codes, starting, left_by_flanneld)
+    if left_by_flanneld {
+        may.insert("flannel-device".to_owned());
+        if starting && codes.remove("subnets-exhausted") {
+            // Which of the two it says depends on which network the device is in the way of.
+            may.insert("subnets-exhausted".to_owned());
+        }
+    }
+    said(&source.status(), &codes, &may, starting)
 }
 
 /// There is no lease for a reason.
-fn without_lease(state: &NetworkState, codes: &mut BTreeSet<String>) -> Result<(), String> {
-    let Some(config) = state.valid_config() else { return Ok(()) };
+fn without_lease(state: &NetworkState) -> Result<Option<String>, String> {
+    let Some(config) = state.valid_config() else { return Ok(None) };
     let leased: Vec<IpNet> = state.leases.keys().flat_map(SubnetKey::iter).collect();
     if config.pools().all(|pool| ipam::choose(pool, &leased, &[], 0).is_ok()) {
         return Err(format!("no lease although one of {} is free", config.pools().count()));
     }
-    codes.insert("subnets-exhausted".to_owned());
-    Ok(())
+    Ok(Some("subnets-exhausted".to_owned()))
 }
 
 /// The store has what the node holds, with what the node is reached by; or the node says that it has not.
@@ -251,6 +260,7 @@ fn own_lease(
     state: &NetworkState,
     wanted: Option<&flatnet_model::Publication>,
     codes: &mut BTreeSet<String>,
+    may: &mut BTreeSet<String>,
 ) -> Result<(), String> {
     match state.leases.values().find(|lease| lease.is_owned_by(node)) {
         Some(lease) if lease.subnets != own => Err(format!("it holds {own}, the store says {}", lease.subnets)),
@@ -259,7 +269,9 @@ fn own_lease(
         }
         Some(_) => Ok(()),
         None if state.leases.keys().any(|other| overlap(other, &own)) => {
-            codes.insert("subnet-lost".to_owned());
+            // Without a configuration nobody claims anything, and so may not find out.
+            let said = if state.valid_config().is_some() { codes } else { may };
+            said.insert("subnet-lost".to_owned());
             Ok(())
         }
         // Without a configuration nobody claims anything.
@@ -306,20 +318,20 @@ fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(),
     }
 }
 
-/// Status says just what is wrong.
+/// Status says what is wrong: all of `codes`, perhaps some of `may`, and nothing else.
 fn said(
     status: &flatnet_proto::agent::v1::Status,
     codes: &BTreeSet<String>,
+    may: &BTreeSet<String>,
     starting: bool,
-    left_by_flanneld: bool,
 ) -> Result<(), String> {
-    let mut found: BTreeSet<String> = status.problems.iter().map(|problem| problem.code.clone()).collect();
-    let flannel_said = left_by_flanneld && found.remove("flannel-device");
-    if found != *codes {
+    let found: BTreeSet<String> = status.problems.iter().map(|problem| problem.code.clone()).collect();
+    let allowed: BTreeSet<String> = codes.union(may).cloned().collect();
+    if !found.is_superset(codes) || !found.is_subset(&allowed) {
         let messages: Vec<&str> = status.problems.iter().map(|problem| problem.message.as_str()).collect();
         return Err(format!("it says {found:?} and should say {codes:?}: {messages:?}"));
     }
-    let wanted = match (starting, codes.is_empty() && !flannel_said) {
+    let wanted = match (starting, found.is_empty()) {
         (true, _) => "starting",
         (false, true) => "converged",
         (false, false) => "degraded",

@@ -36,7 +36,7 @@ pub fn one(seed: u64, mutant: Mutant) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
-        .event_interval(1)
+        .event_interval(7)
         .build()
         .unwrap();
     runtime.block_on(async {

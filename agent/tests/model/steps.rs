@@ -7,7 +7,7 @@ use flatnet_controlplane::store::memory::{Fault, Link};
 use flatnet_core::object::{Foreign, NexthopId, RouteKey};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_kernel::fake::Strike;
-use flatnet_model::{BackendData, BackendKind, IfName, Mac, Publication, SubnetKey, Vni};
+use flatnet_model::{BackendData, BackendKind, IfName, Mac, Publication, Revision, SubnetKey, Vni};
 use ipnet::IpNet;
 
 use crate::oracle;
@@ -75,20 +75,21 @@ async fn step(world: &mut World) {
         43..45 => everybody(world),
         45..48 => compact(world),
         48..51 => {
+            go_back(world, 1).await;
             world.trace.say("store wiped");
-            world.went_back = true;
             world.store.wipe();
         }
         51..54 => {
             world.trace.say("store backed up");
             let backup = world.store.backup();
-            world.backups.push(backup);
+            world.backups.push((world.store.revision(), backup));
         }
         54..57 => {
             if !world.backups.is_empty() {
                 let backup = world.chance.pick(&world.backups);
+                let (revision, backup) = backup;
+                go_back(world, revision).await;
                 world.trace.say("store restored");
-                world.went_back = true;
                 world.store.restore(&backup);
             }
         }
@@ -113,6 +114,27 @@ async fn step(world: &mut World) {
         93..97 => plant(world, index),
         97..99 => expire(world),
         _ => renumber(world, index).await,
+    }
+}
+
+/// The store is about to go back to `revision`: a store with so few changes that it could grow past where it was in no time
+/// is away for as long as exchanging a cluster's data takes.
+async fn go_back(world: &mut World, revision: Revision) {
+    /// More than all agents write when they come back.
+    const FEW: Revision = 30;
+    const AWAY: Duration = Duration::from_secs(6);
+    world.went_back = true;
+    if world.store.revision() >= revision + FEW {
+        return;
+    }
+    world.went_back_young = true;
+    let links: Vec<Link> = world.slots.iter().map(|slot| slot.client.link()).collect();
+    for slot in &world.slots {
+        slot.client.set_link(Link::Down);
+    }
+    tokio::time::sleep(AWAY).await;
+    for (slot, link) in world.slots.iter().zip(links) {
+        slot.client.set_link(link);
     }
 }
 
@@ -470,7 +492,7 @@ async fn settle(world: &mut World) -> Result<(), String> {
     /// Beyond the lease's time: the longest waits between tries (30 s for a lease and for a kernel) and the latest
     /// transaction (15 s), twice over.
     const SLACK: Duration = Duration::from_secs(150);
-    const LOOK: Duration = Duration::from_secs(2);
+    const LOOK: Duration = Duration::from_secs(5);
     let mut left = world.ttl * 2 + SLACK;
     let mut why = loop {
         world.pass(LOOK).await?;

@@ -99,10 +99,13 @@ pub struct World {
     pub ttl: Duration,
     /// What happened.
     pub trace: Trace,
-    /// Copies of the store.
-    pub backups: Vec<Backup>,
+    /// Copies of the store, each with its revision.
+    pub backups: Vec<(Revision, Backup)>,
     /// Whether the store ever went back.
     pub went_back: bool,
+    /// Whether it did so while it had seen so little that it may have grown past that before anybody looked: then nobody
+    /// can tell that a configuration is missing because the store was wiped.
+    pub went_back_young: bool,
     /// Networks whose configuration an operator took away, with the revision at which.
     pub removed: BTreeSet<NetworkName>,
     seed: u64,
@@ -147,6 +150,7 @@ impl World {
             trace,
             backups: Vec::new(),
             went_back: false,
+            went_back_young: false,
             removed: BTreeSet::new(),
             seed,
             dir,

@@ -101,6 +101,12 @@ impl MemoryStore {
         self.client.link.send_replace(link);
     }
 
+    /// This client's way to the store.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        *self.client.link.borrow()
+    }
+
     /// Forgets the history before `revision`.
     pub fn compact(&self, revision: Revision) {
         self.change(|data| data.compact(revision));
@@ -156,14 +162,20 @@ impl MemoryStore {
         self.change(|data| data.dump())
     }
 
-    /// Runs `f` on the settled data and wakes the watches.
+    /// Runs `f` on the settled data, and wakes the watches if there is something for them.
     fn change<T>(&self, f: impl FnOnce(&mut Data) -> T) -> T {
-        let result = {
+        let (result, news) = {
             let mut data = lock(&self.shared.data);
+            let before = (data.version(), data.next_due());
             data.settle(Instant::now());
-            f(&mut data)
+            let result = f(&mut data);
+            let sooner = data.next_due().is_some_and(|due| before.1.is_none_or(|before| due < before));
+            (result, data.version() != before.0 || sooner)
         };
-        self.shared.changed.send_modify(|count| *count = count.wrapping_add(1));
+        // Reading wakes nobody.
+        if news {
+            self.shared.changed.send_modify(|count| *count = count.wrapping_add(1));
+        }
         result
     }
 

@@ -88,6 +88,11 @@ impl Data {
         self.epoch
     }
 
+    /// Another one whenever a watch may have something to say.
+    pub(super) fn version(&self) -> (Revision, u64, Revision) {
+        (self.revision, self.epoch, self.compacted)
+    }
+
     pub(super) fn dump(&self) -> BTreeMap<Vec<u8>, KeyValue> {
         self.kvs.clone()
     }
