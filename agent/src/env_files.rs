@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use flatnet_core::env_file::EnvFile;
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::NetworkName;
 use tokio::sync::watch;
 
@@ -71,7 +71,7 @@ fn write(target: &Target, text: &str) -> Result<(), Problem> {
     // World-readable, as flannel's: container runtimes' wrappers read it.
     state_dir::replace(&target.path, text.as_bytes(), 0o644).map_err(|error| {
         Problem::new(
-            "env-file-unwritable",
+            ProblemCode::EnvFileUnwritable,
             format!("the env file of network {network} cannot be written: {}", chain(&error)),
             "free space or make the directory writable; container runtimes start with what was there before",
             target.path.display(),

@@ -16,7 +16,7 @@ use flatnet_controlplane::store::{Store, StoreError};
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseMachine, LeaseState, Seen};
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{IpFamily, NetworkConfig, Owner, Publication, SubnetKey};
@@ -30,8 +30,6 @@ use crate::reconciler::Outcome;
 use crate::report::{Failure, chain};
 use crate::state_dir::StateDir;
 
-/// The code of a subnet that cannot be written down.
-const UNWRITABLE: &str = "subnet-unwritable";
 /// How long after a full disk the next try follows: somebody who makes room looks whether it helped.
 const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
 
@@ -363,7 +361,7 @@ impl<S: Store> LeaseKeeper<S> {
     fn renumber(&mut self, run: &mut Run) -> Result<(), String> {
         match run.machine.state() {
             LeaseState::TakenByOther { .. } => {}
-            _ if run.attempt_problem.as_ref().is_some_and(|problem| problem.code == problems::MOVED) => {}
+            _ if run.attempt_problem.as_ref().is_some_and(|problem| problem.code == ProblemCode::SubnetOutside) => {}
             // Another network's loss is not this one's.
             _ => return Ok(()),
         }
@@ -415,7 +413,7 @@ impl<S: Store> LeaseKeeper<S> {
         self.remember_config(config);
         written.err().map(|error| {
             Problem::new(
-                UNWRITABLE,
+                ProblemCode::SubnetUnwritable,
                 format!("the subnet of network {network} cannot be remembered: {}", chain(&error)),
                 "free space in the state directory; without it this node may get another subnet after its lease expired",
                 network,
@@ -425,7 +423,7 @@ impl<S: Store> LeaseKeeper<S> {
 
     /// Tries again to write down what the disk had no room for; `until`, or before that when the next try is due.
     fn remember_again(&self, run: &mut Run, until: Option<Duration>) -> Option<Duration> {
-        if run.attempt_problem.as_ref().is_none_or(|problem| problem.code != UNWRITABLE) {
+        if run.attempt_problem.as_ref().is_none_or(|problem| problem.code != ProblemCode::SubnetUnwritable) {
             return until;
         }
         let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flatnet_controlplane::snapshot;
 use flatnet_controlplane::watch::Source;
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use tokio::sync::watch;
 
@@ -56,7 +56,7 @@ async fn write(dir: Arc<StateDir>, keys: NetworkKeys, bytes: Vec<u8>) -> Option<
         Err(error) => error.to_string(),
     };
     Some(Problem::new(
-        "snapshot-unwritable",
+        ProblemCode::SnapshotUnwritable,
         format!("the last view of network {network} cannot be kept on disk: {error}"),
         "free space in the state directory; without it an agent that starts while the store is away knows no peers",
         network,

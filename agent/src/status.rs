@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use flatnet_controlplane::watch::{Connection, NetworkView};
 use flatnet_core::desired::{NetworkOutcome, PeerOutcome};
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::state::ConfigState;
 use flatnet_model::{IpFamily, NetworkConfig, NodeId};
 use flatnet_proto::agent::v1 as wire;
@@ -89,7 +89,12 @@ impl StatusSource {
 }
 
 fn problem(problem: Problem) -> wire::Problem {
-    wire::Problem { code: problem.code, message: problem.message, hint: problem.hint, object: problem.object }
+    wire::Problem {
+        code: problem.code.to_string(),
+        message: problem.message,
+        hint: problem.hint,
+        object: problem.object,
+    }
 }
 
 fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
@@ -98,13 +103,13 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
     match &view.connection {
         Connection::Connected => {}
         Connection::Connecting => problems.push(Problem::new(
-            "store-connecting",
+            ProblemCode::StoreConnecting,
             "the store has not answered yet",
             "if this stays: check the endpoint, and that etcd runs there and has a leader",
             name,
         )),
         Connection::Lost { reason } => problems.push(Problem::new(
-            "store-unreachable",
+            ProblemCode::StoreUnreachable,
             format!("the store does not answer: {reason}"),
             "the datapath goes on with the last known peers; check the endpoint, and that etcd runs there and has a leader",
             name,
@@ -113,13 +118,13 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
     let followed = view.connection == Connection::Connected;
     match &view.state.config {
         ConfigState::Missing if followed => problems.push(Problem::new(
-            "no-config",
+            ProblemCode::NoConfig,
             format!("network {name} has no configuration in the store"),
             format!("create it: agent network create {name} --cidr 10.100.0.0/16, or join with --init"),
             name,
         )),
         ConfigState::Invalid(reason) => problems.push(Problem::new(
-            "config-invalid",
+            ProblemCode::ConfigInvalid,
             format!("network {name} has a configuration that cannot be used: {reason}"),
             format!("correct it: agent network update {name} …"),
             name,
@@ -128,7 +133,7 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
     }
     if let Some(suspect) = &view.suspect {
         problems.push(Problem::new(
-            "store-suspect",
+            ProblemCode::StoreSuspect,
             &suspect.reason,
             "nothing is removed until the other nodes have claimed their subnets again; check whether etcd was wiped or restored",
             name,
@@ -136,7 +141,7 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
     }
     problems.extend(view.state.rejected.iter().map(|(key, reason)| {
         Problem::new(
-            "key-rejected",
+            ProblemCode::KeyRejected,
             format!("{key} is skipped: {reason}"),
             "remove or correct that key in the store",
             key,

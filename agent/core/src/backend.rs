@@ -21,7 +21,7 @@ use crate::object::{
     AddressKey, FdbKey, IptablesKey, IptablesRule, KernelState, Link, NeighbourKey, NextHop, Nexthop, NexthopId,
     PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl,
 };
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 pub use vxlan::vtep_mac;
@@ -91,7 +91,7 @@ pub struct Built {
 pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
     if let BackendConfig::Unsupported(kind) = &config.backend {
         return Err(Problem::new(
-            "backend-unsupported",
+            ProblemCode::BackendUnsupported,
             format!("network {name}: the backend {:?} is not supported", kind.as_str()),
             "supported are vxlan and host-gw: agent network update NAME --backend vxlan",
             name,
@@ -100,7 +100,7 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
     for family in IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()) {
         if underlay.address(family).is_none() {
             return Err(Problem::new(
-                "underlay-family",
+                ProblemCode::UnderlayFamily,
                 format!("network {name} has {family}, but the underlay {} has no {family} address", underlay.device),
                 format!(
                     "give {} an {family} address, choose another interface with --iface, or leave {family} out of the network",
@@ -111,7 +111,7 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
         }
         if config.backend == BackendConfig::HostGw && underlay.address(family) != underlay.public_address(family) {
             return Err(Problem::new(
-                "public-ip-host-gw",
+                ProblemCode::PublicIpHostGw,
                 format!("network {name}: host-gw cannot publish an address that is not the one of {}", underlay.device),
                 "leave out --public-ip and --public-ipv6, or use the backend vxlan",
                 name,
@@ -229,7 +229,7 @@ fn fitting_mtu(
 ) -> Result<Mtu, Problem> {
     let too_small = || {
         Problem::new(
-            "underlay-mtu",
+            ProblemCode::UnderlayMtu,
             format!(
                 "network {}: the underlay {} has an MTU of {} bytes, too small for {family} with {} bytes of headers",
                 ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
@@ -242,7 +242,7 @@ fn fitting_mtu(
     let mtu = match configured {
         Some(configured) if configured > fits => {
             problems.push(Problem::new(
-                "mtu-too-large",
+                ProblemCode::MtuTooLarge,
                 format!(
                     "network {}: the configured MTU {configured} does not fit {} ({} bytes less {} of headers); {fits} is used",
                     ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
@@ -260,7 +260,7 @@ fn fitting_mtu(
     }
     Err(match configured {
         Some(configured) if configured == mtu => Problem::new(
-            "mtu-too-small",
+            ProblemCode::MtuTooSmall,
             format!(
                 "network {}: the configured MTU {configured} is too small for IPv6 (RFC 8200: 1280 bytes)",
                 ctx.name

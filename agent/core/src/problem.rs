@@ -1,14 +1,16 @@
 //! What is wrong, said so that somebody woken at night can act on it.
 
+mod code;
+
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+pub use code::ProblemCode;
 
 /// One problem: stable code, one sentence, what to do, and the object concerned.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Stable and documented, kebab-case: people alert on it.
-    pub code: String,
+    /// What kind of problem.
+    pub code: ProblemCode,
     /// What is wrong, in one sentence.
     pub message: String,
     /// What to do about it.
@@ -19,7 +21,12 @@ pub struct Problem {
 
 impl Problem {
     /// A problem that concerns `object`.
-    pub fn new(code: &str, message: impl Into<String>, hint: impl Into<String>, object: impl fmt::Display) -> Self {
-        Self { code: code.to_owned(), message: message.into(), hint: hint.into(), object: object.to_string() }
+    pub fn new(
+        code: ProblemCode,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+        object: impl fmt::Display,
+    ) -> Self {
+        Self { code, message: message.into(), hint: hint.into(), object: object.to_string() }
     }
 }

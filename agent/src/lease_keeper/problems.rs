@@ -1,15 +1,12 @@
 //! What is wrong with a lease, in words.
 
 use flatnet_controlplane::allocate::AcquireError;
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkConfig, SubnetKey};
 
 use crate::networks::Held;
 use crate::report::{Exit, Failure};
-
-/// The code of a subnet that the network no longer has.
-pub(super) const MOVED: &str = "subnet-outside";
 
 const RENUMBER: &str = "containers here go on with the old addresses; when they may change: agent leave --renumber";
 
@@ -21,16 +18,18 @@ pub(super) fn acquire(keys: &NetworkKeys, error: &AcquireError) -> Option<Proble
         AcquireError::Busy(_) => return None,
         AcquireError::Taken { subnets, by } => return Some(taken(keys, *subnets, &by.name)),
         AcquireError::Exhausted(_) => (
-            "subnets-exhausted",
+            ProblemCode::SubnetsExhausted,
             "waiting for one to be given back; remove dead hosts' leases or widen the network".to_owned(),
         ),
-        AcquireError::Moved { .. } => (MOVED, RENUMBER.to_owned()),
-        AcquireError::Outside { .. } => ("subnet-outside", "ask for a subnet that the network hands out".to_owned()),
+        AcquireError::Moved { .. } => (ProblemCode::SubnetOutside, RENUMBER.to_owned()),
+        AcquireError::Outside { .. } => {
+            (ProblemCode::SubnetOutside, "ask for a subnet that the network hands out".to_owned())
+        }
         AcquireError::WantedTaken { .. } => {
-            ("subnet-taken", format!("choose another --subnet: agent network inspect {network}"))
+            (ProblemCode::SubnetTaken, format!("choose another --subnet: agent network inspect {network}"))
         }
         AcquireError::SamePublicIp { .. } => (
-            "public-ip-conflict",
+            ProblemCode::PublicIpConflict,
             "two hosts cannot receive at one address: name this host's own with --iface or --public-ip".to_owned(),
         ),
     };
@@ -41,7 +40,7 @@ pub(super) fn acquire(keys: &NetworkKeys, error: &AcquireError) -> Option<Proble
 pub(super) fn taken(keys: &NetworkKeys, subnets: SubnetKey, by: &str) -> Problem {
     let network = keys.network();
     Problem::new(
-        "subnet-lost",
+        ProblemCode::SubnetLost,
         format!("network {network}: this node's subnet {subnets} was taken by {by}"),
         RENUMBER,
         subnets,
@@ -54,7 +53,7 @@ pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -
     let ranges: Vec<String> =
         stored.pools().map(|pool| format!("{} in /{}", pool.network(), pool.subnet_len())).collect();
     Problem::new(
-        "network-changed",
+        ProblemCode::NetworkChanged,
         format!(
             "network {network} was changed to {}: this node's subnet {} does not fit it",
             ranges.join(" and "),

@@ -9,7 +9,7 @@ use flatnet_core::drift::drift;
 use flatnet_core::object::{Dump, KernelState, LinkKind, SetName};
 use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
 use flatnet_model::{BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, Vni};
@@ -120,7 +120,7 @@ impl<K: Kernel> Reconciler<K> {
             Ok(underlay) => self.underlay = Some(underlay),
             Err(error) => {
                 let device = self.underlay.as_ref().map_or_else(String::new, |underlay| underlay.device.to_string());
-                problems.push(Problem::new("underlay-missing", error.to_string(), error.hint(), device));
+                problems.push(Problem::new(ProblemCode::UnderlayMissing, error.to_string(), error.hint(), device));
             }
         }
         for port in &mut self.ports {
@@ -155,7 +155,7 @@ impl<K: Kernel> Reconciler<K> {
                     let resolution = view.state.resolve(&held.config);
                     problems.extend(resolution.refused.iter().map(|refused| {
                         Problem::new(
-                            "lease-refused",
+                            ProblemCode::LeaseRefused,
                             format!("the lease {} does not hold: {}", refused.subnets, refused.reason),
                             "remove or correct that key in the store",
                             refused.subnets,
@@ -280,7 +280,7 @@ impl<K: Kernel> Reconciler<K> {
         self.outcome.send_modify(|outcome| {
             for problem in done.problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
                 tracing::warn!(
-                    code = problem.code,
+                    code = problem.code.as_str(),
                     object = problem.object,
                     hint = problem.hint,
                     "{}",
@@ -314,7 +314,7 @@ impl<K: Kernel> Reconciler<K> {
     fn unreadable(&mut self, error: &KernelError) {
         self.known = None;
         let problem = Problem::new(
-            "kernel-unreadable",
+            ProblemCode::KernelUnreadable,
             chain(error),
             "the agent tries again by itself; if it stays, it may lack CAP_NET_ADMIN",
             error.what,
@@ -365,7 +365,7 @@ fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
 /// The problem of such a device that is not to be taken over.
 fn left_by_flanneld(device: IfName, what: &str) -> Problem {
     Problem::new(
-        "flannel-device",
+        ProblemCode::FlannelDevice,
         format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),
         "stop flanneld on this host, then join with --take-over: the subnet is kept",
         device,
@@ -374,7 +374,7 @@ fn left_by_flanneld(device: IfName, what: &str) -> Problem {
 
 fn refused(error: &flatnet_core::op::OpError) -> Problem {
     Problem::new(
-        "kernel-refused",
+        ProblemCode::KernelRefused,
         error.to_string(),
         "the agent tries again by itself; `agent doctor` looks for the usual causes",
         &error.object,
@@ -383,7 +383,7 @@ fn refused(error: &flatnet_core::op::OpError) -> Problem {
 
 fn in_the_way(conflict: &Conflict) -> Problem {
     Problem::new(
-        "foreign-object",
+        ProblemCode::ForeignObject,
         format!("{} is not ours and in the way: {}", conflict.object, conflict.found),
         "remove or rename it; if flanneld made it, stop flanneld and join with --take-over",
         &conflict.object,

@@ -224,7 +224,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         }
     }
     let wanted = desired(&HostInput { node, underlay: &underlay, facts: &facts, networks: &inputs });
-    codes.extend(wanted.problems.iter().map(|problem| problem.code.clone()));
+    codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));
     let kernel = slot.kernel.state();
     let blocked = !starting && in_the_way(slot, &wanted.state, &kernel);
     if blocked {
@@ -325,7 +325,7 @@ fn said(
     may: &BTreeSet<String>,
     starting: bool,
 ) -> Result<(), String> {
-    let found: BTreeSet<String> = status.problems.iter().map(|problem| problem.code.clone()).collect();
+    let found: BTreeSet<String> = status.problems.iter().map(|problem| problem.code.to_string()).collect();
     let allowed: BTreeSet<String> = codes.union(may).cloned().collect();
     if !found.is_superset(codes) || !found.is_subset(&allowed) {
         let messages: Vec<&str> = status.problems.iter().map(|problem| problem.message.as_str()).collect();

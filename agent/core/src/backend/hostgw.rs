@@ -6,7 +6,7 @@ use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::desired::{Path, Paths};
 use crate::object::NextHop;
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 /// The backend; it has no options.
@@ -52,7 +52,7 @@ fn paths(ctx: &NetworkCtx<'_>, peer: &Lease) -> Result<Paths, Refusal> {
         let outer = peer::admit(ctx, peer, family)?;
         if !peer::on_link(ctx, outer) {
             return Err(Refusal::unreachable(
-                "peer-off-link",
+                ProblemCode::PeerOffLink,
                 format!("{outer} is not on the link of {}: host-gw cannot route to it", ctx.underlay.device),
                 "host-gw needs all hosts on one link; use the backend vxlan (with DirectRouting, peers on this link keep \
                  plain routes)",

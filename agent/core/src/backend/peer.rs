@@ -6,7 +6,7 @@ use flatnet_model::{IpFamily, Lease};
 
 use super::NetworkCtx;
 use crate::desired::{Paths, PeerDecision, PeerOutcome};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 
 /// A peer that is not programmed, and whether somebody should be told.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) struct Refusal {
     /// One clause.
     reason: String,
     /// Code and hint of the problem; `None`: nothing is wrong.
-    problem: Option<(&'static str, &'static str)>,
+    problem: Option<(ProblemCode, &'static str)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,12 +32,12 @@ impl Refusal {
     }
 
     /// What it publishes cannot be used.
-    pub(super) fn failed(code: &'static str, reason: impl Into<String>, hint: &'static str) -> Self {
+    pub(super) fn failed(code: ProblemCode, reason: impl Into<String>, hint: &'static str) -> Self {
         Self { kind: RefusalKind::Failed, reason: reason.into(), problem: Some((code, hint)) }
     }
 
     /// Right in itself, but out of this backend's reach.
-    pub(super) fn unreachable(code: &'static str, reason: impl Into<String>, hint: &'static str) -> Self {
+    pub(super) fn unreachable(code: ProblemCode, reason: impl Into<String>, hint: &'static str) -> Self {
         Self { kind: RefusalKind::Unreachable, reason: reason.into(), problem: Some((code, hint)) }
     }
 
@@ -93,7 +93,7 @@ pub(super) fn decide_all(
     problems.append(&mut found);
     if more > 0 {
         problems.push(Problem::new(
-            "peers-refused",
+            ProblemCode::PeersRefused,
             format!("network {}: {more} more peers have problems", ctx.name),
             "agent peers lists them all",
             ctx.name,
@@ -111,21 +111,21 @@ pub(super) fn admit(ctx: &NetworkCtx<'_>, peer: &Lease, family: IpFamily) -> Res
     let field = if family == IpFamily::V4 { "PublicIP" } else { "PublicIPv6" };
     let Some(address) = peer.public_address(family) else {
         return Err(Refusal::failed(
-            "peer-no-address",
+            ProblemCode::PeerNoAddress,
             format!("it publishes no {field}"),
             "restart the peer's agent; a permanent peer: agent network peer add",
         ));
     };
     if !is_host(address) {
         return Err(Refusal::failed(
-            "peer-bad-address",
+            ProblemCode::PeerBadAddress,
             format!("its {field} {address} cannot be a host's"),
             "correct --public-ip on the peer",
         ));
     }
     if [ctx.underlay.address(family), ctx.underlay.public_address(family)].contains(&Some(address)) {
         return Err(Refusal::failed(
-            "duplicate-public-ip",
+            ProblemCode::DuplicatePublicIp,
             format!("its {field} {address} is this host's own"),
             "two hosts publish one address: give each its own with --public-ip or --iface; a left-over lease of this \
              host goes away by itself",
@@ -133,7 +133,7 @@ pub(super) fn admit(ctx: &NetworkCtx<'_>, peer: &Lease, family: IpFamily) -> Res
     }
     if let Some(overlay) = ctx.overlays.iter().find(|overlay| overlay.contains(&address)) {
         return Err(Refusal::failed(
-            "peer-inside-overlay",
+            ProblemCode::PeerInsideOverlay,
             format!("its {field} {address} is inside the network {overlay}"),
             "a tunnel cannot run through itself: correct --iface or --public-ip on the peer",
         ));

@@ -19,7 +19,7 @@ use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::desired::{Path, Paths};
 use crate::object::{AddressKey, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 /// The backend with its network's options.
@@ -46,7 +46,7 @@ impl Backend for Vxlan {
         }
         let Some(mtu) = tunnels.iter().map(|tunnel| tunnel.link.mtu).min() else {
             return Err(Problem::new(
-                "no-subnet",
+                ProblemCode::NoSubnet,
                 format!("network {}: this host's lease {} is of none of its families", ctx.name, ctx.own),
                 "agent leave --renumber takes a new one",
                 ctx.name,
@@ -106,7 +106,7 @@ impl Vxlan {
         own: IpNet,
         problems: &mut Vec<Problem>,
     ) -> Result<Tunnel, Problem> {
-        let internal = |message: String| Problem::new("internal", message, "report this as a bug", ctx.name);
+        let internal = |message: String| Problem::new(ProblemCode::Internal, message, "report this as a bug", ctx.name);
         let local = ctx.underlay.address(family).ok_or_else(|| internal(format!("no {family} underlay")))?;
         let device = device_name(self.0.vni, family).map_err(|error| internal(error.to_string()))?;
         let mtu = fitting_mtu(ctx, family, self.overhead(family), self.0.mtu, problems)?;
@@ -125,7 +125,7 @@ impl Vxlan {
         }
         let BackendData::Vxlan { vni, mac } = *peer.backend_data(tunnel.family) else {
             return Err(Refusal::failed(
-                "peer-no-vtep",
+                ProblemCode::PeerNoVtep,
                 "it publishes no VtepMAC",
                 "restart the peer's agent; a permanent peer needs DirectRouting and this link, or BackendData",
             ));
@@ -135,21 +135,21 @@ impl Vxlan {
         }
         if !mac.is_unicast() {
             return Err(Refusal::failed(
-                "peer-bad-mac",
+                ProblemCode::PeerBadMac,
                 format!("its VtepMAC {mac} cannot be a host's"),
                 "restart the peer's agent",
             ));
         }
         if mac == tunnel.own_mac {
             return Err(Refusal::failed(
-                "duplicate-mac",
+                ProblemCode::DuplicateMac,
                 format!("its VtepMAC {mac} is this host's own"),
                 "two hosts with one node id: remove the copied state directory on one of them and restart its agent",
             ));
         }
         if let Some((other, address)) = tunnel.claims.older(mac, peer, outer) {
             return Err(Refusal::failed(
-                "duplicate-mac",
+                ProblemCode::DuplicateMac,
                 format!("its VtepMAC {mac} is claimed by the older lease {other} at {address}"),
                 "two hosts with one node id: remove the copied state directory on one of them and restart its agent",
             ));

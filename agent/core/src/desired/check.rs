@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, first_address};
 use crate::facts::Interface;
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 
 /// The networks accepted so far.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), P
     for (a, b) in network.config.pools().flat_map(|a| other.config.pools().map(move |b| (a.network(), b.network()))) {
         if a.contains(&b) || b.contains(&a) {
             return Err(Problem::new(
-                "network-overlap",
+                ProblemCode::NetworkOverlap,
                 format!("network {} ({a}) overlaps network {} ({b}), which was joined first", network.name, other.name),
                 "give one of them another range, or do not join both on one host",
                 network.name,
@@ -82,7 +82,7 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
     // The VNI alone names the device, so two ports do not help.
     if a.vni == b.vni && IpFamily::BOTH.into_iter().any(both) {
         return Err(Problem::new(
-            "vni-conflict",
+            ProblemCode::VniConflict,
             format!("networks {} and {} both have VNI {}", other.name, network.name, a.vni),
             format!("agent network update {} --vni N, with an N no other network has", network.name),
             network.name,
@@ -97,7 +97,7 @@ fn own_inside(network: &NetworkInput<'_>) -> Result<(), Problem> {
         let inside = network.own.of(pool.family()).is_some_and(|own| pool.network().contains(&own));
         if !inside {
             return Err(Problem::new(
-                "own-subnet-outside",
+                ProblemCode::OwnSubnetOutside,
                 format!(
                     "network {}: this host's lease {} has no subnet of {}",
                     network.name,
@@ -143,7 +143,7 @@ fn interface_outside(
 
 fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet) -> Problem {
     Problem::new(
-        "network-covers-host",
+        ProblemCode::NetworkCoversHost,
         format!(
             "network {name} ({range}) covers {prefix}, the address of {}: programming it would cut this host off",
             interface.name
@@ -157,7 +157,7 @@ fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet
 /// wins on this host), but its containers are not reachable.
 fn left_over(name: &NetworkName, interface: &Interface, prefix: IpNet) -> Problem {
     Problem::new(
-        "stale-bridge",
+        ProblemCode::StaleBridge,
         format!("network {name}: {} has {prefix}, which is not this host's subnet", interface.name),
         "restart the container engine so that it reads subnet.env again",
         interface.name,

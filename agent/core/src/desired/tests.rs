@@ -9,6 +9,7 @@ use crate::diff::Prune;
 use crate::fixture::{NODE, codes, config, device, facts, interface, one, peer, underlay, vxlan, with};
 use crate::object::{Dump, LinkKind, RouteKey, RouteVia, Sysctl};
 use crate::plan::plan;
+use crate::problem::ProblemCode;
 
 /// The plan from an empty kernel, one operation a line.
 fn listing(desired: &Desired) -> String {
@@ -325,7 +326,12 @@ fn a_flood_of_bad_peers_is_summed_up() {
         .collect();
     let desired = one(&config(Some("10.100.0.0/16"), None, vxlan()), "10.100.1.0-24", &peers);
     assert_eq!(desired.problems.len(), 51);
-    assert!(desired.problems.iter().any(|problem| problem.code == "peers-refused" && problem.message.contains("149")));
+    assert!(
+        desired
+            .problems
+            .iter()
+            .any(|problem| problem.code == ProblemCode::PeersRefused && problem.message.contains("149"))
+    );
 }
 
 proptest! {

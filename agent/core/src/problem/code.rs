@@ -1,0 +1,137 @@
+//! The stable codes of problems.
+
+use std::fmt;
+
+/// Declares the codes together with the table of all of them, so that none can be left out.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// What kind of problem it is: stable and documented (`docs/operations.md`), kebab-case in JSON; people alert on it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum ProblemCode {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl ProblemCode {
+            /// Every code, in the order of the texts.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// As `status`, `/readyz` and the logs print it.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The network's backend is none of vxlan and host-gw.
+    BackendUnsupported = "backend-unsupported",
+    /// The network's configuration in the store cannot be used.
+    ConfigInvalid = "config-invalid",
+    /// Two peers publish one VTEP address.
+    DuplicateMac = "duplicate-mac",
+    /// A peer publishes this host's own address.
+    DuplicatePublicIp = "duplicate-public-ip",
+    /// An env file cannot be written.
+    EnvFileUnwritable = "env-file-unwritable",
+    /// A device that flanneld left holds the VNI we need.
+    FlannelDevice = "flannel-device",
+    /// A device, route or nexthop that is not ours is where ours belongs.
+    ForeignObject = "foreign-object",
+    /// A bug.
+    Internal = "internal",
+    /// The kernel refused an operation.
+    KernelRefused = "kernel-refused",
+    /// The kernel's state cannot be read.
+    KernelUnreadable = "kernel-unreadable",
+    /// A key in the store is no valid lease and is skipped.
+    KeyRejected = "key-rejected",
+    /// A valid lease contradicts an older one (overlap, duplicate) and is not programmed.
+    LeaseRefused = "lease-refused",
+    /// The configured MTU does not fit the underlay.
+    MtuTooLarge = "mtu-too-large",
+    /// Below 1280 bytes, which IPv6 needs.
+    MtuTooSmall = "mtu-too-small",
+    /// The configuration changed so that our subnet is outside.
+    NetworkChanged = "network-changed",
+    /// The network contains an address of this host: it would be cut off.
+    NetworkCoversHost = "network-covers-host",
+    /// Two joined networks overlap.
+    NetworkOverlap = "network-overlap",
+    /// The network is not in the store.
+    NoConfig = "no-config",
+    /// The lease has no subnet of a family the network has.
+    NoSubnet = "no-subnet",
+    /// Our lease is outside the network.
+    OwnSubnetOutside = "own-subnet-outside",
+    /// A peer publishes an address that cannot be a host's.
+    PeerBadAddress = "peer-bad-address",
+    /// A peer publishes a VTEP address that is none.
+    PeerBadMac = "peer-bad-mac",
+    /// A peer's underlay address is inside a network: its tunnel would run through itself.
+    PeerInsideOverlay = "peer-inside-overlay",
+    /// A peer publishes no address of a family we need.
+    PeerNoAddress = "peer-no-address",
+    /// A peer publishes no VTEP address.
+    PeerNoVtep = "peer-no-vtep",
+    /// Host-gw: a peer is not in this host's Layer 2 network.
+    PeerOffLink = "peer-off-link",
+    /// More peers have problems than are listed.
+    PeersRefused = "peers-refused",
+    /// Another node publishes our address.
+    PublicIpConflict = "public-ip-conflict",
+    /// Host-gw cannot send to a published address that is not the interface's.
+    PublicIpHostGw = "public-ip-host-gw",
+    /// The last view cannot be kept on disk.
+    SnapshotUnwritable = "snapshot-unwritable",
+    /// A container bridge has a subnet that is not this host's.
+    StaleBridge = "stale-bridge",
+    /// The store has not answered yet.
+    StoreConnecting = "store-connecting",
+    /// The store was wiped or put back to an old backup: nothing is removed for one lease TTL, live nodes claim what they hold.
+    StoreSuspect = "store-suspect",
+    /// The store does not answer.
+    StoreUnreachable = "store-unreachable",
+    /// Another node has our subnet.
+    SubnetLost = "subnet-lost",
+    /// The subnet asked for, or held, is none the network hands out.
+    SubnetOutside = "subnet-outside",
+    /// The subnet asked for is another node's.
+    SubnetTaken = "subnet-taken",
+    /// The subnet cannot be remembered on disk.
+    SubnetUnwritable = "subnet-unwritable",
+    /// No subnet is free.
+    SubnetsExhausted = "subnets-exhausted",
+    /// The network has a family that the underlay has no address of.
+    UnderlayFamily = "underlay-family",
+    /// No interface carries the tunnels.
+    UnderlayMissing = "underlay-missing",
+    /// The underlay's MTU is too small for anything.
+    UnderlayMtu = "underlay-mtu",
+    /// Two joined networks have one VNI.
+    VniConflict = "vni-conflict",
+}
+
+impl fmt::Display for ProblemCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_codes_text_is_its_name_and_the_table_is_in_order() {
+        for code in ProblemCode::ALL {
+            let name = format!("{code:?}");
+            assert!(name.eq_ignore_ascii_case(&code.as_str().replace('-', "")), "{name} is printed as {code}");
+        }
+        assert!(ProblemCode::ALL.is_sorted_by_key(|code| code.as_str()));
+        assert!(ProblemCode::ALL.is_sorted());
+    }
+}
