@@ -78,3 +78,21 @@ deb: static ## Make a Debian package in target/
 .PHONY: test-package
 test-package: deb ## Install the package in a clean Debian and boot it (root, debootstrap, systemd-nspawn)
 	agent/packaging/test target/flatnet-agent_*.deb
+
+.PHONY: setup-vm vm-image test-vm
+
+# What virtual machines boot from is made once for every list of packages, and kept there.
+VM_DIR ?= target/vm
+GUEST = target/$(STATIC_TARGET)/release/guest
+
+setup-vm: setup ## Install what virtual machines need besides
+	@.ci/setup vm
+
+vm-image: setup-vm ## Make the virtual machines' kernel and root file system (root; Debian)
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p flatnet-guest --target $(STATIC_TARGET)
+	tests/vm/image $(VM_DIR) $(GUEST)
+
+test-vm: vm-image deb ## In virtual machines: Debian's kernel, bad lines, reboots, the installed package (root)
+	FLATNET_AGENT=$(abspath $(STATIC_AGENT)) FLATNET_VM_DIR=$(abspath $(VM_DIR)) \
+		FLATNET_DEB=$$(ls -t $(CURDIR)/target/flatnet-agent_*.deb | head -n 1) \
+		$(CARGO) test -p flatnet-tests --test vm

@@ -31,6 +31,7 @@ pub mod render;
 pub mod supervisor;
 pub mod tools;
 pub mod up;
+pub mod vm;
 
 use flatnet_model::IpFamily;
 

@@ -29,6 +29,7 @@ pub mod oracle;
 pub mod parsers;
 pub mod pinger;
 pub mod suite;
+pub mod vm;
 pub mod wait;
 
 pub use flatnet_agent::lab::Families;

@@ -10,9 +10,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Labs at a time: each has an etcd and several agents, and machines have as few as two cores.
 const AT_ONCE: usize = 2;
+/// Likewise of virtual machines: one lab fills two cores.
+const VM_LABS_AT_ONCE: usize = 1;
 
 /// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
-const PASSED_ON: [&str; 1] = ["FLATNET_AGENT"];
+const PASSED_ON: [&str; 3] = ["FLATNET_AGENT", "FLATNET_DEB", "FLATNET_VM_DIR"];
 
 /// A test: its name, a sentence in snake case, and what it does.
 pub struct Test {
@@ -38,6 +40,20 @@ impl Test {
         }
         self
     }
+
+    /// It runs in virtual machines.
+    #[must_use]
+    pub fn in_vms(mut self) -> Self {
+        self.needs.push(Need::Vms);
+        self
+    }
+
+    /// It installs the Debian package, in virtual machines.
+    #[must_use]
+    pub fn of_package(mut self) -> Self {
+        self.needs.extend([Need::Vms, Need::Package]);
+        self
+    }
 }
 
 /// Something a machine may lack.
@@ -45,6 +61,10 @@ impl Test {
 pub enum Need {
     /// The kernel can make VXLAN devices.
     Vxlan,
+    /// An emulator and an image for virtual machines, and the right to connect them.
+    Vms,
+    /// The agent's Debian package.
+    Package,
 }
 
 impl Need {
@@ -58,8 +78,24 @@ impl Need {
                 let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
                 (!made).then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned())
             }
+            Self::Vms => no_vms(),
+            Self::Package => crate::vm::package()
+                .is_none()
+                .then(|| "no Debian package is named in FLATNET_DEB: `make test-vm` makes one".to_owned()),
         }
     }
+}
+
+/// Why there can be no virtual machines here, if there cannot.
+fn no_vms() -> Option<String> {
+    if let Err(failure) = crate::vm::Image::find() {
+        return Some(format!("no virtual machines: {failure} (`make setup-vm vm-image`)"));
+    }
+    let add = ["tuntap", "add", "probe", "mode", "tap"];
+    let ran = crate::netns::run(Command::new("ip").args(add));
+    let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
+    (ran.code != 0)
+        .then(|| format!("no network for virtual machines: `ip tuntap add`: {}: run as root", ran.stderr.trim()))
 }
 
 /// The programs every lab needs, with Debian's packages.
@@ -73,10 +109,29 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("setpriv", "util-linux"),
 ];
 
+/// Likewise of virtual machines, outside them: all else is in their image.
+const VM_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("tcpdump", "tcpdump"), ("mkfs.ext4", "e2fsprogs")];
+
+/// How a test program runs its tests.
+#[derive(Clone, Copy)]
+struct Plan {
+    programs: &'static [(&'static str, &'static str)],
+    at_once: usize,
+}
+
 /// The whole of a test program's `main`.
 pub fn main(tests: Vec<Test>) -> ExitCode {
+    launch(tests, Plan { programs: &PROGRAMS, at_once: AT_ONCE })
+}
+
+/// Likewise for tests in virtual machines.
+pub fn main_of_vms(tests: Vec<Test>) -> ExitCode {
+    launch(tests, Plan { programs: &VM_PROGRAMS, at_once: VM_LABS_AT_ONCE })
+}
+
+fn launch(tests: Vec<Test>, plan: Plan) -> ExitCode {
     if sandbox::is_inside() {
-        return inside(tests);
+        return inside(tests, plan);
     }
     let launched = sandbox::launch(|command| {
         for name in PASSED_ON {
@@ -93,17 +148,17 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     }
 }
 
-fn inside(tests: Vec<Test>) -> ExitCode {
+fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
     if let Err(failure) = sandbox::settle() {
         return failure.report();
     }
     end_with_the_launcher();
     let mut arguments = Arguments::from_args();
     remember_places_of_panics();
-    let threads = arguments.test_threads.unwrap_or(AT_ONCE).min(AT_ONCE);
+    let threads = arguments.test_threads.unwrap_or(plan.at_once).min(plan.at_once);
     arguments.test_threads = Some(threads);
     if !arguments.list {
-        if let Some(missing) = missing_programs() {
+        if let Some(missing) = missing_programs(plan.programs) {
             eprintln!("none of the {} tests ran: {missing}", tests.len());
             return ExitCode::from(4);
         }
@@ -150,9 +205,9 @@ fn remember_places_of_panics() {
     std::panic::set_hook(Box::new(|info| PANICKED_AT.set(info.location().map(ToString::to_string))));
 }
 
-fn missing_programs() -> Option<String> {
+fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
     let missing: Vec<&(&str, &str)> =
-        PROGRAMS.iter().filter(|(program, _)| flatnet_agent::lab::tools::find(program).is_none()).collect();
+        needed.iter().filter(|(program, _)| flatnet_agent::lab::tools::find(program).is_none()).collect();
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     (!missing.is_empty())

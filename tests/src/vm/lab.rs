@@ -1,0 +1,180 @@
+//! Machines on a private network.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use flatnet_agent::lab::vm::{Boot, Machine};
+
+use super::capture::Capture;
+use super::host::Vm;
+use super::template::{directory, ok, plan, saved};
+use crate::netns::run;
+
+/// The machines' switch, in the sandbox's own network namespace, which is their default gateway and forwards nothing.
+pub const SWITCH: &str = "switch0";
+/// A disk for changes, of machines that keep them: sparse, it takes what is written.
+const CHANGES_DISK_BYTES: u64 = 2 << 30;
+
+/// Numbers the labs of this program, for the names of files.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// What a lab is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VmShape {
+    /// Number of machines.
+    pub machines: u8,
+    /// What their process 1 is. Plain machines are clones, the others are booted.
+    pub boot: Boot,
+    /// Whether changes are kept on a disk, so that a machine can be rebooted. Such a machine is booted, never cloned.
+    pub disks: bool,
+}
+
+/// A running lab: gone when dropped. One at a time.
+#[derive(Debug)]
+pub struct VmLab {
+    machines: Vec<Vm>,
+    store: std::sync::OnceLock<u8>,
+}
+
+impl VmLab {
+    /// Plain machines.
+    #[must_use]
+    pub fn up(machines: u8) -> Self {
+        Self::new(VmShape { machines, boot: Boot::Plain, disks: false })
+    }
+
+    /// Machines as described, configured, on a network of their own.
+    #[must_use]
+    pub fn new(shape: VmShape) -> Self {
+        // Made first: all in this lab wait for it.
+        let cloned = shape.boot == Boot::Plain && !shape.disks;
+        let saved = cloned.then(saved);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        ok(&format!("ip link add {SWITCH} type bridge forward_delay 0 mcast_snooping 0"));
+        // From here on what was made goes with this.
+        let mut lab = Self { machines: Vec::new(), store: std::sync::OnceLock::new() };
+        ok(&format!("ip addr add 192.168.33.1/24 dev {SWITCH}"));
+        ok(&format!("ip addr add fd33::1/64 dev {SWITCH} nodad"));
+        ok(&format!("ip link set {SWITCH} up"));
+        for machine in 1..=shape.machines {
+            let name = format!("l{number}m{machine}");
+            ok(&format!("ip tuntap add {name} mode tap"));
+            ok(&format!("ip link set {name} master {SWITCH} up"));
+            let mut plan = plan(&name, shape.boot);
+            plan.saved = saved.map(Path::to_owned);
+            if shape.disks {
+                plan.changes = Some(make_disk(&directory().join(format!("{name}.disk"))));
+            }
+            lab.machines.push(Vm::new(machine, name, Machine::start(plan).unwrap()));
+        }
+        lab.each(Vm::configure);
+        lab
+    }
+
+    /// Machine `number`, from 1.
+    #[must_use]
+    pub fn vm(&self, number: u8) -> &Vm {
+        &self.machines[usize::from(number) - 1]
+    }
+
+    /// All machines.
+    #[must_use]
+    pub fn machines(&self) -> &[Vm] {
+        &self.machines
+    }
+
+    /// Does something on all machines at the same time.
+    pub fn each(&self, work: impl Fn(&Vm) + Sync) {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let threads: Vec<_> = self.machines.iter().map(|vm| scope.spawn(move || work(vm))).collect();
+            for thread in threads {
+                if let Err(panic) = thread.join() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        });
+    }
+
+    /// Starts an etcd of one member on machine `number`, as [`Vm::start`] does, and waits until it answers.
+    pub fn start_etcd(&self, number: u8) {
+        let vm = self.vm(number);
+        let address = vm.address();
+        let _ = self.store.set(number);
+        vm.start(
+            "etcd",
+            &format!(
+                "etcd --name=lab --data-dir=/var/lib/etcd-lab --listen-client-urls=http://{address}:2379,http://127.0.0.1:2379 \
+                 --advertise-client-urls=http://{address}:2379 --unsafe-no-fsync"
+            ),
+        );
+        vm.wait_for("etcd answers", "ETCDCTL_API=3 etcdctl --dial-timeout=5s endpoint health");
+    }
+
+    /// Where the etcd of [`VmLab::start_etcd`] is.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        let store = self.store.get().expect("no etcd was started");
+        format!("http://{}:2379", self.vm(*store).address())
+    }
+
+    /// Runs etcdctl against it; what it printed.
+    pub fn etcdctl(&self, arguments: &str) -> String {
+        let store = self.store.get().expect("no etcd was started");
+        self.vm(*store).ok(&format!("ETCDCTL_API=3 etcdctl --dial-timeout=10s --command-timeout=20s {arguments}"))
+    }
+
+    /// Writes the configuration of the network `default`, in flannel's JSON.
+    pub fn configure(&self, config: &str) {
+        self.etcdctl(&format!("put /coreos.com/network/config '{config}'"));
+    }
+
+    /// Starts an agent with a bridge on every machine, and waits until all know each other.
+    pub fn join_all(&self, flags: &[&str]) {
+        let endpoint = self.endpoint();
+        self.each(|vm| vm.join(&endpoint, flags));
+        self.each(|vm| drop(vm.wait_converged(self.machines.len() - 1)));
+    }
+
+    /// Gives every machine its container.
+    pub fn attach_all(&self) {
+        self.each(Vm::attach);
+    }
+
+    /// Every container pings every other, at each of its addresses, until all answer.
+    pub fn assert_all_pairs(&self) {
+        let addresses: Vec<_> =
+            self.machines.iter().map(|vm| (vm.number, vm.subnet().container_addresses().collect::<Vec<_>>())).collect();
+        self.each(|vm| {
+            for (_, others) in addresses.iter().filter(|(number, _)| *number != vm.number) {
+                others.iter().for_each(|address| vm.assert_container_reaches(*address));
+            }
+        });
+    }
+
+    /// Captures what passes the machines' network and matches tcpdump's `filter`.
+    #[must_use]
+    pub fn capture(&self, filter: &str) -> Capture {
+        static CAPTURES: AtomicU32 = AtomicU32::new(1);
+        let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
+        Capture::start(SWITCH, filter, directory().join(format!("capture{number}")))
+    }
+}
+
+impl Drop for VmLab {
+    fn drop(&mut self) {
+        // The machines first: a tap device in use does not go.
+        let taps: Vec<String> = self.machines.drain(..).map(|vm| vm.tap.clone()).collect();
+        for device in taps.iter().map(String::as_str).chain([SWITCH]) {
+            let _ = run(Command::new("ip").args(["link", "del", device]));
+            let _ = std::fs::remove_file(directory().join(format!("{device}.disk")));
+        }
+    }
+}
+
+fn make_disk(path: &Path) -> std::path::PathBuf {
+    std::fs::File::create(path).unwrap().set_len(CHANGES_DISK_BYTES).unwrap();
+    ok(&format!("mkfs.ext4 -q -F {}", path.display()));
+    path.to_owned()
+}

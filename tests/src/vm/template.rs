@@ -1,0 +1,95 @@
+//! The machine that plain machines are clones of: booted once for the whole test program, its memory kept in the sandbox's
+//! private `/run`, so it is never older than what is tested and goes with the program.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use flatnet_agent::lab::vm::{Boot, Card, Image, Machine, MachinePlan, payload};
+
+use crate::netns::run;
+
+/// A plain machine's memory: the agent, etcd, a few containers, and what it writes. Part of what is saved.
+const MEMORY_MIB: u32 = 384;
+/// With systemd, and Docker on it.
+const SYSTEMD_MEMORY_MIB: u32 = 768;
+/// Where everything of this program's machines is.
+const DIRECTORY: &str = "/run/vm";
+/// Loads what tests use and reads the programs once, so that each clone has them in memory.
+const WARM_UP: &str = "modprobe -a vxlan ip_gre ip6_gre wireguard sch_netem sch_tbf bridge veth nf_tables nft_masq \
+                       nft_ct nft_chain_nat ip6_tables ip_tables tun br_netfilter af_packet\n\
+                       agent --version && etcd --version && etcdctl version && nft list ruleset && ip -j link && \
+                       tc qdisc && ping -c1 127.0.0.1; ip link set lo up; wg --version; jq --version; iptables -S; true";
+
+/// The disk that brings the agent.
+pub fn payload_disk() -> &'static Path {
+    static DISK: OnceLock<PathBuf> = OnceLock::new();
+    DISK.get_or_init(|| {
+        let disk = directory().join("payload");
+        let agent = crate::agent::program();
+        let package = package();
+        let mut files = vec![("agent", agent.as_path())];
+        files.extend(package.as_deref().map(|package| ("flatnet-agent.deb", package)));
+        payload(&image(), &files, &disk).unwrap();
+        disk
+    })
+}
+
+/// The Debian package under test: `FLATNET_DEB`. Then machines have it as `/lab/flatnet-agent.deb`.
+#[must_use]
+pub fn package() -> Option<PathBuf> {
+    std::env::var_os("FLATNET_DEB").map(PathBuf::from).filter(|package| package.is_file())
+}
+
+/// What machines boot from; its absence was noticed before any test ran.
+pub fn image() -> Image {
+    Image::find().unwrap()
+}
+
+/// Where everything of this program's machines is.
+pub fn directory() -> &'static Path {
+    let directory = Path::new(DIRECTORY);
+    std::fs::create_dir_all(directory).unwrap();
+    directory
+}
+
+/// How machine `name` is made, with a tap device of that name.
+pub fn plan(name: &str, boot: Boot) -> MachinePlan {
+    MachinePlan {
+        name: name.to_owned(),
+        directory: directory().to_owned(),
+        image: image(),
+        payload: payload_disk().to_owned(),
+        boot,
+        changes: None,
+        memory_mib: if boot == Boot::Plain { MEMORY_MIB } else { SYSTEMD_MEMORY_MIB },
+        // Clones have their template's card, and are given another address when they run.
+        card: Some(Card { tap: name.to_owned(), mac: "52:54:00:00:33:00".to_owned() }),
+        saved: None,
+    }
+}
+
+/// The saved memory of a plain machine.
+pub fn saved() -> &'static Path {
+    static SAVED: OnceLock<PathBuf> = OnceLock::new();
+    SAVED.get_or_init(|| {
+        let file = directory().join("saved");
+        ok("ip tuntap add template mode tap");
+        let mut machine = Machine::start(plan("template", Boot::Plain)).unwrap();
+        machine.wait_booted().unwrap();
+        let warm = machine.sh(WARM_UP, Duration::from_secs(120)).unwrap();
+        assert_eq!(warm.rc, 0, "{}", warm.output);
+        machine.save(&file).unwrap();
+        ok("ip link del template");
+        file
+    })
+}
+
+/// Runs a line of words outside the machines, in the sandbox; it must succeed.
+pub fn ok(line: &str) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (program, arguments) = words.split_first().unwrap();
+    let ran = run(Command::new(program).args(arguments));
+    assert_eq!(ran.code, 0, "`{line}`: {}", ran.stderr);
+}
