@@ -80,6 +80,8 @@ pub struct NetworkView {
     pub connection: Connection,
     /// Set while the store seems to have been wiped or put back.
     pub suspect: Option<Suspect>,
+    /// How often that was found in this run: it may have been settled by the time anybody looks.
+    pub rewinds: u64,
 }
 
 /// Keeps `view` equal to what the store says of the network of `keys`, for ever.

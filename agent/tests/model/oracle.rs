@@ -104,28 +104,19 @@ fn present(world: &World, content: &Content) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{} nodes are present, {} run", found.len(), wanted.len())) }
 }
 
-/// A configuration is missing only where somebody removed it, or where nobody is left who knows it, or where nobody could
-/// tell: a store that was wiped while no node followed it, and is by now at a later revision than they saw, looks exactly
-/// like one whose configuration was removed on purpose.
+/// A configuration that somebody removed stays away, and one that was lost with the store comes back, if a node that still
+/// runs could tell the two apart: it followed the store and had seen far more of it than there was afterwards, or it has
+/// found out otherwise. A store that has grown past what anybody saw looks exactly like one whose configuration was removed.
 fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
     let there = content.contains_key(keys.config().as_bytes());
     let removed = world.removed.contains(keys.network());
     if there && removed && !world.went_back {
         return Err(format!("{} came back although it was removed", keys.config()));
     }
-    let known = world.slots.iter().filter_map(|slot| slot.running.as_ref()).any(|running| {
-        running
-            .node
-            .status()
-            .ports
-            .iter()
-            .filter(|port| port.name == *keys.network())
-            .any(|port| port.holding.borrow().held.is_some() && port.view.borrow().suspect.is_some())
-    });
-    if !there && !removed && known && !world.went_back_young {
-        return Err(format!("{} is lost although a node knows it", keys.config()));
+    match world.owed.get(keys.network()) {
+        Some(witness) if !there && !removed => Err(format!("{} is lost although n{witness} knows it", keys.config())),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Each lease of ours is of a node that runs, one at most each.

@@ -66,11 +66,11 @@ async fn step(world: &mut World) {
         32..37 => {
             let link = world.chance.pick(&[Link::Down, Link::Stalled]);
             world.trace.say(format!("n{index} link {link:?}"));
-            world.slots[index].client.set_link(link);
+            world.link(index, link);
         }
         37..43 => {
             world.trace.say(format!("n{index} link up"));
-            world.slots[index].client.set_link(Link::Up);
+            world.link(index, Link::Up);
         }
         43..45 => everybody(world),
         45..48 => compact(world),
@@ -123,11 +123,10 @@ async fn go_back(world: &mut World, revision: Revision) {
     /// More than all agents write when they come back.
     const FEW: Revision = 30;
     const AWAY: Duration = Duration::from_secs(6);
-    world.went_back = true;
+    world.goes_back(revision);
     if world.store.revision() >= revision + FEW {
         return;
     }
-    world.went_back_young = true;
     let links: Vec<Link> = world.slots.iter().map(|slot| slot.client.link()).collect();
     for slot in &world.slots {
         slot.client.set_link(Link::Down);
@@ -170,8 +169,8 @@ fn faults(world: &mut World, index: usize) {
 fn everybody(world: &mut World) {
     let link = world.chance.pick(&[Link::Down, Link::Stalled, Link::Up, Link::Up]);
     world.trace.say(format!("all links {link:?}"));
-    for slot in &world.slots {
-        slot.client.set_link(link);
+    for index in 0..world.slots.len() {
+        world.link(index, link);
     }
 }
 
@@ -255,6 +254,7 @@ fn configure(world: &mut World) {
     let number = world.chance.below(world.networks.len());
     let network = world.networks[number].clone();
     let (key, name) = (network.keys.config(), network.keys.network().clone());
+    world.owed.remove(&name);
     match world.chance.below(6) {
         0 => {
             world.trace.say(format!("{key} removed"));

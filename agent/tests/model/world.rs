@@ -12,7 +12,8 @@ use flatnet_agent::reconciler::HostOptions;
 use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
 use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::memory::{Backup, MemoryStore};
+use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
+use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::facts::{DroppingChain, Features, HostFacts, Interface};
 use flatnet_core::object::{Foreign, IptablesChain, IptablesVariant, KernelState};
 use flatnet_core::underlay::Selection;
@@ -103,9 +104,8 @@ pub struct World {
     pub backups: Vec<(Revision, Backup)>,
     /// Whether the store ever went back.
     pub went_back: bool,
-    /// Whether it did so while it had seen so little that it may have grown past that before anybody looked: then nobody
-    /// can tell that a configuration is missing because the store was wiped.
-    pub went_back_young: bool,
+    /// Networks whose configuration must come back, each with the node that knows that the store lost it.
+    pub owed: BTreeMap<NetworkName, usize>,
     /// Networks whose configuration an operator took away, with the revision at which.
     pub removed: BTreeSet<NetworkName>,
     seed: u64,
@@ -150,7 +150,7 @@ impl World {
             trace,
             backups: Vec::new(),
             went_back: false,
-            went_back_young: false,
+            owed: BTreeMap::new(),
             removed: BTreeSet::new(),
             seed,
             dir,
@@ -229,6 +229,7 @@ impl World {
     /// Cuts an agent off where it stands.
     pub async fn kill(&mut self, index: usize) {
         let Some(Running { node, dir, .. }) = self.slots[index].running.take() else { return };
+        self.owed.retain(|_, witness| *witness != index);
         drop(node);
         // A write to the disk that is under way ends with the process in reality; here it is waited for.
         while Arc::strong_count(&dir) > 1 {
@@ -279,6 +280,49 @@ impl World {
         (host.join("state"), host.join("run"))
     }
 
+    /// Changes a node's way to the store. Who is cut off may find a store that has grown past what was seen of it.
+    pub fn link(&mut self, index: usize, link: Link) {
+        self.slots[index].client.set_link(link);
+        if link != Link::Up {
+            self.owed.retain(|_, witness| *witness != index);
+        }
+    }
+
+    /// The store is about to go back to `revision`. A node that follows it and has seen far more can tell: what it knows of
+    /// a network's configuration must then come back.
+    pub fn goes_back(&mut self, revision: Revision) {
+        /// More than all nodes write before the slowest of them has looked again.
+        const FAR: Revision = 30;
+        self.went_back = true;
+        self.owed.clear();
+        for slot in self.slots.iter().filter(|slot| slot.client.link() == Link::Up) {
+            let Some(running) = &slot.running else { continue };
+            for port in &running.node.status().ports {
+                let view = port.view.borrow();
+                let follows = view.connection == Connection::Connected && view.source == Source::Store;
+                let knows = view.state.valid_config().is_some() && view.suspect.is_none();
+                if follows && knows && view.state.revision >= revision + FAR {
+                    self.owed.insert(port.name.clone(), slot.index);
+                }
+            }
+        }
+    }
+
+    /// Whoever has found out that a configuration was lost with the store brings it back.
+    fn look_for_the_lost(&mut self) {
+        for slot in &self.slots {
+            let Some(running) = &slot.running else { continue };
+            for port in &running.node.status().ports {
+                let view = port.view.borrow();
+                let lost = view.suspect.as_ref().is_some_and(|now| now.kept_config && now.revision_went_back);
+                let follows = view.connection == Connection::Connected && slot.client.link() == Link::Up;
+                if lost && follows && !self.removed.contains(&port.name) {
+                    self.owed.insert(port.name.clone(), slot.index);
+                }
+            }
+        }
+    }
+
     /// Lets time pass, and looks at everything on the way.
     pub async fn pass(&mut self, time: Duration) -> Result<(), String> {
         /// The longest time nobody looks.
@@ -318,6 +362,7 @@ impl World {
                 return Err(format!("n{index}: what is not ours was changed"));
             }
         }
+        self.look_for_the_lost();
         let revision = self.store.revision();
         if self.checked != Some(revision) {
             let keys: Vec<NetworkKeys> = self.networks.iter().map(|network| network.keys.clone()).collect();

@@ -81,17 +81,18 @@ struct Decision<'a, S> {
 }
 
 impl<S: Store> Decision<'_, S> {
-    /// What this node held before, if the store has none of it but other leases of this node, none of them in its way.
+    /// What this node held before, if the store has other leases of this node instead, be it that one half is the same.
     fn held_instead_of(&self, own: &[&Seen]) -> Option<SubnetKey> {
         let previous = self.request.previous?;
         let whole = self.config.pools().all(|pool| previous.of(pool.family()).is_some()) && self.is_inside(previous);
-        let beside = |seen: &&Seen| !previous.iter().any(|net| seen.overlaps(net));
-        (whole && own.iter().all(beside)).then_some(previous)
+        (whole && own.iter().all(|seen| seen.subnets != previous)).then_some(previous)
     }
 
     /// A plan that claims what was held before and removes the leases `own`.
     async fn take_back(&self, previous: SubnetKey, own: &[&Seen]) -> Result<Plan, AcquireError> {
-        if let Some(other) = self.survey.seen.iter().find(|seen| previous.iter().any(|net| seen.overlaps(net))) {
+        let is_own = |seen: &Seen| own.iter().any(|own| own.subnets == seen.subnets);
+        let in_the_way = |seen: &&Seen| !is_own(seen) && previous.iter().any(|net| seen.overlaps(net));
+        if let Some(other) = self.survey.seen.iter().find(in_the_way) {
             return Err(AcquireError::Taken { subnets: previous, by: other.holder() });
         }
         Ok(Plan {
@@ -306,13 +307,16 @@ impl Plan {
         let node = request.owner.node;
         let key = keys.lease(&self.subnets);
         let mut when = vec![Compare::ModRevision(keys.node_claim(node), survey.node_revision)];
-        when.push(match &self.replaces {
-            Some(replaced) => Compare::ModRevision(key.clone(), replaced.mod_revision),
+        match &self.replaces {
+            Some(replaced) => when.push(Compare::ModRevision(key.clone(), replaced.mod_revision)),
             None => {
+                // Of the leases removed below one may be another form of the same key: all the others must be absent.
+                let mut removed: Vec<String> = self.extra.iter().map(|(subnets, _)| keys.lease(subnets)).collect();
+                removed.sort_unstable();
                 let (start, end) = keys.lease_forms(&self.subnets);
-                Compare::Absent(KeyRange { start, end })
+                when.extend(around(start, end, removed).map(Compare::Absent));
             }
-        });
+        }
         when.extend(self.absent_node.map(|node| Compare::ModRevision(presence(node), 0)));
         let mut then = vec![
             Write::Put { key, value, lease: Some(etcd_lease) },
@@ -353,6 +357,15 @@ impl Plan {
         };
         Some(Claim { lease, etcd_lease, origin: self.origin })
     }
+}
+
+/// `[start, end)` without the sorted keys `holes`.
+fn around(start: String, end: String, mut holes: Vec<String>) -> impl Iterator<Item = KeyRange> {
+    holes.retain(|hole| *hole >= start && *hole < end);
+    // The first key after another is that key and a zero byte.
+    let starts: Vec<String> = std::iter::once(start).chain(holes.iter().map(|hole| format!("{hole}\0"))).collect();
+    let ends = holes.into_iter().chain([end]);
+    starts.into_iter().zip(ends).filter(|(start, end)| start < end).map(|(start, end)| KeyRange { start, end })
 }
 
 /// A record for ever: ours are not under a lease.

@@ -73,19 +73,27 @@ impl KnownLeases {
     }
 }
 
+impl Holder {
+    /// Who has `lease`.
+    #[must_use]
+    pub fn of(lease: &Lease) -> Self {
+        let name = match (&lease.owner, lease.public_ip, lease.public_ipv6) {
+            (Some(owner), ..) if owner.name.is_empty() => format!("node {}", owner.node),
+            (Some(owner), ..) => format!("node {}", owner.name),
+            (None, Some(ip), _) => format!("the host at {ip}"),
+            (None, None, Some(ip)) => format!("the host at {ip}"),
+            (None, None, None) => "a reservation".to_owned(),
+        };
+        Self { subnets: lease.subnets, name }
+    }
+}
+
 impl Seen {
     pub(super) fn holder(&self) -> Holder {
-        let name = match &self.lease {
-            None => "a record that cannot be read".to_owned(),
-            Some(lease) => match (&lease.owner, lease.public_ip, lease.public_ipv6) {
-                (Some(owner), ..) if owner.name.is_empty() => format!("node {}", owner.node),
-                (Some(owner), ..) => format!("node {}", owner.name),
-                (None, Some(ip), _) => format!("the host at {ip}"),
-                (None, None, Some(ip)) => format!("the host at {ip}"),
-                (None, None, None) => "a reservation".to_owned(),
-            },
-        };
-        Holder { subnets: self.subnets, name }
+        match &self.lease {
+            None => Holder { subnets: self.subnets, name: "a record that cannot be read".to_owned() },
+            Some(lease) => Holder::of(lease),
+        }
     }
 
     pub(super) fn overlaps(&self, net: IpNet) -> bool {

@@ -429,3 +429,21 @@ async fn a_node_that_follows_the_store_does_not_read_all_leases_again() {
     assert_eq!((again.origin, again.lease.subnets), (Origin::Refreshed, claim.lease.subnets));
     assert_eq!(leases(&store).await.len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_backups_lease_that_shares_one_half_with_what_a_node_lives_in_does_not_change_the_other_half() {
+    let store = store(DUAL);
+    let old: SubnetKey = "10.100.8.0-24&fd00:0:0:8::-64".parse().unwrap();
+    let held: SubnetKey = "10.100.8.0-24&fd00:0:0:4::-64".parse().unwrap();
+    ask(&store, &ClaimRequest { previous: Some(old), ..request(1) }).await.unwrap();
+    let claim = ask(&store, &ClaimRequest { previous: Some(held), ..request(1) }).await.unwrap();
+    assert_eq!((claim.lease.subnets, claim.origin), (held, Origin::Reclaimed));
+    let left: Vec<SubnetKey> = leases(&store).await.iter().map(|lease| lease.subnets).collect();
+    assert_eq!(left, [held]);
+    // One form of the key more, somebody else's, and nothing is written.
+    release(&store, &keys(), &claim).await.unwrap();
+    ask(&store, &ClaimRequest { previous: Some(old), ..request(1) }).await.unwrap();
+    flanneld(&store, "10.100.8.0-24&fd00:0:0:5::-64", 9).await;
+    let refused = ask(&store, &ClaimRequest { previous: Some(held), ..request(1) }).await;
+    assert!(matches!(refused, Err(AcquireError::Taken { .. })), "{refused:?}");
+}

@@ -4,6 +4,7 @@
 //! its own. Time is tokio's, so paused time drives expiry; nothing runs in the background.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ struct Shared {
 
 struct Client {
     faults: Mutex<VecDeque<Fault>>,
+    calls: AtomicU64,
     link: watch::Sender<Link>,
 }
 
@@ -94,6 +96,12 @@ impl MemoryStore {
     /// Drops the faults that no call has met yet.
     pub fn clear_faults(&self) {
         lock(&self.client.faults).clear();
+    }
+
+    /// Calls this client has made, watches included, whatever became of them.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.client.calls.load(Ordering::Relaxed)
     }
 
     /// Sets this client's way to the store.
@@ -196,6 +204,7 @@ impl MemoryStore {
     }
 
     async fn next_fault(&self) -> Result<Fault, StoreError> {
+        self.client.calls.fetch_add(1, Ordering::Relaxed);
         let link = *self.client.link.borrow();
         match link {
             Link::Up => Ok(lock(&self.client.faults).pop_front().unwrap_or(Fault::None)),
@@ -210,7 +219,7 @@ impl MemoryStore {
 
 impl Client {
     fn new() -> Arc<Self> {
-        Arc::new(Self { faults: Mutex::default(), link: watch::Sender::new(Link::Up) })
+        Arc::new(Self { faults: Mutex::default(), calls: AtomicU64::new(0), link: watch::Sender::new(Link::Up) })
     }
 }
 

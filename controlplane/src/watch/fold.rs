@@ -32,12 +32,16 @@ pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &Range
     let before = std::mem::replace(&mut view.state, state);
     let known = view.suspect.take();
     view.source = Source::Store;
-    match (config, &went_back) {
+    view.rewinds += u64::from(went_back.is_some());
+    // What was missing before, or never usable, was not lost and is not written back.
+    let knows_config = before.config != ConfigState::Missing && view.config_value.is_some();
+    let kept_config = config.is_none() && went_back.is_some() && knows_config;
+    if kept_config {
         // A store that was wiped has no configuration: the one from before stays in the view.
-        (None, Some(_)) => view.state.config = before.config.clone(),
-        (config, _) => set_config(view, config),
+        view.state.config = before.config.clone();
+    } else {
+        set_config(view, config);
     }
-    let kept_config = config.is_none() && went_back.is_some();
     let kept = match (&went_back, &known) {
         (None, None) => return,
         (Some(_), _) => missing(&before, &view.state, |_| true),

@@ -259,3 +259,33 @@ async fn garbage_is_named_and_skipped_and_the_last_good_value_stays() {
     followed.settle().await;
     assert!(followed.view().state.rejected.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_went_back_without_lacking_anything_is_counted_too() {
+    let followed = Followed::started(&[(1, 11)]).await;
+    let backup = followed.store.backup();
+    put(&followed.store, 1, 99);
+    followed.settle().await;
+    followed.store.restore(&backup);
+    followed.settle().await;
+    let view = followed.view.borrow();
+    assert_eq!((view.rewinds, &view.suspect), (1, &None));
+    assert!(view.state.leases.values().all(|lease| lease.public_ip == Some([192, 168, 33, 11].into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_was_removed_does_not_come_back_with_a_wipe() {
+    let followed = Followed::started(&[(1, 11), (2, 12)]).await;
+    for _ in 0..50 {
+        put(&followed.store, 2, 12);
+    }
+    followed.store.delete(keys().config());
+    tokio::time::sleep(GRACE).await;
+    followed.settle().await;
+    assert_eq!(followed.view.borrow().state.config, ConfigState::Missing);
+    followed.store.wipe();
+    followed.settle().await;
+    assert!(followed.store.dump().is_empty());
+    let suspect = followed.view.borrow().suspect.clone().unwrap();
+    assert!(suspect.revision_went_back && !suspect.kept_config, "{suspect:?}");
+}

@@ -1,0 +1,133 @@
+//! What is done in the store: claim, publish, keep alive; and what became of it.
+
+use std::time::{Duration, SystemTime};
+
+use flatnet_controlplane::allocate::{self, AcquireError, ClaimRequest, KnownLeases, UpdateError};
+use flatnet_controlplane::random::Random;
+use flatnet_controlplane::store::{Store, StoreError};
+use flatnet_controlplane::watch::{Connection, Source};
+use flatnet_core::lease_machine::LeaseState;
+use flatnet_model::state::{ConfigState, NetworkState};
+use flatnet_model::{NetworkConfig, Publication, SubnetKey};
+
+use super::{LeaseKeeper, Run, problems};
+use crate::report::chain;
+
+impl<S: Store> LeaseKeeper<S> {
+    pub(super) async fn acquire(
+        &mut self,
+        run: &mut Run,
+        previous: Option<SubnetKey>,
+        publication: Publication,
+        config: &NetworkConfig,
+    ) {
+        let request = ClaimRequest {
+            keys: self.keys.clone(),
+            owner: self.owner.clone(),
+            publication: publication.clone(),
+            // What containers live in comes before what the command line wishes.
+            wanted: if previous.is_some() { Vec::new() } else { self.wanted.clone() },
+            previous,
+            ttl: self.ttl,
+            known: self.known_leases(&publication),
+        };
+        // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
+        // the network, this node's peers would lose it.
+        let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
+        let mut random = self.random.clone();
+        let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
+        let now = run.started.elapsed();
+        match result {
+            Ok(claim) => {
+                let subnets = claim.lease.subnets;
+                tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
+                run.attempt_problem = self.remember(subnets, config);
+                let bits = random.next_u64();
+                run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
+                run.claim = Some(claim);
+                self.hold(subnets, config);
+            }
+            Err(error) => {
+                run.claim = None;
+                self.refused(run, &error, now, random.next_u64()).await;
+            }
+        }
+    }
+
+    /// What the view knows of the leases, if it is the store's and is being followed.
+    pub(super) fn known_leases(&self, publication: &Publication) -> Option<KnownLeases> {
+        let view = self.view.borrow();
+        let is_whole = view.source == Source::Store && view.suspect.is_none();
+        let is_followed = is_whole && view.connection == Connection::Connected;
+        is_followed.then(|| KnownLeases::of(&view.state, self.owner.node, publication)).flatten()
+    }
+
+    /// Takes note of a failed attempt.
+    pub(super) async fn refused(&mut self, run: &mut Run, error: &AcquireError, now: Duration, random: u64) {
+        let nothing_held = *run.machine.state() == LeaseState::Starting && self.holding.borrow().held.is_none();
+        if nothing_held && let Some(failure) = problems::fatal(error) {
+            // A full channel already ends the agent.
+            let _ = self.fatal.send(failure).await;
+        }
+        let problem = problems::acquire(&self.keys, error);
+        if run.attempt_problem != problem {
+            tracing::warn!(network = %self.keys.network(), error = chain(error), "no lease");
+        }
+        run.attempt_problem = problem;
+        if let AcquireError::Taken { .. } = error {
+            run.machine.taken(now, random);
+        } else {
+            run.machine.failed(now, random);
+        }
+    }
+
+    pub(super) async fn publish_lease(&mut self, run: &mut Run, publication: Publication) {
+        let Some(claim) = &run.claim else {
+            // Held by name only: claiming finds the lease and its revision.
+            run.machine.lost();
+            return;
+        };
+        // What is published anew is mostly another address of this host.
+        self.store.path_changed();
+        match allocate::update(self.store.as_ref(), &self.keys, claim, &publication).await {
+            Ok(claim) => {
+                tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");
+                run.machine.published(claim.lease.publication(), claim.lease.mod_revision);
+                run.claim = Some(claim);
+            }
+            Err(UpdateError::Lost(_)) => {
+                run.claim = None;
+                run.machine.lost();
+            }
+            Err(UpdateError::Store(error)) => self.store_failed(run, &error),
+        }
+    }
+
+    pub(super) async fn keep_alive(&mut self, run: &mut Run) {
+        let Some(claim) = &run.claim else {
+            run.machine.lost();
+            return;
+        };
+        match allocate::keep_alive(self.store.as_ref(), claim).await {
+            Ok(ttl) => {
+                run.machine.kept_alive(run.started.elapsed(), ttl, self.random.next_u64());
+                self.holding.send_modify(|holding| {
+                    if let Some(held) = &mut holding.held {
+                        held.expires = Some(SystemTime::now() + ttl);
+                    }
+                });
+            }
+            Err(StoreError::LeaseGone(_)) => {
+                tracing::warn!(network = %self.keys.network(), "the lease expired; claiming it again");
+                run.claim = None;
+                run.machine.lost();
+            }
+            Err(error) => self.store_failed(run, &error),
+        }
+    }
+
+    pub(super) fn store_failed(&mut self, run: &mut Run, error: &StoreError) {
+        tracing::debug!(network = %self.keys.network(), %error, "the store did not take it; trying again");
+        run.machine.failed(run.started.elapsed(), self.random.next_u64());
+    }
+}

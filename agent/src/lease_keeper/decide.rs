@@ -1,0 +1,165 @@
+//! What to do next: the machine is asked, with what the view says of this node's subnets.
+
+use std::time::Duration;
+
+use flatnet_controlplane::allocate::Holder;
+use flatnet_controlplane::store::Store;
+use flatnet_controlplane::watch::{Connection, NetworkView, Source};
+use flatnet_core::backend;
+use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
+use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::{IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
+
+use super::{LeaseKeeper, Run, problems};
+use crate::networks::Held;
+use crate::presence_keeper::Presence;
+
+impl<S: Store> LeaseKeeper<S> {
+    /// What the machine says, and the configuration it was asked under.
+    pub(super) fn decide(&self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
+        let view = self.view.borrow();
+        if view.rewinds != std::mem::replace(&mut run.rewinds, view.rewinds) {
+            run.machine.store_went_back();
+        }
+        let followed = view.connection == Connection::Connected;
+        if followed && !run.followed {
+            run.machine.store_is_back();
+        }
+        run.followed = followed;
+        let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
+        run.config_problem = problem;
+        let wanted = match self.publication(config.as_ref()) {
+            Some(Ok(publication)) => Some(publication),
+            Some(Err(problem)) => {
+                run.config_problem = Some(problem);
+                None
+            }
+            None => None,
+        };
+        let published = self.own_lease(&view, run).map(Lease::publication);
+        let seen = match run.machine.subnets() {
+            Some(subnets) => self.seen(&view, subnets, published.as_ref()),
+            None => Seen::Nothing,
+        };
+        let input = Input { now, seen, seen_revision: view.state.revision, wanted: wanted.as_ref() };
+        let action = run.machine.next(&input);
+        run.forget_what_no_longer_holds(config.is_some());
+        (action, config)
+    }
+
+    /// What the view says of this node's `subnets`; `published`: of its lease on them, if the view has that.
+    fn seen<'p>(&self, view: &NetworkView, subnets: SubnetKey, published: Option<&'p Publication>) -> Seen<'p> {
+        let kept = view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&subnets));
+        if view.source != Source::Store || self.is_unreadable(view, subnets) {
+            Seen::Nothing
+        } else if kept {
+            Seen::Gone
+        } else if let Some(published) = published {
+            Seen::Ours(published)
+        } else if self.holder(view, subnets).is_some() {
+            Seen::Other
+        } else {
+            Seen::Gone
+        }
+    }
+
+    /// This node's lease on the subnets it uses, as the view has it.
+    fn own_lease<'v>(&self, view: &'v NetworkView, run: &Run) -> Option<&'v Lease> {
+        let lease = view.state.leases.get(&run.machine.subnets()?)?;
+        lease.is_owned_by(self.owner.node).then_some(lease)
+    }
+
+    /// Whether a key in the way of `subnets` holds nothing readable: nobody can say whose they are.
+    fn is_unreadable(&self, view: &NetworkView, subnets: SubnetKey) -> bool {
+        let prefix = self.keys.subnets();
+        let mut names = view.state.rejected.keys().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok());
+        names.any(|other: SubnetKey| overlap(subnets, other))
+    }
+
+    /// Who else has any of `subnets`, if somebody has.
+    fn holder(&self, view: &NetworkView, subnets: SubnetKey) -> Option<Holder> {
+        let kept = |lease: &Lease| view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&lease.subnets));
+        let mut others = view.state.leases.values().filter(|lease| !lease.is_owned_by(self.owner.node));
+        others.find(|lease| overlap(subnets, lease.subnets) && !kept(lease)).map(Holder::of)
+    }
+
+    /// That somebody else has this node's subnets, if the last attempt to claim them has not said it already.
+    pub(super) fn taken(&self, run: &Run) -> Option<Problem> {
+        let LeaseState::TakenByOther { subnets } = run.machine.state() else { return None };
+        if run.attempt_problem.as_ref().is_some_and(|problem| problem.code == ProblemCode::SubnetLost) {
+            return None;
+        }
+        let holder = self.holder(&self.view.borrow(), *subnets);
+        Some(problems::taken(&self.keys, *subnets, holder.as_ref().map_or("another node", |holder| &holder.name)))
+    }
+
+    /// What to publish; `None` while that is not known, or not yet known to be servable by this host.
+    fn publication(&self, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
+        let outcome = self.outcome.borrow();
+        let (config, underlay) = (config?, outcome.underlay.as_ref()?);
+        if self.holding.borrow().held.is_none() {
+            let judgement = outcome.judgements.get(self.keys.network())?;
+            if judgement.config != *config {
+                return None;
+            }
+            if let Some(problem) = &judgement.refused {
+                return Some(Err(problem.clone()));
+            }
+        }
+        Some(backend::publication(self.owner.node, self.keys.network(), config, underlay))
+    }
+
+    /// Whether a claim may be written now. Without a configuration nobody claims anything new; a lease that the store has
+    /// of this node is found and kept alive all the same, as it would be had the agent not been restarted.
+    pub(super) fn may_act(&self, run: &Run) -> bool {
+        let view = self.view.borrow();
+        let followed = view.connection == Connection::Connected && view.source == Source::Store;
+        let allowed = view.state.valid_config().is_some() || self.own_lease(&view, run).is_some();
+        followed && allowed && *self.presence.borrow() == Presence::Confirmed
+    }
+}
+
+impl Run {
+    /// What the last attempt met may be over: somebody else's subnet is free again, or there is nothing to attempt.
+    fn forget_what_no_longer_holds(&mut self, has_config: bool) {
+        let over = match &self.attempt_problem {
+            None => false,
+            Some(problem) if problem.code == ProblemCode::SubnetLost => {
+                !matches!(self.machine.state(), LeaseState::TakenByOther { .. })
+            }
+            Some(_) => !has_config,
+        };
+        if over {
+            self.attempt_problem = None;
+        }
+    }
+}
+
+fn overlap(a: SubnetKey, b: SubnetKey) -> bool {
+    a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
+}
+
+/// The configuration in force here: the store's, unless what this node holds would not fit it.
+pub(super) fn in_force(
+    keys: &NetworkKeys,
+    stored: Option<&NetworkConfig>,
+    held: Option<&Held>,
+) -> (Option<NetworkConfig>, Option<Problem>) {
+    match (stored, held) {
+        (Some(stored), Some(held)) if !fits(stored, held.subnets) => {
+            (Some(held.config.clone()), Some(problems::changed(keys, stored, held)))
+        }
+        (Some(stored), _) => (Some(stored.clone()), None),
+        (None, held) => (held.map(|held| held.config.clone()), None),
+    }
+}
+
+/// Whether `subnets` could have been leased under `config`.
+pub(crate) fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
+    IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
+        (Some(pool), Some(subnet)) => pool.network().contains(&subnet) && pool.subnet_len() == subnet.prefix_len(),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    })
+}

@@ -1,0 +1,44 @@
+//! `--init`: the network's configuration, made by the first agent that misses it.
+
+use flatnet_controlplane::networks::{self, NetworkError, NetworkSpec};
+use flatnet_controlplane::store::Store;
+use flatnet_controlplane::watch::Connection;
+use flatnet_model::state::ConfigState;
+use ipnet::IpNet;
+
+use super::LeaseKeeper;
+
+impl<S: Store> LeaseKeeper<S> {
+    /// Creates the network if it is not there and `--init` says so.
+    pub(super) async fn init_config(&mut self) {
+        let missing = {
+            let view = self.view.borrow();
+            view.connection == Connection::Connected
+                && view.state.config == ConfigState::Missing
+                && view.suspect.is_none()
+        };
+        if self.init.is_empty() || !missing {
+            return;
+        }
+        let mut spec = NetworkSpec::default();
+        for net in &self.init {
+            match net {
+                IpNet::V4(net) => spec.cidr = Some(*net),
+                IpNet::V6(net) => spec.cidr6 = Some(*net),
+            }
+        }
+        match networks::create(self.store.as_ref(), &self.flannel_prefix, self.keys.network(), &spec).await {
+            Ok(_) => tracing::info!(network = %self.keys.network(), "network created"),
+            // Another agent was faster.
+            Err(NetworkError::Exists(_)) => {}
+            Err(error @ (NetworkError::Store(_) | NetworkError::Busy(_))) => {
+                // Tried again with the next change of the view, which brings the store's return.
+                tracing::debug!(network = %self.keys.network(), %error, "the network cannot be created yet");
+            }
+            Err(error) => {
+                let _ = self.fatal.send(crate::cli::network_failure(&error)).await;
+            }
+        }
+        self.init.clear();
+    }
+}

@@ -1,0 +1,55 @@
+//! What is written down for the next run: the subnet, and the configuration it is held under.
+
+use std::time::Duration;
+
+use flatnet_controlplane::flannel::encode_config;
+use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_model::{NetworkConfig, SubnetKey};
+
+use super::{LeaseKeeper, Run};
+use crate::report::chain;
+
+/// How long after a full disk the next try follows: somebody who makes room looks whether it helped.
+const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
+
+impl<S> LeaseKeeper<S> {
+    /// Remembers the subnet across reboots.
+    pub(super) fn remember(&self, subnets: SubnetKey, config: &NetworkConfig) -> Option<Problem> {
+        let network = self.keys.network();
+        let written = self.dir.write_subnet(network, Some(subnets));
+        self.remember_config(config);
+        written.err().map(|error| {
+            Problem::new(
+                ProblemCode::SubnetUnwritable,
+                format!("the subnet of network {network} cannot be remembered: {}", chain(&error)),
+                "free space in the state directory; without it this node may get another subnet after its lease expired",
+                network,
+            )
+        })
+    }
+
+    /// Tries again to write down what the disk had no room for; `until`, or before that when the next try is due.
+    pub(super) fn remember_again(&self, run: &mut Run, until: Option<Duration>) -> Option<Duration> {
+        if run.attempt_problem.as_ref().is_none_or(|problem| problem.code != ProblemCode::SubnetUnwritable) {
+            return until;
+        }
+        let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());
+        if let Some(held) = held.filter(|_| now >= run.remember_at) {
+            run.attempt_problem = self.remember(held.subnets, &held.config);
+            run.remember_at = now + REMEMBER_AGAIN;
+        }
+        Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
+    }
+
+    /// Remembers the configuration in force: should the store's be changed so that this node's subnet is outside, then a
+    /// restarted agent must still know what its containers live in.
+    pub(super) fn remember_config(&self, config: &NetworkConfig) {
+        let network = self.keys.network();
+        let written = encode_config(config, None).map_err(|error| error.to_string());
+        if let Err(error) =
+            written.and_then(|json| self.dir.write_config(network, &json).map_err(|error| chain(&error)))
+        {
+            tracing::warn!(network = %network, error, "the configuration in force cannot be kept");
+        }
+    }
+}
