@@ -178,3 +178,6 @@ impl<T: Send + Sync> Changed for watch::Receiver<T> {
         Box::pin(async { watch::Receiver::changed(self).await.is_ok() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,6 +100,11 @@ impl FakeKernel {
         result
     }
 
+    /// The same, and tells nobody: a notification got lost.
+    pub fn edit_silently<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
+        change(&mut self.lock().state)
+    }
+
     /// Deletes a device with all that goes with it, behind the agent's back, and wakes it.
     pub fn delete_link(&self, name: flatnet_model::IfName) {
         state::delete_link(&mut self.lock().state, name);

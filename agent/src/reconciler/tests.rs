@@ -1,0 +1,297 @@
+//! The loop over a kernel in memory, in paused time.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flatnet_controlplane::flannel::{decode_change, decode_config};
+use flatnet_controlplane::store::{KeyValue, WatchEvent};
+use flatnet_controlplane::watch::{NetworkView, Source};
+use flatnet_core::facts::{Features, Interface};
+use flatnet_core::object::{KernelState, RouteKey};
+use flatnet_core::op::{Action, ObjectKey, ObjectKind};
+use flatnet_core::problem::ProblemCode;
+use flatnet_kernel::fake::{FakeKernel, Strike};
+use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::state::ConfigState;
+use flatnet_model::{IpFamily, Mtu};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::*;
+use crate::networks::{Held, Holding};
+use crate::state_dir::StateDir;
+
+const CONFIG: &[u8] = br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
+const OWN: &str = "10.100.40.0-24";
+/// Linux's number (asm-generic/errno-base.h).
+const EBUSY: i32 = 16;
+/// Longer than a quick pass waits for its check.
+const SETTLED: Duration = Duration::from_secs(1);
+/// The longest wait between two tries.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+fn facts() -> HostFacts {
+    let eth0 = IfName::new("eth0").unwrap();
+    let interface = Interface {
+        name: eth0,
+        up: true,
+        loopback: false,
+        mtu: Some(Mtu::new(1500).unwrap()),
+        addresses: vec!["192.0.2.10/24".parse().unwrap()],
+        ours: false,
+    };
+    HostFacts {
+        interfaces: vec![interface],
+        default_route: vec![(IpFamily::V4, eth0)],
+        features: Features { nexthop_objects: true, ipv6: true },
+        ..HostFacts::default()
+    }
+}
+
+/// A loop and what it is told. Its files go when it is dropped.
+struct Host {
+    kernel: FakeKernel,
+    view: watch::Sender<NetworkView>,
+    holding: watch::Sender<Holding>,
+    outcome: watch::Receiver<Outcome>,
+    metrics: Arc<Metrics>,
+    plans: mpsc::Sender<PlanRequest>,
+    dir: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Host {
+    /// A loop over `kernel` on a host with a lease and `peers` peers, known from `source`; `name` keeps the files of tests
+    /// apart.
+    fn start(name: &str, kernel: FakeKernel, source: Source, peers: u8) -> Self {
+        let dir = std::env::temp_dir().join(format!("flatnet-reconciler-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let files = Arc::new(StateDir::open(&dir.join("state"), &dir.join("run")).unwrap());
+        let config = decode_config(CONFIG).unwrap().0;
+        let held = Held { subnets: OWN.parse().unwrap(), config: config.clone(), expires: None };
+        let mut first = NetworkView { source, ..NetworkView::default() };
+        first.state.config = ConfigState::Valid(config);
+        let (view, views) = watch::channel(first);
+        let (holding, holdings) = watch::channel(Holding { held: Some(held), problems: Vec::new() });
+        let (outcomes, outcome) = watch::channel(Outcome::default());
+        let metrics = Arc::new(Metrics::new());
+        let port = NetworkPort { name: flatnet_model::NetworkName::default_network(), view: views, holding: holdings };
+        let options = HostOptions {
+            node: NodeId::new(1),
+            selection: Selection::default(),
+            bridge: None,
+            masquerade: true,
+            take_over: false,
+        };
+        let reconciler = Reconciler::new(
+            Arc::new(kernel.clone()),
+            options,
+            vec![port],
+            outcomes,
+            Arc::clone(&metrics),
+            SysctlRecord::open(files).unwrap(),
+        );
+        let (plans, requests) = mpsc::channel(1);
+        let task = tokio::spawn(reconciler.run(requests));
+        let host = Self { kernel, view, holding, outcome, metrics, plans, dir, task };
+        for number in 1..=peers {
+            host.peer(number);
+        }
+        host
+    }
+
+    /// Peer number `number` has 10.100.`number`.0/24 and 192.0.2.(100 + `number`).
+    fn peer(&self, number: u8) {
+        let keys = NetworkKeys::new(&flatnet_model::NetworkName::default_network(), FLANNEL_PREFIX);
+        let value = format!(
+            r#"{{"PublicIP":"192.0.2.{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":7,"VtepMAC":"02:00:00:00:00:{number:02x}"}}}}"#,
+            100 + number
+        );
+        let put = WatchEvent::Put(KeyValue {
+            key: format!("{}10.100.{number}.0-24", keys.subnets()).into_bytes(),
+            value: value.into_bytes(),
+            create_revision: i64::from(number),
+            mod_revision: i64::from(number),
+            lease: None,
+        });
+        let change = decode_change(&keys, &put).unwrap();
+        self.view.send_modify(|view| view.state.apply(change));
+    }
+
+    fn problems(&self) -> Vec<ProblemCode> {
+        self.outcome.borrow().problems.iter().map(|problem| problem.code).collect()
+    }
+
+    /// Operations of `kind` tried so far.
+    fn tried(&self, kind: ObjectKind) -> u64 {
+        self.kernel.counts().iter().filter(|((of, _), _)| *of == kind).map(|(_, count)| count).sum()
+    }
+
+    /// Repairs of `kind` counted so far.
+    fn drift(&self, kind: &str) -> u64 {
+        let page = self.metrics.render(&flatnet_proto::agent::v1::Status::default(), &[], &[]);
+        let series = format!("flatnet_drift_repairs_total{{kind=\"{kind}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or_default()
+    }
+
+    async fn plan(&self) -> Vec<Op> {
+        let (request, answer) = oneshot::channel();
+        self.plans.send(request).await.unwrap();
+        answer.await.unwrap().unwrap()
+    }
+}
+
+fn route(number: u8) -> RouteKey {
+    RouteKey::to_peer(format!("10.100.{number}.0/24").parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_becomes_what_is_wanted_and_is_then_left_alone() {
+    let host = Host::start("converge", FakeKernel::new(facts()), Source::Store, 3);
+    sleep(SETTLED).await;
+    assert!(host.outcome.borrow().complete);
+    assert_eq!(host.kernel.state().fdb.len(), 3);
+    assert!((1..=3).all(|number| host.kernel.state().routes.contains_key(&route(number))));
+    assert!(host.plan().await.is_empty());
+    let tried = host.kernel.tried();
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(host.kernel.tried(), tried);
+    assert_eq!(host.drift("route"), 0, "what it did itself is not somebody else's doing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_operation_is_said_and_tried_again_with_growing_waits_until_it_passes() {
+    let kernel = FakeKernel::new(facts());
+    kernel.fail(Strike::KindAndAction(ObjectKind::Fdb, Action::Create), EBUSY);
+    let host = Host::start("refused", kernel, Source::Store, 1);
+    sleep(Duration::from_secs(300)).await;
+    // 100 ms doubled until 30 s: nine waits make 51 s, then one every 30 s; and the pass that checks the first one.
+    let tried = host.tried(ObjectKind::Fdb);
+    assert!((15..=22).contains(&tried), "{tried} tries in 300 s");
+    assert_eq!(host.problems(), [ProblemCode::KernelRefused]);
+    assert!(!host.outcome.borrow().complete);
+    host.kernel.heal();
+    sleep(LONGEST_RETRY).await;
+    assert!(host.outcome.borrow().complete);
+    assert!(host.problems().is_empty());
+    assert_eq!(host.kernel.state().fdb.len(), 1);
+    assert_eq!(host.drift("fdb"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_depends_on_a_refused_device_is_not_tried_and_what_does_not_is_done() {
+    let kernel = FakeKernel::new(facts());
+    kernel.fail(Strike::Kind(ObjectKind::Link), EBUSY);
+    let host = Host::start("skipped", kernel, Source::Store, 1);
+    sleep(SETTLED).await;
+    for kind in [ObjectKind::Address, ObjectKind::Neighbour, ObjectKind::Fdb, ObjectKind::Nexthop] {
+        assert_eq!(host.tried(kind), 0, "{kind:?}");
+    }
+    assert!(!host.kernel.state().routes.contains_key(&route(1)));
+    assert!(host.outcome.borrow().failed.contains(&ObjectKey::Route(route(1))));
+    let catch_all = RouteKey::unreachable("10.100.0.0/16".parse().unwrap());
+    assert!(
+        host.kernel.state().routes.contains_key(&catch_all),
+        "unknown addresses still do not leave by the default route"
+    );
+    assert!(host.kernel.state().ruleset.is_some(), "the guard does not wait for the device");
+    host.kernel.heal();
+    sleep(LONGEST_RETRY).await;
+    assert!(host.outcome.borrow().complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_changes_is_repaired_at_once_and_counted_by_kind() {
+    let host = Host::start("drift", FakeKernel::new(facts()), Source::Store, 3);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit(|state| {
+        state.routes.remove(&route(1));
+        state.routes.remove(&route(2));
+        state.fdb.clear();
+    });
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.kernel.state(), exact);
+    assert_eq!((host.drift("route"), host.drift("fdb"), host.drift("link")), (2, 3, 0));
+    let device = *exact.links.keys().next().unwrap();
+    host.kernel.delete_link(device);
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.kernel.state(), exact);
+    assert_eq!(host.drift("link"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_nobody_told_of_is_found_within_a_minute() {
+    let host = Host::start("silent", FakeKernel::new(facts()), Source::Store, 1);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit_silently(|state| state.routes.clear());
+    sleep(Duration::from_secs(61)).await;
+    assert_eq!(host.kernel.state(), exact);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_deleted_before_the_first_whole_snapshot_nor_without_a_hold() {
+    let before = Host::start("before", FakeKernel::new(facts()), Source::Store, 3);
+    sleep(SETTLED).await;
+    let left: KernelState = before.kernel.state();
+    drop(before);
+    // Another run, which knows one peer from disk.
+    let kernel = FakeKernel::new(facts());
+    kernel.edit(|state| *state = left.clone());
+    let host = Host::start("prune", kernel, Source::Disk, 1);
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(host.kernel.state(), left);
+    // The store's snapshot, but nothing held yet.
+    let held = host.holding.send_replace(Holding::default());
+    host.view.send_modify(|view| view.source = Source::Store);
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(host.kernel.state(), left);
+    host.holding.send_replace(held);
+    sleep(SETTLED).await;
+    let now = host.kernel.state();
+    assert!(now.routes.contains_key(&route(1)));
+    assert!(!now.routes.contains_key(&route(2)) && !now.routes.contains_key(&route(3)));
+    assert_eq!((now.fdb.len(), now.peer_sources.len()), (1, 1));
+    assert!(host.plan().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_underlay_that_is_gone_is_said_and_the_last_one_stays_in_force() {
+    let host = Host::start("underlay", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit_facts(|facts| {
+        facts.interfaces.clear();
+        facts.default_route.clear();
+    });
+    sleep(SETTLED).await;
+    assert_eq!(host.problems(), [ProblemCode::UnderlayMissing]);
+    assert_eq!(host.kernel.state(), exact);
+    host.kernel.edit_facts(|now| *now = facts());
+    sleep(SETTLED).await;
+    assert!(host.problems().is_empty() && host.outcome.borrow().complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_cannot_be_read_is_said_and_nothing_is_written_blindly() {
+    let host = Host::start("unreadable", FakeKernel::new(facts()), Source::Store, 1);
+    sleep(SETTLED).await;
+    let tried = host.kernel.tried();
+    host.kernel.fail_reads(EBUSY);
+    host.kernel.edit(|state| state.routes.clear());
+    sleep(LONGEST_RETRY).await;
+    assert_eq!(host.problems(), [ProblemCode::KernelUnreadable]);
+    assert_eq!(host.kernel.tried(), tried);
+    host.kernel.heal();
+    sleep(LONGEST_RETRY).await;
+    assert!(host.kernel.state().routes.contains_key(&route(1)));
+    assert!(host.problems().is_empty());
+}
