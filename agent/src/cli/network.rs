@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use clap::{Args, Subcommand};
 use flatnet_controlplane::networks::{self, Force, NetworkError, NetworkInfo, NetworkSpec};
 use flatnet_controlplane::store::StoreError;
-use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey};
+use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey, WireguardKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use document::{detail, document, summary, table};
@@ -54,13 +54,13 @@ pub struct ChangeArgs {
     /// Last subnet to hand out
     #[arg(long, value_name = "IP")]
     subnet_max: Option<IpAddr>,
-    /// vxlan or host-gw
+    /// vxlan, wireguard or host-gw
     #[arg(long, value_name = "TYPE")]
     backend: Option<String>,
     /// VXLAN network identifier, 1 to 16777215 [default: a free one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(flatnet_model::Vni::MAX)))]
     vni: Option<u32>,
-    /// UDP port of VXLAN [default: 8472]
+    /// UDP port of VXLAN [default: 8472] or WireGuard [default: a free one from 51820 up]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// GRE key
@@ -142,6 +142,12 @@ pub struct PeerAddArgs {
     /// vxlan: the Ethernet address of its tunnel device
     #[arg(long, value_name = "MAC")]
     mac: Option<Mac>,
+    /// wireguard: its public key, as `wg show` prints it
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<WireguardKey>,
+    /// wireguard: the UDP port it listens on [default: the network's]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
     #[command(flatten)]
     target: StoreTarget,
 }
@@ -250,15 +256,24 @@ impl PeerAddArgs {
                     "it is the address of the peer's VXLAN device: `ip link show` there prints it after link/ether",
                 ));
             }
+            (BackendKind::Wireguard, _) => {
+                let public_key = self.public_key.ok_or_else(|| {
+                    Failure::new(Exit::Usage, "a wireguard peer needs --public-key")
+                        .hint("`wg show DEVICE public-key` on the peer prints it")
+                })?;
+                BackendData::Wireguard { public_key, port: self.port }
+            }
             _ => BackendData::None,
         };
-        let over = |address: bool| if address { data.clone() } else { BackendData::None };
+        // One WireGuard tunnel may carry both families over an underlay of one.
+        let everywhere = backend == BackendKind::Wireguard;
+        let over = |address: bool| if address || everywhere { data.clone() } else { BackendData::None };
         Ok(Publication {
             public_ip: self.public_ip,
             public_ipv6: self.public_ipv6,
-            backend,
             data: over(self.public_ip.is_some()),
             data_v6: over(self.public_ipv6.is_some()),
+            backend,
         })
     }
 }
@@ -298,6 +313,7 @@ pub fn failure(error: &NetworkError) -> Failure {
             (Exit::Conflict, "choose a range that no other network has: `agent network ls`")
         }
         NetworkError::VniInUse { .. } => (Exit::Conflict, "leave out --vni to get a free one"),
+        NetworkError::PortInUse { .. } => (Exit::Conflict, "leave out --port to get a free one"),
         NetworkError::InUse { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
         NetworkError::Strands { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
         NetworkError::PeerOverlap { .. } => {

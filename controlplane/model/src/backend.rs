@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::net::{Mtu, Vni};
+use crate::wireguard::WireguardConfig;
 
 /// The type named in a network's configuration and in every lease (flannel's `Backend.Type`, `BackendType`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,8 @@ pub enum BackendConfig {
     Vxlan(VxlanConfig),
     /// Direct routes; no options.
     HostGw,
+    /// WireGuard.
+    Wireguard(WireguardConfig),
     /// A type this version does not build.
     Unsupported(BackendKind),
 }
@@ -69,6 +72,7 @@ impl BackendConfig {
         match self {
             Self::Vxlan(_) => BackendKind::Vxlan,
             Self::HostGw => BackendKind::HostGw,
+            Self::Wireguard(_) => BackendKind::Wireguard,
             Self::Unsupported(kind) => kind.clone(),
         }
     }

@@ -6,6 +6,7 @@ use crate::backend::BackendKind;
 use crate::net::{IpFamily, Mac, Vni};
 use crate::node::{InstanceNonce, NodeId};
 use crate::subnet::SubnetKey;
+use crate::wireguard::WireguardKey;
 
 /// A revision of the store: every change has the next one.
 pub type Revision = i64;
@@ -87,6 +88,13 @@ pub enum BackendData {
         vni: Option<Vni>,
         /// `VtepMAC`.
         mac: Mac,
+    },
+    /// flannel's wireguard data.
+    Wireguard {
+        /// `PublicKey`.
+        public_key: WireguardKey,
+        /// `Port`: UDP port the node listens on; absent: that of the network's configuration.
+        port: Option<u16>,
     },
 }
 

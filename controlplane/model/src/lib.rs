@@ -17,6 +17,7 @@ pub mod node;
 pub mod pool;
 pub mod state;
 pub mod subnet;
+pub mod wireguard;
 
 pub use backend::{BackendConfig, BackendKind, VxlanConfig};
 pub use lease::{BackendData, EtcdLease, Lease, Owner, Publication, Revision};
@@ -25,3 +26,4 @@ pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};
 pub use pool::Pool;
 pub use subnet::SubnetKey;
+pub use wireguard::{PresharedKey, WireguardConfig, WireguardKey, WireguardMode};

@@ -1,9 +1,11 @@
-//! A network's `config` value (flannel `pkg/subnet/config.go`, `pkg/backend/vxlan/vxlan.go`).
+//! A network's `config` value (flannel `pkg/subnet/config.go`, `pkg/backend/vxlan/vxlan.go`,
+//! `pkg/backend/wireguard/wireguard.go`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::excerpt;
-use flatnet_model::{BackendConfig, BackendKind, Mtu, NetworkConfig, Pool, Vni, VxlanConfig};
+use flatnet_model::{BackendConfig, BackendKind, Mtu, NetworkConfig, Pool, PresharedKey, Vni, VxlanConfig};
+use flatnet_model::{WireguardConfig, WireguardMode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::fields::{Fields, Writer};
@@ -135,9 +137,11 @@ fn read_backend(fields: Option<Fields>, warnings: &mut Vec<ConfigWarning>) -> Re
             None => Ok(BackendConfig::Vxlan(VxlanConfig::default())),
         },
         BackendKind::HostGw => Ok(BackendConfig::HostGw),
-        kind @ (BackendKind::Gre | BackendKind::Wireguard | BackendKind::Other(_)) => {
-            Ok(BackendConfig::Unsupported(kind))
-        }
+        BackendKind::Wireguard => match fields {
+            Some(fields) => read_wireguard(fields).map(BackendConfig::Wireguard),
+            None => Ok(BackendConfig::Wireguard(WireguardConfig::default())),
+        },
+        kind @ (BackendKind::Gre | BackendKind::Other(_)) => Ok(BackendConfig::Unsupported(kind)),
     }
 }
 
@@ -165,6 +169,43 @@ fn read_vxlan(mut fields: Fields, warnings: &mut Vec<ConfigWarning>) -> Result<V
         }
     }
     Ok(VxlanConfig { vni, port, mtu, direct_routing })
+}
+
+fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
+    let mut port = |name: &str, default: u16| match fields.number(name)? {
+        None => Ok(default),
+        // Peers must know where to send: a port of the kernel's choosing is another after every start.
+        Some(port) => u16::try_from(port)
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| format!("Backend.{name} {port} is not in 1..=65535")),
+    };
+    let (port, port_v6) = (
+        port("ListenPort", WireguardConfig::DEFAULT_PORT)?,
+        port("ListenPortV6", WireguardConfig::DEFAULT_PORT_V6)?,
+    );
+    let mtu = match fields.number32("MTU")? {
+        None | Some(0) => None,
+        Some(mtu) => Some(Mtu::new(mtu).map_err(|error| format!("Backend.MTU: {error}"))?),
+    };
+    let keepalive_secs = fields.number("PersistentKeepaliveInterval")?.unwrap_or_default();
+    let keepalive_secs = u16::try_from(keepalive_secs).map_err(|_| {
+        format!("Backend.PersistentKeepaliveInterval {keepalive_secs} is not in 0..=65535 seconds")
+    })?;
+    let mode = match fields.text("Mode")?.filter(|mode| !mode.is_empty()) {
+        None => WireguardMode::default(),
+        Some(mode) => WireguardMode::from_name(&mode)
+            .ok_or_else(|| format!("Backend.Mode {:?} is not separate, auto, ipv4 or ipv6", excerpt(&mode)))?,
+    };
+    if mode == WireguardMode::Separate && port == port_v6 {
+        return Err(format!("Backend.ListenPort and Backend.ListenPortV6 are both {port}: one port carries one tunnel"));
+    }
+    // What is wrong with it is not shown: it is a secret all the same.
+    let psk = match fields.text("PSK")?.filter(|psk| !psk.is_empty()) {
+        None => None,
+        Some(psk) => Some(psk.parse::<PresharedKey>().map_err(|error| format!("Backend.PSK: {error}; `wg genpsk` makes one"))?),
+    };
+    Ok(WireguardConfig { port, port_v6, mtu, keepalive_secs, mode, psk })
 }
 
 /// Writes `config`: Type and VNI always explicitly. Fields of `previous` that are not ours to set are kept, those of
@@ -226,13 +267,21 @@ fn write_backend(backend: &BackendConfig, previous: Option<Fields>) -> Result<St
     if let Some(mut fields) = previous {
         let before = fields.text("Type")?.unwrap_or_else(|| "vxlan".to_owned());
         if before == kind.as_str() || excerpt(&before) == kind.as_str() {
-            if kind == BackendKind::Vxlan {
-                for name in ["VNI", "Port", "MTU", "DirectRouting"] {
-                    fields.take(name)?;
+            let ours: &[&str] = match kind {
+                BackendKind::Vxlan => &["VNI", "Port", "MTU", "DirectRouting"],
+                BackendKind::Wireguard => {
+                    &["ListenPort", "ListenPortV6", "MTU", "PersistentKeepaliveInterval", "Mode", "PSK"]
                 }
+                BackendKind::HostGw | BackendKind::Gre | BackendKind::Other(_) => &[],
+            };
+            for name in ours {
+                fields.take(name)?;
             }
             rest = fields.rest();
         }
+    }
+    if let BackendConfig::Wireguard(wireguard) = backend {
+        write_wireguard(&mut out, wireguard);
     }
     if let BackendConfig::Vxlan(vxlan) = backend {
         out.field("VNI", vxlan.vni.get());
@@ -250,6 +299,25 @@ fn write_backend(backend: &BackendConfig, previous: Option<Fields>) -> Result<St
         out.field(&name, value);
     }
     Ok(out.end())
+}
+
+fn write_wireguard(out: &mut Writer, wireguard: &WireguardConfig) {
+    out.field("ListenPort", wireguard.port);
+    if wireguard.port_v6 != WireguardConfig::DEFAULT_PORT_V6 {
+        out.field("ListenPortV6", wireguard.port_v6);
+    }
+    if let Some(mtu) = wireguard.mtu {
+        out.field("MTU", mtu.get());
+    }
+    if wireguard.keepalive_secs != 0 {
+        out.field("PersistentKeepaliveInterval", wireguard.keepalive_secs);
+    }
+    if wireguard.mode != WireguardMode::default() {
+        out.field("Mode", wireguard.mode.as_str());
+    }
+    if let Some(psk) = wireguard.psk {
+        out.field("PSK", psk.to_base64());
+    }
 }
 
 #[cfg(test)]

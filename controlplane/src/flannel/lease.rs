@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::{NetworkKeys, excerpt};
 use flatnet_model::state::{Change, ConfigState};
-use flatnet_model::{BackendData, BackendKind, Lease, Mac, Owner, Publication, SubnetKey, Vni};
+use flatnet_model::{BackendData, BackendKind, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey};
 use serde_json::Value;
 
 use super::config::decode_config;
@@ -55,6 +55,13 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
             return Err("BackendData is missing, which vxlan needs".to_owned());
         }
     }
+    if backend == BackendKind::Wireguard {
+        data = read_wireguard(fields.object("BackendData", "BackendData.")?)?;
+        data_v6 = read_wireguard(fields.object("BackendV6Data", "BackendV6Data.")?)?;
+        if data == BackendData::None && data_v6 == BackendData::None {
+            return Err("BackendData is missing, which wireguard needs".to_owned());
+        }
+    }
     let owner = fields.object("Flatnet", "Flatnet.")?.map(read_owner).transpose()?;
     Ok(Lease {
         subnets,
@@ -94,6 +101,17 @@ fn read_vxlan(fields: Option<Fields>) -> Result<BackendData, String> {
     Ok(BackendData::Vxlan { vni, mac })
 }
 
+fn read_wireguard(fields: Option<Fields>) -> Result<BackendData, String> {
+    let Some(mut fields) = fields else { return Ok(BackendData::None) };
+    let public_key: WireguardKey =
+        fields.parsed("PublicKey", "a WireGuard key (32 bytes in base64)")?.ok_or("PublicKey is missing")?;
+    let port = match fields.number("Port")? {
+        None | Some(0) => None,
+        Some(port) => Some(u16::try_from(port).map_err(|_| format!("Port {port} is not in 1..=65535"))?),
+    };
+    Ok(BackendData::Wireguard { public_key, port })
+}
+
 fn read_owner(mut fields: Fields) -> Result<Owner, String> {
     let node = fields.parsed("Node", "a node id")?.ok_or("Flatnet.Node is missing")?;
     let nonce = fields.parsed("Nonce", "an instance nonce")?.ok_or("Flatnet.Nonce is missing")?;
@@ -114,8 +132,10 @@ pub fn encode_lease(publication: &Publication, owner: Option<&Owner>) -> Vec<u8>
         out.field("BackendType", publication.backend.as_str());
     }
     for (name, data) in [("BackendData", &publication.data), ("BackendV6Data", &publication.data_v6)] {
-        if let BackendData::Vxlan { vni, mac } = data {
-            out.raw(name, &vxlan_data(*vni, *mac));
+        match data {
+            BackendData::None => {}
+            BackendData::Vxlan { vni, mac } => out.raw(name, &vxlan_data(*vni, *mac)),
+            BackendData::Wireguard { public_key, port } => out.raw(name, &wireguard_data(*public_key, *port)),
         }
     }
     if let Some(owner) = owner {
@@ -135,6 +155,15 @@ fn vxlan_data(vni: Option<Vni>, mac: Mac) -> String {
         out.field("VNI", vni.get());
     }
     out.field("VtepMAC", mac.to_string());
+    out.end()
+}
+
+fn wireguard_data(public_key: WireguardKey, port: Option<u16>) -> String {
+    let mut out = Writer::new();
+    out.field("PublicKey", public_key.to_string());
+    if let Some(port) = port {
+        out.field("Port", port);
+    }
     out.end()
 }
 

@@ -1,7 +1,7 @@
 //! A configuration as asked for: drafted as flannel's JSON, read by the same strict decoder as any other, then written.
 
 use flatnet_model::keys::excerpt;
-use flatnet_model::{BackendConfig, BackendKind, NetworkConfig, NetworkName};
+use flatnet_model::{BackendConfig, BackendKind, IpFamily, NetworkConfig, NetworkName, WireguardConfig};
 use serde_json::{Map, Value};
 
 use super::{NetworkError, NetworkInfo, NetworkSpec};
@@ -10,6 +10,8 @@ use crate::flannel::{InvalidConfig, decode_config, encode_config};
 /// The first VNI of networks other than `default`: where Docker's swarm begins too, clear of the small numbers that
 /// people choose by hand.
 const FIRST_VNI: u32 = 4097;
+/// From one WireGuard network's ports to the next one's: each may need one for either family.
+const PORT_STEP: usize = 2;
 
 /// The value and meaning of a new network's configuration.
 pub(super) fn create(
@@ -49,7 +51,7 @@ fn finish(
     let draft = Value::Object(map).to_string().into_bytes();
     let (config, _) = decode_config(&draft)?;
     if let BackendConfig::Unsupported(kind) = &config.backend {
-        return Err(InvalidConfig(format!("Backend.Type {kind} is not supported: use vxlan or host-gw")));
+        return Err(InvalidConfig(format!("Backend.Type {kind} is not supported: use vxlan, wireguard or host-gw")));
     }
     Ok((encode_config(&config, Some(&draft))?, config))
 }
@@ -121,15 +123,16 @@ fn backend(
         }
     }
     set(&mut backend, "Type", kind.as_str());
+    const TUNNELS: [BackendKind; 2] = [BackendKind::Vxlan, BackendKind::Wireguard];
     let numbers = [
-        ("VNI", spec.vni, true),
-        ("Port", spec.port.map(u32::from), true),
-        ("MTU", spec.mtu, kind == BackendKind::Vxlan),
-        ("Key", spec.key, false),
+        ("VNI", spec.vni, &[BackendKind::Vxlan] as &[_]),
+        (if kind == BackendKind::Wireguard { "ListenPort" } else { "Port" }, spec.port.map(u32::from), &TUNNELS),
+        ("MTU", spec.mtu, &TUNNELS),
+        ("Key", spec.key, &[]),
     ];
-    for (name, value, for_vxlan) in numbers {
+    for (name, value, meant_for) in numbers {
         let Some(value) = value else { continue };
-        if !for_vxlan || kind != BackendKind::Vxlan {
+        if !meant_for.contains(&kind) {
             return Err(InvalidConfig(format!("Backend.{name} means nothing for {kind}")));
         }
         set(&mut backend, name, value);
@@ -143,8 +146,37 @@ fn backend(
     if kind == BackendKind::Vxlan && get(&backend, "VNI").is_none() {
         set(&mut backend, "VNI", free_vni(network, others));
     }
+    if kind == BackendKind::Wireguard && get(&backend, "ListenPort").is_none() {
+        let port = free_port(others);
+        set(&mut backend, "ListenPort", port);
+        if get(&backend, "ListenPortV6").is_none() {
+            set(&mut backend, "ListenPortV6", port.saturating_add(1));
+        }
+    }
     set(map, "Backend", backend);
     Ok(())
+}
+
+/// flannel's 51820 (and the one after it for IPv6), else the lowest pair that no other network listens on.
+fn free_port(others: &[&NetworkInfo]) -> u16 {
+    let used: Vec<u16> =
+        others.iter().filter_map(|info| info.config.as_ref().ok()).flat_map(|config| udp_ports(config)).collect();
+    let mut pairs = (WireguardConfig::DEFAULT_PORT..u16::MAX).step_by(PORT_STEP);
+    pairs.find(|port| !used.contains(port) && !used.contains(&(port + 1))).unwrap_or(WireguardConfig::DEFAULT_PORT)
+}
+
+/// UDP ports on which every host of the network listens.
+fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => vec![vxlan.port],
+        BackendConfig::Wireguard(wireguard) => {
+            let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+            let mut ports: Vec<u16> = families.map(|family| wireguard.port_of(family)).collect();
+            ports.dedup();
+            ports
+        }
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
+    }
 }
 
 /// flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
@@ -186,6 +218,15 @@ pub(super) fn check_against(
         {
             let other = other.keys.network().clone();
             return Err(NetworkError::VniInUse { name: name.clone(), vni: vxlan.vni.get(), other });
+        }
+        let is_wireguard = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Wireguard(_));
+        let theirs = udp_ports(other_config);
+        // Networks over VXLAN share a port: the VNI tells them apart.
+        if (is_wireguard(config) || is_wireguard(other_config))
+            && let Some(port) = udp_ports(config).into_iter().find(|port| theirs.contains(port))
+        {
+            let other = other.keys.network().clone();
+            return Err(NetworkError::PortInUse { name: name.clone(), port, other });
         }
     }
     Ok(())

@@ -46,6 +46,16 @@ pub enum NetworkError {
         /// The other network.
         other: NetworkName,
     },
+    /// The UDP port is another network's.
+    #[error("network {name}: UDP port {port} is in use by network {other}")]
+    PortInUse {
+        /// The network.
+        name: NetworkName,
+        /// The port.
+        port: u16,
+        /// The other network.
+        other: NetworkName,
+    },
     /// `rm`: hosts still hold leases.
     #[error("network {name} still has {count} leases: {shown}", count = .leases.len(), shown = first_few(.leases))]
     InUse {

@@ -44,6 +44,7 @@ pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
     let config: Option<&NetworkConfig> = info.config.as_ref().ok();
     let (vni, port) = match config.map(|config| &config.backend) {
         Some(flatnet_model::BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port)),
+        Some(flatnet_model::BackendConfig::Wireguard(wireguard)) => (None, Some(wireguard.port)),
         _ => (None, None),
     };
     let leases = info.leases.iter().map(|lease| LeaseDocument {

@@ -58,6 +58,21 @@ fn ipv6_only_and_dual_stack_are_read() {
 }
 
 #[test]
+fn flannels_wireguard_options_are_read_and_written() {
+    let text = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"wireguard","ListenPort":51830,"MTU":1400,"PersistentKeepaliveInterval":25,"Mode":"auto","PSK":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8="}}"#;
+    let (config, warnings) = read(text);
+    assert_eq!(warnings, [""; 0]);
+    let BackendConfig::Wireguard(wireguard) = &config.backend else { panic!("{config:?}") };
+    assert_eq!((wireguard.port, wireguard.port_v6, wireguard.keepalive_secs), (51830, 51821, 25));
+    assert_eq!((wireguard.mode, wireguard.mtu.map(Mtu::get)), (WireguardMode::Auto, Some(1400)));
+    assert!(wireguard.psk.is_some());
+    assert_eq!(String::from_utf8(encode_config(&config, Some(text.as_bytes())).unwrap()).unwrap(), text);
+    let (config, _) = read(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard"}}"#);
+    assert_eq!(config.backend, BackendConfig::Wireguard(WireguardConfig::default()));
+    assert!(!refused(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","PSK":"c2VjcmV0"}}"#).contains("c2Vj"));
+}
+
+#[test]
 fn an_unknown_type_is_kept_by_name() {
     assert_eq!(
         read(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"udp"}}"#).0.backend,
@@ -98,6 +113,14 @@ fn what_is_wrong_is_said_by_field() {
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":1e3}}"#, "Backend.VNI"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","Port":65536}}"#, "Backend.Port 65536"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","MTU":67}}"#, "Backend.MTU"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPort":0}}"#, "Backend.ListenPort 0"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPort":51821}}"#, "both 51821"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","Mode":"both"}}"#, "Backend.Mode \"both\""),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","PSK":"c2VjcmV0"}}"#, "Backend.PSK"),
+        (
+            r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","PersistentKeepaliveInterval":65536}}"#,
+            "Backend.PersistentKeepaliveInterval 65536",
+        ),
     ] {
         let error = refused(value);
         assert!(error.contains(says), "{value}: {error}");

@@ -16,11 +16,13 @@ fn read(value: &str) -> Result<Lease, InvalidLease> {
 }
 
 /// What flanneld v0.28 was seen to write.
-const SEEN: [&str; 4] = [
+const SEEN: [&str; 6] = [
     r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"}}"#,
     r#"{"PublicIP":"192.168.33.1","PublicIPv6":"fd00:33::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"},"BackendV6Data":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8e"}}"#,
     r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00:33::1","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8e"}}"#,
     r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"host-gw"}"#,
+    r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8=","Port":51820}}"#,
+    r#"{"PublicIP":"192.168.33.1","PublicIPv6":"fd00:33::1","BackendType":"wireguard","BackendData":{"PublicKey":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8="},"BackendV6Data":{"PublicKey":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8=","Port":51821}}"#,
 ];
 
 #[test]
@@ -49,14 +51,14 @@ fn a_reservation_without_a_type_is_a_lease_without_one() {
 #[test]
 fn the_data_of_another_backend_is_not_read() {
     assert!(
-        read(r#"{"PublicIP":"192.0.2.7","BackendType":"wireguard","BackendData":{"PublicKey":"x","Port":51820}}"#)
-            .is_ok()
+        read(r#"{"PublicIP":"192.0.2.7","BackendType":"ipsec","BackendData":{"PublicKey":"x","Port":51820}}"#).is_ok()
     );
 }
 
 #[test]
 fn what_is_wrong_is_said_by_field() {
     let vxlan = |data: &str| format!(r#"{{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{data}}}"#);
+    let wireguard = |data: &str| vxlan(data).replace("vxlan", "wireguard");
     let ip = |ip: &str| format!(r#"{{"PublicIP":"{ip}","BackendType":"host-gw"}}"#);
     for (value, says) in [
         ("{}".to_owned(), "PublicIP is missing"),
@@ -74,6 +76,11 @@ fn what_is_wrong_is_said_by_field() {
         (vxlan(r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#), "VtepMAC"),
         (vxlan(r#"{"VNI":1.5,"VtepMAC":"4e:f4:0c:52:b7:8d"}"#), "BackendData.VNI 1.5"),
         (vxlan(r#"{"VNI":-1,"VtepMAC":"4e:f4:0c:52:b7:8d"}"#), "BackendData.VNI -1"),
+        (wireguard("null"), "BackendData is missing"),
+        (wireguard("{}"), "PublicKey is missing"),
+        (wireguard(r#"{"PublicKey":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk=="}"#), "BackendData.PublicKey"),
+        (wireguard(r#"{"PublicKey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}"#), "BackendData.PublicKey"),
+        (wireguard(r#"{"PublicKey":"DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8=","Port":65536}"#), "Port 65536"),
         (r#"{"PublicIP":"192.0.2.7","Flatnet":{"Node":"../x"}}"#.to_owned(), "Flatnet.Node"),
         (format!(r#"{{"PublicIP":"192.0.2.7","x":"{}"}}"#, "x".repeat(20_000)), "more than the 16384"),
     ] {
