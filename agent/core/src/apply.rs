@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flatnet_model::IfName;
 
 use crate::diff::lost::{device_of, readdresses};
-use crate::object::{Dump, KernelState, Link, NexthopId, RouteVia};
+use crate::object::{Dump, KernelState, Link, NexthopId, RouteVia, WireguardPeer, WireguardPeerKey};
 use crate::op::{Action, Object, Op};
 
 impl Dump {
@@ -44,6 +44,7 @@ impl KernelState {
             Object::Fdb(key, dst) => {
                 self.fdb.insert(*key, *dst);
             }
+            Object::WireguardPeer(key, peer) => self.set_wireguard_peer(*key, peer),
             Object::Nexthop(id, nexthop) => {
                 self.nexthops.insert(*id, *nexthop);
             }
@@ -70,6 +71,16 @@ impl KernelState {
         self.links.insert(name, link);
     }
 
+    /// What is allowed to one peer is taken from all others of the device.
+    pub fn set_wireguard_peer(&mut self, key: WireguardPeerKey, peer: &WireguardPeer) {
+        for (other, held) in &mut self.wireguard_peers {
+            if other.device == key.device && *other != key {
+                held.allowed.retain(|net| !peer.allowed.contains(net));
+            }
+        }
+        self.wireguard_peers.insert(key, peer.clone());
+    }
+
     fn remove(&mut self, object: &Object) {
         match object {
             Object::Ruleset { .. } => {
@@ -92,6 +103,9 @@ impl KernelState {
             Object::Fdb(key, _) => {
                 self.fdb.remove(key);
             }
+            Object::WireguardPeer(key, _) => {
+                self.wireguard_peers.remove(key);
+            }
             Object::Nexthop(id, _) => {
                 self.nexthops.remove(id);
                 self.routes.retain(|_, route| route.via != RouteVia::Object(*id));
@@ -111,6 +125,7 @@ impl KernelState {
         self.addresses.retain(|key| key.device != name);
         self.neighbours.retain(|key, _| key.device != name);
         self.fdb.retain(|key, _| key.device != name);
+        self.wireguard_peers.retain(|key, _| key.device != name);
         let on_it = self.nexthops.iter().filter(|(_, nexthop)| nexthop.via.device == name);
         let gone: BTreeSet<NexthopId> = on_it.map(|(id, _)| *id).collect();
         self.nexthops.retain(|id, _| !gone.contains(id));

@@ -6,20 +6,21 @@
 mod hostgw;
 mod peer;
 mod vxlan;
+mod wireguard;
 
 use std::net::IpAddr;
 
 use flatnet_model::{
     BackendConfig, BackendKind, IfName, IpFamily, Lease, Mac, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
-    SubnetKey,
+    SubnetKey, WireguardKey,
 };
 use ipnet::IpNet;
 
 use crate::desired::PeerOutcome;
 use crate::facts::HostFacts;
 use crate::object::{
-    AddressKey, FdbKey, IptablesKey, IptablesRule, KernelState, Link, NeighbourKey, NextHop, Nexthop, NexthopId,
-    PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl,
+    AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, NeighbourKey, NextHop, Nexthop,
+    NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -57,6 +58,8 @@ pub struct NetworkCtx<'a> {
     pub config: &'a NetworkConfig,
     /// Our subnets.
     pub own: SubnetKey,
+    /// The public half of our WireGuard key, or why there is none.
+    pub wireguard: Result<WireguardKey, &'a Problem>,
     /// The other leases.
     pub peers: &'a [&'a Lease],
     /// The ranges of all networks of this host: no tunnel can end inside one.
@@ -84,6 +87,18 @@ pub struct Built {
     pub peers: Vec<PeerOutcome>,
     /// What is wrong, but not so wrong that the network could not be built.
     pub problems: Vec<Problem>,
+    /// Who carries the packets.
+    pub datapath: Datapath,
+}
+
+impl Built {
+    /// Its devices, each once.
+    #[must_use]
+    pub fn device_names(&self) -> Vec<IfName> {
+        let mut names: Vec<IfName> = self.devices.iter().map(|(_, device)| *device).collect();
+        names.dedup();
+        names
+    }
 }
 
 /// Whether `config` can be built on `underlay` at all; if not, why. Before a lease is taken: a lease that cannot be
@@ -93,15 +108,21 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
         return Err(Problem::new(
             ProblemCode::BackendUnsupported,
             format!("network {name}: the backend {:?} is not supported", kind.as_str()),
-            "supported are vxlan and host-gw: agent network update NAME --backend vxlan",
+            "supported are vxlan, wireguard and host-gw: agent network update NAME --backend vxlan",
             name,
         ));
     }
-    for family in IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()) {
+    let needed = match &config.backend {
+        BackendConfig::Wireguard(wireguard) => wireguard::underlays(wireguard, config, underlay),
+        BackendConfig::Vxlan(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
+            IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()).collect()
+        }
+    };
+    for family in needed {
         if underlay.address(family).is_none() {
             return Err(Problem::new(
                 ProblemCode::UnderlayFamily,
-                format!("network {name} has {family}, but the underlay {} has no {family} address", underlay.device),
+                format!("network {name} needs {family}, but the underlay {} has no {family} address", underlay.device),
                 format!(
                     "give {} an {family} address, choose another interface with --iface, or leave {family} out of the network",
                     underlay.device
@@ -121,9 +142,26 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
     Ok(())
 }
 
-/// What a node publishes in its lease of the network `name`.
+/// Whether `config` can be built by this host, as far as that does not depend on the underlay.
+pub(crate) fn check_host(
+    name: &NetworkName,
+    config: &NetworkConfig,
+    facts: &HostFacts,
+    key: Result<WireguardKey, &Problem>,
+) -> Result<(), Problem> {
+    match &config.backend {
+        BackendConfig::Wireguard(_) => {
+            wireguard::supported(facts, name)?;
+            key.map(drop).map_err(Clone::clone)
+        }
+        BackendConfig::Vxlan(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Ok(()),
+    }
+}
+
+/// What a node publishes in its lease of the network `name`; `key` is the public WireGuard key that its devices have.
 pub fn publication(
     node: NodeId,
+    key: Option<WireguardKey>,
     name: &NetworkName,
     config: &NetworkConfig,
     underlay: &Underlay,
@@ -131,6 +169,17 @@ pub fn publication(
     check(name, config, underlay)?;
     Ok(match &config.backend {
         BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).publication(node, underlay, config),
+        BackendConfig::Wireguard(options) => {
+            let key = key.ok_or_else(|| {
+                Problem::new(
+                    ProblemCode::WireguardNoKey,
+                    format!("network {name}: this host has no WireGuard key to publish yet"),
+                    "the agent goes on by itself once its device has one; agent doctor looks at the key file",
+                    name,
+                )
+            })?;
+            wireguard::Wireguard { config: *options, key }.publication(node, underlay, config)
+        }
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.publication(node, underlay, config),
     })
 }
@@ -138,8 +187,13 @@ pub fn publication(
 /// Builds one network with its backend.
 pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
     check(ctx.name, ctx.config, ctx.underlay)?;
+    check_host(ctx.name, ctx.config, ctx.facts, ctx.wireguard)?;
     match &ctx.config.backend {
         BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).desired(ctx, out),
+        BackendConfig::Wireguard(config) => {
+            let key = ctx.wireguard.map_err(Clone::clone)?;
+            wireguard::Wireguard { config: *config, key }.desired(ctx, out)
+        }
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.desired(ctx, out),
     }
 }
@@ -173,6 +227,8 @@ pub struct Draft {
     pub neighbours: Vec<(NeighbourKey, Mac)>,
     /// See [`KernelState::fdb`].
     pub fdb: Vec<(FdbKey, IpAddr)>,
+    /// See [`KernelState::wireguard_peers`].
+    pub wireguard_peers: Vec<(WireguardPeerKey, WireguardPeer)>,
     /// See [`KernelState::nexthops`].
     pub nexthops: Vec<(NexthopId, Nexthop)>,
     /// See [`KernelState::routes`].
@@ -212,6 +268,7 @@ impl Draft {
             addresses: self.addresses.into_iter().collect(),
             neighbours: self.neighbours.into_iter().collect(),
             fdb: self.fdb.into_iter().collect(),
+            wireguard_peers: self.wireguard_peers.into_iter().collect(),
             nexthops: self.nexthops.into_iter().collect(),
             routes: self.routes.into_iter().collect(),
             iptables: self.iptables.into_iter().collect(),

@@ -9,14 +9,14 @@ mod shared;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
+use flatnet_model::{IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey};
 use ipnet::IpNet;
 
 pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome};
 
 use crate::backend::{self, Draft, NetworkCtx};
 use crate::facts::HostFacts;
-use crate::object::KernelState;
+use crate::object::{Datapath, KernelState};
 use crate::problem::Problem;
 use crate::underlay::Underlay;
 
@@ -25,6 +25,8 @@ use crate::underlay::Underlay;
 pub struct HostInput<'a> {
     /// Who we are: tunnel devices' Ethernet addresses are derived from it.
     pub node: NodeId,
+    /// The public half of our WireGuard key, or why there is none.
+    pub wireguard: Result<WireguardKey, &'a Problem>,
     /// What carries the tunnels.
     pub underlay: &'a Underlay,
     /// The host as it was found.
@@ -82,6 +84,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             name: network.name,
             config: network.config,
             own: network.own,
+            wireguard: host.wireguard,
             peers: network.peers,
             overlays: &overlays,
         };
@@ -89,11 +92,13 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             Ok(built) => {
                 shared::add(host, network, &built, &mut draft);
                 firewall.push(shared::firewall_network(network, &built));
+                let devices = built.device_names();
                 problems.extend(built.problems);
                 networks.push(NetworkOutcome {
                     name: network.name.clone(),
                     mtu: Some(built.mtu),
-                    devices: built.devices.iter().map(|(_, device)| *device).collect(),
+                    devices,
+                    datapath: built.datapath,
                     peers: built.peers,
                 });
             }
@@ -115,6 +120,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
 /// is taken, since one that cannot be served draws traffic into a hole.
 pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Result<(), Problem> {
     backend::check(name, config, host.underlay)?;
+    backend::check_host(name, config, host.facts, host.wireguard)?;
     let first = |family| config.pool(family).and_then(|pool| pool.nth(0));
     let v4 = first(IpFamily::V4).and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None });
     let v6 = first(IpFamily::V6).and_then(|net| if let IpNet::V6(net) = net { Some(net) } else { None });
@@ -139,6 +145,7 @@ fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutco
         name: network.name.clone(),
         mtu: None,
         devices: Vec::new(),
+        datapath: Datapath::Kernel,
         peers: network.peers.iter().map(unreachable).collect(),
     }
 }

@@ -219,6 +219,13 @@ impl Merge<'_> {
             Object::Fdb,
         );
         self.kind(
+            &want.wireguard_peers.iter().collect::<Vec<_>>(),
+            &have.wireguard_peers.iter().collect::<Vec<_>>(),
+            |key, _| on_blocked(key.device),
+            |key, _| lost.link(key.device),
+            |key, peer| Object::WireguardPeer(*key, peer.clone()),
+        );
+        self.kind(
             &list(&want.nexthops),
             &list(&have.nexthops),
             |id, _| blocked.nexthops.contains(&id),

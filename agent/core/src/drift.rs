@@ -20,6 +20,7 @@ fn same(left: &KernelState, found: &KernelState, object: &Object) -> bool {
         Object::Address(key) => left.addresses.contains(key) == found.addresses.contains(key),
         Object::Neighbour(key, _) => at(&left.neighbours, &found.neighbours, key),
         Object::Fdb(key, _) => at(&left.fdb, &found.fdb, key),
+        Object::WireguardPeer(key, _) => at(&left.wireguard_peers, &found.wireguard_peers, key),
         Object::Nexthop(id, _) => at(&left.nexthops, &found.nexthops, id),
         Object::Route(key, _) => at(&left.routes, &found.routes, key),
         Object::Iptables(key, _) => at(&left.iptables, &found.iptables, key),

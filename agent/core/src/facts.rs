@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use flatnet_model::{IfName, IpFamily, Mtu};
 use ipnet::IpNet;
 
-use crate::object::{IptablesChain, IptablesVariant, Sysctl};
+use crate::object::{Datapath, IptablesChain, IptablesVariant, Sysctl};
 
 /// The host as one look at it found it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,4 +79,6 @@ pub struct Features {
     pub nexthop_objects: bool,
     /// IPv6 is compiled in and not disabled at boot.
     pub ipv6: bool,
+    /// Who can carry WireGuard; `None`: nobody (no module, and no /dev/net/tun).
+    pub wireguard: Option<Datapath>,
 }

@@ -5,11 +5,14 @@
 //! |---|---|---|
 //! | `guard` | input, -120 | tunnel packets are judged before they are decapsulated: an allow-list that ends in a drop |
 //! | `origin` | prerouting, -90 | tunnel packets come from where their source is: no container wears a peer's address |
+//! | `encrypted_in` | prerouting, -290 | a WireGuard network's packets come out of its tunnel, or from this host's containers |
+//! | `encrypted_out` | postrouting, -120 | a WireGuard network's packets leave through its tunnel, or not at all |
 //! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
 //!
 //! A drop is final in netfilter, an accept is not: what these chains let through is still judged by everybody else's.
 
+mod encrypted;
 mod forward;
 mod guard;
 mod iptables;
@@ -39,6 +42,8 @@ pub struct FirewallNetwork {
     pub masquerade: bool,
     /// Its VXLAN devices on this host; none for direct routes.
     pub tunnels: Vec<FirewallTunnel>,
+    /// Its WireGuard devices on this host: its packets leave by these or not at all.
+    pub encrypted: Vec<EncryptedTunnel>,
     /// Who may send what through the tunnels; sets that no tunnel here has are ignored.
     pub peers: BTreeSet<PeerSource>,
 }
@@ -54,6 +59,17 @@ pub struct FirewallTunnel {
     pub device: IfName,
 }
 
+/// A WireGuard device: it judges by itself who may send what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptedTunnel {
+    /// The device decrypted packets come out of.
+    pub device: IfName,
+    /// UDP port it listens on.
+    pub port: u16,
+    /// What is inside.
+    pub families: Vec<IpFamily>,
+}
+
 /// The table for `networks` over the interface `underlay`, and all elements of its sets. With no network there is nothing
 /// to guard, and the body is empty: the table should then not exist.
 #[must_use]
@@ -65,6 +81,7 @@ pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTre
     guard::sets(networks, &mut text);
     guard::chains(networks, &mut text);
     guard::origin(networks, underlay, &mut text);
+    encrypted::chains(networks, underlay, &mut text);
     forward::chains(networks, &mut text);
     nat::chains(networks, &mut text);
     let sets: BTreeSet<SetName> = networks.iter().flat_map(|network| &network.tunnels).map(|t| t.set).collect();

@@ -1,13 +1,14 @@
 //! A host and its peers for tests: eth0 with 192.0.2.10/24 and 2001:db8::10/64 and an MTU of 1500.
 
 use flatnet_model::{
-    BackendConfig, BackendData, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Pool,
-    SubnetKey, Vni, VxlanConfig,
+    BackendConfig, BackendData, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Pool, SubnetKey, Vni,
+    VxlanConfig, WireguardConfig, WireguardKey,
 };
 
 use crate::backend::vtep_mac;
 use crate::desired::{Desired, HostInput, NetworkInput, desired};
 use crate::facts::{Features, HostFacts, Interface};
+use crate::object::Datapath;
 use crate::underlay::Underlay;
 
 pub(crate) const NODE: NodeId = NodeId::new(0xa);
@@ -30,7 +31,7 @@ pub(crate) fn interface(name: &str, addresses: &[&str]) -> Interface {
 pub(crate) fn facts() -> HostFacts {
     HostFacts {
         interfaces: vec![interface("lo", &["127.0.0.1/8"]), interface("eth0", &["192.0.2.10/24", "2001:db8::10/64"])],
-        features: Features { nexthop_objects: true, ipv6: true },
+        features: Features { nexthop_objects: true, ipv6: true, wireguard: Some(Datapath::Kernel) },
         ..HostFacts::default()
     }
 }
@@ -52,6 +53,15 @@ pub(crate) fn vxlan() -> BackendConfig {
     BackendConfig::Vxlan(VxlanConfig::default())
 }
 
+pub(crate) fn wireguard() -> BackendConfig {
+    BackendConfig::Wireguard(WireguardConfig::default())
+}
+
+/// The key of node number `node`.
+pub(crate) fn key(node: u8) -> WireguardKey {
+    WireguardKey::new([node; 32]).unwrap()
+}
+
 /// A peer as our own agent would publish it, node number `node`.
 pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
     let data = |family| match backend {
@@ -59,13 +69,14 @@ pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
             vni: Some(vxlan.vni),
             mac: vtep_mac(NodeId::new(u128::from(node)), Vni::new(1).unwrap(), family),
         },
+        BackendConfig::Wireguard(_) => BackendData::Wireguard { public_key: key(node), port: None },
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => BackendData::None,
     };
     Lease {
         subnets: subnets.parse().unwrap(),
         public_ip: Some([192, 0, 2, node].into()),
         public_ipv6: Some(format!("2001:db8::{node}").parse().unwrap()),
-        backend: if *backend == BackendConfig::HostGw { BackendKind::HostGw } else { BackendKind::Vxlan },
+        backend: backend.kind(),
         data: data(IpFamily::V4),
         data_v6: data(IpFamily::V6),
         owner: None,
@@ -91,7 +102,7 @@ pub(crate) fn with(
     let peers: Vec<&Lease> = peers.iter().collect();
     let own: SubnetKey = own.parse().unwrap();
     let network = NetworkInput { name: &name, config, own, peers: &peers, bridge: None, masquerade: true };
-    desired(&HostInput { node: NODE, underlay, facts, networks: &[network] })
+    desired(&HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
 }
 
 pub(crate) fn codes(desired: &Desired) -> Vec<&str> {

@@ -9,16 +9,18 @@ mod link;
 mod neighbour;
 mod route;
 mod sysctl;
+mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 pub use firewall::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant, PeerSource, Ruleset, SetName};
-pub use link::{Link, LinkKind, VxlanLink};
+pub use link::{Datapath, Link, LinkKind, VxlanLink, WireguardLink};
 pub use neighbour::{FdbKey, NeighbourKey};
 pub use route::{NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
 pub use sysctl::Sysctl;
+pub use wireguard::{WireguardPeer, WireguardPeerKey};
 
 use flatnet_model::{IfName, Mac};
 use std::net::IpAddr;
@@ -54,6 +56,8 @@ pub struct KernelState {
     pub neighbours: BTreeMap<NeighbourKey, Mac>,
     /// Permanent forwarding entries on our VXLAN devices: Ethernet address to underlay address.
     pub fdb: BTreeMap<FdbKey, IpAddr>,
+    /// Peers of our WireGuard devices.
+    pub wireguard_peers: BTreeMap<WireguardPeerKey, WireguardPeer>,
     /// Nexthop objects.
     pub nexthops: BTreeMap<NexthopId, Nexthop>,
     /// Routes in the main table.

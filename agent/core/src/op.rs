@@ -7,7 +7,7 @@ use flatnet_model::{IfName, Mac};
 
 use crate::object::{
     AddressKey, FdbKey, IptablesKey, IptablesRule, Link, NeighbourKey, Nexthop, NexthopId, PeerSource, Route, RouteKey,
-    Ruleset, Sysctl,
+    Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
 /// What an operation does to its object.
@@ -47,6 +47,7 @@ pub enum ObjectKind {
     Address,
     Neighbour,
     Fdb,
+    WireguardPeer,
     Nexthop,
     Route,
     Iptables,
@@ -64,6 +65,7 @@ impl ObjectKind {
             Self::Address => "address",
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",
+            Self::WireguardPeer => "wireguard_peer",
             Self::Nexthop => "nexthop",
             Self::Route => "route",
             Self::Iptables => "iptables",
@@ -86,6 +88,7 @@ pub enum Object {
     Address(AddressKey),
     Neighbour(NeighbourKey, Mac),
     Fdb(FdbKey, IpAddr),
+    WireguardPeer(WireguardPeerKey, WireguardPeer),
     Nexthop(NexthopId, Nexthop),
     Route(RouteKey, Route),
     Iptables(IptablesKey, IptablesRule),
@@ -102,6 +105,7 @@ pub enum ObjectKey {
     Address(AddressKey),
     Neighbour(NeighbourKey),
     Fdb(FdbKey),
+    WireguardPeer(WireguardPeerKey),
     Nexthop(NexthopId),
     Route(RouteKey),
     Iptables(IptablesKey),
@@ -119,6 +123,7 @@ impl Object {
             Self::Address(key) => ObjectKey::Address(*key),
             Self::Neighbour(key, _) => ObjectKey::Neighbour(*key),
             Self::Fdb(key, _) => ObjectKey::Fdb(*key),
+            Self::WireguardPeer(key, _) => ObjectKey::WireguardPeer(*key),
             Self::Nexthop(id, _) => ObjectKey::Nexthop(*id),
             Self::Route(key, _) => ObjectKey::Route(*key),
             Self::Iptables(key, _) => ObjectKey::Iptables(key.clone()),
@@ -136,6 +141,7 @@ impl Object {
             Self::Address(_) => ObjectKind::Address,
             Self::Neighbour(..) => ObjectKind::Neighbour,
             Self::Fdb(..) => ObjectKind::Fdb,
+            Self::WireguardPeer(..) => ObjectKind::WireguardPeer,
             Self::Nexthop(..) => ObjectKind::Nexthop,
             Self::Route(..) => ObjectKind::Route,
             Self::Iptables(..) => ObjectKind::Iptables,
@@ -154,6 +160,10 @@ impl fmt::Display for Object {
             Self::Address(key) => write!(f, "address {} dev {}", key.address, key.device),
             Self::Neighbour(key, mac) => write!(f, "neighbour {} lladdr {mac} dev {}", key.address, key.device),
             Self::Fdb(key, dst) => write!(f, "fdb {} dst {dst} dev {}", key.mac, key.device),
+            Self::WireguardPeer(key, peer) => {
+                let allowed = peer.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                write!(f, "wireguard peer {} allowed-ips {allowed} dev {}", key.public_key, key.device)
+            }
             Self::Nexthop(id, nexthop) => {
                 write!(f, "nexthop id {} via {} dev {}", id.0, nexthop.via.gateway, nexthop.via.device)
             }

@@ -1,8 +1,8 @@
 //! In which order changes are made, so that traffic that flows goes on flowing and nothing stands on what is not there.
 //!
 //! ```text
-//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB ▶ nexthops ▶ routes ▶ iptables heads
-//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB ▶ neighbours ▶ addresses ▶ links ▶ guard
+//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB, WireGuard peers ▶ nexthops ▶ routes ▶ iptables heads
+//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB, WireGuard peers ▶ neighbours ▶ addresses ▶ links ▶ guard
 //! ```
 //!
 //! Make before break: what is new stands before what is old goes, and what only moves (a peer's address, a MAC, a route
@@ -45,7 +45,7 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
             Object::Iptables(..) => 20,
             Object::Route(..) => 21,
             Object::Nexthop(..) => 22,
-            Object::Fdb(..) => 23,
+            Object::Fdb(..) | Object::WireguardPeer(..) => 23,
             Object::Neighbour(..) => 24,
             Object::Address(_) => 25,
             Object::Sysctl(..) => 26,
@@ -60,7 +60,7 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
             Object::Sysctl(sysctl, _) => 4 + u8::from(turns_on_forwarding(sysctl)),
             Object::Address(_) => 6,
             Object::Neighbour(..) => 7,
-            Object::Fdb(..) => 8,
+            Object::Fdb(..) | Object::WireguardPeer(..) => 8,
             Object::Nexthop(..) => 9,
             Object::Route(..) => 10,
             Object::Iptables(..) => 11,

@@ -180,30 +180,31 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
             .filter(|port| *port != 0)
             .ok_or_else(|| format!("Backend.{name} {port} is not in 1..=65535")),
     };
-    let (port, port_v6) = (
-        port("ListenPort", WireguardConfig::DEFAULT_PORT)?,
-        port("ListenPortV6", WireguardConfig::DEFAULT_PORT_V6)?,
-    );
+    let (port, port_v6) =
+        (port("ListenPort", WireguardConfig::DEFAULT_PORT)?, port("ListenPortV6", WireguardConfig::DEFAULT_PORT_V6)?);
     let mtu = match fields.number32("MTU")? {
         None | Some(0) => None,
         Some(mtu) => Some(Mtu::new(mtu).map_err(|error| format!("Backend.MTU: {error}"))?),
     };
     let keepalive_secs = fields.number("PersistentKeepaliveInterval")?.unwrap_or_default();
-    let keepalive_secs = u16::try_from(keepalive_secs).map_err(|_| {
-        format!("Backend.PersistentKeepaliveInterval {keepalive_secs} is not in 0..=65535 seconds")
-    })?;
+    let keepalive_secs = u16::try_from(keepalive_secs)
+        .map_err(|_| format!("Backend.PersistentKeepaliveInterval {keepalive_secs} is not in 0..=65535 seconds"))?;
     let mode = match fields.text("Mode")?.filter(|mode| !mode.is_empty()) {
         None => WireguardMode::default(),
         Some(mode) => WireguardMode::from_name(&mode)
             .ok_or_else(|| format!("Backend.Mode {:?} is not separate, auto, ipv4 or ipv6", excerpt(&mode)))?,
     };
     if mode == WireguardMode::Separate && port == port_v6 {
-        return Err(format!("Backend.ListenPort and Backend.ListenPortV6 are both {port}: one port carries one tunnel"));
+        return Err(format!(
+            "Backend.ListenPort and Backend.ListenPortV6 are both {port}: one port carries one tunnel"
+        ));
     }
     // What is wrong with it is not shown: it is a secret all the same.
     let psk = match fields.text("PSK")?.filter(|psk| !psk.is_empty()) {
         None => None,
-        Some(psk) => Some(psk.parse::<PresharedKey>().map_err(|error| format!("Backend.PSK: {error}; `wg genpsk` makes one"))?),
+        Some(psk) => {
+            Some(psk.parse::<PresharedKey>().map_err(|error| format!("Backend.PSK: {error}; `wg genpsk` makes one"))?)
+        }
     };
     Ok(WireguardConfig { port, port_v6, mtu, keepalive_secs, mode, psk })
 }

@@ -5,7 +5,7 @@ use flatnet_model::{BackendKind, IpFamily, Lease, NetworkConfig, NodeId, Publica
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::desired::{Path, Paths};
-use crate::object::NextHop;
+use crate::object::{Datapath, NextHop};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
@@ -35,7 +35,7 @@ impl Backend for HostGw {
             }
             Ok(paths)
         });
-        Ok(Built { mtu, devices: Vec::new(), peers, problems })
+        Ok(Built { mtu, devices: Vec::new(), peers, problems, datapath: Datapath::Kernel })
     }
 
     fn publication(&self, _node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
@@ -64,6 +64,7 @@ fn paths(ctx: &NetworkCtx<'_>, peer: &Lease) -> Result<Paths, Refusal> {
                 device: ctx.underlay.device,
                 outer,
                 tunnel: None,
+                wireguard: None,
                 nexthop_object: family == IpFamily::V4 && ctx.facts.features.nexthop_objects,
             },
         );

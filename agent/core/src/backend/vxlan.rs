@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::desired::{Path, Paths};
-use crate::object::{AddressKey, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
+use crate::object::{AddressKey, Datapath, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
@@ -72,7 +72,7 @@ impl Backend for Vxlan {
             Ok(paths)
         });
         let devices = tunnels.iter().map(|tunnel| (tunnel.family, tunnel.device)).collect();
-        Ok(Built { mtu, devices, peers, problems })
+        Ok(Built { mtu, devices, peers, problems, datapath: Datapath::Kernel })
     }
 
     fn publication(&self, node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
@@ -121,7 +121,7 @@ impl Vxlan {
         let outer = peer::admit(ctx, peer, tunnel.family)?;
         let nexthop_object = tunnel.family == IpFamily::V4 && ctx.facts.features.nexthop_objects;
         if self.0.direct_routing && peer::on_link(ctx, outer) {
-            return Ok(Path { device: ctx.underlay.device, outer, tunnel: None, nexthop_object });
+            return Ok(Path { device: ctx.underlay.device, outer, tunnel: None, nexthop_object, wireguard: None });
         }
         let BackendData::Vxlan { vni, mac } = *peer.backend_data(tunnel.family) else {
             return Err(Refusal::failed(
@@ -154,7 +154,7 @@ impl Vxlan {
                 "two hosts with one node id: remove the copied state directory on one of them and restart its agent",
             ));
         }
-        Ok(Path { device: tunnel.device, outer, tunnel: Some((self.0.vni, mac)), nexthop_object })
+        Ok(Path { device: tunnel.device, outer, tunnel: Some((self.0.vni, mac)), nexthop_object, wireguard: None })
     }
 }
 

@@ -73,8 +73,20 @@ fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), P
     Ok(())
 }
 
-/// Two VXLAN devices with one VNI and port over one underlay family cannot be on one host.
+/// Two VXLAN devices with one VNI and port over one underlay family cannot be on one host, nor can anything share a port
+/// with WireGuard.
 fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
+    let is_wireguard = |network: &NetworkInput<'_>| matches!(network.config.backend, BackendConfig::Wireguard(_));
+    if (is_wireguard(network) || is_wireguard(other))
+        && let Some(port) = udp_ports(network).into_iter().find(|port| udp_ports(other).contains(port))
+    {
+        return Err(Problem::new(
+            ProblemCode::PortConflict,
+            format!("networks {} and {} both listen on UDP port {port}", other.name, network.name),
+            format!("agent network update {} --port N, with an N no other network has", network.name),
+            network.name,
+        ));
+    }
     let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&network.config.backend, &other.config.backend) else {
         return Ok(());
     };
@@ -89,6 +101,18 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
         ));
     }
     Ok(())
+}
+
+/// The UDP ports a network's tunnels listen on.
+fn udp_ports(network: &NetworkInput<'_>) -> Vec<u16> {
+    match &network.config.backend {
+        BackendConfig::Vxlan(vxlan) => vec![vxlan.port],
+        BackendConfig::Wireguard(wireguard) => {
+            let families = IpFamily::BOTH.into_iter().filter(|family| network.config.pool(*family).is_some());
+            families.map(|family| wireguard.port_of(family)).collect()
+        }
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
+    }
 }
 
 /// Our own subnets are inside the network: a configuration may have moved since the lease was taken.

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni};
+use flatnet_model::{IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
 
-use crate::object::{FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName};
+use crate::object::{Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, WireguardPeerKey};
 use crate::op::ObjectKey;
 
 /// One network.
@@ -16,6 +16,8 @@ pub struct NetworkOutcome {
     pub mtu: Option<Mtu>,
     /// The tunnel devices; empty for direct routes.
     pub devices: Vec<IfName>,
+    /// Who carries the packets.
+    pub datapath: Datapath,
     /// Every peer, in the order of their subnets.
     pub peers: Vec<PeerOutcome>,
 }
@@ -81,6 +83,8 @@ pub struct Path {
     pub tunnel: Option<(Vni, Mac)>,
     /// Whether the route goes through a nexthop object.
     pub nexthop_object: bool,
+    /// The peer's key, where the tunnel is WireGuard's.
+    pub wireguard: Option<WireguardKey>,
 }
 
 impl PeerOutcome {
@@ -107,7 +111,14 @@ impl PeerOutcome {
                     ObjectKey::Fdb(FdbKey { device, mac }),
                 ]
             });
-            tunnel.into_iter().flatten().chain(nexthop).chain([ObjectKey::Route(RouteKey::to_peer(subnet))])
+            let wireguard =
+                path.wireguard.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
+            tunnel
+                .into_iter()
+                .flatten()
+                .chain(nexthop)
+                .chain(wireguard)
+                .chain([ObjectKey::Route(RouteKey::to_peer(subnet))])
         })
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::{Built, Draft};
 use crate::desired::PeerDecision;
-use crate::firewall::{self, FirewallNetwork, FirewallTunnel};
+use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl};
 
 /// Adds what one network needs beside its backend's objects.
@@ -23,8 +23,9 @@ pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Buil
         }));
     }
     if host.facts.features.ipv6 {
-        for (family, device) in &built.devices {
-            draft.sysctls.extend(tunnel_sysctls(*family, *device));
+        for device in built.device_names() {
+            let carries_v6 = built.devices.contains(&(IpFamily::V6, device));
+            draft.sysctls.extend(tunnel_sysctls(if carries_v6 { IpFamily::V6 } else { IpFamily::V4 }, device));
         }
     }
 }
@@ -58,12 +59,28 @@ pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft
 pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> FirewallNetwork {
     let (vni, port) = match &network.config.backend {
         flatnet_model::BackendConfig::Vxlan(vxlan) => (Some(vxlan.vni), vxlan.port),
-        flatnet_model::BackendConfig::HostGw | flatnet_model::BackendConfig::Unsupported(_) => (None, 0),
+        flatnet_model::BackendConfig::HostGw
+        | flatnet_model::BackendConfig::Wireguard(_)
+        | flatnet_model::BackendConfig::Unsupported(_) => (None, 0),
     };
     let tunnel = |(family, device): &(IpFamily, IfName)| {
         Some(FirewallTunnel { set: SetName { vni: vni?, family: *family }, port, device: *device })
     };
+    let encrypted = match &network.config.backend {
+        flatnet_model::BackendConfig::Wireguard(wireguard) => {
+            let carried = |device: IfName| built.devices.iter().filter(move |(_, of)| *of == device);
+            let tunnel = |device| {
+                let families: Vec<IpFamily> = carried(device).map(|(family, _)| *family).collect();
+                EncryptedTunnel { device, port: wireguard.port_of(*families.first()?), families }.into()
+            };
+            built.device_names().into_iter().filter_map(tunnel).collect()
+        }
+        flatnet_model::BackendConfig::Vxlan(_)
+        | flatnet_model::BackendConfig::HostGw
+        | flatnet_model::BackendConfig::Unsupported(_) => Vec::new(),
+    };
     FirewallNetwork {
+        encrypted,
         name: network.name.clone(),
         cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
         own: network.own.iter().collect(),

@@ -194,7 +194,7 @@ fn an_unsupported_backend_programs_nothing_and_says_what_is_supported() {
     let desired = one(&config(Some("10.100.0.0/16"), None, kind), "10.100.1.0-24", &[]);
     assert_eq!(desired.state, KernelState::default());
     assert_eq!(codes(&desired), ["backend-unsupported"]);
-    assert!(desired.problems[0].hint.contains("vxlan and host-gw"));
+    assert!(desired.problems[0].hint.contains("vxlan, wireguard and host-gw"));
 }
 
 #[test]
@@ -204,9 +204,9 @@ fn a_family_the_underlay_lacks_is_refused_and_not_published() {
     let desired = with(&facts(), &underlay, &dual(vxlan()), "10.100.1.0-24&fd00:100:0:1::-64", &[]);
     assert_eq!(desired.state, KernelState::default());
     assert_eq!(codes(&desired), ["underlay-family"]);
-    assert!(backend::publication(NODE, &name, &dual(vxlan()), &underlay).is_err());
+    assert!(backend::publication(NODE, None, &name, &dual(vxlan()), &underlay).is_err());
     let v4 = config(Some("10.100.0.0/16"), None, vxlan());
-    let publication = backend::publication(NODE, &name, &v4, &underlay).unwrap();
+    let publication = backend::publication(NODE, None, &name, &v4, &underlay).unwrap();
     assert_eq!(publication.public_ip, underlay.public_v4);
     assert_eq!(publication.data_v6, BackendData::None);
 }
@@ -272,7 +272,13 @@ fn of_two_networks_that_contradict_each_other_the_first_is_kept() {
         };
         let networks = [input(&names[0], &first, "10.100.1.0-24"), input(&names[1], &second, own)];
         let (underlay, facts) = (underlay(), facts());
-        desired(&HostInput { node: NODE, underlay: &underlay, facts: &facts, networks: &networks })
+        desired(&HostInput {
+            node: NODE,
+            wireguard: Ok(crate::fixture::key(0xa)),
+            underlay: &underlay,
+            facts: &facts,
+            networks: &networks,
+        })
     };
     let vni2 = BackendConfig::Vxlan(VxlanConfig { vni: Vni::new(2).unwrap(), ..VxlanConfig::default() });
     let fine = both(config(Some("10.101.0.0/16"), None, vni2.clone()), "10.101.1.0-24");
@@ -311,7 +317,14 @@ fn a_bridge_has_the_first_address_of_each_subnet() {
         bridge: Some(device("flbr0")),
         masquerade: true,
     };
-    let state = desired(&HostInput { node: NODE, underlay: &underlay, facts: &facts, networks: &[network] }).state;
+    let state = desired(&HostInput {
+        node: NODE,
+        wireguard: Ok(crate::fixture::key(0xa)),
+        underlay: &underlay,
+        facts: &facts,
+        networks: &[network],
+    })
+    .state;
     let bridge = &state.links[&device("flbr0")];
     assert_eq!((&bridge.kind, bridge.mtu.get()), (&LinkKind::Bridge, 1430));
     let on_bridge: Vec<String> =

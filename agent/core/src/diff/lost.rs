@@ -108,8 +108,8 @@ pub(crate) fn readdresses(found: &Link, wanted: &Link) -> bool {
     wanted.mac.is_some() && found.mac != wanted.mac
 }
 
-/// The orphans of ours that keep a wanted VXLAN device from being made, each after the one it keeps out: one VNI and port
-/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`). A device that somebody renamed is such a one.
+/// The orphans of ours that keep a wanted tunnel device from being made, each after the one it keeps out: one VNI and port
+/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard device. A device that somebody renamed is such a one.
 pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,
@@ -126,7 +126,8 @@ fn same_tunnel(a: &Link, b: &Link) -> bool {
         (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
             a.vni == b.vni && a.port == b.port && IpFamily::of(a.local) == IpFamily::of(b.local)
         }
-        (LinkKind::Vxlan(_) | LinkKind::Bridge, LinkKind::Bridge) | (LinkKind::Bridge, LinkKind::Vxlan(_)) => false,
+        (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.port == b.port,
+        (LinkKind::Vxlan(_) | LinkKind::Bridge | LinkKind::Wireguard(_), _) => false,
     }
 }
 

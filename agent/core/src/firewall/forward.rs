@@ -21,6 +21,15 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
             lines.push(format!("iifname \"{}\" goto {}", tunnel.device, out_of(tunnel)));
         }
     }
+    for network in networks {
+        for tunnel in &network.encrypted {
+            let chain = format!("from_wireguard_{}", tunnel.port);
+            let mut inside: Vec<String> = tunnel.families.iter().flat_map(|family| into(network, *family)).collect();
+            inside.push(nowhere_else(network));
+            text.block(&format!("chain {chain}"), &inside);
+            lines.push(format!("iifname \"{}\" goto {chain}", tunnel.device));
+        }
+    }
     lines.extend(isolation(networks));
     text.block("chain forward", &lines);
 }
@@ -60,17 +69,27 @@ fn out_of(tunnel: &FirewallTunnel) -> String {
 
 /// An allow-list: into the network; answers to what this host masqueraded into it.
 fn decapsulated(network: &FirewallNetwork, tunnel: &FirewallTunnel) -> Vec<String> {
-    let mut lines = Vec::new();
-    let ip = ip(tunnel.set.family);
-    if let Some(all) = anonymous_set(&network.cidrs, tunnel.set.family) {
-        lines.push(format!("{ip} saddr {all} {ip} daddr {all} accept"));
-        lines.push(format!(
+    let mut lines = into(network, tunnel.set.family);
+    lines.push(nowhere_else(network));
+    lines
+}
+
+/// What may come out of a tunnel in one family.
+fn into(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
+    let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
+    let ip = ip(family);
+    vec![
+        format!("{ip} saddr {all} {ip} daddr {all} accept"),
+        format!(
             "{ip} saddr {all} ct direction reply ct state established,related accept comment \"{}: answers to what this host masqueraded\"",
             network.name
-        ));
-    }
-    lines.push(format!("counter drop comment \"{}: a tunnel leads into its network only\"", network.name));
-    lines
+        ),
+    ]
+}
+
+/// What ends such an allow-list.
+fn nowhere_else(network: &FirewallNetwork) -> String {
+    format!("counter drop comment \"{}: a tunnel leads into its network only\"", network.name)
 }
 
 /// Within a network is accepted first, so that of the rest everything between networks can be dropped.

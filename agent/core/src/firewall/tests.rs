@@ -24,6 +24,7 @@ fn peer(set: SetName, outer: &str, inner: &str) -> PeerSource {
 fn dual() -> FirewallNetwork {
     let tunnel = |family, name| FirewallTunnel { set: set(1, family), port: 8472, device: device(name) };
     FirewallNetwork {
+        encrypted: Vec::new(),
         name: NetworkName::default_network(),
         cidrs: prefixes(&["10.100.0.0/16", "fd00::/48"]),
         own: prefixes(&["10.100.4.0/24", "fd00:0:0:4::/64"]),
@@ -39,6 +40,7 @@ fn dual() -> FirewallNetwork {
 /// IPv4 by direct routes, with neither masquerading nor a subnet yet.
 fn direct() -> FirewallNetwork {
     FirewallNetwork {
+        encrypted: Vec::new(),
         name: "blue".parse().unwrap(),
         cidrs: prefixes(&["10.200.0.0/16"]),
         own: Vec::new(),
@@ -68,6 +70,32 @@ fn the_table_reads_as_recorded() {
     let body = ruleset(&[dual(), direct()], device("eth0")).0.body;
     let recorded = include_str!("tests/table.nft");
     assert!(body == recorded, "tests/table.nft says:\n{recorded}\nbut now it is:\n{body}");
+}
+
+/// Both families in one WireGuard tunnel.
+fn encrypted() -> FirewallNetwork {
+    let families = IpFamily::BOTH.into();
+    FirewallNetwork {
+        tunnels: Vec::new(),
+        peers: BTreeSet::new(),
+        encrypted: vec![EncryptedTunnel { device: device("flatwg.51820"), port: 51820, families }],
+        ..dual()
+    }
+}
+
+#[test]
+fn the_table_of_an_encrypted_network_reads_as_recorded() {
+    let body = ruleset(&[encrypted(), direct()], device("eth0")).0.body;
+    let recorded = include_str!("tests/encrypted.nft");
+    assert!(body == recorded, "tests/encrypted.nft says:\n{recorded}\nbut now it is:\n{body}");
+}
+
+#[test]
+fn wireguard_packets_pass_an_input_chain_that_drops_in_both_families() {
+    for family in IpFamily::BOTH {
+        let rules = rules(&[encrypted()], IptablesVariant::Nft, family, IptablesChain::Input);
+        assert_eq!(rules, ["flatnet:default:tunnel -p udp -m udp --dport 51820"]);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{IpFamily, Mac, Mtu, Vni};
+use flatnet_model::{IpFamily, Mac, Mtu, Vni, WireguardKey};
 
 /// A device of ours. Ours are told from others by their alias (`IFLA_IFALIAS`), which begins with [`Link::ALIAS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ impl Link {
 pub enum LinkKind {
     /// A VXLAN tunnel device.
     Vxlan(VxlanLink),
+    /// A WireGuard tunnel device.
+    Wireguard(WireguardLink),
     /// A bridge for containers.
     Bridge,
 }
@@ -42,6 +44,38 @@ pub struct VxlanLink {
     pub local: IpAddr,
 }
 
+/// What a WireGuard device is made of. Its private key is not here: whoever programs the device looks it up by the public
+/// one, so that no plan, log or dump can show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireguardLink {
+    /// UDP port it listens on.
+    pub port: u16,
+    /// The public half of its key; `None`: it has none, so it neither sends nor receives.
+    pub public_key: Option<WireguardKey>,
+    /// Who encrypts; cannot be changed on a device.
+    pub datapath: Datapath,
+}
+
+/// Who carries the packets of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Datapath {
+    /// The kernel.
+    Kernel,
+    /// This process, through a TUN device: where the kernel lacks the module.
+    Userspace,
+}
+
+impl Datapath {
+    /// For JSON and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 impl Link {
     /// Whether the kernel can turn `self` into `wanted` without making the device anew.
     #[must_use]
@@ -51,7 +85,8 @@ impl Link {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
                 a.vni == b.vni && a.port == b.port && IpFamily::of(a.local) == IpFamily::of(b.local)
             }
-            (LinkKind::Bridge, LinkKind::Vxlan(_)) | (LinkKind::Vxlan(_), LinkKind::Bridge) => false,
+            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.datapath == b.datapath,
+            (LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::Wireguard(_), _) => false,
         }
     }
 }

@@ -4,18 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use flatnet_model::{IfName, IpFamily, Mac, Mtu, Vni};
+use flatnet_model::{IfName, IpFamily, Mac, Mtu, Vni, WireguardKey};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
 use crate::object::{
-    AddressKey, FdbKey, Foreign, IptablesChain, IptablesKey, IptablesRule, IptablesVariant, Link, LinkKind,
+    AddressKey, Datapath, FdbKey, Foreign, IptablesChain, IptablesKey, IptablesRule, IptablesVariant, Link, LinkKind,
     NeighbourKey, NextHop, Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, SetName, VxlanLink,
+    WireguardLink, WireguardPeer, WireguardPeerKey,
 };
 use crate::op::ObjectKey;
 
-const DEVICES: [&str; 5] = ["flat.1", "flat.2", "flat6.1", "renamed", "br0"];
+const DEVICES: [&str; 6] = ["flat.1", "flat.2", "flat6.1", "renamed", "br0", "flatwg.51820"];
 
 fn name(index: usize) -> IfName {
     IfName::new(DEVICES.get(index).copied().unwrap_or("eth0")).unwrap()
@@ -41,12 +42,23 @@ fn link(index: usize, (vni, port, mtu, mac_index, flip): (u8, bool, bool, u8, bo
     if index == 4 {
         return Link { kind: LinkKind::Bridge, mtu, mac: (!wanted).then(|| mac(mac_index)), up: wanted || flip };
     }
+    if index == 5 {
+        // A found one may have been moved to another port or key, or be left by a process that ended.
+        let datapath = if mac_index == 0 { Datapath::Userspace } else { Datapath::Kernel };
+        let public_key = (wanted || !flip).then(|| key(vni));
+        let kind = LinkKind::Wireguard(WireguardLink { port: if port { 51820 } else { 51822 }, public_key, datapath });
+        return Link { kind, mtu, mac: None, up: wanted || flip };
+    }
     let own_vni = if index == 1 { 2 } else { 1 };
     let vni = Vni::new(if wanted || index != 3 { own_vni } else { u32::from(vni) + 1 }).unwrap();
     let local: IpAddr =
         if index == 2 { "2001:db8::1".parse().unwrap() } else { [192, 0, 2, 1 + u8::from(flip)].into() };
     let kind = LinkKind::Vxlan(VxlanLink { vni, port: if port { 8472 } else { 4789 }, local });
     Link { kind, mtu, mac: Some(mac(mac_index)), up: wanted || flip }
+}
+
+fn key(index: u8) -> WireguardKey {
+    WireguardKey::new([index + 1; 32]).unwrap()
 }
 
 fn via(kind: u8, device: usize, gateway: u8) -> RouteVia {
@@ -61,7 +73,7 @@ type LinkBits = (u8, bool, bool, u8, bool);
 
 fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
     let device = || 0_usize..6;
-    let links = prop::collection::btree_map(0_usize..5, any::<LinkBits>(), 0..5);
+    let links = prop::collection::btree_map(0_usize..6, any::<LinkBits>(), 0..6);
     let bits = (
         prop::collection::vec((device(), 0_u8..4), 0..5),
         prop::collection::vec((device(), 0_u8..4, 0_u8..3), 0..8),
@@ -70,8 +82,12 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
         prop::collection::vec((0_u8..6, 0_u8..3, device(), 0_u8..4), 0..8),
     );
     let firewall = (prop::option::of(any::<bool>()), prop::collection::vec((1_u8..3, 0_u8..2, 0_u8..4), 0..6));
-    let heads =
-        (prop::collection::vec((0_u8..3, any::<bool>()), 0..3), prop::collection::vec((device(), any::<bool>()), 0..3));
+    let wireguard = prop::collection::vec((0_u8..3, 0_u8..6, any::<bool>()), 0..5);
+    let heads = (
+        prop::collection::vec((0_u8..3, any::<bool>()), 0..3),
+        prop::collection::vec((device(), any::<bool>()), 0..3),
+        wireguard,
+    );
     (links, bits, firewall, heads).prop_map(
         move |(links, (addresses, neighbours, fdb, nexthops, routes), firewall, heads)| {
             let mut state = KernelState {
@@ -107,6 +123,20 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
                     .collect(),
                 ..KernelState::default()
             };
+            for (index, net, keepalive) in heads.2 {
+                let at = WireguardPeerKey { device: name(5), public_key: key(index) };
+                let mut peer = WireguardPeer {
+                    endpoint: Some(([192, 0, 2, index + 1], 51820).into()),
+                    keepalive_secs: if keepalive { 25 } else { 0 },
+                    psk: None,
+                    allowed: vec![subnet(net)],
+                };
+                // Twice the same peer: it has both.
+                peer.allowed.extend(state.wireguard_peers.get(&at).into_iter().flat_map(|peer| peer.allowed.clone()));
+                peer.allowed.sort();
+                peer.allowed.dedup();
+                state.set_wireguard_peer(at, &peer);
+            }
             let rule = |flip: bool| IptablesRule {
                 matches: vec![if flip { "-s" } else { "-d" }.to_owned(), "10.0.0.0/8".to_owned()],
             };
@@ -154,7 +184,7 @@ fn overlaps(a: &PeerSource, b: &PeerSource) -> bool {
 fn tunnel(link: &Link) -> Option<(Vni, u16, bool)> {
     match link.kind {
         LinkKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port, vxlan.local.is_ipv4())),
-        LinkKind::Bridge => None,
+        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
     }
 }
 
@@ -166,6 +196,7 @@ fn consistent(mut state: KernelState) -> KernelState {
     state.addresses.retain(|key| devices.contains(&key.device) && key.device != name(9));
     state.neighbours.retain(|key, _| devices.contains(&key.device) && key.device != name(9));
     state.fdb.retain(|key, _| devices.contains(&key.device) && key.device != name(9));
+    state.wireguard_peers.retain(|key, _| devices.contains(&key.device) && key.device != name(9));
     state.nexthops.retain(|_, nexthop| devices.contains(&nexthop.via.device));
     state.sysctls.retain(|sysctl, _| lost::device_of(sysctl).is_some_and(|device| devices.contains(&device)));
     let nexthops: BTreeSet<NexthopId> = state.nexthops.keys().copied().collect();
@@ -210,6 +241,7 @@ fn objects(state: &KernelState, like: &KernelState) -> BTreeMap<ObjectKey, Strin
     all.extend(state.addresses.iter().map(|key| Object::Address(*key)));
     all.extend(state.neighbours.iter().map(|(key, mac)| Object::Neighbour(*key, *mac)));
     all.extend(state.fdb.iter().map(|(key, dst)| Object::Fdb(*key, *dst)));
+    all.extend(state.wireguard_peers.iter().map(|(key, peer)| Object::WireguardPeer(*key, peer.clone())));
     all.extend(state.nexthops.iter().map(|(id, nexthop)| Object::Nexthop(*id, *nexthop)));
     all.extend(state.routes.iter().map(|(key, route)| Object::Route(*key, *route)));
     all.extend(state.iptables.iter().map(|(key, rule)| Object::Iptables(key.clone(), rule.clone())));
@@ -243,6 +275,7 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
         Object::Address(key) => device(key.device),
         Object::Neighbour(key, _) => device(key.device),
         Object::Fdb(key, _) => device(key.device),
+        Object::WireguardPeer(key, _) => device(key.device),
         Object::Nexthop(_, nexthop) => device(nexthop.via.device),
         Object::Route(_, route) => match route.via {
             RouteVia::Unreachable => true,
@@ -306,6 +339,7 @@ proptest! {
                 Object::Route(key, _) => dump.foreign.routes.contains(key),
                 Object::Address(key) => dump.foreign.links.contains_key(&key.device),
                 Object::Neighbour(key, _) => dump.foreign.links.contains_key(&key.device),
+                Object::WireguardPeer(key, _) => dump.foreign.links.contains_key(&key.device),
                 Object::Fdb(key, _) => dump.foreign.links.contains_key(&key.device),
                 _ => false,
             };

@@ -27,10 +27,12 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The network's backend is none of vxlan and host-gw.
+    /// The network's backend is none of vxlan, wireguard and host-gw.
     BackendUnsupported = "backend-unsupported",
     /// The network's configuration in the store cannot be used.
     ConfigInvalid = "config-invalid",
+    /// Two hosts publish one WireGuard key.
+    DuplicateKey = "duplicate-key",
     /// Two peers publish one VTEP address.
     DuplicateMac = "duplicate-mac",
     /// A peer publishes this host's own address.
@@ -75,12 +77,16 @@ codes! {
     PeerInsideOverlay = "peer-inside-overlay",
     /// A peer publishes no address of a family we need.
     PeerNoAddress = "peer-no-address",
+    /// A peer publishes no WireGuard key.
+    PeerNoKey = "peer-no-key",
     /// A peer publishes no VTEP address.
     PeerNoVtep = "peer-no-vtep",
     /// Host-gw: a peer is not in this host's Layer 2 network.
     PeerOffLink = "peer-off-link",
     /// More peers have problems than are listed.
     PeersRefused = "peers-refused",
+    /// Two joined networks listen on one UDP port.
+    PortConflict = "port-conflict",
     /// Another node publishes our address.
     PublicIpConflict = "public-ip-conflict",
     /// Host-gw cannot send to a published address that is not the interface's.
@@ -113,6 +119,12 @@ codes! {
     UnderlayMtu = "underlay-mtu",
     /// Two joined networks have one VNI.
     VniConflict = "vni-conflict",
+    /// The file of this host's WireGuard key cannot be read or written, or others can read it.
+    WireguardKeyFile = "wireguard-key-file",
+    /// The WireGuard device has no key yet.
+    WireguardNoKey = "wireguard-no-key",
+    /// Neither the kernel nor this agent can carry WireGuard here.
+    WireguardUnsupported = "wireguard-unsupported",
 }
 
 impl fmt::Display for ProblemCode {

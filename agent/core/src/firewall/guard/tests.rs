@@ -6,6 +6,7 @@ fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
     let set = SetName { vni: Vni::new(vni).unwrap(), family: IpFamily::V4 };
     let device = IfName::new(&format!("flat.{vni}")).unwrap();
     FirewallNetwork {
+        encrypted: Vec::new(),
         name: name.parse::<NetworkName>().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: Vec::new(),
