@@ -11,6 +11,7 @@ mod man;
 mod network;
 mod peers;
 mod plan;
+mod rotate_key;
 mod status;
 pub mod store_args;
 pub mod values;
@@ -64,6 +65,7 @@ enum Command {
     Peers(peers::PeersArgs),
     Plan(plan::PlanArgs),
     Leave(leave::LeaveArgs),
+    RotateKey(rotate_key::RotateKeyArgs),
     Doctor(doctor::DoctorArgs),
     DockerOpts(docker_opts::DockerOptsArgs),
     #[command(subcommand)]
@@ -143,6 +145,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Peers(args) => runtime.block_on(peers::run(args)).map(done),
         Command::Plan(args) => runtime.block_on(plan::run(args)).map(done),
         Command::Leave(args) => runtime.block_on(leave::run(args)).map(done),
+        Command::RotateKey(args) => runtime.block_on(rotate_key::run(args)).map(done),
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::DockerOpts(args) => docker_opts::run(&args).map(done),
         Command::Completions(args) => completions::run(&args).map(done),

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flatnet_kernel::NetlinkKernel;
+use flatnet_kernel::wireguard::Keyring;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,9 +26,9 @@ use tasks::{Listeners, Tasks, notify, planned};
 /// Remembers in the run directory which ruleset is loaded.
 pub(crate) const RULESET_MEMORY: &str = "ruleset";
 
-/// The kernel of this process's network namespace.
-pub fn real_kernel(run_dir: &Path) -> Result<NetlinkKernel, Failure> {
-    NetlinkKernel::with_memory(Some(run_dir.join(RULESET_MEMORY))).map_err(|error| {
+/// The kernel of this process's network namespace; `keys` are those that WireGuard devices may be given.
+pub fn real_kernel(run_dir: &Path, keys: Keyring) -> Result<NetlinkKernel, Failure> {
+    NetlinkKernel::with_keys(Some(run_dir.join(RULESET_MEMORY)), keys).map_err(|error| {
         Failure::new(Exit::Unsupported, "cannot open the kernel's netlink sockets")
             .hint("the agent needs AF_NETLINK sockets; a sandbox may forbid them")
             .caused_by(error)
@@ -67,6 +68,11 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
                     break Ok(());
                 }
                 Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
+                Ask::RotateKey(reply) => {
+                    let rotation = node.rotation();
+                    // It waits for the store: the next ask must not wait for it.
+                    tokio::spawn(async move { drop(reply.send(rotation.run().await)) });
+                }
                 Ask::Plan(reply) => {
                     let answer = node.plan().await;
                     // A pass may be under way: the next ask must not wait for it.

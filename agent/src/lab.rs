@@ -70,6 +70,8 @@ impl LabPlan {
 pub enum LabBackend {
     /// VXLAN tunnels.
     Vxlan,
+    /// WireGuard tunnels; carried by the agents where the kernel has no module.
+    Wireguard,
     /// Plain routes through the peers' underlay addresses.
     HostGw,
 }
@@ -80,6 +82,7 @@ impl LabBackend {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Vxlan => "vxlan",
+            Self::Wireguard => "wireguard",
             Self::HostGw => "host-gw",
         }
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use flatnet_proto::agent::v1::agent_client::AgentClient;
 use flatnet_proto::agent::v1::agent_server::{Agent, AgentServer};
 use flatnet_proto::agent::v1::{
-    GetPlanRequest, GetStatusRequest, GetStoreRequest, LeaveReply, LeaveRequest, Plan, PlannedOp,
-    Status as StatusDocument, Store,
+    GetPlanRequest, GetStatusRequest, GetStoreRequest, LeaveReply, LeaveRequest, Plan, PlannedOp, RotateKeyReply,
+    RotateKeyRequest, Status as StatusDocument, Store,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
@@ -20,7 +20,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
+use flatnet_model::WireguardKey;
+
 use crate::report::{Exit, Failure};
+use crate::rotation::RotationError;
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "agent.sock";
@@ -41,6 +44,8 @@ pub enum Ask {
         /// Failures, once done.
         reply: oneshot::Sender<Vec<String>>,
     },
+    /// Replace this node's WireGuard key.
+    RotateKey(oneshot::Sender<Result<WireguardKey, RotationError>>),
     /// Give up a lost subnet and take a new one.
     Renumber(oneshot::Sender<Vec<String>>),
 }
@@ -102,6 +107,17 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> Agent for LocalApi<S> {
             (purge, false) => self.ask(|reply| Ask::Leave { purge, reply }).await?,
         };
         Ok(Response::new(LeaveReply { failures }))
+    }
+
+    async fn rotate_key(&self, _: Request<RotateKeyRequest>) -> Result<Response<RotateKeyReply>, Status> {
+        match self.ask(Ask::RotateKey).await? {
+            Ok(key) => Ok(Response::new(RotateKeyReply { public_key: key.to_string() })),
+            Err(error @ RotationError::NoNetwork) => Err(Status::not_found(error.to_string())),
+            Err(error @ RotationError::File(_)) => Err(Status::invalid_argument(error.to_string())),
+            Err(error @ (RotationError::Disconnected(_) | RotationError::Unpublished(_))) => {
+                Err(Status::unavailable(error.to_string()))
+            }
+        }
     }
 
     async fn get_store(&self, _: Request<GetStoreRequest>) -> Result<Response<Store>, Status> {

@@ -232,6 +232,7 @@ fn kind_of(key: &ObjectKey) -> ObjectKind {
         ObjectKey::Sysctl(_) => ObjectKind::Sysctl,
         ObjectKey::Address(_) => ObjectKind::Address,
         ObjectKey::Neighbour(_) => ObjectKind::Neighbour,
+        ObjectKey::WireguardPeer(_) => ObjectKind::WireguardPeer,
         ObjectKey::Fdb(_) => ObjectKind::Fdb,
         ObjectKey::Nexthop(_) => ObjectKind::Nexthop,
         ObjectKey::Route(_) => ObjectKind::Route,

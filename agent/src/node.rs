@@ -30,10 +30,12 @@ use crate::presence_keeper::{Presence, PresenceKeeper};
 use crate::purge;
 use crate::reconciler::{HostOptions, Outcome, PlanRequest, Reconciler};
 use crate::report::{Failure, chain};
+use crate::rotation::Rotation;
 use crate::snapshots;
 use crate::state_dir::StateDir;
 use crate::status::StatusSource;
 use crate::sysctl_record::SysctlRecord;
+use crate::wireguard_key::WireguardIdentity;
 
 /// How long a store that has not said a word may hold up the datapath of a node that knows its peers from disk.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
@@ -54,6 +56,8 @@ pub struct NodeParts<S, K> {
     pub dir: Arc<StateDir>,
     /// Settings changed by earlier runs.
     pub sysctls: SysctlRecord,
+    /// Its WireGuard key.
+    pub wireguard: WireguardIdentity,
     /// Who this is.
     pub owner: Owner,
     /// What stays the same about the host.
@@ -157,6 +161,7 @@ impl<S: Store, K: Kernel> Node<S, K> {
             outcome_sender,
             Arc::clone(&metrics),
             parts.sysctls.clone(),
+            parts.wireguard.clone(),
         );
         let (waited_for, identity) = (ports.clone(), presence.subscribe());
         running.spawn("reconciler", async move {
@@ -205,6 +210,16 @@ impl<S: Store, K: Kernel> Node<S, K> {
         self.stop().await;
         if let Some(failure) = self.withdraw().await {
             tracing::debug!(failure, "presence stays until it expires");
+        }
+    }
+
+    /// What replaces this node's WireGuard key.
+    #[must_use]
+    pub fn rotation(&self) -> Rotation {
+        Rotation {
+            node: self.parts.owner.node,
+            ports: self.status.ports.clone(),
+            identity: self.parts.wireguard.clone(),
         }
     }
 

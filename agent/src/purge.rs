@@ -7,6 +7,7 @@ use flatnet_core::diff::Prune;
 use flatnet_core::object::KernelState;
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_core::plan::plan;
+use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
 
@@ -60,7 +61,7 @@ fn restored<'a>(state: &'a KernelState, sysctls: &'a SysctlRecord) -> impl Itera
 /// Cleans this host up when no agent runs.
 pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<String>, Failure> {
     let dir = Arc::new(StateDir::open(state_dir, run_dir).map_err(|error| state_dir_failure(&error))?);
-    let real = crate::daemon::real_kernel(run_dir)?;
+    let real = crate::daemon::real_kernel(run_dir, Keyring::default())?;
     let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
     let mut failures = kernel(&real, &sysctls).await;
     failures.extend(files(&dir, &dir.networks()));

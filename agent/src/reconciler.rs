@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::networks::NetworkPort;
 use crate::report::chain;
 use crate::sysctl_record::SysctlRecord;
+use crate::wireguard_key::WireguardIdentity;
 
 /// What stays the same for the life of the agent.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct HostOptions {
     pub masquerade: bool,
     /// Whether a tunnel device that flanneld left is replaced.
     pub take_over: bool,
+    /// Whether this process may carry what the kernel has no module for.
+    pub userspace: bool,
 }
 
 /// A question to the loop: what would the next full pass change?
@@ -74,6 +77,7 @@ pub struct Reconciler<K> {
     outcome: watch::Sender<Outcome>,
     metrics: Arc<Metrics>,
     sysctls: SysctlRecord,
+    wireguard: WireguardIdentity,
     /// The kernel as the last pass left it; `None` when that is not known.
     known: Option<Known>,
     facts: HostFacts,
@@ -91,6 +95,7 @@ impl<K: Kernel> Reconciler<K> {
         outcome: watch::Sender<Outcome>,
         metrics: Arc<Metrics>,
         sysctls: SysctlRecord,
+        wireguard: WireguardIdentity,
     ) -> Self {
         Self {
             kernel,
@@ -99,6 +104,7 @@ impl<K: Kernel> Reconciler<K> {
             outcome,
             metrics,
             sysctls,
+            wireguard,
             known: None,
             facts: HostFacts::default(),
             underlay: None,
@@ -109,6 +115,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Runs for ever.
     pub async fn run(mut self, mut plans: mpsc::Receiver<PlanRequest>) {
         let mut events = self.subscribe();
+        let mut keys = self.wireguard.changes();
         loop {
             let due = self.pace.due();
             // In this order: what is due has a pause of its own after it, people ask rarely, and neither a busy store nor
@@ -120,6 +127,8 @@ impl<K: Kernel> Reconciler<K> {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
                 }
+                // Its sender is kept here: this ends with the loop only.
+                Ok(()) = keys.changed() => self.pass(Look::Quick).await,
                 () = changed(&mut self.ports) => self.pass(Look::Quick).await,
                 wake = next(&mut events) => match wake {
                     Some(_) => self.pace.kernel_changed(Instant::now()),

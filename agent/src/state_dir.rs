@@ -6,6 +6,7 @@
 //! | `lock` | state | held while an agent uses the directory |
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
+//! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |
@@ -174,6 +175,17 @@ impl StateDir {
         if network.is_default() { self.run.join("subnet.env") } else { self.run.join(format!("{network}.env")) }
     }
 
+    /// Where this node's WireGuard key is.
+    #[must_use]
+    pub fn wireguard_key(&self) -> PathBuf {
+        self.state.join("wireguard.key")
+    }
+
+    /// Keeps this node's WireGuard key: the old one or the new one is there at any time, whole, and its owner's alone.
+    pub fn write_wireguard_key(&self, base64: &str) -> Result<(), StateDirError> {
+        replace(&self.wireguard_key(), format!("{base64}\n").as_bytes(), 0o600)
+    }
+
     /// Settings changed by us and what they were before, one `path=value` a line.
     pub fn read_sysctls(&self) -> Result<String, StateDirError> {
         Ok(read(&self.run.join("sysctls"))?
@@ -190,6 +202,7 @@ impl StateDir {
     pub fn purge(&self, networks: &[NetworkName]) -> Vec<StateDirError> {
         let mut files = vec![
             self.state.join("node-id"),
+            self.wireguard_key(),
             self.run.join("instance"),
             self.run.join("sysctls"),
             self.run.join(crate::daemon::RULESET_MEMORY),

@@ -171,7 +171,7 @@ fn network(
         subnet: subnet(IpFamily::V4),
         subnet6: subnet(IpFamily::V6),
         backend: config.map(|config| config.backend.kind().to_string()).unwrap_or_default(),
-        datapath: "kernel".to_owned(),
+        datapath: programmed.map_or("kernel", |network| network.datapath.as_str()).to_owned(),
         mtu,
         device,
         lease_expires: held.and_then(|held| held.expires).map(|at| humantime::format_rfc3339_seconds(at).to_string()),

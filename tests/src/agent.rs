@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flatnet_agent::lab::command_line::CommandLine;
 use flatnet_agent::lab::sandbox::exit_code;
 use flatnet_agent::lab::subnet_env::SubnetEnv;
 use nix::sys::signal::{Signal, kill};
@@ -56,6 +57,7 @@ pub struct Agent {
     pub arguments: Vec<String>,
     /// Further environment variables.
     pub environment: Vec<(String, String)>,
+    directory: PathBuf,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -82,6 +84,7 @@ impl Agent {
             program: program(),
             arguments,
             environment: Vec::new(),
+            directory: directory.to_owned(),
             log,
             child: None,
         }
@@ -100,9 +103,16 @@ impl Agent {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut argv = vec![self.program.display().to_string()];
         argv.extend(self.arguments.iter().cloned());
-        let mut command = self.host.command(&argv);
+        let mut command = self.on_host(argv);
         command.stdout(log.try_clone().unwrap()).stderr(log).envs(self.environment.iter().cloned());
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// `argv` as this host's own, with its own `/run/wireguard`.
+    pub fn on_host(&self, argv: Vec<String>) -> Command {
+        let mut command = CommandLine::argv(argv).on_host(&self.host.0, &self.directory).to_command();
+        command.stdin(Stdio::null());
+        command
     }
 
     /// The process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is not running.
@@ -149,7 +159,7 @@ impl Agent {
         let run_dir = format!("--run-dir={}", self.run_dir.display());
         let argv: Vec<&str> =
             [program.as_str()].into_iter().chain(arguments.iter().copied()).chain([run_dir.as_str()]).collect();
-        self.host.run(&argv)
+        run(&mut self.on_host(argv.into_iter().map(str::to_owned).collect()))
     }
 
     /// `agent status --json`; `None` if no agent answers.

@@ -43,11 +43,14 @@ impl Failures {
         }
         match &op.object {
             // A tunnel without its guard would decapsulate anybody's packets.
-            Object::Link(_, Link { kind: LinkKind::Vxlan(_), .. }) => self.guard && op.action != Action::Change,
+            Object::Link(_, Link { kind: LinkKind::Vxlan(_) | LinkKind::Wireguard(_), .. }) => {
+                self.guard && op.action != Action::Change
+            }
             Object::Sysctl(sysctl, _) => sysctl.device().is_some_and(|device| self.links.contains(&device)),
             Object::Address(key) => self.links.contains(&key.device),
             Object::Neighbour(key, _) => self.links.contains(&key.device),
             Object::Fdb(key, _) => self.links.contains(&key.device),
+            Object::WireguardPeer(key, _) => self.links.contains(&key.device),
             Object::Nexthop(_, nexthop) => self.block_hop(&nexthop.via),
             Object::Route(_, route) => match &route.via {
                 RouteVia::Object(id) => self.nexthops.contains(id),
@@ -68,6 +71,8 @@ impl Failures {
 pub(crate) enum Stage {
     /// Addresses, neighbours and forwarding entries of a device.
     OfDevice,
+    /// Peers of WireGuard devices.
+    WireguardPeer,
     /// Nexthop objects.
     Nexthop,
     /// Routes.
@@ -75,10 +80,16 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
+    /// That of a run, whose operations are all of one.
+    pub(crate) fn of_run(run: &[Op]) -> Option<Self> {
+        run.first().and_then(Self::of)
+    }
+
     /// The stage of `op`.
     pub(crate) fn of(op: &Op) -> Option<Self> {
         match op.object.kind() {
             ObjectKind::Address | ObjectKind::Neighbour | ObjectKind::Fdb => Some(Self::OfDevice),
+            ObjectKind::WireguardPeer => Some(Self::WireguardPeer),
             ObjectKind::Nexthop => Some(Self::Nexthop),
             ObjectKind::Route => Some(Self::Route),
             ObjectKind::Ruleset

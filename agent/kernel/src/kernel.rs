@@ -4,6 +4,7 @@ mod apply;
 mod dump;
 mod facts;
 mod links;
+mod wireguard;
 
 use std::io;
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use crate::firewall::Firewall;
 use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
+use crate::wireguard::Keyring;
 use crate::{Kernel, KernelError, Scope, Wake};
 
 /// The kernel over rtnetlink and nftables.
@@ -35,6 +37,7 @@ pub struct NetlinkKernel {
     channel: Arc<Mutex<Channel>>,
     port: u32,
     firewall: Firewall,
+    wireguard: Arc<wireguard::Wireguard>,
 }
 
 impl NetlinkKernel {
@@ -46,9 +49,15 @@ impl NetlinkKernel {
     /// The same, with a file (in the run directory) that remembers over a restart which ruleset is loaded, so that an agent
     /// that starts again need not swap it.
     pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
+        Self::with_keys(memory, Keyring::default())
+    }
+
+    /// The same, with the private keys that WireGuard devices are given.
+    pub fn with_keys(memory: Option<PathBuf>, keys: Keyring) -> io::Result<Self> {
         let channel = Channel::open()?;
         let firewall = Firewall::with_memory(memory)?;
-        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall })
+        let wireguard = Arc::new(wireguard::Wireguard::new(keys));
+        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall, wireguard })
     }
 
     /// Runs `work` with the request socket on a thread that may block.
@@ -63,7 +72,8 @@ impl NetlinkKernel {
     /// A run of operations that need no firewall.
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let (owned, taken) = (ops.to_vec(), std::mem::take(failures));
-        let done = self.blocking(move |channel| apply::Applier::new(channel, taken).apply(&owned)).await;
+        let wireguard = Arc::clone(&self.wireguard);
+        let done = self.blocking(move |channel| apply::Applier::new(channel, &wireguard, taken).apply(&owned)).await;
         match done {
             Ok((outcomes, after)) => {
                 *failures = after;
@@ -91,6 +101,7 @@ fn is_firewall(op: &Op) -> bool {
         | ObjectKind::Address
         | ObjectKind::Neighbour
         | ObjectKind::Fdb
+        | ObjectKind::WireguardPeer
         | ObjectKind::Nexthop
         | ObjectKind::Route => false,
     }
@@ -99,7 +110,13 @@ fn is_firewall(op: &Op) -> bool {
 impl Kernel for NetlinkKernel {
     async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
         let wanted = route_to.to_vec();
-        let looked = self.blocking(move |channel| facts::facts(channel, &wanted)).await;
+        let wireguard = Arc::clone(&self.wireguard);
+        let looked = self.blocking(move |channel| {
+            let mut facts = facts::facts(channel, &wanted)?;
+            facts.features.wireguard = wireguard.datapath(channel);
+            Ok(facts)
+        });
+        let looked = looked.await;
         let mut facts = looked.map_err(|source| KernelError { what: "interfaces and routes", source })??;
         facts.dropping_chains = self.firewall.dropping_chains().await?;
         Ok(facts)
@@ -107,7 +124,13 @@ impl Kernel for NetlinkKernel {
 
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
         let wanted = scope.clone();
-        let read = self.blocking(move |channel| dump::dump(channel, &wanted)).await;
+        let wireguard = Arc::clone(&self.wireguard);
+        let read = self.blocking(move |channel| {
+            let mut dump = dump::dump(channel, &wanted)?;
+            wireguard.dump(channel, &mut dump.state);
+            Ok(dump)
+        });
+        let read = read.await;
         let mut dump = read.map_err(|source| KernelError { what: "objects", source })??;
         self.firewall.dump(scope, &mut dump.state).await?;
         Ok(dump)
@@ -137,6 +160,7 @@ impl Kernel for NetlinkKernel {
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
         let netlink = Monitor::open(self.port).map_err(|source| KernelError { what: "notifications", source })?;
-        Ok(futures::stream::select(netlink, self.firewall.events()?))
+        let others = futures::stream::select(self.firewall.events()?, wireguard::events(&self.wireguard));
+        Ok(futures::stream::select(netlink, others))
     }
 }

@@ -13,6 +13,7 @@ mod kernel;
 pub mod netlink;
 pub mod netns;
 mod sysctl;
+pub mod wireguard;
 
 use std::future::Future;
 use std::net::IpAddr;

@@ -74,6 +74,10 @@ pub struct JoinArgs {
     #[arg(long, value_name = "IP", env = "FLATNET_PUBLIC_IPV6", value_parser = values::unicast::<Ipv6Addr>, help_heading = "Underlay")]
     pub public_ipv6: Option<Ipv6Addr>,
 
+    /// Refuse tunnels that the kernel has no module for, instead of carrying them in this process
+    #[arg(long, value_name = "BOOL", env = "FLATNET_NO_USERSPACE", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "Underlay")]
+    pub no_userspace: bool,
+
     /// etcd's keys and credentials
     #[command(flatten, next_help_heading = "etcd")]
     pub store: StoreArgs,

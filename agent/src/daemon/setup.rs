@@ -9,6 +9,7 @@ use std::time::Duration;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_core::underlay::Selection;
+use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkName, Owner};
@@ -26,6 +27,7 @@ use crate::reconciler::HostOptions;
 use crate::report::{Exit, Failure};
 use crate::state_dir::StateDir;
 use crate::sysctl_record::SysctlRecord;
+use crate::wireguard_key::WireguardIdentity;
 
 /// The longest the name of the first endpoint may take to resolve: the underlay is chosen by the way to it, and without an
 /// answer by the default route.
@@ -54,7 +56,9 @@ impl Setup {
         preflight::check()?;
         let namespace = NamespaceLock::acquire()?;
         let dir = Arc::new(StateDir::open(&args.state_dir, &args.run_dir).map_err(|error| state_dir_failure(&error))?);
-        let kernel = Arc::new(real_kernel(&args.run_dir)?);
+        let keys = Keyring::default();
+        let kernel = Arc::new(real_kernel(&args.run_dir, keys.clone())?);
+        let wireguard = WireguardIdentity::new(Arc::clone(&dir), keys);
         let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
         let selection = selection(&args, &endpoints).await;
         check_underlay(kernel.as_ref(), &selection).await?;
@@ -65,6 +69,7 @@ impl Setup {
             bridge: args.bridge,
             masquerade: args.ip_masq,
             take_over: args.take_over,
+            userspace: !args.no_userspace,
         };
         let networks = network_setups(&args, &names, &dir);
         let process = ProcessSetup {
@@ -74,7 +79,19 @@ impl Setup {
         };
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
         let random = NodeRandom::Os;
-        let parts = NodeParts { store, kernel, dir, sysctls, owner, host, networks, lease_ttl, flannel_prefix, random };
+        let parts = NodeParts {
+            store,
+            kernel,
+            dir,
+            sysctls,
+            wireguard,
+            owner,
+            host,
+            networks,
+            lease_ttl,
+            flannel_prefix,
+            random,
+        };
         Ok(Self { parts, process, namespace })
     }
 }

@@ -101,7 +101,7 @@ impl Host {
     pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, u32, u16, IpAddr)> {
         self.ours.links.iter().filter_map(|(name, link)| match &link.kind {
             LinkKind::Vxlan(vxlan) => Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local)),
-            LinkKind::Bridge => None,
+            LinkKind::Bridge | LinkKind::Wireguard(_) => None,
         })
     }
 

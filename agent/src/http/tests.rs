@@ -61,7 +61,13 @@ impl Agent {
             outcome.last_pass = Some(Instant::now());
             outcome.complete = complete;
             let name = NetworkName::default_network();
-            outcome.networks = vec![NetworkOutcome { name, mtu: None, devices: Vec::new(), peers: Vec::new() }];
+            outcome.networks = vec![NetworkOutcome {
+                name,
+                mtu: None,
+                devices: Vec::new(),
+                datapath: flatnet_core::object::Datapath::Kernel,
+                peers: Vec::new(),
+            }];
         });
     }
 

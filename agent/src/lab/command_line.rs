@@ -1,6 +1,7 @@
 //! A command as data: it can be shown before it is run.
 
 use std::fmt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::report::{Exit, Failure};
@@ -26,6 +27,17 @@ impl CommandLine {
     pub fn inside(&self, namespace: &str) -> Self {
         let prefix = ["ip", "netns", "exec", namespace].map(str::to_owned);
         Self(prefix.into_iter().chain(self.0.iter().cloned()).collect())
+    }
+
+    /// The same command on a host of a lab: inside its network namespace, and with its own `/run/wireguard`, which the hosts
+    /// of a lab would otherwise share. Its sockets are in `files`, the host's directory.
+    #[must_use]
+    pub fn on_host(&self, namespace: &str, files: &Path) -> Self {
+        let own = files.join("wireguard").display().to_string();
+        // The new process has a mount namespace of its own (ip-netns(8)).
+        let script = "mkdir -p \"$0\" /run/wireguard && mount --bind \"$0\" /run/wireguard && exec \"$@\"";
+        let prefix = ["sh", "-c", script].map(str::to_owned).into_iter().chain([own]);
+        Self(prefix.chain(self.0.iter().cloned()).collect()).inside(namespace)
     }
 
     /// Ready to be started; standard input is empty.

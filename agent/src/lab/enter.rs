@@ -5,13 +5,14 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{ExitCode, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 
+use super::command_line::CommandLine;
 use super::directory::{LabDirectory, Record};
 use super::sandbox::search_path;
-use super::supervisor::run_directory;
+use super::supervisor::{host_directory, run_directory};
 use crate::report::{Exit, Failure};
 
 /// Becomes `command` inside `name`. Returns only if that fails. Needs a process with a single thread.
@@ -30,8 +31,14 @@ pub fn enter(path: &Path, name: &str, command: &[OsString]) -> Result<ExitCode, 
         // A directory under /run does not exist there: then it is the root.
         let _ = std::env::set_current_dir(directory);
     }
-    let error = Command::new("ip")
-        .args(["netns", "exec", name])
+    // The words may be no text, so they are handed over as they are.
+    let inside = match name.starts_with("host") {
+        true => CommandLine::argv::<String>([]).on_host(name, &host_directory(name)),
+        false => CommandLine::argv::<String>([]).inside(name),
+    };
+    let error = inside
+        .to_command()
+        .stdin(Stdio::inherit())
         .args(command)
         .env("PATH", search_path)
         .env("FLATNET_RUN_DIR", run_directory(name))

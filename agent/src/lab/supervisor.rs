@@ -200,7 +200,7 @@ impl Supervisor {
                 format!("--run-dir={}", run_directory(&host).display()),
                 format!("--bridge={}", LabPlan::BRIDGE),
             ])
-            .inside(&host);
+            .on_host(&host, &directory);
             self.progress.command(&command);
             self.processes.start(&host, &command, &self.directory.log(&host))?;
         }

@@ -60,12 +60,24 @@ pub async fn require_kernel(backend: LabBackend) -> Result<(), Failure> {
         let add = "link add probe type vxlan id 1 dstport 8472 nolearning local 127.0.0.1";
         probe("vxlan", add, "the kernel has no VXLAN", "sudo modprobe vxlan").await?;
     }
+    if backend == LabBackend::Wireguard && !has_wireguard().await {
+        return Err(Failure::new(Exit::Unsupported, "the kernel has no WireGuard, and /dev/net/tun cannot be opened")
+            .hint("`sudo modprobe wireguard`, or run this as root where /dev/net/tun is root's"));
+    }
     let nft = CommandLine::words("nft list ruleset");
     bounded(&nft).await.map(|_| ()).map_err(|failure| {
         Failure::new(Exit::Unsupported, "nftables does not work here")
             .hint("the kernel needs nf_tables: `sudo modprobe nf_tables`")
             .caused_by(failure)
     })
+}
+
+/// In the kernel, or carried by the agents over TUN devices.
+async fn has_wireguard() -> bool {
+    if bounded(&CommandLine::words("ip link add probe type wireguard")).await.is_ok() {
+        return bounded(&CommandLine::words("ip link del probe")).await.is_ok();
+    }
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok()
 }
 
 async fn probe(name: &str, add: &str, missing: &str, load: &str) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
+use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
 
 use super::{LeaseKeeper, Run, problems};
 use crate::networks::Held;
@@ -107,7 +107,11 @@ impl<S: Store> LeaseKeeper<S> {
                 return Some(Err(problem.clone()));
             }
         }
-        Some(backend::publication(self.owner.node, self.keys.network(), config, underlay))
+        if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.wireguard.is_none() {
+            // The reconciler says why there is no key yet.
+            return None;
+        }
+        Some(backend::publication(self.owner.node, outcome.wireguard, self.keys.network(), config, underlay))
     }
 
     /// Whether a claim may be written now. Without a configuration nobody claims anything new; a lease that the store has

@@ -6,7 +6,7 @@ use flatnet_core::desired::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
-use flatnet_model::{NetworkConfig, NetworkName, Revision};
+use flatnet_model::{NetworkConfig, NetworkName, Revision, WireguardKey};
 use tokio::time::Instant;
 
 /// What the last pass found and did.
@@ -28,6 +28,8 @@ pub struct Outcome {
     pub problems: Vec<Problem>,
     /// Whether the kernel is what the store said.
     pub complete: bool,
+    /// The public half of the key that our WireGuard devices have; the only one to publish.
+    pub wireguard: Option<WireguardKey>,
     /// The store's revision it was reconciled with.
     pub revision: Revision,
 }

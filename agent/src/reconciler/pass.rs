@@ -6,13 +6,13 @@ use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
-use flatnet_core::object::{Dump, KernelState, LinkKind, SetName};
-use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
+use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, SetName};
+use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, Vni};
+use flatnet_model::{BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, Vni, WireguardKey};
 use tokio::time::Instant;
 
 use super::{Judgement, Known, Look, Outcome, Reconciler};
@@ -27,6 +27,8 @@ struct Wanted {
     /// Whether everything that may be wanted is known, so that what is not wanted may go.
     prune: Prune,
     revision: Revision,
+    /// The key that WireGuard devices should have, if there is any.
+    wireguard: Option<WireguardKey>,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -104,6 +106,9 @@ impl<K: Kernel> Reconciler<K> {
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
         let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
         self.facts = facts;
+        if !self.host.userspace && self.facts.features.wireguard == Some(Datapath::Userspace) {
+            self.facts.features.wireguard = None;
+        }
         Ok(())
     }
 
@@ -127,6 +132,7 @@ impl<K: Kernel> Reconciler<K> {
             // Marked as seen before it is read: what comes in between wakes the loop again.
             port.view.mark_unchanged();
         }
+        let wireguard = self.wireguard_key(&held);
         // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
         let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
         // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
@@ -144,6 +150,7 @@ impl<K: Kernel> Reconciler<K> {
                 problems,
                 prune: Prune::No,
                 revision,
+                wireguard: None,
             };
         };
         let peers: Vec<Vec<&Lease>> = views
@@ -185,7 +192,13 @@ impl<K: Kernel> Reconciler<K> {
                 })
             })
             .collect();
-        let input = HostInput { node: self.host.node, underlay, facts: &self.facts, networks: &inputs };
+        let input = HostInput {
+            node: self.host.node,
+            wireguard: wireguard.as_ref().map(|key| *key),
+            underlay,
+            facts: &self.facts,
+            networks: &inputs,
+        };
         let desired = desired(&input);
         let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
         let judgements = unheld
@@ -194,13 +207,25 @@ impl<K: Kernel> Reconciler<K> {
                 Some((port.name.clone(), self.judge(&input, &port.name, config)))
             })
             .collect();
-        Wanted { desired, judgements, problems, prune, revision }
+        Wanted { desired, judgements, problems, prune, revision, wireguard: wireguard.ok() }
+    }
+
+    /// This host's WireGuard key, made only once a network needs one.
+    fn wireguard_key(&self, held: &[Option<Held>]) -> Result<WireguardKey, Problem> {
+        let is_wireguard = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Wireguard(_));
+        let needed = held.iter().flatten().any(|held| is_wireguard(&held.config))
+            || self.ports.iter().any(|port| port.view.borrow().state.valid_config().is_some_and(is_wireguard));
+        if needed {
+            return self.wireguard.public();
+        }
+        let why = "no network of this host is WireGuard's";
+        Err(Problem::new(ProblemCode::WireguardNoKey, why, "", ""))
     }
 
     /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone. `left`: what
     /// the last pass left, if the kernel was looked at since.
     async fn bring_about(&mut self, wanted: Wanted, left: Option<KernelState>) -> bool {
-        let Wanted { desired, judgements, mut problems, prune, revision } = wanted;
+        let Wanted { desired, judgements, mut problems, prune, revision, wireguard } = wanted;
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
@@ -241,6 +266,16 @@ impl<K: Kernel> Reconciler<K> {
         );
         self.metrics.objects(&known.state, &failed);
         let complete = failed.is_empty() && self.underlay.is_some();
+        let keyless = |key: &ObjectKey| {
+            let of =
+                |name| desired.state.links.get(name).is_some_and(|link| matches!(link.kind, LinkKind::Wireguard(_)));
+            matches!(key, ObjectKey::Link(name) if of(name))
+        };
+        // Peers must not learn a key before every device has it.
+        let wireguard = match failed.iter().any(keyless) {
+            true => self.outcome.borrow().wireguard,
+            false => wireguard,
+        };
         // After a failure the kernel may hold anything at that key: look before the next change.
         self.known = failed.is_empty().then_some(Known { dump: known, scope });
         problems.splice(0..0, desired.problems.iter().cloned());
@@ -254,6 +289,7 @@ impl<K: Kernel> Reconciler<K> {
             problems,
             complete: complete && conflicts.is_empty(),
             revision,
+            wireguard,
             ..Outcome::default()
         });
         complete
@@ -335,7 +371,7 @@ impl<K: Kernel> Reconciler<K> {
 fn scope(desired: &KernelState) -> Scope {
     let tunnels = desired.links.values().filter_map(|link| match &link.kind {
         LinkKind::Vxlan(vxlan) => Some(SetName { vni: vxlan.vni, family: IpFamily::of(vxlan.local) }),
-        LinkKind::Bridge => None,
+        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
     });
     let sets: BTreeSet<SetName> = tunnels.chain(desired.peer_sources.iter().map(|source| source.set)).collect();
     Scope {
@@ -349,7 +385,7 @@ fn scope(desired: &KernelState) -> Scope {
 fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
     desired.links.values().filter_map(|link| match &link.kind {
         LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
-        LinkKind::Bridge => None,
+        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
     })
 }
 

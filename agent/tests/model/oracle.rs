@@ -8,6 +8,7 @@ use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_core::backend;
 use flatnet_core::desired::{HostInput, NetworkInput, desired};
 use flatnet_core::object::KernelState;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::underlay::{self, Selection};
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::{NetworkKeys, presence};
@@ -210,11 +211,13 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         .collect();
     for (network, held) in world.networks.iter().zip(&held) {
         if let Some((own, config, state)) = held {
-            let wanted = backend::publication(node, network.keys.network(), config, &underlay);
+            let wanted = backend::publication(node, None, network.keys.network(), config, &underlay);
             own_lease(node, *own, state, wanted.ok().as_ref(), &mut codes, &mut may)?;
         }
     }
-    let wanted = desired(&HostInput { node, underlay: &underlay, facts: &facts, networks: &inputs });
+    let none = Problem::new(ProblemCode::WireguardNoKey, "no network of the model is WireGuard's", "", "");
+    let wanted =
+        desired(&HostInput { node, wireguard: Err(&none), underlay: &underlay, facts: &facts, networks: &inputs });
     codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));
     let kernel = slot.kernel.state();
     let blocked = !starting && in_the_way(slot, &wanted.state, &kernel);

@@ -11,6 +11,7 @@ use flatnet_agent::node::{NetworkSetup, Node, NodeParts};
 use flatnet_agent::reconciler::HostOptions;
 use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
+use flatnet_agent::wireguard_key::WireguardIdentity;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
 use flatnet_controlplane::watch::{Connection, Source};
@@ -206,12 +207,14 @@ impl World {
             store: Arc::new(store),
             kernel: Arc::new(kernel),
             sysctls: SysctlRecord::open(Arc::clone(&dir)).unwrap(),
+            wireguard: WireguardIdentity::new(Arc::clone(&dir), Default::default()),
             host: HostOptions {
                 node: owner.node,
                 selection: Selection::default(),
                 bridge: None,
                 masquerade: true,
                 take_over: false,
+                userspace: false,
             },
             owner,
             networks: setups,

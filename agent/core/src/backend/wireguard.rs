@@ -224,7 +224,11 @@ impl Wireguard {
             ));
         };
         if key == self.key {
-            return Err(Refusal::failed(ProblemCode::DuplicateKey, "its PublicKey is this host's own", ONE_KEY_TWO_HOSTS));
+            return Err(Refusal::failed(
+                ProblemCode::DuplicateKey,
+                "its PublicKey is this host's own",
+                ONE_KEY_TWO_HOSTS,
+            ));
         }
         if let Some((other, address)) = claims.older(key, peer) {
             let reason = format!("its PublicKey {key} is claimed by the older lease {other} at {address}");

@@ -48,6 +48,14 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
                 Ok(())
             }
         },
+        Object::WireguardPeer(key, peer) => match op.action {
+            Action::Delete => state.wireguard_peers.remove(key).map(drop).ok_or(Errno::ENOENT),
+            Action::Create | Action::Change | Action::Replace => {
+                let LinkKind::Wireguard(_) = device(state, key.device)?.kind else { return Err(Errno::EOPNOTSUPP) };
+                state.set_wireguard_peer(*key, peer);
+                Ok(())
+            }
+        },
         Object::Nexthop(id, nexthop) => {
             if op.action == Action::Delete {
                 state.nexthops.remove(id).ok_or(Errno::ENOENT)?;
@@ -171,7 +179,7 @@ fn vxlan_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) ->
                 && other_vxlan.port == wanted.port
                 && other_vxlan.local.is_ipv4() == wanted.local.is_ipv4()
         }
-        LinkKind::Bridge => false,
+        LinkKind::Bridge | LinkKind::Wireguard(_) => false,
     };
     if links.iter().any(clashes) { Err(Errno::EEXIST) } else { Ok(()) }
 }
@@ -182,6 +190,7 @@ pub(super) fn delete_link(state: &mut KernelState, name: IfName) {
     state.links.remove(&name);
     state.addresses.retain(|key| key.device != name);
     state.fdb.retain(|key, _| key.device != name);
+    state.wireguard_peers.retain(|key, _| key.device != name);
 }
 
 /// Down, its nexthops and routes are gone (and no event says so), its neighbours and IPv6 addresses too.

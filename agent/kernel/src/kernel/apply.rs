@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use flatnet_core::object::{Link, NextHop, Route, RouteKey, RouteVia, Sysctl};
+use flatnet_core::object::{Link, LinkKind, NextHop, Route, RouteKey, RouteVia, Sysctl};
 use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 use flatnet_model::IfName;
 use nix::errno::Errno;
 
 use super::links;
+use super::wireguard::Wireguard;
 use crate::dependency::{Failures, Stage};
 use crate::netlink::encode::{self, Presence};
 use crate::netlink::parse::RawLink;
@@ -29,6 +30,7 @@ pub(super) fn failed(op: &Op, refusal: &Refusal) -> OpOutcome {
 /// One `apply` under way.
 pub(super) struct Applier<'a> {
     channel: &'a mut Channel,
+    wireguard: &'a Wireguard,
     failures: Failures,
     indexes: HashMap<IfName, u32>,
 }
@@ -45,15 +47,18 @@ enum Plan {
 
 impl<'a> Applier<'a> {
     /// Goes on from earlier `failures`.
-    pub(super) fn new(channel: &'a mut Channel, failures: Failures) -> Self {
-        Self { channel, failures, indexes: HashMap::new() }
+    pub(super) fn new(channel: &'a mut Channel, wireguard: &'a Wireguard, failures: Failures) -> Self {
+        Self { channel, wireguard, failures, indexes: HashMap::new() }
     }
 
     /// Carries out `ops`: one outcome each, and what failed so far.
     pub(super) fn apply(mut self, ops: &[Op]) -> (Vec<OpOutcome>, Failures) {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b)) {
-            let of_run = self.run(run);
+            let of_run = match Stage::of_run(run) {
+                Some(Stage::WireguardPeer) => self.wireguard_peers(run, ops),
+                _ => self.run(run),
+            };
             for (op, _) in run.iter().zip(&of_run).filter(|(_, outcome)| **outcome != OpOutcome::Done) {
                 self.failures.add(op);
             }
@@ -133,6 +138,7 @@ impl<'a> Applier<'a> {
             },
             Object::Ruleset { .. }
             | Object::PeerSource(_)
+            | Object::WireguardPeer(..)
             | Object::Link(..)
             | Object::Sysctl(..)
             | Object::Iptables(..) => Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)),
@@ -169,9 +175,21 @@ impl<'a> Applier<'a> {
         outcome(op, done)
     }
 
+    /// Peers of one stage. `all`: the whole plan, which tells a peer that got another key from one that is new.
+    fn wireguard_peers(&mut self, run: &[Op], all: &[Op]) -> Vec<OpOutcome> {
+        let blocked: Vec<bool> = run.iter().map(|op| self.failures.block(op)).collect();
+        let tried: Vec<&Op> = run.iter().zip(&blocked).filter(|(_, blocked)| !**blocked).map(|(op, _)| op).collect();
+        let mut answers = self.wireguard.change_peers(&tried, all).into_iter();
+        let verdict = |blocked| if blocked { Verdict::Skipped } else { Verdict::Asked };
+        run.iter().zip(blocked).map(|(op, blocked)| verdict(blocked).outcome(op, &mut answers)).collect()
+    }
+
     /// Made, marked, silenced and brought up in one `send()`: see [`encode::link_create`]. If any of it fails the device
     /// is taken away again.
     fn create(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
+        if let LinkKind::Wireguard(link) = &wanted.kind {
+            return self.wireguard.create(self.channel, name, wanted, *link);
+        }
         let index = free_index();
         let mut requests =
             vec![encode::link_create(name, wanted, index), encode::link_mark(index), encode::link_quiet(index)];
@@ -190,6 +208,9 @@ impl<'a> Applier<'a> {
     fn change(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
         let present = self.owned(name)?.ok_or_else(|| Refusal::of(Errno::ENODEV))?;
         let index = present.index;
+        if let LinkKind::Wireguard(link) = &wanted.kind {
+            self.wireguard.configure(self.channel, name, index, *link)?;
+        }
         let state = if wanted.up { encode::link_up(index) } else { encode::link_down(index) };
         let mut requests = vec![encode::link_set(index, wanted, present.mac), encode::link_quiet(index), state];
         requests.extend(encode::link_remake(index, name, wanted));
@@ -197,7 +218,9 @@ impl<'a> Applier<'a> {
     }
 
     fn delete(&mut self, name: IfName) -> Result<(), Refusal> {
-        match self.owned(name)? {
+        let found = self.owned(name)?;
+        self.wireguard.forget(name);
+        match found {
             Some(link) => absent_is_done(self.channel.request(&encode::link_delete(link.index))),
             None => Ok(()),
         }
@@ -252,7 +275,7 @@ fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {
 
 /// Whether [`encode::link_quiet`] was refused because the device has no IPv6, hence makes no link-local address: IPv6 is
 /// disabled, or the MTU below its least.
-fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
+pub(super) fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
     matches!(answer, Err(refusal) if refusal.errno == libc::EAFNOSUPPORT)
 }
 
@@ -273,7 +296,7 @@ fn route_request(op: &Op, presence: Presence, key: RouteKey, route: &Route, inde
 
 /// An interface index that is most probably free: the kernel counts up from 1 and hands these out last. A clash refuses
 /// the creation.
-fn free_index() -> u32 {
+pub(super) fn free_index() -> u32 {
     /// 2^24 to 2^30: far above the kernel's own, below the sign bit of `ifindex`.
     const FIRST: u64 = 1 << 24;
     const COUNT: u64 = (1 << 30) - FIRST;

@@ -3,12 +3,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_core::object::{Link, LinkKind, VxlanLink};
+use flatnet_core::object::{Datapath, Link, LinkKind, VxlanLink, WireguardLink};
 use flatnet_model::{IfName, Mac, Mtu, Vni};
 
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawLink};
 use crate::netlink::socket::{Channel, Refusal};
+
+/// What follows our alias on a TUN device that stands in for WireGuard.
+pub(super) const WIREGUARD: &str = "wireguard";
 
 /// Every device.
 pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
@@ -49,11 +52,20 @@ pub(super) fn read(link: &RawLink) -> Option<Link> {
             LinkKind::Vxlan(VxlanLink { vni: Vni::new(vxlan.vni).ok()?, port: vxlan.port, local })
         }
         ("bridge", _) => LinkKind::Bridge,
+        // Port and key are not the link's to tell: see `super::wireguard`.
+        ("wireguard", _) => LinkKind::Wireguard(unset(Datapath::Kernel)),
+        ("tun", _) if link.alias.split(' ').nth(1) == Some(WIREGUARD) => {
+            LinkKind::Wireguard(unset(Datapath::Userspace))
+        }
         _ => return None,
     };
     // The kernel allows more than anybody wants.
     let mtu = Mtu::new(link.mtu.clamp(Mtu::MIN_IPV4, Mtu::MAX)).ok()?;
     Some(Link { kind, mtu, mac: link.mac.map(Mac::new), up: link.is_up() })
+}
+
+fn unset(datapath: Datapath) -> WireguardLink {
+    WireguardLink { port: 0, public_key: None, datapath }
 }
 
 fn unspecified_like(local: Option<IpAddr>) -> IpAddr {

@@ -10,7 +10,7 @@ use flatnet_model::{IfName, IpFamily, Mac};
 use ipnet::IpNet;
 use netlink_packet_core::Emitable;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
-use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan, LinkWireguard};
 
 use super::wire::Request;
 
@@ -114,8 +114,24 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Request {
             with_common(with_vxlan(builder, vxlan), wanted).index(index).build()
         }
         LinkKind::Bridge => with_common(LinkBridge::new(name.as_str()), wanted).index(index).build(),
+        // One that this process carries is made through /dev/net/tun, not here.
+        LinkKind::Wireguard(_) => with_common(LinkWireguard::new(name.as_str()), wanted).index(index).build(),
     };
     link(rtm::NEWLINK, Presence::New.flags(), &message)
+}
+
+/// Asks for a WireGuard device of a name that no device can have: what the kernel answers tells whether it knows the kind,
+/// and nothing is made. It loads the module if there is one.
+#[must_use]
+pub fn link_probe_wireguard() -> Request {
+    link(rtm::NEWLINK, Presence::New.flags(), &LinkWireguard::new("no/device").build())
+}
+
+/// Gives a device our alias followed by `word`, for kinds that others use too.
+#[must_use]
+pub fn link_mark_as(index: u32, word: &str) -> Request {
+    let alias = format!("{} {word}", Link::ALIAS);
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(&alias).build())
 }
 
 /// Gives the device our alias. (Linux takes an alias only for a device that exists.)

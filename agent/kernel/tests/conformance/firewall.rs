@@ -30,6 +30,7 @@ pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
 pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
     let tunnel = |family, device| FirewallTunnel { set: set(family), port: 8472, device: name(device) };
     let network = FirewallNetwork {
+        encrypted: Vec::new(),
         name: network.parse().unwrap(),
         cidrs: vec!["10.100.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         own: vec!["10.100.4.0/24".parse().unwrap(), "fd00:0:0:4::/64".parse().unwrap()],

@@ -1,0 +1,358 @@
+//! WireGuard devices and peers within a dump and an `apply`.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flatnet_core::object::{Datapath, KernelState, Link, LinkKind, WireguardLink, WireguardPeer, WireguardPeerKey};
+use flatnet_core::op::{Action, Object, Op};
+use flatnet_model::{IfName, WireguardKey};
+use futures::Stream;
+use nix::errno::Errno;
+use tokio::time::Instant;
+
+use super::apply::{free_index, is_no_ipv6};
+use super::links;
+use crate::Wake;
+use crate::netlink::encode;
+use crate::netlink::socket::{Channel, Refusal};
+use crate::wireguard::control::{self, PeerChange, Settings};
+use crate::wireguard::userspace::Userspace;
+use crate::wireguard::{Keyring, PrivateKey};
+
+/// Where a loaded module shows (Documentation/ABI/stable/sysfs-module).
+const MODULE: &str = "/sys/module/wireguard";
+/// How often devices are looked at for changes by others: nothing tells of those. Leaves room under the second within which
+/// they must be repaired.
+const POLL: Duration = Duration::from_millis(500);
+/// The share of time that looking may take: with thousands of peers a look takes tens of milliseconds.
+const POLL_SHARE: u32 = 20;
+/// Peers that are changed in one exchange: one that is refused is found by trying them singly.
+const BATCH: usize = 500;
+
+/// The WireGuard devices of one network namespace.
+pub(super) struct Wireguard {
+    keys: Keyring,
+    userspace: Userspace,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Whether the kernel knows the kind; `None`: not asked yet.
+    kernel: Option<bool>,
+    /// Whether the module was there when it was asked.
+    module: bool,
+    /// Our devices as the last dump found them.
+    devices: BTreeMap<IfName, (u32, Datapath)>,
+    /// Where peers were said to be: what they are found at later may be where their packets came from.
+    endpoints: HashMap<WireguardPeerKey, SocketAddr>,
+}
+
+impl Wireguard {
+    pub(super) fn new(keys: Keyring) -> Self {
+        Self { keys, userspace: Userspace::default(), known: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who can carry WireGuard here. The kernel is asked once, and again when the module turns up.
+    pub(super) fn datapath(&self, channel: &mut Channel) -> Option<Datapath> {
+        let mut known = self.known();
+        let module = Path::new(MODULE).exists();
+        let in_kernel = match known.kernel {
+            Some(answer) if answer || module == known.module => answer,
+            _ => {
+                let answer = channel.request(&encode::link_probe_wireguard());
+                !matches!(&answer, Err(refusal) if refusal.errno == libc::EOPNOTSUPP)
+            }
+        };
+        (known.kernel, known.module) = (Some(in_kernel), module);
+        match in_kernel {
+            true => Some(Datapath::Kernel),
+            false => Userspace::is_possible().then_some(Datapath::Userspace),
+        }
+    }
+
+    /// Adds ports, keys and peers to the devices in `state`. One that cannot be read has none: putting that right is
+    /// refused with the reason.
+    pub(super) fn dump(&self, channel: &mut Channel, state: &mut KernelState) {
+        let mut devices = BTreeMap::new();
+        for (name, link) in &mut state.links {
+            let LinkKind::Wireguard(wireguard) = &mut link.kind else { continue };
+            let Ok(Some(raw)) = links::named(channel, *name) else { continue };
+            devices.insert(*name, (raw.index, wireguard.datapath));
+            match self.read(*name, raw.index, wireguard.datapath) {
+                Ok(settings) => {
+                    (wireguard.port, wireguard.public_key) = (settings.port, settings.public_key);
+                    state.wireguard_peers.extend(self.peers(*name, settings));
+                }
+                Err(error) => tracing::debug!(device = %name, %error, "a WireGuard device cannot be read"),
+            }
+        }
+        self.known().devices = devices;
+    }
+
+    fn read(&self, name: IfName, index: u32, datapath: Datapath) -> io::Result<Settings> {
+        if datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
+            // Left by a process that ended, or broken.
+            return Ok(Settings::default());
+        }
+        control::read(name, datapath)
+    }
+
+    fn peers(&self, device: IfName, settings: Settings) -> Vec<(WireguardPeerKey, WireguardPeer)> {
+        let known = self.known();
+        let peer = |found: control::Found| {
+            let key = WireguardPeerKey { device, public_key: found.public_key };
+            let mut peer = found.peer;
+            if let Some(said) = known.endpoints.get(&key).filter(|_| found.in_session) {
+                peer.endpoint = Some(*said);
+            }
+            (key, peer)
+        };
+        settings.peers.into_iter().map(peer).collect()
+    }
+
+    /// Makes a device with key and port and brings it up; none of it stays if any of it fails.
+    pub(super) fn create(
+        &self,
+        channel: &mut Channel,
+        name: IfName,
+        wanted: &Link,
+        link: WireguardLink,
+    ) -> Result<(), Refusal> {
+        let key = self.key(link)?;
+        let index = match link.datapath {
+            Datapath::Kernel => {
+                let index = free_index();
+                let requests = [encode::link_create(name, wanted, index), encode::link_mark(index)];
+                channel.request_all(&requests).into_iter().collect::<Result<(), Refusal>>()?;
+                index
+            }
+            Datapath::Userspace => self.start(channel, name)?,
+        };
+        let made = self.finish(channel, name, index, wanted, link, &key);
+        if made.is_err() {
+            self.forget(name);
+            if let Err(refusal) = channel.request(&encode::link_delete(index)) {
+                tracing::warn!(link = %name, error = %refusal, "cannot take back a link made in part");
+            }
+        }
+        made
+    }
+
+    fn finish(
+        &self,
+        channel: &mut Channel,
+        name: IfName,
+        index: u32,
+        wanted: &Link,
+        link: WireguardLink,
+        key: &PrivateKey,
+    ) -> Result<(), Refusal> {
+        control::configure(name, link.datapath, key, link.port).map_err(|error| port_or(error, link))?;
+        let mut requests = vec![encode::link_set(index, wanted, None), encode::link_quiet(index)];
+        requests.extend(wanted.up.then(|| encode::link_up(index)));
+        channel.request_all(&requests).into_iter().filter(|answer| !is_no_ipv6(answer)).collect()
+    }
+
+    fn start(&self, channel: &mut Channel, name: IfName) -> Result<u32, Refusal> {
+        let mark = || {
+            let found = links::named(channel, name).map_err(|refusal| io::Error::from_raw_os_error(refusal.errno))?;
+            let index = found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?.index;
+            let marked = channel.request(&encode::link_mark_as(index, links::WIREGUARD));
+            marked.map(|()| index).map_err(|refusal| io::Error::from_raw_os_error(refusal.errno))
+        };
+        self.userspace.start(name, mark).map_err(Refusal::from)
+    }
+
+    /// Gives a device of ours the key and port of `link`. One that nobody carries is carried again.
+    pub(super) fn configure(
+        &self,
+        channel: &mut Channel,
+        name: IfName,
+        index: u32,
+        link: WireguardLink,
+    ) -> Result<(), Refusal> {
+        let key = self.key(link)?;
+        if link.datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
+            self.start(channel, name)?;
+        }
+        control::configure(name, link.datapath, &key, link.port).map_err(|error| port_or(error, link))
+    }
+
+    fn key(&self, link: WireguardLink) -> Result<PrivateKey, Refusal> {
+        let key = link.public_key.and_then(|public| self.keys.get(public));
+        key.ok_or_else(|| Refusal { errno: libc::ENOKEY, reason: "the private key is not known here".to_owned() })
+    }
+
+    /// The device is about to go.
+    pub(super) fn forget(&self, name: IfName) {
+        let datapath = {
+            let mut known = self.known();
+            known.endpoints.retain(|key, _| key.device != name);
+            known.devices.remove(&name).map(|(_, datapath)| datapath)
+        };
+        if datapath != Some(Datapath::Kernel) && name.as_str().starts_with("flatwg.") {
+            self.userspace.stop(name);
+        }
+    }
+
+    /// Carries out operations on peers; one answer each, in their order.
+    pub(super) fn change_peers(&self, ops: &[&Op], all: &[Op]) -> Vec<Result<(), Refusal>> {
+        let mut answers = Vec::with_capacity(ops.len());
+        for run in ops.chunk_by(|a, b| device(a) == device(b)) {
+            for batch in run.chunks(BATCH) {
+                answers.extend(self.change_batch(batch));
+            }
+        }
+        self.provoke(ops, all);
+        answers
+    }
+
+    fn change_batch(&self, batch: &[&Op]) -> Vec<Result<(), Refusal>> {
+        let Some(name) = batch.first().and_then(|op| device(op)) else { return vec![Ok(()); batch.len()] };
+        let Some(datapath) = self.datapath_of(name) else {
+            let refusal = || Refusal { errno: libc::ENODEV, reason: format!("there is no device {name}") };
+            return batch.iter().map(|_| Err(refusal())).collect();
+        };
+        let changes: Vec<PeerChange<'_>> = batch.iter().filter_map(|op| change(op)).collect();
+        let done = control::change(name, datapath, &changes);
+        let answers: Vec<Result<(), Refusal>> = match (done, batch) {
+            (Ok(()), _) => batch.iter().map(|_| Ok(())).collect(),
+            (Err(error), [_]) => vec![Err(Refusal::from(error))],
+            // Which one it is that is refused shows one by one.
+            (Err(_), _) => {
+                let one = |change: &PeerChange<'_>| {
+                    control::change(name, datapath, std::slice::from_ref(change)).map_err(Refusal::from)
+                };
+                changes.iter().map(one).collect()
+            }
+        };
+        let mut known = self.known();
+        for (op, _) in batch.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
+            let Object::WireguardPeer(key, peer) = &op.object else { continue };
+            match peer.endpoint.filter(|_| op.action != Action::Delete) {
+                Some(endpoint) => known.endpoints.insert(*key, endpoint),
+                None => known.endpoints.remove(key),
+            };
+        }
+        answers
+    }
+
+    fn datapath_of(&self, name: IfName) -> Option<Datapath> {
+        let known = self.known().devices.get(&name).map(|(_, datapath)| *datapath);
+        known.or_else(|| self.made_since(name))
+    }
+
+    /// A device made after the last dump.
+    fn made_since(&self, name: IfName) -> Option<Datapath> {
+        if self.userspace.is_carried(name) {
+            return Some(Datapath::Userspace);
+        }
+        control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
+    }
+
+    /// A peer that has another key than before is spoken to at once: what it sends waits for the handshake.
+    fn provoke(&self, ops: &[&Op], all: &[Op]) {
+        let gone: Vec<(&WireguardPeerKey, &WireguardPeer)> = all
+            .iter()
+            .filter(|op| op.action == Action::Delete)
+            .filter_map(|op| if let Object::WireguardPeer(key, peer) = &op.object { Some((key, peer)) } else { None })
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let mut in_kernel: BTreeMap<IfName, Vec<(WireguardKey, &WireguardPeer)>> = BTreeMap::new();
+        for op in ops.iter().filter(|op| op.action == Action::Create) {
+            let Object::WireguardPeer(key, peer) = &op.object else { continue };
+            let before = |(old, held): &(&WireguardPeerKey, &WireguardPeer)| {
+                old.device == key.device && held.allowed.iter().any(|net| peer.allowed.contains(net))
+            };
+            if !gone.iter().any(before) {
+                continue;
+            }
+            match self.datapath_of(key.device) {
+                Some(Datapath::Userspace) => self.userspace.handshake(key.device, key.public_key),
+                Some(Datapath::Kernel) => in_kernel.entry(key.device).or_default().push((key.public_key, peer)),
+                None => {}
+            }
+        }
+        for (name, peers) in in_kernel {
+            if let Err(error) = control::provoke(name, &peers) {
+                tracing::debug!(device = %name, %error, "no handshake was started; the next packet starts one");
+            }
+        }
+    }
+
+    /// What others may have changed of our devices, as a number.
+    fn digest(&self) -> u64 {
+        let devices = self.known().devices.clone();
+        let mut hasher = DefaultHasher::new();
+        for (name, (index, datapath)) in devices {
+            (name, index).hash(&mut hasher);
+            let Ok(settings) = self.read(name, index, datapath) else { continue };
+            (settings.port, settings.public_key).hash(&mut hasher);
+            let peers: BTreeSet<(WireguardKey, Vec<ipnet::IpNet>, u16)> = settings
+                .peers
+                .into_iter()
+                .map(|found| (found.public_key, found.peer.allowed, found.peer.keepalive_secs))
+                .collect();
+            peers.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}
+
+/// Wakes when somebody changed a device of ours. Looks only while there is one.
+pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + Send + Unpin + 'static {
+    let state = (Arc::clone(wireguard), None::<u64>, POLL);
+    Box::pin(futures::stream::unfold(state, |(wireguard, mut last, mut pause)| async move {
+        loop {
+            tokio::time::sleep(pause).await;
+            if wireguard.known().devices.is_empty() {
+                last = None;
+                continue;
+            }
+            let started = Instant::now();
+            let looked = Arc::clone(&wireguard);
+            // A look that was cut off is made again.
+            let Ok(now) = tokio::task::spawn_blocking(move || looked.digest()).await else { continue };
+            pause = POLL.max(started.elapsed() * POLL_SHARE);
+            if last.replace(now).is_some_and(|last| last != now) {
+                return Some((Wake::Netlink, (wireguard, last, pause)));
+            }
+        }
+    }))
+}
+
+fn device(op: &Op) -> Option<IfName> {
+    if let Object::WireguardPeer(key, _) = &op.object { Some(key.device) } else { None }
+}
+
+fn change(op: &Op) -> Option<PeerChange<'_>> {
+    let Object::WireguardPeer(key, peer) = &op.object else { return None };
+    Some(match op.action {
+        Action::Delete => PeerChange::Remove(key.public_key),
+        Action::Create | Action::Change | Action::Replace => PeerChange::Set(key.public_key, peer),
+    })
+}
+
+/// The process's own device answers a port that is taken with "invalid argument" and no more.
+fn port_or(error: io::Error, link: WireguardLink) -> Refusal {
+    let taken = std::net::UdpSocket::bind(("0.0.0.0", link.port)).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+    let refused = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrInUse);
+    if refused && taken {
+        let reason = format!("UDP port {} is in use by another program on this host", link.port);
+        return Refusal { errno: Errno::EADDRINUSE as i32, reason };
+    }
+    Refusal::from(error)
+}

@@ -1,0 +1,86 @@
+//! Replacing this node's WireGuard key while packets flow.
+//!
+//! The order loses nothing: the devices here get the new key first, and only then is it published. From then on this node's
+//! packets wait for a handshake, which every peer starts as soon as it reads the new key; what peers send under the old
+//! sessions is still taken. The other way round, peers would speak to a key that nobody has.
+
+use std::time::Duration;
+
+use flatnet_controlplane::watch::Connection;
+use flatnet_core::problem::Problem;
+use flatnet_model::{BackendConfig, BackendData, NodeId, WireguardKey};
+
+use crate::networks::NetworkPort;
+use crate::wireguard_key::WireguardIdentity;
+
+/// How long publishing the new key may take: a pass of the reconciler and a write to the store, each well under a second.
+const PUBLISHED: Duration = Duration::from_secs(10);
+
+/// What a rotation works with.
+pub struct Rotation {
+    /// This node.
+    pub node: NodeId,
+    /// Its networks.
+    pub ports: Vec<NetworkPort>,
+    /// Its key.
+    pub identity: WireguardIdentity,
+}
+
+/// Why there is no new key, or nobody knows it yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RotationError {
+    /// Nothing to rotate.
+    #[error("no network of this host is WireGuard's")]
+    NoNetwork,
+    /// The new key could not be published: peers would go on speaking to the old one. Nothing was changed.
+    #[error("network {0}: the store does not answer, so peers would not learn the new key; nothing was changed")]
+    Disconnected(String),
+    /// The new key could not be made or written. Nothing was changed.
+    #[error("{}", .0.message)]
+    File(Problem),
+    /// The devices have the new key, but the store does not.
+    #[error("network {0}: the new key is in use here but not published yet; the agent goes on trying")]
+    Unpublished(String),
+}
+
+impl Rotation {
+    /// Makes a new key, and returns it once every lease of this node says so.
+    pub async fn run(mut self) -> Result<WireguardKey, RotationError> {
+        let wireguard = |port: &NetworkPort| {
+            let holding = port.holding.borrow();
+            holding.held.as_ref().is_some_and(|held| matches!(held.config.backend, BackendConfig::Wireguard(_)))
+        };
+        self.ports.retain(wireguard);
+        if self.ports.is_empty() {
+            return Err(RotationError::NoNetwork);
+        }
+        if let Some(port) = self.ports.iter().find(|port| port.view.borrow().connection != Connection::Connected) {
+            return Err(RotationError::Disconnected(port.name.to_string()));
+        }
+        let identity = self.identity.clone();
+        let made = tokio::task::spawn_blocking(move || identity.rotate()).await;
+        let key = made.map_err(|error| RotationError::Unpublished(error.to_string()))?.map_err(RotationError::File)?;
+        let deadline = tokio::time::Instant::now() + PUBLISHED;
+        for port in &mut self.ports {
+            let (node, holding) = (self.node, port.holding.clone());
+            let published = port.view.wait_for(|view| {
+                let held = holding.borrow().held.as_ref().map(|held| held.subnets);
+                let lease = held.and_then(|held| view.state.leases.get(&held)).filter(|lease| lease.is_owned_by(node));
+                lease.is_some_and(|lease| [&lease.data, &lease.data_v6].into_iter().all(|data| says(data, key)))
+            });
+            match tokio::time::timeout_at(deadline, published).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return Err(RotationError::Unpublished(port.name.to_string())),
+            }
+        }
+        Ok(key)
+    }
+}
+
+/// Whether what is published is `key`, or nothing.
+fn says(data: &BackendData, key: WireguardKey) -> bool {
+    match data {
+        BackendData::Wireguard { public_key, .. } => *public_key == key,
+        BackendData::None | BackendData::Vxlan { .. } => true,
+    }
+}
