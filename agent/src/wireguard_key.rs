@@ -76,7 +76,7 @@ impl WireguardIdentity {
 
     fn read(&self) -> Result<Option<PrivateKey>, Problem> {
         let path = self.dir.wireguard_key();
-        let unusable = |what: String, hint: &str| Err(self.problem(what, hint));
+        let unusable = |what: String, hint: &str| Err(self.problem(&what, hint));
         let metadata = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -108,18 +108,18 @@ impl WireguardIdentity {
 
     fn make(&self) -> Result<PrivateKey, Problem> {
         let key = PrivateKey::generate()
-            .map_err(|error| self.problem(format!("cannot be made: {error}"), "the system gives no random numbers"))?;
+            .map_err(|error| self.problem(&format!("cannot be made: {error}"), "the system gives no random numbers"))?;
         self.dir.write_wireguard_key(&key.to_base64()).map_err(|error| {
-            self.problem(format!("cannot be written: {}", chain(&error)), "free space, or repair the state directory")
+            self.problem(&format!("cannot be written: {}", chain(&error)), "free space, or repair the state directory")
         })?;
         Ok(key)
     }
 
     fn add(&self, key: PrivateKey) -> Result<WireguardKey, Problem> {
-        self.keys.add(key).map_err(|error| self.problem(error.to_string(), "remove it: the agent makes a new key"))
+        self.keys.add(key).map_err(|error| self.problem(&error.to_string(), "remove it: the agent makes a new key"))
     }
 
-    fn problem(&self, what: String, hint: &str) -> Problem {
+    fn problem(&self, what: &str, hint: &str) -> Problem {
         let path: PathBuf = self.dir.wireguard_key();
         let message = format!("the WireGuard key {} {what}", path.display());
         Problem::new(ProblemCode::WireguardKeyFile, message, hint, path.display())

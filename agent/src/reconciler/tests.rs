@@ -43,7 +43,7 @@ fn facts() -> HostFacts {
     HostFacts {
         interfaces: vec![interface],
         default_route: vec![(IpFamily::V4, eth0)],
-        features: Features { nexthop_objects: true, ipv6: true },
+        features: Features { nexthop_objects: true, ipv6: true, wireguard: None },
         ..HostFacts::default()
     }
 }
@@ -89,6 +89,7 @@ impl Host {
             bridge: None,
             masquerade: true,
             take_over: false,
+            userspace: true,
         };
         let reconciler = Reconciler::new(
             Arc::new(kernel.clone()),
@@ -96,7 +97,8 @@ impl Host {
             vec![port],
             outcomes,
             Arc::clone(&metrics),
-            SysctlRecord::open(files).unwrap(),
+            SysctlRecord::open(Arc::clone(&files)).unwrap(),
+            WireguardIdentity::new(files, Default::default()),
         );
         let (plans, requests) = mpsc::channel(1);
         let task = tokio::spawn(reconciler.run(requests));

@@ -149,6 +149,7 @@ fn hide(state: &mut KernelState, key: &ObjectKey) {
         ObjectKey::Address(key) => drop(state.addresses.remove(key)),
         ObjectKey::Neighbour(key) => drop(state.neighbours.remove(key)),
         ObjectKey::Fdb(key) => drop(state.fdb.remove(key)),
+        ObjectKey::WireguardPeer(key) => drop(state.wireguard_peers.remove(key)),
         ObjectKey::Nexthop(id) => drop(state.nexthops.remove(id)),
         ObjectKey::Route(key) => drop(state.routes.remove(key)),
         ObjectKey::Iptables(key) => drop(state.iptables.remove(key)),

@@ -159,8 +159,7 @@ fn backend(
 
 /// flannel's 51820 (and the one after it for IPv6), else the lowest pair that no other network listens on.
 fn free_port(others: &[&NetworkInfo]) -> u16 {
-    let used: Vec<u16> =
-        others.iter().filter_map(|info| info.config.as_ref().ok()).flat_map(|config| udp_ports(config)).collect();
+    let used: Vec<u16> = others.iter().filter_map(|info| info.config.as_ref().ok()).flat_map(udp_ports).collect();
     let mut pairs = (WireguardConfig::DEFAULT_PORT..u16::MAX).step_by(PORT_STEP);
     pairs.find(|port| !used.contains(port) && !used.contains(&(port + 1))).unwrap_or(WireguardConfig::DEFAULT_PORT)
 }
