@@ -17,7 +17,7 @@ demo: setup ## Three hosts, three containers, one flat network, on this machine;
 	$(CARGO) build -p flatnet-agent
 	target/debug/agent lab demo
 
-test: unit e2e hostile faults ## All tests
+test: unit e2e hostile faults soak-short ## All tests
 
 unit: setup ## Unit, property and conformance tests
 	$(CARGO) test --workspace --exclude flatnet-tests
@@ -31,6 +31,16 @@ e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
 faults: setup ## Every fault of docs/reliability.md done to a running overlay; prints the figures
 	$(CARGO) build -p flatnet-agent
 	$(CARGO) test -p flatnet-tests --test faults
+
+.PHONY: soak soak-short
+
+SOAK_SECS ?= 600
+soak: setup ## Twenty agents and a fault every second for SOAK_SECS (600): exact afterwards, and nothing leaked
+	$(CARGO) build -p flatnet-agent
+	SOAK_SECS=$(SOAK_SECS) $(CARGO) test -p flatnet-tests --test soak
+
+soak-short: # a minute of it, for every change
+	@$(MAKE) --no-print-directory soak SOAK_SECS=60
 
 .PHONY: hostile fuzz
 

@@ -69,6 +69,7 @@ pub struct Metrics {
     connected: Family<NetworkLabels, Gauge>,
     peers: Family<PeerLabels, Gauge>,
     lease_expiry: Family<NetworkLabels, Gauge<f64, AtomicU64>>,
+    tasks: Gauge,
 }
 
 impl Default for Metrics {
@@ -93,6 +94,7 @@ impl Metrics {
             connected: Family::default(),
             peers: Family::default(),
             lease_expiry: Family::default(),
+            tasks: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("reconcile_duration_seconds", "Time one pass of the reconciler took", metrics.passes.clone());
@@ -119,6 +121,7 @@ impl Metrics {
             "When the lease ends unless renewed",
             metrics.lease_expiry.clone(),
         );
+        registry.register("tasks", "Tasks of the agent's runtime that have not ended", metrics.tasks.clone());
         metrics
     }
 
@@ -188,6 +191,9 @@ impl Metrics {
         }
         for (network, seconds) in expiry {
             self.lease_expiry.get_or_create(&NetworkLabels { network: network.clone() }).set(*seconds);
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
         // Writing to a String cannot fail; were it to, an empty page is what a scraper reports as such.

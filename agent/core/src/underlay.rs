@@ -62,6 +62,25 @@ impl Underlay {
         }
     }
 
+    /// With the addresses that `last` had on the same interface in those of `families` in which this has none; and which
+    /// those are. A link set down and up loses its IPv6 addresses for a moment: that must not take down the network, and
+    /// the bridge that containers hang on with it.
+    #[must_use]
+    pub fn keeping(mut self, last: &Self, families: &[IpFamily]) -> (Self, Vec<IpFamily>) {
+        let lost = |family: &&IpFamily| self.address(**family).is_none() && last.address(**family).is_some();
+        let lost: Vec<IpFamily> = families.iter().filter(lost).copied().collect();
+        if self.device != last.device {
+            return (self, Vec::new());
+        }
+        for family in &lost {
+            match family {
+                IpFamily::V4 => (self.v4, self.public_v4) = (last.v4, last.public_v4),
+                IpFamily::V6 => (self.v6, self.public_v6) = (last.v6, last.public_v6),
+            }
+        }
+        (self, lost)
+    }
+
     /// The published address of `family`.
     #[must_use]
     pub fn public_address(&self, family: IpFamily) -> Option<IpAddr> {

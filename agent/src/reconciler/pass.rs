@@ -122,7 +122,14 @@ impl<K: Kernel> Reconciler<K> {
             .filter(|family| held.iter().flatten().any(|held| held.config.pool(*family).is_some()))
             .collect();
         match underlay::select(&self.facts, &self.host.selection, &families) {
-            Ok(underlay) => self.underlay = Some(underlay),
+            Ok(found) => {
+                let (underlay, lost) = match &self.underlay {
+                    Some(last) => found.keeping(last, &families),
+                    None => (found, Vec::new()),
+                };
+                problems.extend(lost.into_iter().map(|family| lost_address(underlay.device, family)));
+                self.underlay = Some(underlay);
+            }
             Err(error) => {
                 let device = self.underlay.as_ref().map_or_else(String::new, |underlay| underlay.device.to_string());
                 problems.push(Problem::new(ProblemCode::UnderlayMissing, error.to_string(), error.hint(), device));
@@ -414,6 +421,15 @@ fn refused(error: &flatnet_core::op::OpError) -> Problem {
         error.to_string(),
         "the agent tries again by itself; `agent doctor` looks for the usual causes",
         &error.object,
+    )
+}
+
+fn lost_address(device: IfName, family: IpFamily) -> Problem {
+    Problem::new(
+        ProblemCode::UnderlayMissing,
+        format!("{device} has lost its {family} address; the last one stays in force"),
+        format!("give {device} an {family} address again"),
+        device,
     )
 }
 

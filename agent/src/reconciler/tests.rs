@@ -283,6 +283,33 @@ async fn an_underlay_that_is_gone_is_said_and_the_last_one_stays_in_force() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_family_that_the_underlay_loses_for_a_moment_takes_nothing_down() {
+    let dual = |addresses: &[&str]| {
+        let mut facts = facts();
+        facts.interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        facts
+    };
+    let whole = dual(&["192.0.2.10/24", "2001:db8::10/64"]);
+    let host = Host::start("family", FakeKernel::new(whole.clone()), Source::Store, 0);
+    let json = br#"{"Network":"10.100.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:100::/56","Backend":{"Type":"vxlan","VNI":7}}"#;
+    let config = decode_config(json).unwrap().0;
+    host.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
+    let subnets = "10.100.40.0-24&fd00:100:0:40::-64".parse().unwrap();
+    host.holding.send_replace(Holding { held: Some(Held { subnets, config, expires: None }), problems: Vec::new() });
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    assert_eq!((exact.links.len(), host.problems()), (2, vec![]));
+    let tried = host.kernel.tried();
+    host.kernel.edit_facts(|facts| *facts = dual(&["192.0.2.10/24"]));
+    sleep(SETTLED).await;
+    assert_eq!((host.kernel.state() == exact, host.kernel.tried()), (true, tried));
+    assert_eq!(host.problems(), [ProblemCode::UnderlayMissing]);
+    host.kernel.edit_facts(|facts| *facts = whole.clone());
+    sleep(SETTLED).await;
+    assert_eq!((host.problems(), host.kernel.tried()), (vec![], tried));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kernel_that_cannot_be_read_is_said_and_nothing_is_written_blindly() {
     let host = Host::start("unreadable", FakeKernel::new(facts()), Source::Store, 1);
     sleep(SETTLED).await;
