@@ -52,6 +52,11 @@ FUZZ_SECS ?= 300
 fuzz: setup ## Every parser with libFuzzer, FUZZ_SECS (300) each; `make unit` has a short run
 	tests/fuzz/run $(FUZZ_SECS)
 
+.PHONY: bench
+bench: setup ## How fast, how big, beside `ip -batch` and flannel's figures: prints the table of docs/benchmarks.md
+	$(CARGO) build --release -p flatnet-agent
+	FLATNET_AGENT=target/release/agent $(CARGO) bench -p flatnet-tests --bench scale
+
 lint: ## Formatting, clippy, documentation, dependency rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -127,7 +127,7 @@ fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<
     };
     let stale: Vec<PeerSource> = have.peer_sources.difference(&want.peer_sources).copied().collect();
     let fresh: Vec<PeerSource> = want.peer_sources.difference(&have.peer_sources).copied().collect();
-    if have.ruleset.as_ref() == Some(ruleset) && !overlap(&fresh, &stale) {
+    if have.ruleset.as_ref() == Some(ruleset) {
         out.extend(fresh.into_iter().map(|source| Op { action: Action::Create, object: Object::PeerSource(source) }));
         if prune == Prune::Yes {
             out.extend(stale.into_iter().map(|s| Op { action: Action::Delete, object: Object::PeerSource(s) }));
@@ -137,32 +137,15 @@ fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<
     let action = if have.ruleset.is_some() { Action::Change } else { Action::Create };
     let mut elements: BTreeSet<PeerSource> = want.peer_sources.clone();
     if prune == Prune::No {
-        let keep = |source: &&PeerSource| has_set(ruleset, source) && !overlap(&fresh, std::slice::from_ref(*source));
-        elements.extend(stale.iter().filter(keep));
+        elements.extend(stale.iter().filter(|source| has_set(ruleset, source)));
     }
     let object = Object::Ruleset { ruleset: ruleset.clone(), elements: elements.into_iter().collect() };
     out.push(Op { action, object });
 }
 
-/// Whether any element of `fresh` overlaps one of `stale` under the same outer source: the kernel refuses intervals that
-/// overlap in one set, so these can only be exchanged together.
-fn overlap(fresh: &[PeerSource], stale: &[PeerSource]) -> bool {
-    let mut inner = BTreeMap::<_, Vec<_>>::new();
-    for source in stale {
-        inner.entry((source.set, source.outer)).or_default().push(source.inner);
-    }
-    let overlaps = |source: &PeerSource| {
-        inner
-            .get(&(source.set, source.outer))
-            .is_some_and(|nets| nets.iter().any(|net| net.contains(&source.inner) || source.inner.contains(net)))
-    };
-    !inner.is_empty() && fresh.iter().any(overlaps)
-}
-
 /// Whether the table still has the set of `source`; an element of a set that is gone would make the swap fail.
 fn has_set(ruleset: &Ruleset, source: &PeerSource) -> bool {
-    let name = source.set.to_string();
-    ruleset.body.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).any(|word| word == name)
+    ruleset.sets().any(|set| set == source.set)
 }
 
 /// Merges two sides of each kind over the union of their keys.

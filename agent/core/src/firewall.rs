@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use flatnet_model::{IfName, IpFamily, NetworkName};
+use flatnet_model::{IfName, IpFamily, NetworkName, Vni};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::object::{PeerSource, Ruleset, SetName};
@@ -49,10 +49,14 @@ pub struct FirewallNetwork {
 }
 
 /// A VXLAN device that packets must not reach unjudged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallTunnel {
-    /// The set of its peers; its family is that of the underlay and of what is inside.
-    pub set: SetName,
+    /// The tunnel's identifier.
+    pub vni: Vni,
+    /// Family of the underlay and of what is inside.
+    pub family: IpFamily,
+    /// The lengths that its peers' subnets have, in bits: a set each.
+    pub prefix_lens: BTreeSet<u8>,
     /// UDP destination port.
     pub port: u16,
     /// The device decapsulated packets come out of.
@@ -70,6 +74,14 @@ pub struct EncryptedTunnel {
     pub families: Vec<IpFamily>,
 }
 
+impl FirewallTunnel {
+    /// The sets of its peers.
+    pub fn sets(&self) -> impl Iterator<Item = SetName> {
+        let (vni, family) = (self.vni, self.family);
+        self.prefix_lens.iter().map(move |length| SetName { vni, family, prefix_len: *length })
+    }
+}
+
 /// The table for `networks` over the interface `underlay`, and all elements of its sets. With no network there is nothing
 /// to guard, and the body is empty: the table should then not exist.
 #[must_use]
@@ -84,16 +96,18 @@ pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTre
     encrypted::chains(networks, underlay, &mut text);
     forward::chains(networks, &mut text);
     nat::chains(networks, &mut text);
-    let sets: BTreeSet<SetName> = networks.iter().flat_map(|network| &network.tunnels).map(|t| t.set).collect();
+    let sets: BTreeSet<SetName> =
+        networks.iter().flat_map(|network| &network.tunnels).flat_map(FirewallTunnel::sets).collect();
     let elements = networks.iter().flat_map(|network| &network.peers).filter(|peer| is_usable(peer, &sets));
     (Ruleset { body: text.body }, elements.copied().collect())
 }
 
-/// An element of another family than its set could not be encoded, and would take the whole swap down with it.
+/// An element of another family or length than its set's could not be encoded, and would take the whole swap down with it.
 fn is_usable(peer: &PeerSource, sets: &BTreeSet<SetName>) -> bool {
     sets.contains(&peer.set)
         && IpFamily::of(peer.outer) == peer.set.family
         && IpFamily::of(peer.inner.addr()) == peer.set.family
+        && peer.inner.prefix_len() == peer.set.prefix_len
 }
 
 /// The table's body as it grows, indented as `nft list` does.

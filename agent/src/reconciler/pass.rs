@@ -6,7 +6,7 @@ use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
-use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, SetName};
+use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
@@ -376,15 +376,10 @@ impl<K: Kernel> Reconciler<K> {
 
 /// What a dump must look at besides what carries our mark.
 fn scope(desired: &KernelState) -> Scope {
-    let tunnels = desired.links.values().filter_map(|link| match &link.kind {
-        LinkKind::Vxlan(vxlan) => Some(SetName { vni: vxlan.vni, family: IpFamily::of(vxlan.local) }),
-        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
-    });
-    let sets: BTreeSet<SetName> = tunnels.chain(desired.peer_sources.iter().map(|source| source.set)).collect();
     Scope {
         links: desired.links.keys().copied().chain(flannel_devices(desired)).collect(),
         sysctls: desired.sysctls.keys().cloned().collect(),
-        sets: sets.into_iter().collect(),
+        sets: desired.ruleset.iter().flat_map(Ruleset::sets).collect(),
     }
 }
 

@@ -48,8 +48,7 @@ pub fn measure(leases: u32, plan: &Plan, table: &mut Table) {
         drop(routes);
         agent.kill();
         let again = warm_start(&world, &host, &mut warm);
-        world.forget(&again);
-        drop(again);
+        world.forget(again);
         world.renew_host(1);
         let took = reference::program(&world, &host, leases, &ruleset);
         Figures::push_ms(&mut tools, took.ip);

@@ -59,10 +59,11 @@ impl World {
         Daemon::start(&self.lab.host(number), &self.lab.topology.endpoint(), &self.directory(number), number, flags)
     }
 
-    /// Makes room for the next agent: removes the lease of an agent that was killed.
-    pub fn forget(&self, daemon: &Daemon) {
-        self.writer
-            .write(vec![Txn { when: Vec::new(), then: vec![Write::Delete(leases::key(network(daemon.subnet())))] }]);
+    /// Makes room for the next agent: ends this one, and removes the lease that it cannot claim again any more.
+    pub fn forget(&self, mut daemon: Daemon) {
+        let key = leases::key(network(daemon.subnet()));
+        daemon.kill();
+        self.writer.write(vec![Txn { when: Vec::new(), then: vec![Write::Delete(key)] }]);
     }
 
     fn directory(&self, number: u8) -> PathBuf {

@@ -7,13 +7,11 @@ use flatnet_tests::wait::pause;
 
 use crate::Plan;
 use crate::host::{DEADLINE, Daemon, World};
-use crate::leases;
 use crate::probe::{Echo, Prober};
 use crate::table::{Figures, Table};
 
 /// The subnet that the joining host asks for, and its bridge's address in it.
 const SUBNET: &str = "10.15.7.0/24";
-const SUBNET_FIRST: Ipv4Addr = Ipv4Addr::new(10, 15, 7, 0);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 15, 7, 1);
 
 /// The second of two hosts.
@@ -36,8 +34,7 @@ pub fn second_of_two(plan: &Plan, table: &mut Table) {
             second
         });
         assert_eq!(second.subnet(), GATEWAY, "the subnet asked for");
-        drop(second);
-        world.writer.write_one(flatnet_controlplane::store::Write::Delete(leases::key(SUBNET_FIRST)));
+        world.forget(second);
     }
     table.row("second of two hosts: start → subnet.env", env.text("ms"), "", "105 ms [66..162]");
     table.row("second of two hosts: start → first packet answered", answered.text("ms"), "", "114 ms [73..186]");
@@ -78,9 +75,7 @@ pub fn ten_at_once(plan: &Plan, table: &mut Table) {
             tries.into_iter().map(|pair| pair.join().unwrap()).max().unwrap()
         });
         all_pairs.push_ms(pairs - began);
-        for agent in &agents {
-            world.forget(agent);
-        }
+        agents.into_iter().for_each(|agent| world.forget(agent));
     }
     table.row("ten hosts at once: last subnet.env", last_env.text("ms"), "", "636 / 397 ms");
     table.row("ten hosts at once: all 90 pairs", all_pairs.text("ms"), "", "644 / 403–408 ms");

@@ -63,12 +63,8 @@ const VXLAN: [Doing; 32] = [
     ("nft table deleted", "ruleset", "nft delete table inet flatnet"),
     ("nft chain flushed", "ruleset", "nft flush chain inet flatnet guard"),
     ("nft rule added to our chain", "ruleset", "nft insert rule inet flatnet guard accept"),
-    ("nft set flushed", "peer_source", "nft flush set inet flatnet peers4_1"),
-    (
-        "nft element added",
-        "peer_source",
-        "nft add element inet flatnet peers4_1 { 192.168.33.66 . 0x0a644200-0x0a6442ff }",
-    ),
+    ("nft set flushed", "peer_source", "nft flush set inet flatnet peers4_1_24"),
+    ("nft element added", "peer_source", "nft add element inet flatnet peers4_1_24 { 192.168.33.66 . 0x0a644200 }"),
     ("device set down", "link", "ip link set flat6.1 down"),
 ];
 

@@ -104,7 +104,7 @@ impl PeerOutcome {
                 IpAddr::V4(_) | IpAddr::V6(_) => None,
             };
             let tunnel = path.tunnel.map(|(vni, mac)| {
-                let set = SetName { vni, family: IpFamily::of(path.outer) };
+                let set = SetName { vni, family: IpFamily::of(path.outer), prefix_len: subnet.prefix_len() };
                 [
                     ObjectKey::PeerSource(PeerSource { set, outer: path.outer, inner: subnet }),
                     ObjectKey::Neighbour(NeighbourKey { device, address: subnet.addr() }),

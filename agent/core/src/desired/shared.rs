@@ -1,5 +1,7 @@
 //! What every network needs whatever its backend: the catch-all route, the bridge, settings, the firewall.
 
+use std::collections::BTreeSet;
+
 use flatnet_model::{IfName, IpFamily, Vni};
 use ipnet::IpNet;
 
@@ -63,8 +65,13 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> Fir
         | flatnet_model::BackendConfig::Wireguard(_)
         | flatnet_model::BackendConfig::Unsupported(_) => (None, 0),
     };
+    let peers: BTreeSet<PeerSource> =
+        vni.map(|vni| built.peers.iter().flat_map(|peer| sources(peer, vni)).collect()).unwrap_or_default();
     let tunnel = |(family, device): &(IpFamily, IfName)| {
-        Some(FirewallTunnel { set: SetName { vni: vni?, family: *family }, port, device: *device })
+        let pool = network.config.pool(*family).map(flatnet_model::Pool::subnet_len);
+        let of_peers = peers.iter().map(|source| source.set).filter(|set| set.family == *family);
+        let prefix_lens = of_peers.map(|set| set.prefix_len).chain(pool).collect();
+        Some(FirewallTunnel { vni: vni?, family: *family, prefix_lens, port, device: *device })
     };
     let encrypted = match &network.config.backend {
         flatnet_model::BackendConfig::Wireguard(wireguard) => {
@@ -86,7 +93,7 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> Fir
         own: network.own.iter().collect(),
         masquerade: network.masquerade,
         tunnels: built.devices.iter().filter_map(tunnel).collect(),
-        peers: vni.map(|vni| built.peers.iter().flat_map(|peer| sources(peer, vni)).collect()).unwrap_or_default(),
+        peers,
     }
 }
 
@@ -100,6 +107,8 @@ fn sources(peer: &PeerOutcome, vni: Vni) -> impl Iterator<Item = PeerSource> {
         }
     };
     paths.into_iter().filter_map(move |(family, path)| {
-        Some(PeerSource { set: SetName { vni, family }, outer: path?.outer, inner: peer.subnets.of(family)? })
+        let inner = peer.subnets.of(family)?;
+        let set = SetName { vni, family, prefix_len: inner.prefix_len() };
+        Some(PeerSource { set, outer: path?.outer, inner })
     })
 }

@@ -61,15 +61,15 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
 }
 
 fn out_of(tunnel: &FirewallTunnel) -> String {
-    match tunnel.set.family {
-        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.set.vni),
-        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.set.vni),
+    match tunnel.family {
+        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.vni),
+        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.vni),
     }
 }
 
 /// An allow-list: into the network; answers to what this host masqueraded into it.
 fn decapsulated(network: &FirewallNetwork, tunnel: &FirewallTunnel) -> Vec<String> {
-    let mut lines = into(network, tunnel.set.family);
+    let mut lines = into(network, tunnel.family);
     lines.push(nowhere_else(network));
     lines
 }

@@ -31,16 +31,16 @@ const INNER_SOURCE_V4: &str = "@th,336,32";
 /// Source address at byte 8 of the IPv6 header (RFC 8200).
 const INNER_SOURCE_V6: &str = "@th,304,128";
 
-/// One set a tunnel, without elements.
+/// A set for each length of a tunnel's peers' subnets, without elements.
 pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     for (network, tunnel) in tunnels(networks) {
-        let key = key(tunnel.set.family);
-        let lines = [
-            format!("typeof {key}"),
-            "flags interval".to_owned(),
-            format!("comment \"{}: peer's underlay address . its subnet\"", network.name),
-        ];
-        text.block(&format!("set {}", tunnel.set), &lines);
+        for set in tunnel.sets() {
+            let lines = [
+                format!("typeof {} saddr . {}", ip(set.family), inner_source(set.family)),
+                format!("comment \"{}: peer's underlay address . its subnet /{}\"", network.name, set.prefix_len),
+            ];
+            text.block(&format!("set {set}"), &lines);
+        }
     }
 }
 
@@ -48,8 +48,8 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut by_port_and_vni: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
     for (network, tunnel) in tunnels(networks) {
-        let entry = by_port_and_vni.entry((tunnel.port, tunnel.set.vni));
-        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.push(tunnel.set);
+        let entry = by_port_and_vni.entry((tunnel.port, tunnel.vni));
+        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.extend(tunnel.sets());
     }
     for ((port, vni), (network, sets)) in &by_port_and_vni {
         let mut lines: Vec<String> = sets.iter().map(|set| allow(*set)).collect();
@@ -83,7 +83,7 @@ pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
 /// What passes through this host with our VNI is judged as what comes in: whoever masquerades behind this host would
 /// otherwise speak with its address, which is a peer's elsewhere. Tunnels inside the networks are none of ours.
 pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
-    let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, tunnel)| (tunnel.port, tunnel.set.vni)).collect();
+    let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, tunnel)| (tunnel.port, tunnel.vni)).collect();
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
         let outside = match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
@@ -104,16 +104,28 @@ fn allow(set: SetName) -> String {
         IpFamily::V4 => "0x0800",
         IpFamily::V6 => "0x86dd",
     };
-    format!("{INNER_ETHERTYPE} {ethertype} {} @{set} accept", key(set.family))
+    format!(
+        "{INNER_ETHERTYPE} {ethertype} {} saddr . ({} & {}) @{set} accept",
+        ip(set.family),
+        inner_source(set.family),
+        mask(set)
+    )
 }
 
-/// Outer source and inner source, concatenated.
-fn key(family: IpFamily) -> String {
-    let inner = match family {
+fn inner_source(family: IpFamily) -> &'static str {
+    match family {
         IpFamily::V4 => INNER_SOURCE_V4,
         IpFamily::V6 => INNER_SOURCE_V6,
-    };
-    format!("{} saddr . {inner}", ip(family))
+    }
+}
+
+/// What is left of an inner source is its subnet, as a number: raw payload has no other form.
+fn mask(set: SetName) -> String {
+    let host_bits = u32::from(set.family.bits().saturating_sub(set.prefix_len));
+    match set.family {
+        IpFamily::V4 => format!("{:#x}", u32::MAX.checked_shl(host_bits).unwrap_or(0)),
+        IpFamily::V6 => format!("{:#x}", u128::MAX.checked_shl(host_bits).unwrap_or(0)),
+    }
 }
 
 fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwork, &FirewallTunnel)> {

@@ -35,7 +35,7 @@ pub fn iptables(
 /// Tunnel packets: our own guard has judged them, or WireGuard will.
 fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let mut ports: BTreeSet<u16> =
-        network.tunnels.iter().filter(|tunnel| tunnel.set.family == family).map(|tunnel| tunnel.port).collect();
+        network.tunnels.iter().filter(|tunnel| tunnel.family == family).map(|tunnel| tunnel.port).collect();
     // WireGuard listens on both families, whatever is inside.
     ports.extend(network.encrypted.iter().map(|tunnel| tunnel.port));
     let rules = ports.iter().map(|port| format!("-p udp -m udp --dport {port}"));

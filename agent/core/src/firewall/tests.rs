@@ -5,7 +5,7 @@ use crate::facts::DroppingChain;
 use crate::object::{IptablesChain, IptablesVariant};
 
 fn set(vni: u32, family: IpFamily) -> SetName {
-    SetName { vni: Vni::new(vni).unwrap(), family }
+    SetName { vni: Vni::new(vni).unwrap(), family, prefix_len: if family == IpFamily::V4 { 24 } else { 64 } }
 }
 
 fn device(name: &str) -> IfName {
@@ -22,7 +22,10 @@ fn peer(set: SetName, outer: &str, inner: &str) -> PeerSource {
 
 /// Both families through tunnels.
 fn dual() -> FirewallNetwork {
-    let tunnel = |family, name| FirewallTunnel { set: set(1, family), port: 8472, device: device(name) };
+    let tunnel = |family, name| {
+        let SetName { vni, prefix_len, .. } = set(1, family);
+        FirewallTunnel { vni, family, prefix_lens: [prefix_len].into(), port: 8472, device: device(name) }
+    };
     FirewallNetwork {
         encrypted: Vec::new(),
         name: NetworkName::default_network(),

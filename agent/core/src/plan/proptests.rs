@@ -162,12 +162,13 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
                 .collect();
             if let (Some(both), sources) = firewall {
                 state.ruleset = Some(Ruleset {
-                    body: if both { "set peers4_1 { }\nset peers4_2 { }" } else { "set peers4_1 { }" }.to_owned(),
+                    body: if both { "set peers4_1_24 { }\nset peers4_2_24 { }" } else { "set peers4_1_24 { }" }
+                        .to_owned(),
                 });
                 for (vni, outer, inner) in sources {
-                    let set = SetName { vni: Vni::new(u32::from(vni)).unwrap(), family: IpFamily::V4 };
+                    let set = SetName { vni: Vni::new(u32::from(vni)).unwrap(), family: IpFamily::V4, prefix_len: 24 };
                     let source = PeerSource { set, outer: address(outer), inner: subnet(inner) };
-                    if (both || vni == 1) && !state.peer_sources.iter().any(|other| overlaps(other, &source)) {
+                    if both || vni == 1 {
                         state.peer_sources.insert(source);
                     }
                 }
@@ -175,10 +176,6 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
             consistent(state)
         },
     )
-}
-
-fn overlaps(a: &PeerSource, b: &PeerSource) -> bool {
-    a != b && (a.set, a.outer) == (b.set, b.outer) && (a.inner.contains(&b.inner) || b.inner.contains(&a.inner))
 }
 
 fn tunnel(link: &Link) -> Option<(Vni, u16, bool)> {
@@ -260,11 +257,10 @@ fn has(state: &KernelState, object: &Object) -> bool {
 fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
     let device = |device: IfName| device == name(9) || state.links.contains_key(&device);
     let stands = match &op.object {
-        Object::Ruleset { elements, .. } => !elements.iter().any(|a| elements.iter().any(|b| overlaps(a, b))),
-        Object::PeerSource(source) => {
-            state.ruleset.is_some()
-                && (op.action == Action::Delete || !state.peer_sources.iter().any(|other| overlaps(other, source)))
+        Object::Ruleset { ruleset, elements } => {
+            elements.iter().all(|element| ruleset.sets().any(|set| set == element.set))
         }
+        Object::PeerSource(_) => state.ruleset.is_some(),
         Object::Iptables(..) => true,
         Object::Link(name, link) => {
             op.action == Action::Delete

@@ -14,11 +14,10 @@ use super::wire::{Attributes, Family, LIST_ELEM, NLM_F_ACK, NLM_F_CREATE, NLM_F_
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
-/// `NFTA_SET_ELEM_KEY`, `_FLAGS`, `_TIMEOUT`, `_KEY_END`; `NFTA_DATA_VALUE`.
+/// `NFTA_SET_ELEM_KEY`, `_FLAGS`, `_TIMEOUT`; `NFTA_DATA_VALUE`.
 const KEY: u16 = 1;
 const FLAGS: u16 = 3;
 const TIMEOUT: u16 = 4;
-const KEY_END: u16 = 10;
 const DATA_VALUE: u16 = 1;
 /// An attribute's length is 16 bits; a list is closed well before.
 const LIST_BYTES: usize = 60_000;
@@ -31,7 +30,7 @@ const SINGLY: usize = 128;
 pub(super) struct SetContents {
     /// Those we could have made.
     pub(super) sources: Vec<PeerSource>,
-    /// Elements that cannot be ours: another shape, a timeout, not a prefix.
+    /// Elements that cannot be ours: another shape, a timeout, not a subnet.
     pub(super) odd: usize,
 }
 
@@ -76,28 +75,19 @@ fn parse(set: SetName, element: Attributes<'_>) -> Option<PeerSource> {
     if element.get(TIMEOUT).is_some() || element.number(FLAGS).is_some_and(|flags| flags != 0) {
         return None;
     }
-    let first = Attributes(element.get(KEY)?).get(DATA_VALUE)?;
-    let last = match element.get(KEY_END) {
-        Some(end) => Attributes(end).get(DATA_VALUE)?,
-        None => first,
-    };
+    let key = Attributes(element.get(KEY)?).get(DATA_VALUE)?;
     let (outer, inner) = match set.family {
         IpFamily::V4 => {
-            let (first, last): ([u8; 8], [u8; 8]) = (first.try_into().ok()?, last.try_into().ok()?);
-            let (outer, from) = halves(u64::from_be_bytes(first));
-            let (outer_end, to) = halves(u64::from_be_bytes(last));
-            let length = prefix_length(u128::from(from), u128::from(to), 32).filter(|_| outer == outer_end)?;
-            (Ipv4Addr::from(outer).into(), IpNet::V4(Ipv4Net::new(from.into(), length).ok()?))
+            let (outer, inner) = halves(u64::from_be_bytes(key.try_into().ok()?));
+            (Ipv4Addr::from(outer).into(), IpNet::V4(Ipv4Net::new(inner.into(), set.prefix_len).ok()?))
         }
         IpFamily::V6 => {
-            let (first, last): ([u8; 32], [u8; 32]) = (first.try_into().ok()?, last.try_into().ok()?);
-            let (outer, from) = address_halves(first);
-            let (outer_end, to) = address_halves(last);
-            let length = prefix_length(from, to, 128).filter(|_| outer == outer_end)?;
-            (Ipv6Addr::from(outer).into(), IpNet::V6(Ipv6Net::new(from.into(), length).ok()?))
+            let (outer, inner) = address_halves(key.try_into().ok()?);
+            (Ipv6Addr::from(outer).into(), IpNet::V6(Ipv6Net::new(inner.into(), set.prefix_len).ok()?))
         }
     };
-    Some(PeerSource { set, outer, inner })
+    // With host bits set no packet finds it: nothing of ours.
+    (inner.addr() == inner.network()).then_some(PeerSource { set, outer, inner })
 }
 
 fn halves(key: u64) -> (u32, u32) {
@@ -113,14 +103,6 @@ fn address_halves(key: [u8; 32]) -> (u128, u128) {
         u128::from_be_bytes(bytes)
     };
     (half(0), half(16))
-}
-
-/// The length of the prefix that is exactly `from..=to`.
-fn prefix_length(from: u128, to: u128, bits: u32) -> Option<u8> {
-    let span = to.checked_sub(from)?;
-    let host_bits = 128 - span.leading_zeros();
-    let whole = span.checked_add(1).is_none_or(u128::is_power_of_two) && from & span == 0;
-    if whole { u8::try_from(bits.checked_sub(host_bits)?).ok() } else { None }
 }
 
 /// Carries out `changes`, if it can in one transaction; one result each: 0 or an error number. What the kernel refuses
@@ -222,7 +204,6 @@ fn write_message(writer: &mut Writer, sequence: u32, flags: u16, changes: &[Chan
     for change in changes {
         let element = writer.open_nested(LIST_ELEM);
         write_key(writer, KEY, change.source.outer, change.source.inner.network());
-        write_key(writer, KEY_END, change.source.outer, change.source.inner.broadcast());
         writer.close_attribute(&element);
     }
     writer.close_attribute(&list);

@@ -22,7 +22,7 @@ pub fn nfnetlink(bytes: &[u8]) {
     ask(&|netfilter| drop(table::base_chains(netfilter, Family::V4, "filter")));
     ask(&|netfilter| drop(table::delete(netfilter, Family::Inet, "flatnet")));
     for family in IpFamily::BOTH {
-        let set = SetName { vni: Vni::FLANNEL_DEFAULT, family };
+        let set = SetName { vni: Vni::FLANNEL_DEFAULT, family, prefix_len: family.bits() / 4 * 3 };
         ask(&|netfilter| {
             let Ok(contents) = elements::read(netfilter, set) else { return };
             // What was read can be written, and a refusal of it be understood.

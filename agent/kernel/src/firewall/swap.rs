@@ -49,21 +49,17 @@ pub(super) fn text(ruleset: &Ruleset, elements: &[PeerSource]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "add element inet {table} {} {{", first.set);
         for source in of_one_set {
-            let _ = writeln!(text, "{} . {},", source.outer, interval(source.inner));
+            let _ = writeln!(text, "{} . {:#x},", source.outer, number(source.inner));
         }
         text.push_str("}\n");
     }
     text
 }
 
-/// Raw payload has type `integer`, which nft takes as numbers only.
-fn interval(inner: IpNet) -> String {
+/// A subnet's address. Raw payload has type `integer`, which nft takes as numbers only.
+fn number(inner: IpNet) -> u128 {
     match inner {
-        IpNet::V4(inner) => range(u128::from(u32::from(inner.network())), u128::from(u32::from(inner.broadcast()))),
-        IpNet::V6(inner) => range(u128::from(inner.network()), u128::from(inner.broadcast())),
+        IpNet::V4(inner) => u128::from(u32::from(inner.network())),
+        IpNet::V6(inner) => u128::from(inner.network()),
     }
-}
-
-fn range(from: u128, to: u128) -> String {
-    if from == to { format!("{from:#x}") } else { format!("{from:#x}-{to:#x}") }
 }

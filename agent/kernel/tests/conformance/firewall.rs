@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::world::{in_namespace, name, shell};
 
 pub fn set(family: IpFamily) -> SetName {
-    SetName { vni: Vni::new(1).unwrap(), family }
+    SetName { vni: Vni::new(1).unwrap(), family, prefix_len: if family == IpFamily::V4 { 24 } else { 64 } }
 }
 
 pub fn source(outer: &str, inner: &str) -> PeerSource {
@@ -28,7 +28,10 @@ pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
 
 /// The same, of a network of that name.
 pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
-    let tunnel = |family, device| FirewallTunnel { set: set(family), port: 8472, device: name(device) };
+    let tunnel = |family, device| {
+        let SetName { vni, prefix_len, .. } = set(family);
+        FirewallTunnel { vni, family, prefix_lens: [prefix_len].into(), port: 8472, device: name(device) }
+    };
     let network = FirewallNetwork {
         encrypted: Vec::new(),
         name: network.parse().unwrap(),
@@ -134,7 +137,7 @@ fn whatever_somebody_changes_in_the_table_is_seen() {
             assert_ne!(dump(&kernel).await.state.ruleset.as_ref(), Some(&ruleset), "{change}");
         }
         apply(&kernel, swap()).await;
-        shell("nft flush set inet flatnet peers4_1");
+        shell("nft flush set inet flatnet peers4_1_24");
         assert!(dump(&kernel).await.state.peer_sources.iter().all(|source| source.set.family == IpFamily::V6));
     });
 }

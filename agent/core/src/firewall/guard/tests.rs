@@ -1,17 +1,18 @@
 use crate::firewall::{FirewallNetwork, FirewallTunnel, ruleset};
-use crate::object::SetName;
+use crate::object::{PeerSource, SetName};
 use flatnet_model::{IfName, IpFamily, NetworkName, Vni};
 
 fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
-    let set = SetName { vni: Vni::new(vni).unwrap(), family: IpFamily::V4 };
     let device = IfName::new(&format!("flat.{vni}")).unwrap();
+    let (vni, family) = (Vni::new(vni).unwrap(), IpFamily::V4);
+    let tunnel = FirewallTunnel { vni, family, prefix_lens: [24].into(), port: 8472, device };
     FirewallNetwork {
         encrypted: Vec::new(),
         name: name.parse::<NetworkName>().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: Vec::new(),
         masquerade: true,
-        tunnels: vec![FirewallTunnel { set, port: 8472, device }],
+        tunnels: vec![tunnel],
         peers: Default::default(),
     }
 }
@@ -59,4 +60,38 @@ fn a_network_without_a_tunnel_needs_neither() {
     direct.tunnels.clear();
     let body = body(&[direct]);
     assert!(!body.contains("chain origin") && !body.contains("dport"), "{body}");
+}
+
+#[test]
+fn an_inner_source_is_cut_to_the_length_of_its_peers_subnet_and_no_further() {
+    let mut mixed = network("default", 1, "10.100.0.0/16");
+    mixed.tunnels[0].prefix_lens = [20, 24, 32].into();
+    let (ruleset, _) = ruleset(&[mixed], IfName::new("eth0").unwrap());
+    let rules = chain(&ruleset.body, "tunnel_8472_1");
+    let cut = ["0xfffff000) @peers4_1_20", "0xffffff00) @peers4_1_24", "0xffffffff) @peers4_1_32"];
+    for (rule, cut) in rules.iter().zip(cut) {
+        assert_eq!(*rule, format!("@th,224,16 0x0800 ip saddr . (@th,336,32 & {cut} accept"));
+    }
+    let names: Vec<String> = ruleset.sets().map(|set| set.to_string()).collect();
+    assert_eq!(names, ["peers4_1_20", "peers4_1_24", "peers4_1_32"]);
+}
+
+#[test]
+fn a_sets_name_reads_back_and_others_do_not_pass_for_one() {
+    let vni = Vni::new(7).unwrap();
+    let sixth = SetName { vni, family: IpFamily::V6, prefix_len: 64 };
+    assert_eq!(SetName::parse(&sixth.to_string()), Some(sixth));
+    for other in ["peers4_1", "peers4_1_33", "peers4_x_24", "peers5_1_24", "peers4_1_24_1", "theirs"] {
+        assert_eq!(SetName::parse(other), None, "{other}");
+    }
+}
+
+#[test]
+fn an_element_of_another_length_than_its_sets_is_left_out() {
+    let mut network = network("default", 1, "10.100.0.0/16");
+    let set = network.tunnels[0].sets().next().unwrap();
+    let source = |inner: &str| PeerSource { set, outer: "192.0.2.1".parse().unwrap(), inner: inner.parse().unwrap() };
+    network.peers = [source("10.100.1.0/24"), source("10.100.16.0/20")].into();
+    let (_, elements) = ruleset(&[network], IfName::new("eth0").unwrap());
+    assert_eq!(elements, [source("10.100.1.0/24")].into());
 }
