@@ -38,6 +38,9 @@ impl Test {
         if backend == "vxlan" {
             self.needs.push(Need::Vxlan);
         }
+        if backend == "wireguard" {
+            self.needs.push(Need::Wireguard);
+        }
         self
     }
 
@@ -61,6 +64,8 @@ impl Test {
 pub enum Need {
     /// The kernel can make VXLAN devices.
     Vxlan,
+    /// The kernel or the agent can carry WireGuard, and its tools are there to look at it.
+    Wireguard,
     /// An emulator and an image for virtual machines, and the right to connect them.
     Vms,
     /// The agent's Debian package.
@@ -70,13 +75,24 @@ pub enum Need {
 impl Need {
     /// Why it is not there, if it is not.
     fn missing(self) -> Option<String> {
+        let can_make = |kind: &[&str]| {
+            let add = ["link", "add", "probe", "type"].iter().chain(kind);
+            let made = Command::new("ip").args(add).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+            let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
+            made
+        };
         match self {
-            Self::Vxlan => {
-                let add = ["link", "add", "probe", "type", "vxlan", "id", "1", "dstport", "8472"];
-                let made =
-                    Command::new("ip").args(add).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-                let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
-                (!made).then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned())
+            Self::Vxlan => (!can_make(&["vxlan", "id", "1", "dstport", "8472"]))
+                .then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned()),
+            Self::Wireguard => {
+                let tun = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
+                let tools = ["wg", "wireguard-go", "tcpdump"];
+                let missing = tools.iter().find(|tool| flatnet_agent::lab::tools::find(tool).is_none());
+                if let Some(tool) = missing {
+                    return Some(format!("{tool} is not installed: `make setup`"));
+                }
+                (!can_make(&["wireguard"]) && !tun())
+                    .then(|| "this kernel has no WireGuard, and /dev/net/tun cannot be opened".to_owned())
             }
             Self::Vms => no_vms(),
             Self::Package => crate::vm::package()

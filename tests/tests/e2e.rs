@@ -34,6 +34,8 @@ mod mtu;
 mod network_commands;
 #[path = "e2e/restart.rs"]
 mod restart;
+#[path = "e2e/wireguard.rs"]
+mod wireguard;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         choices::tests(),
         network_commands::tests(),
         lab_command::tests(),
+        wireguard::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())
 }
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
 /// Every backend with every family of the overlay; the underlay has what the overlay needs.
 fn shapes(hosts: u8) -> Vec<(String, Shape)> {
     let mut shapes = Vec::new();
-    for backend in ["vxlan", "host-gw"] {
+    for backend in ["vxlan", "wireguard", "host-gw"] {
         for (name, families) in [("ipv4", Families::V4), ("ipv6", Families::V6), ("dual_stack", Families::Dual)] {
             let shape = Shape { hosts, backend, overlay: families, underlay: families };
             shapes.push((format!("{}_{name}", backend.replace('-', "_")), shape));

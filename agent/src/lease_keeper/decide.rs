@@ -104,6 +104,11 @@ impl<S: Store> LeaseKeeper<S> {
                 return None;
             }
             if let Some(problem) = &judgement.refused {
+                if problem.code == ProblemCode::WireguardUnsupported {
+                    // Only an operator can put it right, and there is nothing yet that goes on meanwhile. A full channel
+                    // already ends the agent.
+                    let _ = self.fatal.try_send(problems::unsupported(problem));
+                }
                 return Some(Err(problem.clone()));
             }
         }

@@ -64,6 +64,11 @@ pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -
     )
 }
 
+/// How an agent ends that cannot serve its network on this host.
+pub(super) fn unsupported(problem: &Problem) -> Failure {
+    Failure::new(Exit::Unsupported, problem.message.clone()).hint(problem.hint.clone())
+}
+
 /// What ends an agent that has nothing to lose yet: only an operator can put it right.
 pub(super) fn fatal(error: &AcquireError) -> Option<Failure> {
     let (exit, hint) = match error {

@@ -36,7 +36,9 @@ fn late_and_leaving(shape: &Shape) {
         let routes = oracle::own_routes(&lab.host(1));
         if routes == with_two { Ok(()) } else { Err(format!("{routes:?}")) }
     });
-    for device in oracle::own_links(&lab.host(1)).iter().filter(|name| name.starts_with("flat")) {
+    for device in
+        oracle::own_links(&lab.host(1)).iter().filter(|name| name.starts_with("flat.") || name.starts_with("flat6."))
+    {
         assert_eq!(oracle::fdb(&lab.host(1), device).len(), 1, "{device}");
         assert_eq!(oracle::neighbours(&lab.host(1), device).len(), 1, "{device}");
     }

@@ -34,6 +34,8 @@ fn three_hosts_reach_each_other(shape: &Shape) {
             };
             if wanted && shape.backend == "vxlan" {
                 assert_tunnel(&agent.host, family, &own_address(&lab, agent, family), &peers);
+            } else if wanted && shape.backend == "wireguard" {
+                assert_wireguard(agent, family, &peers);
             } else if wanted {
                 assert_direct_routes(&agent.host, family, &peers);
             }
@@ -90,6 +92,30 @@ fn assert_tunnel(host: &Namespace, family: &str, local: &str, peers: &[&(String,
         assert_eq!(route["dev"], device, "{route}");
     }
     assert_eq!((neighbours.len(), fdb.len()), (peers.len(), peers.len()), "{neighbours:?} {fdb:?}");
+}
+
+/// As `wg` sees it: each peer of the store with its key, its address and its subnet, and nobody else.
+fn assert_wireguard(agent: &Agent, family: &str, peers: &[&(String, Value)]) {
+    let (device, data, public_ip, port, mtu) = match family {
+        "v4" => ("flatwg.51820", "BackendData", "PublicIP", 51820, 1440),
+        _ => ("flatwg.51821", "BackendV6Data", "PublicIPv6", 51821, 1420),
+    };
+    let link = oracle::link(&agent.host, device).unwrap_or_else(|| panic!("{device} does not exist"));
+    assert_eq!(link["mtu"], mtu);
+    assert!(link["flags"].as_array().unwrap().contains(&"UP".into()), "{link}");
+    let routes = oracle::own_routes(&agent.host);
+    let shown = crate::wireguard::peers(agent, device);
+    assert_eq!(shown.len(), peers.len(), "{shown:?}");
+    for (key, lease) in peers {
+        let public_key = lease[data]["PublicKey"].as_str().unwrap();
+        assert_eq!(lease[data]["Port"], port, "{lease}");
+        let subnet = subnet(key, family).to_string();
+        let address = lease[public_ip].as_str().unwrap();
+        let endpoint = if family == "v4" { format!("{address}:{port}") } else { format!("[{address}]:{port}") };
+        assert_eq!(shown.get(public_key), Some(&(endpoint, subnet.clone())), "{shown:?}");
+        let route = routes.get(&subnet).unwrap_or_else(|| panic!("no route to {subnet}: {routes:?}"));
+        assert_eq!(route["dev"], device, "{route}");
+    }
 }
 
 fn assert_direct_routes(host: &Namespace, family: &str, peers: &[&(String, Value)]) {

@@ -28,7 +28,14 @@ fn followed(shape: &Shape) {
             let written = agents[0].subnet().mtu;
             // With two families the smaller one is written; each device has its own.
             let follow = links.iter().all(|(found, name)| {
-                let expected = underlay - if name.starts_with("flat6.") { 70 } else { 50 };
+                let expected = underlay
+                    - match name.as_str() {
+                        "flat.1" => 50,
+                        "flat6.1" => 70,
+                        "flatwg.51820" => 60,
+                        "flatwg.51821" => 80,
+                        other => panic!("{other}"),
+                    };
                 *found == Some(expected.into())
             });
             if written == mtu && follow { Ok(()) } else { Err(format!("subnet.env {written}, devices {links:?}")) }

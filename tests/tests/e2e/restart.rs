@@ -14,7 +14,11 @@ use crate::for_each_shape;
 const WHILE: Duration = Duration::from_millis(500);
 
 pub fn tests() -> Vec<Test> {
-    for_each_shape(2, "a_restart_loses_no_packet", a_restart_loses_no_packet)
+    let mut tests = for_each_shape(2, "a_restart_loses_no_packet", a_restart_loses_no_packet);
+    // Carried by the agent itself, as here, WireGuard ends with it: see the tests of that backend, and those in virtual
+    // machines for the kernel's.
+    tests.retain(|test| !test.name.contains("wireguard"));
+    tests
 }
 
 fn a_restart_loses_no_packet(shape: &Shape) {
