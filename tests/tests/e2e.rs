@@ -5,7 +5,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "this is test code: a failed assumption fails the test, with its message"
+    clippy::print_stdout,
+    reason = "this is test code: a failed assumption fails the test, with its message; figures are its output"
 )]
 
 #[path = "e2e/absence.rs"]

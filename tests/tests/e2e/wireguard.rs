@@ -429,7 +429,7 @@ fn exposed_key() {
 
 fn one_key_twice() {
     let lab = Lab::new(&shape(3));
-    let agents = vec![lab.join(1), lab.join(2)];
+    let agents = [lab.join(1), lab.join(2)];
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     let mut copy = lab.agent(3);
     fs::create_dir_all(&copy.state_dir).unwrap();
