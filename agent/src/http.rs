@@ -4,6 +4,8 @@
 //! host's containers can reach the others': lease held, env files written, nothing refused by the kernel. A store that is
 //! away makes neither fail: restarting would not help, and packets flow.
 
+mod limit;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use limit::Limited;
 
 use crate::metrics::Metrics;
 use crate::reconciler::Outcome;
@@ -69,7 +73,7 @@ pub async fn serve(
         .route("/healthz", get(page_health))
         .route("/readyz", get(page_ready))
         .with_state(Pages { status, metrics, pulse, env_written });
-    axum::serve(listener, router).await
+    axum::serve(Limited::new(listener), router).await
 }
 
 async fn page_metrics(State(pages): State<Pages>) -> ([(&'static str, &'static str); 1], String) {

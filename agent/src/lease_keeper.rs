@@ -158,6 +158,8 @@ impl<S: Store> LeaseKeeper<S> {
     fn publish(&self, run: &Run) {
         let mut problems: Vec<Problem> = run.config_problem.iter().chain(&run.attempt_problem).cloned().collect();
         problems.extend(self.taken(run));
+        let held = self.holding.borrow().held.as_ref().map(|held| held.subnets);
+        problems.extend(held.and_then(|held| problems::differs(&self.keys, &self.wanted, held)));
         let config =
             in_force(&self.keys, self.view.borrow().state.valid_config(), self.holding.borrow().held.as_ref()).0;
         self.holding.send_if_modified(|holding| {

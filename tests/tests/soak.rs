@@ -5,7 +5,6 @@
 //! `SOAK_HOSTS` makes the fleet smaller. The figures are in docs/reliability.md.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
     reason = "this is test code: a failed assumption fails the test, with its message; figures are its output"

@@ -4,6 +4,7 @@ use flatnet_controlplane::allocate::AcquireError;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkConfig, SubnetKey};
+use ipnet::IpNet;
 
 use crate::networks::Held;
 use crate::report::{Exit, Failure};
@@ -45,6 +46,18 @@ pub(super) fn taken(keys: &NetworkKeys, subnets: SubnetKey, by: &str) -> Problem
         RENUMBER,
         subnets,
     )
+}
+
+/// What the command line asks for is not what containers live in, which comes first.
+pub(super) fn differs(keys: &NetworkKeys, wanted: &[IpNet], held: SubnetKey) -> Option<Problem> {
+    let network = keys.network();
+    let other = wanted.iter().find(|wanted| held.iter().all(|held| held != **wanted))?;
+    Some(Problem::new(
+        ProblemCode::SubnetDiffers,
+        format!("network {network}: --subnet asks for {other}, but this node holds {held}"),
+        "leave --subnet out; or, when addresses of containers here may change: agent leave, then join again",
+        held,
+    ))
 }
 
 /// The network was changed under us.

@@ -41,6 +41,8 @@ struct Host {
     /// The keeper's.
     client: MemoryStore,
     dir: PathBuf,
+    /// `--subnet`.
+    wanted: Vec<IpNet>,
     outcome: watch::Sender<Outcome>,
     holding: watch::Receiver<Holding>,
     asks: mpsc::Sender<LeaseAsk>,
@@ -67,6 +69,7 @@ impl Host {
             client: store.client(),
             store,
             dir,
+            wanted: Vec::new(),
             outcome: watch::Sender::new(Outcome { underlay: Some(underlay(10)), ..Outcome::default() }),
             holding: watch::channel(Holding::default()).1,
             asks: mpsc::channel(1).0,
@@ -100,7 +103,7 @@ impl Host {
             keys: keys(),
             owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
             ttl: TTL,
-            wanted: Vec::new(),
+            wanted: self.wanted.clone(),
             init: Vec::new(),
             flannel_prefix: "/coreos.com/network".to_owned(),
             dir,
@@ -245,6 +248,20 @@ async fn only_a_lost_subnet_is_given_up_for_another() {
     assert!(host.codes().is_empty());
     let written = std::fs::read_to_string(host.dir.join("state/default.subnet")).unwrap();
     assert_eq!(written.trim(), other.to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_asked_for_that_is_not_the_one_held_is_said_and_changes_nothing() {
+    let mut host = Host::start("differs", CONFIG).await;
+    let subnets = host.held().await;
+    host.wanted = subnets.iter().collect();
+    host.run().await;
+    assert_eq!((host.held().await, host.codes()), (subnets, vec![]));
+    host.wanted = vec!["10.100.255.0/24".parse().unwrap()];
+    host.run().await;
+    sleep(RECONNECTED).await;
+    assert_eq!((host.held().await, host.codes()), (subnets, vec![ProblemCode::SubnetDiffers]));
+    assert_eq!(host.own().unwrap().subnets, subnets);
 }
 
 #[tokio::test(start_paused = true)]

@@ -146,8 +146,13 @@ impl Fleet {
 fn unordered(picture: &str) -> String {
     let is_element = |line: &&str| line.starts_with("nft") && line.contains(" . 0x");
     let (elements, rest): (Vec<&str>, Vec<&str>) = picture.lines().partition(is_element);
-    let element = |line: &str| line.replace("elements = { ", "").trim_end_matches([',', '}', ' ']).to_owned();
-    let mut elements: Vec<String> = elements.into_iter().map(element).collect();
+    // nft prints one or several a line: "SECTION: elements = { 192.168.33.11 . 0x0a644200, …".
+    let of_line = |line: &str| {
+        let list = line.split_once(": ").map_or(line, |(_, list)| list).replace("elements = {", "");
+        let elements = list.split([',', '}']).map(|element| element.trim().to_owned());
+        elements.filter(|element| !element.is_empty()).collect::<Vec<_>>()
+    };
+    let mut elements: Vec<String> = elements.into_iter().flat_map(of_line).collect();
     elements.sort();
     rest.into_iter().map(str::to_owned).chain(elements).map(|line| line + "\n").collect()
 }

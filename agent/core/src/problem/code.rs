@@ -101,6 +101,8 @@ codes! {
     StoreSuspect = "store-suspect",
     /// The store does not answer.
     StoreUnreachable = "store-unreachable",
+    /// `--subnet` asks for another subnet than this node holds.
+    SubnetDiffers = "subnet-differs",
     /// Another node has our subnet.
     SubnetLost = "subnet-lost",
     /// The subnet asked for, or held, is none the network hands out.
