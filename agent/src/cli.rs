@@ -158,6 +158,7 @@ fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Failure> {
     let mut builder = match command {
         // Two workers: one may be in a long kernel batch while the other keeps leases alive and answers `status`.
         Command::Join(_) => {
+            flatnet_kernel::memory::give_back_what_is_freed();
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             builder.worker_threads(2);
             builder

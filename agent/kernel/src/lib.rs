@@ -10,6 +10,7 @@ pub mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod kernel;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 mod sysctl;
