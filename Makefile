@@ -111,3 +111,14 @@ test-vm: vm-image deb ## In virtual machines: Debian's kernel, bad lines, reboot
 	FLATNET_AGENT=$(abspath $(STATIC_AGENT)) FLATNET_VM_DIR=$(abspath $(VM_DIR)) \
 		FLATNET_DEB=$$(ls -t $(CURDIR)/target/flatnet-agent_*.deb | head -n 1) \
 		$(CARGO) test -p flatnet-tests --test vm
+
+.PHONY: vagrant-validate
+vagrant-validate: ## Check the Vagrantfiles (vagrant)
+	@if command -v vagrant >/dev/null; then \
+		for lab in vagrant/*/Vagrantfile; do \
+			VAGRANT_CWD=$$(dirname $$lab) VAGRANT_HOME=$(CURDIR)/target/vagrant VAGRANT_DOTFILE_PATH=$(CURDIR)/target/vagrant/dot \
+				VAGRANT_CHECKPOINT_DISABLE=1 vagrant validate --ignore-provider || exit 1; \
+		done; \
+	else \
+		echo "NOT CHECKED: Vagrantfiles: vagrant is not installed (Debian: apt-get install vagrant)" >&2; \
+	fi

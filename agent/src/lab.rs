@@ -17,6 +17,7 @@ pub mod sandbox;
 pub mod subnet_env;
 pub mod topology;
 
+pub mod cookbook;
 pub mod demo;
 pub mod directory;
 pub mod down;
@@ -35,6 +36,7 @@ pub mod vm;
 
 use flatnet_model::IpFamily;
 
+pub use cookbook::cookbook;
 pub use demo::demo;
 pub use directory::default_directory;
 pub use down::down;

@@ -15,6 +15,8 @@ mod absence;
 mod bad_input;
 #[path = "e2e/choices.rs"]
 mod choices;
+#[path = "e2e/cookbook.rs"]
+mod cookbook;
 #[path = "e2e/env_files.rs"]
 mod env_files;
 #[path = "e2e/flannel.rs"]
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         network_commands::tests(),
         lab_command::tests(),
         wireguard::tests(),
+        cookbook::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())
 }

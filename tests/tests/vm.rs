@@ -1,17 +1,41 @@
 //! In virtual machines with Debian's kernel: what this machine's kernel may lack, bad lines, reboots, the installed package.
 //! How to write one: `flatnet_tests::vm`. One lab at a time: it fills two cores.
-#![expect(clippy::unwrap_used, reason = "this is test code: a failed assumption fails the test, with its message")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "this is test code: a failed assumption fails the test, with its message"
+)]
 
+#[path = "vm/bad_lines.rs"]
+mod bad_lines;
+#[path = "vm/cookbook.rs"]
+mod cookbook;
 #[path = "vm/machines.rs"]
 mod machines;
 #[path = "vm/mesh.rs"]
 mod mesh;
+#[path = "vm/quick_start.rs"]
+mod quick_start;
+#[path = "vm/servers.rs"]
+mod servers;
+#[path = "vm/vagrant.rs"]
+mod vagrant;
 
 use std::process::ExitCode;
 
 use flatnet_tests::suite;
 
 fn main() -> ExitCode {
-    let groups = [machines::tests(), mesh::tests()];
+    let groups = [
+        machines::tests(),
+        mesh::tests(),
+        bad_lines::tests(),
+        servers::tests(),
+        quick_start::tests(),
+        cookbook::tests(),
+        vagrant::tests(),
+    ];
     suite::main_of_vms(groups.into_iter().flatten().collect())
 }

@@ -20,6 +20,18 @@ pub enum LabCommand {
     Exec(ExecArgs),
     /// End the lab and check that nothing is left
     Down(DirectoryArgs),
+    /// Run a recipe that people set up by hand, by hand and with the agent; without a name, list them
+    Cookbook(CookbookArgs),
+}
+
+/// What `lab cookbook` takes.
+#[derive(Args, Clone, Debug)]
+pub struct CookbookArgs {
+    /// gre, flannel, …
+    recipe: Option<String>,
+    /// Run it in a virtual machine with Debian's kernel (made by `make vm-image`; its directory: FLATNET_VM_DIR)
+    #[arg(long)]
+    vm: bool,
 }
 
 /// What `lab up` takes.
@@ -94,5 +106,6 @@ pub fn run(command: LabCommand) -> Result<ExitCode, Failure> {
         LabCommand::Up(args) => lab::up(args.build.plan(), &args.directory.path()),
         LabCommand::Exec(args) => lab::enter(&args.directory.path(), &args.name, &args.command),
         LabCommand::Down(directory) => lab::down(&directory.path()),
+        LabCommand::Cookbook(args) => lab::cookbook(args.recipe.as_deref(), args.vm),
     }
 }

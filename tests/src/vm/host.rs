@@ -10,13 +10,14 @@ use flatnet_agent::lab::subnet_env::SubnetEnv;
 use flatnet_agent::lab::vm::{Machine, Ran};
 use serde_json::Value;
 
+use super::template::BOOTED;
 use crate::agent::BRIDGE;
 use crate::wait::wait_until;
 
 /// For a script that should take a second or two here.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(90);
-/// For what takes milliseconds outside: machines are ten times slower, and several share two cores.
-pub const SOON: Duration = Duration::from_secs(120);
+/// For what takes milliseconds outside: machines are ten times slower, and several share two cores with whatever else runs.
+pub const SOON: Duration = Duration::from_secs(240);
 /// What the agent's env file is called.
 const SUBNET_ENV: &str = "/run/flatnet/subnet.env";
 /// Enough to be sure that no two clones draw alike.
@@ -25,7 +26,7 @@ const SEED_BYTES: usize = 64;
 /// A machine with its name and addresses.
 #[derive(Debug)]
 pub struct Vm {
-    /// From 1.
+    /// From 1; 0 is the master.
     pub number: u8,
     /// Its host name.
     pub name: String,
@@ -38,7 +39,8 @@ impl Vm {
     /// A machine that runs, not configured yet.
     #[must_use]
     pub fn new(number: u8, tap: String, machine: Machine) -> Self {
-        Self { number, name: format!("host{number}"), tap, machine: Mutex::new(machine) }
+        let name = if number == 0 { "master".to_owned() } else { format!("host{number}") };
+        Self { number, name, tap, machine: Mutex::new(machine) }
     }
 
     /// Its IPv4 address on the underlay.
@@ -167,21 +169,11 @@ impl Vm {
 
     /// Gives it what clones must not share: random numbers first, then clock, names and addresses.
     pub fn configure(&self) {
-        let (number, name) = (10 + self.number, &self.name);
-        let mut seed = [0; SEED_BYTES];
-        fs::File::open("/dev/urandom").unwrap().read_exact(&mut seed).unwrap();
-        let seed: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
-        // random(4): RNDADDENTROPY (bits, bytes, the bytes), and RNDRESEEDCRNG, without which it is used minutes later.
-        let script = format!(
+        let number = 10 + self.number;
+        self.seed();
+        self.name_it();
+        self.ok(&format!(
             "set -e\n\
-             perl -e 'open(my $r, \"+<\", \"/dev/random\") or die; \
-             my $seed = pack(\"ii\", 512, 64) . pack(\"H*\", \"{seed}\"); my $none = 0; \
-             defined ioctl($r, 0x40085203, $seed) or die \"entropy: $!\"; \
-             defined ioctl($r, 0x5207, $none) or die \"reseed: $!\"'\n\
-             date -s @{now:.3} >/dev/null\n\
-             hostname {name}; echo {name} >/etc/hostname\n\
-             printf '127.0.0.1 localhost {name}\\n::1 localhost\\n' >/etc/hosts\n\
              ip link set lo up\n\
              ip link set eth0 address 52:54:00:00:33:{number}\n\
              ip link set eth0 up\n\
@@ -189,14 +181,54 @@ impl Vm {
              ip addr add fd33::{number}/64 dev eth0 nodad\n\
              ip route add default via 192.168.33.1\n\
              ip route add default via fd33::1\n"
+        ));
+    }
+
+    /// Likewise for a machine with systemd: its network is configured as an administrator would, and so again at each boot.
+    pub fn configure_server(&self) {
+        let number = 10 + self.number;
+        self.seed();
+        self.name_it();
+        let network = format!(
+            "[Match]\nName=eth0\n[Link]\nMACAddress=52:54:00:00:33:{number}\n[Network]\nAddress=192.168.33.{number}/24\n\
+             Address=fd33::{number}/64\nGateway=192.168.33.1\nIPv6AcceptRA=no\nIPv6DuplicateAddressDetection=0\n"
         );
-        self.ok(&script);
+        self.put("/etc/systemd/network/10-eth0.network", 0o644, network.as_bytes());
+        self.wait_for("systemd has booted", BOOTED);
+        self.ok("systemctl enable --quiet --now systemd-networkd");
+        self.wait_for("its network is up", "ip -4 addr show dev eth0 | grep 192.168.33");
+    }
+
+    fn seed(&self) {
+        let mut seed = [0; SEED_BYTES];
+        fs::File::open("/dev/urandom").unwrap().read_exact(&mut seed).unwrap();
+        let seed: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+        // random(4): RNDADDENTROPY (bits, bytes, the bytes), and RNDRESEEDCRNG, without which it is used minutes later.
+        self.ok(&format!(
+            "perl -e 'open(my $r, \"+<\", \"/dev/random\") or die; \
+             my $seed = pack(\"ii\", 512, 64) . pack(\"H*\", \"{seed}\"); my $none = 0; \
+             defined ioctl($r, 0x40085203, $seed) or die \"entropy: $!\"; \
+             defined ioctl($r, 0x5207, $none) or die \"reseed: $!\"'"
+        ));
+    }
+
+    fn name_it(&self) {
+        let name = &self.name;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        self.ok(&format!(
+            "set -e\n\
+             date -s @{now:.3} >/dev/null\n\
+             hostname {name}; echo {name} >/etc/hostname\n\
+             printf '127.0.0.1 localhost {name}\\n::1 localhost\\n' >/etc/hosts\n"
+        ));
     }
 
     /// The ends of the logs of what was started here.
     #[must_use]
     pub fn logs(&self) -> String {
-        self.sh("cd /run; for log in *.log; do [ -e $log ] && echo \"== $log\" && tail -n 20 $log; done; true").output
+        self.sh("cd /run; for log in *.log; do [ -e $log ] && echo \"== $log\" && tail -n 20 $log; done; \
+             [ ! -d /run/systemd/system ] || journalctl -u flatnet-agent -n 20 --no-pager -o cat; true")
+            .output
     }
 
     fn machine(&self) -> MutexGuard<'_, Machine> {

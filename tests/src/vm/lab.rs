@@ -24,10 +24,38 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 pub struct VmShape {
     /// Number of machines.
     pub machines: u8,
-    /// What their process 1 is. Plain machines are clones, the others are booted.
+    /// What their process 1 is.
     pub boot: Boot,
     /// Whether changes are kept on a disk, so that a machine can be rebooted. Such a machine is booted, never cloned.
     pub disks: bool,
+    /// One more machine, number 0 at 192.168.33.10, called `master`: where an etcd of its own is.
+    pub master: bool,
+}
+
+impl VmShape {
+    /// Clones, in seconds.
+    #[must_use]
+    pub fn plain(machines: u8) -> Self {
+        Self { machines, boot: Boot::Plain, disks: false, master: false }
+    }
+
+    /// Servers as people have them, with systemd: clones too.
+    #[must_use]
+    pub fn servers(machines: u8) -> Self {
+        Self { machines, boot: Boot::Systemd, disks: false, master: false }
+    }
+
+    /// They have a disk for what is changed, and can be rebooted.
+    #[must_use]
+    pub fn with_disks(self) -> Self {
+        Self { disks: true, ..self }
+    }
+
+    /// One more machine for etcd.
+    #[must_use]
+    pub fn with_master(self) -> Self {
+        Self { master: true, ..self }
+    }
 }
 
 /// A running lab: gone when dropped. One at a time.
@@ -41,15 +69,14 @@ impl VmLab {
     /// Plain machines.
     #[must_use]
     pub fn up(machines: u8) -> Self {
-        Self::new(VmShape { machines, boot: Boot::Plain, disks: false })
+        Self::new(VmShape::plain(machines))
     }
 
     /// Machines as described, configured, on a network of their own.
     #[must_use]
     pub fn new(shape: VmShape) -> Self {
         // Made first: all in this lab wait for it.
-        let cloned = shape.boot == Boot::Plain && !shape.disks;
-        let saved = cloned.then(saved);
+        let saved = (!shape.disks).then(|| saved(shape.boot));
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         ok(&format!("ip link add {SWITCH} type bridge forward_delay 0 mcast_snooping 0"));
         // From here on what was made goes with this.
@@ -57,7 +84,7 @@ impl VmLab {
         ok(&format!("ip addr add 192.168.33.1/24 dev {SWITCH}"));
         ok(&format!("ip addr add fd33::1/64 dev {SWITCH} nodad"));
         ok(&format!("ip link set {SWITCH} up"));
-        for machine in 1..=shape.machines {
+        for machine in u8::from(!shape.master)..=shape.machines {
             let name = format!("l{number}m{machine}");
             ok(&format!("ip tuntap add {name} mode tap"));
             ok(&format!("ip link set {name} master {SWITCH} up"));
@@ -68,14 +95,17 @@ impl VmLab {
             }
             lab.machines.push(Vm::new(machine, name, Machine::start(plan).unwrap()));
         }
-        lab.each(Vm::configure);
+        match shape.boot {
+            Boot::Plain => lab.each(Vm::configure),
+            Boot::Systemd => lab.each(Vm::configure_server),
+        }
         lab
     }
 
-    /// Machine `number`, from 1.
+    /// Machine `number`: from 1, and 0 is the master.
     #[must_use]
     pub fn vm(&self, number: u8) -> &Vm {
-        &self.machines[usize::from(number) - 1]
+        self.machines.iter().find(|vm| vm.number == number).unwrap_or_else(|| panic!("there is no machine {number}"))
     }
 
     /// All machines.
@@ -110,6 +140,33 @@ impl VmLab {
             ),
         );
         vm.wait_for("etcd answers", "ETCDCTL_API=3 etcdctl --dial-timeout=5s endpoint health");
+    }
+
+    /// Starts an etcd of one member on each machine, which find each other also over a bad line; then they have a leader.
+    pub fn start_etcd_cluster(&self) {
+        let peer = |vm: &Vm| format!("{}=http://{}:2380", vm.name, vm.address());
+        let members: Vec<String> = self.machines.iter().map(peer).collect();
+        let members = members.join(",");
+        let _ = self.store.set(self.machines[0].number);
+        self.each(|vm| {
+            let (name, address) = (&vm.name, vm.address());
+            // etcd's tuning guide: heartbeat about the round trip, election ten times that, at least.
+            vm.start(
+                "etcd",
+                &format!(
+                    "etcd --name={name} --data-dir=/var/lib/etcd-lab --listen-client-urls=http://{address}:2379,http://127.0.0.1:2379 \
+                     --advertise-client-urls=http://{address}:2379 --listen-peer-urls=http://{address}:2380 \
+                     --initial-advertise-peer-urls=http://{address}:2380 --initial-cluster={members} --unsafe-no-fsync \
+                     --heartbeat-interval=300 --election-timeout=3000"
+                ),
+            );
+        });
+        self.each(|vm| {
+            vm.wait_for(
+                "etcd answers",
+                "ETCDCTL_API=3 etcdctl --dial-timeout=10s --command-timeout=20s endpoint health",
+            );
+        });
     }
 
     /// Where the etcd of [`VmLab::start_etcd`] is.

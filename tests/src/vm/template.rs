@@ -1,4 +1,4 @@
-//! The machine that plain machines are clones of: booted once for the whole test program, its memory kept in the sandbox's
+//! The machines that others are clones of: booted once for the whole test program, its memory kept in the sandbox's
 //! private `/run`, so it is never older than what is tested and goes with the program.
 
 use std::path::{Path, PathBuf};
@@ -21,6 +21,11 @@ const WARM_UP: &str = "modprobe -a vxlan ip_gre ip6_gre wireguard sch_netem sch_
                        nft_ct nft_chain_nat ip6_tables ip_tables tun br_netfilter af_packet\n\
                        agent --version && etcd --version && etcdctl version && nft list ruleset && ip -j link && \
                        tc qdisc && ping -c1 127.0.0.1; ip link set lo up; wg --version; jq --version; iptables -S; true";
+
+/// Succeeds once systemd has started all that it starts by itself, also if some of that failed.
+pub const BOOTED: &str = "systemctl is-system-running --wait | grep -E 'running|degraded'";
+/// For each of the two: they read the disk for the first time.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The disk that brings the agent.
 pub fn payload_disk() -> &'static Path {
@@ -70,16 +75,23 @@ pub fn plan(name: &str, boot: Boot) -> MachinePlan {
     }
 }
 
-/// The saved memory of a plain machine.
-pub fn saved() -> &'static Path {
-    static SAVED: OnceLock<PathBuf> = OnceLock::new();
-    SAVED.get_or_init(|| {
-        let file = directory().join("saved");
+/// The saved memory of a machine without a disk for changes.
+pub fn saved(boot: Boot) -> &'static Path {
+    static PLAIN: OnceLock<PathBuf> = OnceLock::new();
+    static SYSTEMD: OnceLock<PathBuf> = OnceLock::new();
+    let (place, name, settle) = match boot {
+        Boot::Plain => (&PLAIN, "saved-plain", "true"),
+        Boot::Systemd => (&SYSTEMD, "saved-systemd", BOOTED),
+    };
+    place.get_or_init(|| {
+        let file = directory().join(name);
         ok("ip tuntap add template mode tap");
-        let mut machine = Machine::start(plan("template", Boot::Plain)).unwrap();
+        let mut machine = Machine::start(plan("template", boot)).unwrap();
         machine.wait_booted().unwrap();
-        let warm = machine.sh(WARM_UP, Duration::from_secs(120)).unwrap();
-        assert_eq!(warm.rc, 0, "{}", warm.output);
+        for script in [settle, WARM_UP] {
+            let ran = machine.sh(script, WARM_UP_TIMEOUT).unwrap();
+            assert_eq!(ran.rc, 0, "{}", ran.output);
+        }
         machine.save(&file).unwrap();
         ok("ip link del template");
         file

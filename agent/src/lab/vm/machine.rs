@@ -80,9 +80,9 @@ impl MachinePlan {
             Boot::Systemd => "systemd",
         };
         let changes = if self.changes.is_some() { " lab.changes=disk" } else { "" };
-        // nokaslr and mitigations=off: nobody attacks it, and emulation pays for each. tsc=reliable: no calibration.
+        // nokaslr, mitigations=off, apparmor=0: nobody attacks it, and emulation pays for each. tsc=reliable: no calibration.
         let line = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check net.ifnames=0 \
+            "console=ttyS0 quiet panic=-1 apparmor=0 mitigations=off nokaslr tsc=reliable no_timer_check net.ifnames=0 \
              systemd.show_status=0 lab.boot={boot}{changes}"
         );
         let mut arguments: Vec<String> =
