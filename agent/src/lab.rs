@@ -74,6 +74,8 @@ pub enum LabBackend {
     Vxlan,
     /// WireGuard tunnels; carried by the agents where the kernel has no module.
     Wireguard,
+    /// GRE tunnels: the kernel's, or in user space where it has none.
+    Gre,
     /// Plain routes through the peers' underlay addresses.
     HostGw,
 }
@@ -85,6 +87,7 @@ impl LabBackend {
         match self {
             Self::Vxlan => "vxlan",
             Self::Wireguard => "wireguard",
+            Self::Gre => "gre",
             Self::HostGw => "host-gw",
         }
     }

@@ -81,6 +81,8 @@ pub struct Reconciler<K> {
     /// The kernel as the last pass left it; `None` when that is not known.
     known: Option<Known>,
     facts: HostFacts,
+    /// Whether the facts tell who carries GRE.
+    gre_wanted: bool,
     /// The last underlay found: kept while a look finds none.
     underlay: Option<Underlay>,
     pace: Pace,
@@ -107,6 +109,7 @@ impl<K: Kernel> Reconciler<K> {
             wireguard,
             known: None,
             facts: HostFacts::default(),
+            gre_wanted: false,
             underlay: None,
             pace: Pace::new(Instant::now()),
         }

@@ -81,6 +81,6 @@ impl Rotation {
 fn says(data: &BackendData, key: WireguardKey) -> bool {
     match data {
         BackendData::Wireguard { public_key, .. } => *public_key == key,
-        BackendData::None | BackendData::Vxlan { .. } => true,
+        BackendData::None | BackendData::Vxlan { .. } | BackendData::Gre { .. } => true,
     }
 }

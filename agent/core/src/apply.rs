@@ -132,6 +132,7 @@ impl KernelState {
         self.routes.retain(|_, route| match route.via {
             RouteVia::Object(id) => !gone.contains(&id),
             RouteVia::Hop(hop) => hop.device != name,
+            RouteVia::Encap(encap) => encap.device != name,
             RouteVia::Unreachable => true,
         });
     }

@@ -3,6 +3,7 @@
 //! A backend sees its own network only, never another backend and never the kernel. What all of them share (the route
 //! that catches unknown addresses, the bridge, the firewall, settings) is added by [`crate::desired`].
 
+mod gre;
 mod hostgw;
 mod peer;
 mod vxlan;
@@ -11,7 +12,7 @@ mod wireguard;
 use std::net::IpAddr;
 
 use flatnet_model::{
-    BackendConfig, BackendKind, IfName, IpFamily, Lease, Mac, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
+    BackendConfig, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
     SubnetKey, WireguardKey,
 };
 use ipnet::IpNet;
@@ -19,8 +20,8 @@ use ipnet::IpNet;
 use crate::desired::PeerOutcome;
 use crate::facts::HostFacts;
 use crate::object::{
-    AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, NeighbourKey, NextHop, Nexthop,
-    NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, LinkAddress, NeighbourKey, NextHop,
+    Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -108,13 +109,13 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
         return Err(Problem::new(
             ProblemCode::BackendUnsupported,
             format!("network {name}: the backend {:?} is not supported", kind.as_str()),
-            "supported are vxlan, wireguard and host-gw: agent network update NAME --backend vxlan",
+            "supported are vxlan, wireguard, gre and host-gw: agent network update NAME --backend vxlan",
             name,
         ));
     }
     let needed = match &config.backend {
         BackendConfig::Wireguard(wireguard) => wireguard::underlays(wireguard, config, underlay),
-        BackendConfig::Vxlan(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
+        BackendConfig::Vxlan(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
             IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()).collect()
         }
     };
@@ -142,7 +143,8 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
     Ok(())
 }
 
-/// Whether `config` can be built by this host, as far as that does not depend on the underlay.
+/// Whether `config` can be built by this host, as far as that does not depend on the underlay; likewise asked before a
+/// lease is taken.
 pub(crate) fn check_host(
     name: &NetworkName,
     config: &NetworkConfig,
@@ -154,6 +156,7 @@ pub(crate) fn check_host(
             wireguard::supported(facts, name)?;
             key.map(drop).map_err(Clone::clone)
         }
+        BackendConfig::Gre(_) => gre::supported(name, config, facts),
         BackendConfig::Vxlan(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Ok(()),
     }
 }
@@ -180,6 +183,7 @@ pub fn publication(
             })?;
             wireguard::Wireguard { config: *options, key }.publication(node, underlay, config)
         }
+        BackendConfig::Gre(gre) => gre::Gre(*gre).publication(node, underlay, config),
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.publication(node, underlay, config),
     })
 }
@@ -190,6 +194,7 @@ pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Prob
     check_host(ctx.name, ctx.config, ctx.facts, ctx.wireguard)?;
     match &ctx.config.backend {
         BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).desired(ctx, out),
+        BackendConfig::Gre(gre) => gre::Gre(*gre).desired(ctx, out),
         BackendConfig::Wireguard(config) => {
             let key = ctx.wireguard.map_err(Clone::clone)?;
             wireguard::Wireguard { config: *config, key }.desired(ctx, out)
@@ -224,7 +229,7 @@ pub struct Draft {
     /// See [`KernelState::addresses`].
     pub addresses: Vec<AddressKey>,
     /// See [`KernelState::neighbours`].
-    pub neighbours: Vec<(NeighbourKey, Mac)>,
+    pub neighbours: Vec<(NeighbourKey, LinkAddress)>,
     /// See [`KernelState::fdb`].
     pub fdb: Vec<(FdbKey, IpAddr)>,
     /// See [`KernelState::wireguard_peers`].

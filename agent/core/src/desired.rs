@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use flatnet_model::{IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey};
 use ipnet::IpNet;
 
-pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome};
+pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel};
 
 use crate::backend::{self, Draft, NetworkCtx};
 use crate::facts::HostFacts;

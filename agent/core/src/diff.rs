@@ -106,6 +106,7 @@ impl Blocked {
             let on_blocked = desired.routes.iter().filter(|(_, route)| match route.via {
                 RouteVia::Object(id) => blocked.nexthops.contains(&id),
                 RouteVia::Hop(hop) => blocked.links.contains(&hop.device),
+                RouteVia::Encap(encap) => blocked.links.contains(&encap.device),
                 RouteVia::Unreachable => false,
             });
             let on_blocked: Vec<_> = on_blocked.map(|(key, _)| *key).collect();

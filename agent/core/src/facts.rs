@@ -81,4 +81,26 @@ pub struct Features {
     pub ipv6: bool,
     /// Who can carry WireGuard; `None`: nobody (no module, and no /dev/net/tun).
     pub wireguard: Option<Datapath>,
+    /// How GRE tunnels can be made, per underlay family; looked for only where a network wants them.
+    pub gre: GreSupport,
+}
+
+/// How GRE tunnels can be made over each underlay family; `None`: not at all, or not looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GreSupport {
+    /// Over IPv4 (`ip_gre`).
+    pub v4: Option<Datapath>,
+    /// Over IPv6 (`ip6_gre`).
+    pub v6: Option<Datapath>,
+}
+
+impl GreSupport {
+    /// Over `family`.
+    #[must_use]
+    pub fn of(&self, family: IpFamily) -> Option<Datapath> {
+        match family {
+            IpFamily::V4 => self.v4,
+            IpFamily::V6 => self.v6,
+        }
+    }
 }

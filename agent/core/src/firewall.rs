@@ -14,6 +14,7 @@
 
 mod encrypted;
 mod forward;
+mod gre;
 mod guard;
 mod iptables;
 mod nat;
@@ -22,10 +23,10 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use flatnet_model::{IfName, IpFamily, NetworkName, Vni};
+use flatnet_model::{IfName, IpFamily, NetworkName};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::object::{PeerSource, Ruleset, SetName};
+use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
 pub use iptables::iptables;
 
@@ -40,7 +41,7 @@ pub struct FirewallNetwork {
     pub own: Vec<IpNet>,
     /// Whether containers are masqueraded when they speak to the outside (`--ip-masq`).
     pub masquerade: bool,
-    /// Its VXLAN devices on this host; none for direct routes.
+    /// Its tunnel devices on this host; none for direct routes.
     pub tunnels: Vec<FirewallTunnel>,
     /// Its WireGuard devices on this host: its packets leave by these or not at all.
     pub encrypted: Vec<EncryptedTunnel>,
@@ -48,16 +49,22 @@ pub struct FirewallNetwork {
     pub peers: BTreeSet<PeerSource>,
 }
 
-/// A VXLAN device that packets must not reach unjudged.
+impl FirewallNetwork {
+    fn tunnels(&self) -> impl Iterator<Item = &FirewallTunnel> {
+        self.tunnels.iter()
+    }
+}
+
+/// A tunnel device that packets must not reach unjudged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallTunnel {
     /// The tunnel's identifier.
-    pub vni: Vni,
+    pub id: TunnelId,
     /// Family of the underlay and of what is inside.
     pub family: IpFamily,
     /// The lengths that its peers' subnets have, in bits: a set each.
     pub prefix_lens: BTreeSet<u8>,
-    /// UDP destination port.
+    /// UDP destination port of VXLAN; 0 for GRE, which has no ports.
     pub port: u16,
     /// The device decapsulated packets come out of.
     pub device: IfName,
@@ -77,8 +84,8 @@ pub struct EncryptedTunnel {
 impl FirewallTunnel {
     /// The sets of its peers.
     pub fn sets(&self) -> impl Iterator<Item = SetName> {
-        let (vni, family) = (self.vni, self.family);
-        self.prefix_lens.iter().map(move |length| SetName { vni, family, prefix_len: *length })
+        let (tunnel, family) = (self.id, self.family);
+        self.prefix_lens.iter().map(move |length| SetName { tunnel, family, prefix_len: *length })
     }
 }
 

@@ -7,7 +7,7 @@ use flatnet_model::{
 
 use crate::backend::vtep_mac;
 use crate::desired::{Desired, HostInput, NetworkInput, desired};
-use crate::facts::{Features, HostFacts, Interface};
+use crate::facts::{Features, GreSupport, HostFacts, Interface};
 use crate::object::Datapath;
 use crate::underlay::Underlay;
 
@@ -31,9 +31,18 @@ pub(crate) fn interface(name: &str, addresses: &[&str]) -> Interface {
 pub(crate) fn facts() -> HostFacts {
     HostFacts {
         interfaces: vec![interface("lo", &["127.0.0.1/8"]), interface("eth0", &["192.0.2.10/24", "2001:db8::10/64"])],
-        features: Features { nexthop_objects: true, ipv6: true, wireguard: Some(Datapath::Kernel) },
+        features: Features {
+            nexthop_objects: true,
+            ipv6: true,
+            wireguard: Some(Datapath::Kernel),
+            gre: gre(Datapath::Kernel),
+        },
         ..HostFacts::default()
     }
+}
+
+pub(crate) fn gre(datapath: Datapath) -> GreSupport {
+    GreSupport { v4: Some(datapath), v6: Some(datapath) }
 }
 
 pub(crate) fn underlay() -> Underlay {
@@ -70,6 +79,7 @@ pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
             mac: vtep_mac(NodeId::new(u128::from(node)), Vni::new(1).unwrap(), family),
         },
         BackendConfig::Wireguard(_) => BackendData::Wireguard { public_key: key(node), port: None },
+        BackendConfig::Gre(gre) => BackendData::Gre { key: gre.key },
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => BackendData::None,
     };
     Lease {

@@ -15,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-pub use firewall::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant, PeerSource, Ruleset, SetName};
-pub use link::{Datapath, Link, LinkKind, VxlanLink, WireguardLink};
-pub use neighbour::{FdbKey, NeighbourKey};
-pub use route::{NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
+pub use firewall::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant, PeerSource, Ruleset, SetName, TunnelId};
+pub use link::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
+pub use neighbour::{FdbKey, LinkAddress, NeighbourKey};
+pub use route::{Encap, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
 pub use sysctl::Sysctl;
 pub use wireguard::{WireguardPeer, WireguardPeerKey};
 
-use flatnet_model::{IfName, Mac};
+use flatnet_model::IfName;
 use std::net::IpAddr;
 
 /// The routing protocol number that marks our routes, neighbours and nexthop objects as ours (`RTA_PROTOCOL`,
@@ -52,8 +52,8 @@ pub struct KernelState {
     pub sysctls: BTreeMap<Sysctl, String>,
     /// Addresses on our devices.
     pub addresses: BTreeSet<AddressKey>,
-    /// Permanent neighbours on our devices: overlay next hop to Ethernet address.
-    pub neighbours: BTreeMap<NeighbourKey, Mac>,
+    /// Permanent neighbours on our devices: overlay next hop to link address.
+    pub neighbours: BTreeMap<NeighbourKey, LinkAddress>,
     /// Permanent forwarding entries on our VXLAN devices: Ethernet address to underlay address.
     pub fdb: BTreeMap<FdbKey, IpAddr>,
     /// Peers of our WireGuard devices.

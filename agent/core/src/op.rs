@@ -3,11 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use flatnet_model::{IfName, Mac};
+use flatnet_model::IfName;
 
 use crate::object::{
-    AddressKey, FdbKey, IptablesKey, IptablesRule, Link, NeighbourKey, Nexthop, NexthopId, PeerSource, Route, RouteKey,
-    Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    AddressKey, FdbKey, IptablesKey, IptablesRule, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId, PeerSource,
+    Route, RouteKey, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
 /// What an operation does to its object.
@@ -86,7 +86,7 @@ pub enum Object {
     Link(IfName, Link),
     Sysctl(Sysctl, String),
     Address(AddressKey),
-    Neighbour(NeighbourKey, Mac),
+    Neighbour(NeighbourKey, LinkAddress),
     Fdb(FdbKey, IpAddr),
     WireguardPeer(WireguardPeerKey, WireguardPeer),
     Nexthop(NexthopId, Nexthop),

@@ -43,9 +43,12 @@ impl Failures {
         }
         match &op.object {
             // A tunnel without its guard would decapsulate anybody's packets.
-            Object::Link(_, Link { kind: LinkKind::Vxlan(_) | LinkKind::Wireguard(_), .. }) => {
-                self.guard && op.action != Action::Change
-            }
+            Object::Link(
+                _,
+                Link {
+                    kind: LinkKind::Vxlan(_) | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_), ..
+                },
+            ) => self.guard && op.action != Action::Change,
             Object::Sysctl(sysctl, _) => sysctl.device().is_some_and(|device| self.links.contains(&device)),
             Object::Address(key) => self.links.contains(&key.device),
             Object::Neighbour(key, _) => self.links.contains(&key.device),
@@ -55,6 +58,7 @@ impl Failures {
             Object::Route(_, route) => match &route.via {
                 RouteVia::Object(id) => self.nexthops.contains(id),
                 RouteVia::Hop(hop) => self.block_hop(hop),
+                RouteVia::Encap(encap) => self.links.contains(&encap.device),
                 RouteVia::Unreachable => false,
             },
             Object::Ruleset { .. } | Object::PeerSource(_) | Object::Link(..) | Object::Iptables(..) => false,

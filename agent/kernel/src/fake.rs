@@ -11,9 +11,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Dump, Foreign, KernelState, Link};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
-use flatnet_model::IfName;
+use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 use nix::errno::Errno;
 use tokio::sync::watch;
@@ -257,6 +257,10 @@ impl Kernel for FakeKernel {
             outcomes.push(outcome);
         }
         outcomes
+    }
+
+    async fn gre(&self, family: IpFamily) -> Option<Datapath> {
+        self.lock().facts.features.gre.of(family)
     }
 
     async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {

@@ -3,6 +3,7 @@
 mod apply;
 mod dump;
 mod facts;
+mod gre_probe;
 mod links;
 mod wireguard;
 
@@ -12,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::Dump;
+use flatnet_core::object::{Datapath, Dump, Link};
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
-use flatnet_model::IfName;
+use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
 use crate::dependency::Failures;
@@ -22,8 +23,10 @@ use crate::firewall::Firewall;
 use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
+use crate::userspace::Userspace;
 use crate::wireguard::Keyring;
 use crate::{Kernel, KernelError, Scope, Wake};
+use gre_probe::GreProbe;
 
 /// The kernel over rtnetlink and nftables.
 ///
@@ -35,6 +38,8 @@ use crate::{Kernel, KernelError, Scope, Wake};
 /// begun are not carried out.
 pub struct NetlinkKernel {
     channel: Arc<Mutex<Channel>>,
+    userspace: Arc<Mutex<Userspace>>,
+    gre: Arc<Mutex<GreProbe>>,
     port: u32,
     firewall: Firewall,
     wireguard: Arc<wireguard::Wireguard>,
@@ -57,7 +62,21 @@ impl NetlinkKernel {
         let channel = Channel::open()?;
         let firewall = Firewall::with_memory(memory)?;
         let wireguard = Arc::new(wireguard::Wireguard::new(keys));
-        Ok(Self { port: channel.port(), channel: Arc::new(Mutex::new(channel)), firewall, wireguard })
+        Ok(Self {
+            port: channel.port(),
+            channel: Arc::new(Mutex::new(channel)),
+            userspace: Arc::default(),
+            gre: Arc::default(),
+            firewall,
+            wireguard,
+        })
+    }
+
+    /// The same kernel, in whose place this process never carries GRE.
+    #[must_use]
+    pub fn without_userspace(self) -> Self {
+        lock(&self.gre).refuse_userspace();
+        self
     }
 
     /// Runs `work` with the request socket on a thread that may block.
@@ -72,11 +91,17 @@ impl NetlinkKernel {
     /// A run of operations that need no firewall.
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let (owned, taken) = (ops.to_vec(), std::mem::take(failures));
-        let wireguard = Arc::clone(&self.wireguard);
-        let done = self.blocking(move |channel| apply::Applier::new(channel, &wireguard, taken).apply(&owned)).await;
-        match done {
+        let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
+        let done = self.blocking(move |channel| {
+            let mut userspace = lock(&userspace);
+            let (outcomes, after) = apply::Applier::new(channel, &wireguard, &mut userspace, taken).apply(&owned);
+            userspace.follow(&owned, &outcomes);
+            (outcomes, after)
+        });
+        match done.await {
             Ok((outcomes, after)) => {
                 *failures = after;
+                lock(&self.gre).applied(ops, &outcomes);
                 outcomes
             }
             Err(error) => {
@@ -87,9 +112,10 @@ impl NetlinkKernel {
     }
 }
 
-/// A lock whose holder panicked is still good: a request socket skips answers that are not to its latest request.
-fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
-    channel.lock().unwrap_or_else(PoisonError::into_inner)
+/// A lock whose holder panicked is still good: a request socket skips answers that are not to its latest request, and what
+/// is known of user space is compared with the kernel by every dump.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the firewall carries out such operations.
@@ -124,9 +150,9 @@ impl Kernel for NetlinkKernel {
 
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
         let wanted = scope.clone();
-        let wireguard = Arc::clone(&self.wireguard);
+        let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
         let read = self.blocking(move |channel| {
-            let mut dump = dump::dump(channel, &wanted)?;
+            let mut dump = dump::dump(channel, &mut lock(&userspace), &wanted)?;
             wireguard.dump(channel, &mut dump.state);
             Ok(dump)
         });
@@ -149,10 +175,15 @@ impl Kernel for NetlinkKernel {
         outcomes
     }
 
+    async fn gre(&self, family: IpFamily) -> Option<Datapath> {
+        let probe = Arc::clone(&self.gre);
+        self.blocking(move |channel| lock(&probe).look(channel, family)).await.ok().flatten()
+    }
+
     async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
         let failed = |source| KernelError { what: "links", source };
         let marked = self.blocking(move |channel| match links::named(channel, name)? {
-            Some(link) => channel.request(&encode::link_mark(link.index)).map(|()| true),
+            Some(link) => channel.request(&encode::link_mark(link.index, Link::ALIAS)).map(|()| true),
             None => Ok(false),
         });
         marked.await.map_err(failed)?.map_err(|refusal| failed(io::Error::from_raw_os_error(refusal.errno)))

@@ -14,15 +14,16 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 mod sysctl;
+mod userspace;
 pub mod wireguard;
 
 use std::future::Future;
 use std::net::IpAddr;
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Dump, SetName, Sysctl};
+use flatnet_core::object::{Datapath, Dump, SetName, Sysctl};
 use flatnet_core::op::{Op, OpOutcome};
-use flatnet_model::IfName;
+use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
 pub use kernel::NetlinkKernel;
@@ -68,6 +69,10 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Carries out `ops` in order; one outcome each. What depends on a failed one is skipped, the rest goes on.
     fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;
+
+    /// Who can carry GRE over an underlay of `family`; `None`: nobody. Looking makes the kernel load its module, so it is
+    /// asked only where a network wants it; a module that appears or goes later is noticed.
+    fn gre(&self, family: IpFamily) -> impl Future<Output = Option<Datapath>> + Send;
 
     /// Puts our mark on a device that is not ours, because an operator said so: from then on it is ours, to be changed or
     /// removed. `false`: there is no such device.

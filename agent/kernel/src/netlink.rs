@@ -7,6 +7,7 @@
 //! What is *not* here: which object is ours, and in which order to write. That is [`crate::NetlinkKernel`]'s.
 
 pub mod encode;
+pub mod gre;
 pub mod monitor;
 pub mod parse;
 pub mod socket;

@@ -54,7 +54,7 @@ pub struct ChangeArgs {
     /// Last subnet to hand out
     #[arg(long, value_name = "IP")]
     subnet_max: Option<IpAddr>,
-    /// vxlan, wireguard or host-gw
+    /// vxlan, wireguard, gre or host-gw
     #[arg(long, value_name = "TYPE")]
     backend: Option<String>,
     /// VXLAN network identifier, 1 to 16777215 [default: a free one]
@@ -63,7 +63,7 @@ pub struct ChangeArgs {
     /// UDP port of VXLAN [default: 8472] or WireGuard [default: a free one from 51820 up]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// GRE key
+    /// GRE key; 0 for none [default: a free one]
     #[arg(long, value_name = "N")]
     key: Option<u32>,
     /// MTU for containers [default: the underlay's less the overhead]
@@ -263,6 +263,10 @@ impl PeerAddArgs {
                 })?;
                 BackendData::Wireguard { public_key, port: self.port }
             }
+            (BackendKind::Gre, _) => match &config.backend {
+                flatnet_model::BackendConfig::Gre(gre) => BackendData::Gre { key: gre.key },
+                _ => BackendData::None,
+            },
             _ => BackendData::None,
         };
         // One WireGuard tunnel may carry both families over an underlay of one.
@@ -314,6 +318,7 @@ pub fn failure(error: &NetworkError) -> Failure {
         }
         NetworkError::VniInUse { .. } => (Exit::Conflict, "leave out --vni to get a free one"),
         NetworkError::PortInUse { .. } => (Exit::Conflict, "leave out --port to get a free one"),
+        NetworkError::KeyInUse { .. } => (Exit::Conflict, "leave out --key to get a free one"),
         NetworkError::InUse { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
         NetworkError::Strands { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
         NetworkError::PeerOverlap { .. } => {

@@ -57,7 +57,8 @@ impl Setup {
         let namespace = NamespaceLock::acquire()?;
         let dir = Arc::new(StateDir::open(&args.state_dir, &args.run_dir).map_err(|error| state_dir_failure(&error))?);
         let keys = Keyring::default();
-        let kernel = Arc::new(real_kernel(&args.run_dir, keys.clone())?);
+        let kernel = real_kernel(&args.run_dir, keys.clone())?;
+        let kernel = Arc::new(if args.no_userspace { kernel.without_userspace() } else { kernel });
         let wireguard = WireguardIdentity::new(Arc::clone(&dir), keys);
         let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
         let selection = selection(&args, &endpoints).await;

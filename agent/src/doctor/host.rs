@@ -97,11 +97,11 @@ impl Host {
         self.ours.links.keys().any(|name| name.as_str() == device)
     }
 
-    /// Our tunnel devices: name, VNI, UDP port, local underlay address.
+    /// Our VXLAN devices: name, VNI, UDP port, local underlay address.
     pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, u32, u16, IpAddr)> {
         self.ours.links.iter().filter_map(|(name, link)| match &link.kind {
             LinkKind::Vxlan(vxlan) => Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local)),
-            LinkKind::Bridge | LinkKind::Wireguard(_) => None,
+            LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
         })
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::desired::NetworkOutcome;
+use flatnet_core::object::Datapath;
 use flatnet_core::problem::Problem;
 use flatnet_model::state::ConfigState;
 use flatnet_model::{NetworkName, NodeId};
@@ -65,7 +66,7 @@ impl Agent {
                 name,
                 mtu: None,
                 devices: Vec::new(),
-                datapath: flatnet_core::object::Datapath::Kernel,
+                datapath: Datapath::Kernel,
                 peers: Vec::new(),
             }];
         });

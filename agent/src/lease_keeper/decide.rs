@@ -104,7 +104,7 @@ impl<S: Store> LeaseKeeper<S> {
                 return None;
             }
             if let Some(problem) = &judgement.refused {
-                if problem.code == ProblemCode::WireguardUnsupported {
+                if matches!(problem.code, ProblemCode::WireguardUnsupported | ProblemCode::ModuleMissing) {
                     // Only an operator can put it right, and there is nothing yet that goes on meanwhile. A full channel
                     // already ends the agent.
                     let _ = self.fatal.try_send(problems::unsupported(problem));

@@ -6,6 +6,7 @@ use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
+use flatnet_core::facts::GreSupport;
 use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
@@ -37,6 +38,8 @@ impl<K: Kernel> Reconciler<K> {
         let started = Instant::now();
         let (look, result) = match look {
             Look::Full => (look, self.full().await),
+            // Who carries GRE is looked for only once a network wants it.
+            Look::Quick if self.wants_gre() && !self.gre_wanted => (Look::Full, self.full().await),
             Look::Quick => {
                 let wanted = self.want();
                 // What the last dump did not look at (a device, a setting) cannot be known from it.
@@ -79,7 +82,12 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn full(&mut self) -> Result<bool, KernelError> {
         self.look_at_host().await?;
-        let wanted = self.want();
+        let mut wanted = self.want();
+        if self.wants_gre() && !self.gre_wanted {
+            // The store said so after the look: without another one the network would be taken to be impossible here.
+            self.look_at_host().await?;
+            wanted = self.want();
+        }
         let left = self.known.take();
         let scope = scope(&wanted.desired.state);
         let mut dump = self.kernel.dump(&scope).await?;
@@ -109,7 +117,21 @@ impl<K: Kernel> Reconciler<K> {
         if !self.host.userspace && self.facts.features.wireguard == Some(Datapath::Userspace) {
             self.facts.features.wireguard = None;
         }
+        self.gre_wanted = self.wants_gre();
+        if self.gre_wanted {
+            let (v4, v6) = (self.kernel.gre(IpFamily::V4).await, self.kernel.gre(IpFamily::V6).await);
+            self.facts.features.gre = GreSupport { v4, v6 };
+        }
         Ok(())
+    }
+
+    /// Whether any network has or is about to have GRE tunnels here.
+    fn wants_gre(&self) -> bool {
+        let is_gre = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Gre(_));
+        self.ports.iter().any(|port| {
+            port.holding.borrow().held.as_ref().is_some_and(|held| is_gre(&held.config))
+                || port.view.borrow().state.valid_config().is_some_and(is_gre)
+        })
     }
 
     /// Decides what the kernel should hold.
@@ -387,7 +409,7 @@ fn scope(desired: &KernelState) -> Scope {
 fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
     desired.links.values().filter_map(|link| match &link.kind {
         LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
-        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
+        LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
     })
 }
 

@@ -43,7 +43,7 @@ fn facts() -> HostFacts {
     HostFacts {
         interfaces: vec![interface],
         default_route: vec![(IpFamily::V4, eth0)],
-        features: Features { nexthop_objects: true, ipv6: true, wireguard: None },
+        features: Features { nexthop_objects: true, ipv6: true, ..Features::default() },
         ..HostFacts::default()
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Dump, Foreign, KernelState};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState};
 use flatnet_core::op::{Action, Object, ObjectKey, Op, OpOutcome};
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
-use flatnet_model::IfName;
+use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
 use crate::store::Mutant;
@@ -127,6 +127,10 @@ impl Kernel for ModelKernel {
         ));
         self.log.travel().await;
         outcomes
+    }
+
+    async fn gre(&self, family: IpFamily) -> Option<Datapath> {
+        self.inner.gre(family).await
     }
 
     async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {

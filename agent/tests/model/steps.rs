@@ -315,7 +315,7 @@ fn drift(world: &mut World, index: usize) {
         }
         3 => {
             if let Some(key) = nth(state.neighbours.keys(), number) {
-                state.neighbours.insert(key, Mac::local([2, 9, 9, 9, 9, 9]));
+                state.neighbours.insert(key, Mac::local([2, 9, 9, 9, 9, 9]).into());
             }
         }
         4 => {

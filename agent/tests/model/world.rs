@@ -442,7 +442,7 @@ fn slot(index: usize, store: &MemoryStore, chance: &mut Chance) -> Slot {
             interface("eth0", underlay_addresses(index, 0)),
         ],
         default_route: vec![(IpFamily::V4, eth0), (IpFamily::V6, eth0)],
-        features: Features { nexthop_objects: !chance.one_in(3), ipv6: true, wireguard: None },
+        features: Features { nexthop_objects: !chance.one_in(3), ipv6: true, ..Features::default() },
         ..HostFacts::default()
     };
     if chance.one_in(3) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::net::{Mtu, Vni};
+use crate::net::{GreKey, Mtu, Vni};
 use crate::wireguard::WireguardConfig;
 
 /// The type named in a network's configuration and in every lease (flannel's `Backend.Type`, `BackendType`).
@@ -61,6 +61,8 @@ pub enum BackendConfig {
     HostGw,
     /// WireGuard.
     Wireguard(WireguardConfig),
+    /// GRE.
+    Gre(GreConfig),
     /// A type this version does not build.
     Unsupported(BackendKind),
 }
@@ -73,9 +75,19 @@ impl BackendConfig {
             Self::Vxlan(_) => BackendKind::Vxlan,
             Self::HostGw => BackendKind::HostGw,
             Self::Wireguard(_) => BackendKind::Wireguard,
+            Self::Gre(_) => BackendKind::Gre,
             Self::Unsupported(kind) => kind.clone(),
         }
     }
+}
+
+/// Options of the gre backend; flannel has none of that name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GreConfig {
+    /// `Key`: what tells one network's packets from another's; 0 and absent mean no key at all.
+    pub key: GreKey,
+    /// `MTU` of the tunnel device; `None`: the underlay's less the overhead.
+    pub mtu: Option<Mtu>,
 }
 
 /// flannel's vxlan options.

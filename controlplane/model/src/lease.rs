@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::backend::BackendKind;
-use crate::net::{IpFamily, Mac, Vni};
+use crate::net::{GreKey, IpFamily, Mac, Vni};
 use crate::node::{InstanceNonce, NodeId};
 use crate::subnet::SubnetKey;
 use crate::wireguard::WireguardKey;
@@ -95,6 +95,11 @@ pub enum BackendData {
         public_key: WireguardKey,
         /// `Port`: UDP port the node listens on; absent: that of the network's configuration.
         port: Option<u16>,
+    },
+    /// Of the gre backend.
+    Gre {
+        /// `Key`: what the node receives under.
+        key: GreKey,
     },
 }
 

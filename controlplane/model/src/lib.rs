@@ -19,9 +19,9 @@ pub mod state;
 pub mod subnet;
 pub mod wireguard;
 
-pub use backend::{BackendConfig, BackendKind, VxlanConfig};
+pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig};
 pub use lease::{BackendData, EtcdLease, Lease, Owner, Publication, Revision};
-pub use net::{IfName, IpFamily, Mac, Mtu, Vni};
+pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};
 pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};
 pub use pool::Pool;

@@ -77,6 +77,40 @@ impl fmt::Display for Vni {
 #[error("VNI {0} is not in 1..=16777215 (RFC 7348: 24 bits)")]
 pub struct InvalidVni(pub u64);
 
+/// The key of GRE packets (RFC 2890): all 32 bits are usable, but 0 here means *no key at all*, which is what tunnels
+/// made by hand have; a packet with a key of 0 is another thing and never sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GreKey(u32);
+
+impl GreKey {
+    /// No key.
+    pub const NONE: Self = Self(0);
+
+    /// 0 for no key.
+    #[must_use]
+    pub const fn new(key: u32) -> Self {
+        Self(key)
+    }
+
+    /// The number; 0 for no key.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Whether packets carry no key.
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for GreKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A maximum transmission unit in bytes, as an interface carries it: the IP packet without the link header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mtu(u32);

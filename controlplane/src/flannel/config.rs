@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::excerpt;
-use flatnet_model::{BackendConfig, BackendKind, Mtu, NetworkConfig, Pool, PresharedKey, Vni, VxlanConfig};
-use flatnet_model::{WireguardConfig, WireguardMode};
+use flatnet_model::{BackendConfig, BackendKind, GreConfig, GreKey, Mtu, NetworkConfig, Pool, PresharedKey, Vni};
+use flatnet_model::{VxlanConfig, WireguardConfig, WireguardMode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::fields::{Fields, Writer};
@@ -137,11 +137,12 @@ fn read_backend(fields: Option<Fields>, warnings: &mut Vec<ConfigWarning>) -> Re
             None => Ok(BackendConfig::Vxlan(VxlanConfig::default())),
         },
         BackendKind::HostGw => Ok(BackendConfig::HostGw),
+        BackendKind::Gre => fields.map_or(Ok(GreConfig::default()), read_gre).map(BackendConfig::Gre),
         BackendKind::Wireguard => match fields {
             Some(fields) => read_wireguard(fields).map(BackendConfig::Wireguard),
             None => Ok(BackendConfig::Wireguard(WireguardConfig::default())),
         },
-        kind @ (BackendKind::Gre | BackendKind::Other(_)) => Ok(BackendConfig::Unsupported(kind)),
+        kind @ BackendKind::Other(_) => Ok(BackendConfig::Unsupported(kind)),
     }
 }
 
@@ -154,10 +155,7 @@ fn read_vxlan(mut fields: Fields, warnings: &mut Vec<ConfigWarning>) -> Result<V
         None | Some(0) => VxlanConfig::DEFAULT_PORT,
         Some(port) => u16::try_from(port).map_err(|_| format!("Backend.Port {port} is not in 1..=65535"))?,
     };
-    let mtu = match fields.number32("MTU")? {
-        None | Some(0) => None,
-        Some(mtu) => Some(Mtu::new(mtu).map_err(|error| format!("Backend.MTU: {error}"))?),
-    };
+    let mtu = read_mtu(&mut fields)?;
     let direct_routing = fields.boolean("DirectRouting")?.unwrap_or(false);
     for name in ["Learning", "GBP"] {
         if fields.boolean(name)?.unwrap_or(false) {
@@ -207,6 +205,19 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
         }
     };
     Ok(WireguardConfig { port, port_v6, mtu, keepalive_secs, mode, psk })
+}
+
+fn read_gre(mut fields: Fields) -> Result<GreConfig, String> {
+    let key = fields.number32("Key")?.map_or(GreKey::NONE, GreKey::new);
+    Ok(GreConfig { key, mtu: read_mtu(&mut fields)? })
+}
+
+/// 0 is written by people who mean "whatever fits".
+fn read_mtu(fields: &mut Fields) -> Result<Option<Mtu>, String> {
+    match fields.number32("MTU")? {
+        None | Some(0) => Ok(None),
+        Some(mtu) => Mtu::new(mtu).map(Some).map_err(|error| format!("Backend.MTU: {error}")),
+    }
 }
 
 /// Writes `config`: Type and VNI always explicitly. Fields of `previous` that are not ours to set are kept, those of
@@ -268,14 +279,7 @@ fn write_backend(backend: &BackendConfig, previous: Option<Fields>) -> Result<St
     if let Some(mut fields) = previous {
         let before = fields.text("Type")?.unwrap_or_else(|| "vxlan".to_owned());
         if before == kind.as_str() || excerpt(&before) == kind.as_str() {
-            let ours: &[&str] = match kind {
-                BackendKind::Vxlan => &["VNI", "Port", "MTU", "DirectRouting"],
-                BackendKind::Wireguard => {
-                    &["ListenPort", "ListenPortV6", "MTU", "PersistentKeepaliveInterval", "Mode", "PSK"]
-                }
-                BackendKind::HostGw | BackendKind::Gre | BackendKind::Other(_) => &[],
-            };
-            for name in ours {
+            for name in known_options(&kind) {
                 fields.take(name)?;
             }
             rest = fields.rest();
@@ -294,6 +298,12 @@ fn write_backend(backend: &BackendConfig, previous: Option<Fields>) -> Result<St
         }
         if vxlan.direct_routing {
             out.field("DirectRouting", true);
+        }
+    }
+    if let BackendConfig::Gre(gre) = backend {
+        out.field("Key", gre.key.get());
+        if let Some(mtu) = gre.mtu {
+            out.field("MTU", mtu.get());
         }
     }
     for (name, value) in rest {
@@ -318,6 +328,16 @@ fn write_wireguard(out: &mut Writer, wireguard: &WireguardConfig) {
     }
     if let Some(psk) = wireguard.psk {
         out.field("PSK", psk.to_base64());
+    }
+}
+
+/// The fields of `Backend` that are ours to set for a type.
+fn known_options(kind: &BackendKind) -> &'static [&'static str] {
+    match kind {
+        BackendKind::Vxlan => &["VNI", "Port", "MTU", "DirectRouting"],
+        BackendKind::Gre => &["Key", "MTU"],
+        BackendKind::Wireguard => &["ListenPort", "ListenPortV6", "MTU", "PersistentKeepaliveInterval", "Mode", "PSK"],
+        BackendKind::HostGw | BackendKind::Other(_) => &[],
     }
 }
 

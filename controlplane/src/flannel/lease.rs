@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::{NetworkKeys, excerpt};
 use flatnet_model::state::{Change, ConfigState};
-use flatnet_model::{BackendData, BackendKind, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey};
+use flatnet_model::{BackendData, BackendKind, GreKey, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey};
 use serde_json::Value;
 
 use super::config::decode_config;
@@ -62,6 +62,10 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
             return Err("BackendData is missing, which wireguard needs".to_owned());
         }
     }
+    if backend == BackendKind::Gre {
+        data = read_gre(fields.object("BackendData", "BackendData.")?)?;
+        data_v6 = read_gre(fields.object("BackendV6Data", "BackendV6Data.")?)?;
+    }
     let owner = fields.object("Flatnet", "Flatnet.")?.map(read_owner).transpose()?;
     Ok(Lease {
         subnets,
@@ -112,6 +116,15 @@ fn read_wireguard(fields: Option<Fields>) -> Result<BackendData, String> {
     Ok(BackendData::Wireguard { public_key, port })
 }
 
+/// A host that was set up by hand publishes nothing: it is taken to use the network's own key.
+fn read_gre(fields: Option<Fields>) -> Result<BackendData, String> {
+    let Some(mut fields) = fields else { return Ok(BackendData::None) };
+    Ok(match fields.number32("Key")? {
+        Some(key) => BackendData::Gre { key: GreKey::new(key) },
+        None => BackendData::None,
+    })
+}
+
 fn read_owner(mut fields: Fields) -> Result<Owner, String> {
     let node = fields.parsed("Node", "a node id")?.ok_or("Flatnet.Node is missing")?;
     let nonce = fields.parsed("Nonce", "an instance nonce")?.ok_or("Flatnet.Nonce is missing")?;
@@ -136,6 +149,7 @@ pub fn encode_lease(publication: &Publication, owner: Option<&Owner>) -> Vec<u8>
             BackendData::None => {}
             BackendData::Vxlan { vni, mac } => out.raw(name, &vxlan_data(*vni, *mac)),
             BackendData::Wireguard { public_key, port } => out.raw(name, &wireguard_data(*public_key, *port)),
+            BackendData::Gre { key } => out.raw(name, &gre_data(*key)),
         }
     }
     if let Some(owner) = owner {
@@ -164,6 +178,12 @@ fn wireguard_data(public_key: WireguardKey, port: Option<u16>) -> String {
     if let Some(port) = port {
         out.field("Port", port);
     }
+    out.end()
+}
+
+fn gre_data(key: GreKey) -> String {
+    let mut out = Writer::new();
+    out.field("Key", key.get());
     out.end()
 }
 

@@ -13,6 +13,9 @@ const FIRST_VNI: u32 = 4097;
 /// From one WireGuard network's ports to the next one's: each may need one for either family.
 const PORT_STEP: usize = 2;
 
+/// The first GRE key of networks other than `default`, likewise clear of the keys people give tunnels of their own.
+const FIRST_KEY: u32 = 4097;
+
 /// The value and meaning of a new network's configuration.
 pub(super) fn create(
     name: &NetworkName,
@@ -51,7 +54,9 @@ fn finish(
     let draft = Value::Object(map).to_string().into_bytes();
     let (config, _) = decode_config(&draft)?;
     if let BackendConfig::Unsupported(kind) = &config.backend {
-        return Err(InvalidConfig(format!("Backend.Type {kind} is not supported: use vxlan, wireguard or host-gw")));
+        return Err(InvalidConfig(format!(
+            "Backend.Type {kind} is not supported: use vxlan, wireguard, gre or host-gw"
+        )));
     }
     Ok((encode_config(&config, Some(&draft))?, config))
 }
@@ -123,12 +128,13 @@ fn backend(
         }
     }
     set(&mut backend, "Type", kind.as_str());
-    const TUNNELS: [BackendKind; 2] = [BackendKind::Vxlan, BackendKind::Wireguard];
+    const UDP_TUNNELS: [BackendKind; 2] = [BackendKind::Vxlan, BackendKind::Wireguard];
+    const TUNNELS: [BackendKind; 3] = [BackendKind::Vxlan, BackendKind::Wireguard, BackendKind::Gre];
     let numbers = [
         ("VNI", spec.vni, &[BackendKind::Vxlan] as &[_]),
-        (if kind == BackendKind::Wireguard { "ListenPort" } else { "Port" }, spec.port.map(u32::from), &TUNNELS),
+        (if kind == BackendKind::Wireguard { "ListenPort" } else { "Port" }, spec.port.map(u32::from), &UDP_TUNNELS),
         ("MTU", spec.mtu, &TUNNELS),
-        ("Key", spec.key, &[]),
+        ("Key", spec.key, &[BackendKind::Gre]),
     ];
     for (name, value, meant_for) in numbers {
         let Some(value) = value else { continue };
@@ -153,6 +159,9 @@ fn backend(
             set(&mut backend, "ListenPortV6", port.saturating_add(1));
         }
     }
+    if kind == BackendKind::Gre && get(&backend, "Key").is_none() {
+        set(&mut backend, "Key", free_key(network, others));
+    }
     set(map, "Backend", backend);
     Ok(())
 }
@@ -174,7 +183,7 @@ fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
             ports.dedup();
             ports
         }
-        BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
+        BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
     }
 }
 
@@ -188,6 +197,23 @@ fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
     (FIRST_VNI..).find(|vni| !used.contains(vni)).unwrap_or(FIRST_VNI)
 }
 
+/// None for the network at flannel's prefix, so that tunnels made by hand fit it, else the lowest free from [`FIRST_KEY`]
+/// up.
+fn free_key(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
+    let used: Vec<u32> = others.iter().filter_map(|info| key(info)).collect();
+    if name.is_default() && !used.contains(&0) {
+        return 0;
+    }
+    (FIRST_KEY..).find(|key| !used.contains(key)).unwrap_or(FIRST_KEY)
+}
+
+fn key(info: &NetworkInfo) -> Option<u32> {
+    match &info.config {
+        Ok(NetworkConfig { backend: BackendConfig::Gre(gre), .. }) => Some(gre.key.get()),
+        _ => None,
+    }
+}
+
 fn vni(info: &NetworkInfo) -> Option<u32> {
     match &info.config {
         Ok(NetworkConfig { backend: BackendConfig::Vxlan(vxlan), .. }) => Some(vxlan.vni.get()),
@@ -195,7 +221,7 @@ fn vni(info: &NetworkInfo) -> Option<u32> {
     }
 }
 
-/// Whether ranges and VNI are this network's alone.
+/// Whether ranges, VNI and GRE key are this network's alone.
 pub(super) fn check_against(
     name: &NetworkName,
     config: &NetworkConfig,
@@ -226,6 +252,12 @@ pub(super) fn check_against(
         {
             let other = other.keys.network().clone();
             return Err(NetworkError::PortInUse { name: name.clone(), port, other });
+        }
+        if let BackendConfig::Gre(gre) = &config.backend
+            && key(other) == Some(gre.key.get())
+        {
+            let other = other.keys.network().clone();
+            return Err(NetworkError::KeyInUse { name: name.clone(), key: gre.key.get(), other });
         }
     }
     Ok(())

@@ -56,6 +56,16 @@ pub enum NetworkError {
         /// The other network.
         other: NetworkName,
     },
+    /// The GRE key is another network's.
+    #[error("network {name}: GRE key {key} is in use by network {other}")]
+    KeyInUse {
+        /// The network.
+        name: NetworkName,
+        /// The key; 0 is "no key", which one network can use.
+        key: u32,
+        /// The other network.
+        other: NetworkName,
+    },
     /// `rm`: hosts still hold leases.
     #[error("network {name} still has {count} leases: {shown}", count = .leases.len(), shown = first_few(.leases))]
     InUse {

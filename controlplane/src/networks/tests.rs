@@ -51,6 +51,29 @@ async fn what_is_created_names_its_type_and_a_vni_of_its_own() {
 }
 
 #[tokio::test]
+async fn gre_networks_have_a_key_each_and_the_default_one_none() {
+    let store = MemoryStore::new();
+    let gre = |cidr, key| NetworkSpec { backend: Some("gre".into()), key, ..spec(cidr) };
+    let first = make(&store, "default", &gre("10.100.0.0/16", None)).await.unwrap();
+    assert_eq!(text(&first), r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"gre","Key":0}}"#);
+    assert!(text(&make(&store, "blue", &gre("10.101.0.0/16", None)).await.unwrap()).contains(r#""Key":4097"#));
+    assert!(text(&make(&store, "red", &gre("10.102.0.0/16", None)).await.unwrap()).contains(r#""Key":4098"#));
+    for key in [0, 4097] {
+        let error = make(&store, "green", &gre("10.103.0.0/16", Some(key))).await.unwrap_err();
+        assert!(matches!(error, NetworkError::KeyInUse { key: taken, .. } if taken == key), "{error}");
+    }
+    // A VNI and a key are different things: the same number is no clash.
+    let vxlan = NetworkSpec { vni: Some(4097), ..spec("10.104.0.0/16") };
+    assert!(make(&store, "grey", &vxlan).await.is_ok());
+    let with_vni = NetworkSpec { vni: Some(9), ..gre("10.105.0.0/16", None) };
+    let error = make(&store, "pink", &with_vni).await.unwrap_err();
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "Backend.VNI means nothing for gre");
+    let to_gre = NetworkSpec { backend: Some("gre".into()), ..NetworkSpec::default() };
+    let moved = update(&store, FLANNEL_PREFIX, &name("grey"), &to_gre, Force::No).await.unwrap();
+    assert!(text(&moved).contains(r#""Backend":{"Type":"gre","Key":4099}"#));
+}
+
+#[tokio::test]
 async fn a_clash_is_refused_by_name() {
     let store = MemoryStore::new();
     make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::desired::{Path, Paths};
+use crate::desired::{Path, Paths, Tunnel as PeerTunnel};
 use crate::object::{AddressKey, Datapath, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -154,7 +154,13 @@ impl Vxlan {
                 "two hosts with one node id: remove the copied state directory on one of them and restart its agent",
             ));
         }
-        Ok(Path { device: tunnel.device, outer, tunnel: Some((self.0.vni, mac)), nexthop_object, wireguard: None })
+        Ok(Path {
+            device: tunnel.device,
+            outer,
+            tunnel: Some(PeerTunnel::Vxlan { vni: self.0.vni, mac }),
+            nexthop_object,
+            wireguard: None,
+        })
     }
 }
 
@@ -162,9 +168,11 @@ impl Vxlan {
 fn add(subnet: IpNet, path: &Path, out: &mut Draft) {
     let base = subnet.addr();
     let hop = match path.tunnel {
-        None => NextHop { gateway: path.outer, device: path.device, onlink: false },
-        Some((_, mac)) => {
-            out.neighbours.push((NeighbourKey { device: path.device, address: base }, mac));
+        None | Some(PeerTunnel::GreNeighbour(_) | PeerTunnel::GreRoute(_)) => {
+            NextHop { gateway: path.outer, device: path.device, onlink: false }
+        }
+        Some(PeerTunnel::Vxlan { mac, .. }) => {
+            out.neighbours.push((NeighbourKey { device: path.device, address: base }, mac.into()));
             out.fdb.push((FdbKey { device: path.device, mac }, path.outer));
             NextHop { gateway: base, device: path.device, onlink: true }
         }

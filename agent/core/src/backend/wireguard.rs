@@ -214,7 +214,7 @@ impl Wireguard {
         let mut data = tunnel.families.iter().map(|family| peer.backend_data(*family));
         let published = data.find_map(|data| match data {
             BackendData::Wireguard { public_key, port } => Some((*public_key, *port)),
-            BackendData::None | BackendData::Vxlan { .. } => None,
+            BackendData::None | BackendData::Vxlan { .. } | BackendData::Gre { .. } => None,
         });
         let Some((key, port)) = published else {
             return Err(Refusal::failed(

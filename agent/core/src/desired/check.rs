@@ -73,8 +73,8 @@ fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), P
     Ok(())
 }
 
-/// Two VXLAN devices with one VNI and port over one underlay family cannot be on one host, nor can anything share a port
-/// with WireGuard.
+/// Two VXLAN devices with one VNI and port, or two GRE devices with one key, over one underlay family cannot be on one
+/// host, nor can anything share a port with WireGuard.
 fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
     let is_wireguard = |network: &NetworkInput<'_>| matches!(network.config.backend, BackendConfig::Wireguard(_));
     if (is_wireguard(network) || is_wireguard(other))
@@ -87,20 +87,26 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
             network.name,
         ));
     }
-    let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&network.config.backend, &other.config.backend) else {
-        return Ok(());
-    };
     let both = |family| network.config.pool(family).is_some() && other.config.pool(family).is_some();
-    // The VNI alone names the device, so two ports do not help.
-    if a.vni == b.vni && IpFamily::BOTH.into_iter().any(both) {
-        return Err(Problem::new(
+    if !IpFamily::BOTH.into_iter().any(both) {
+        return Ok(());
+    }
+    match (&network.config.backend, &other.config.backend) {
+        // The VNI alone names the device, so two ports do not help.
+        (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) if a.vni == b.vni => Err(Problem::new(
             ProblemCode::VniConflict,
             format!("networks {} and {} both have VNI {}", other.name, network.name, a.vni),
             format!("agent network update {} --vni N, with an N no other network has", network.name),
             network.name,
-        ));
+        )),
+        (BackendConfig::Gre(a), BackendConfig::Gre(b)) if a.key == b.key => Err(Problem::new(
+            ProblemCode::GreKeyConflict,
+            format!("networks {} and {} both have the GRE key {} (0: none)", other.name, network.name, a.key),
+            format!("agent network update {} --key N, with an N no other network has", network.name),
+            network.name,
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The UDP ports a network's tunnels listen on.
@@ -111,7 +117,7 @@ fn udp_ports(network: &NetworkInput<'_>) -> Vec<u16> {
             let families = IpFamily::BOTH.into_iter().filter(|family| network.config.pool(*family).is_some());
             families.map(|family| wireguard.port_of(family)).collect()
         }
-        BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
+        BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
     }
 }
 

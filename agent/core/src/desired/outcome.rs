@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
+use flatnet_model::{GreKey, IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
 
-use crate::object::{Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, WireguardPeerKey};
+use crate::object::{
+    Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, TunnelId, WireguardPeerKey,
+};
 use crate::op::ObjectKey;
 
 /// One network.
@@ -79,12 +81,39 @@ pub struct Path {
     pub device: IfName,
     /// The peer's underlay address.
     pub outer: IpAddr,
-    /// The tunnel's identifier and the peer's address in it; `None`: a direct route.
-    pub tunnel: Option<(Vni, Mac)>,
+    /// What the tunnel needs for this peer; `None`: a direct route.
+    pub tunnel: Option<Tunnel>,
     /// Whether the route goes through a nexthop object.
     pub nexthop_object: bool,
     /// The peer's key, where the tunnel is WireGuard's.
     pub wireguard: Option<WireguardKey>,
+}
+
+/// What a tunnel needs for one peer besides the route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// A neighbour and a forwarding entry.
+    Vxlan {
+        /// The tunnel's identifier.
+        vni: Vni,
+        /// The peer's address in it.
+        mac: Mac,
+    },
+    /// A neighbour.
+    GreNeighbour(GreKey),
+    /// Nothing: the route itself names the tunnel's ends.
+    GreRoute(GreKey),
+}
+
+impl Tunnel {
+    /// What tells its packets from others.
+    #[must_use]
+    pub fn id(&self) -> TunnelId {
+        match self {
+            Self::Vxlan { vni, .. } => TunnelId::Vxlan(*vni),
+            Self::GreNeighbour(key) | Self::GreRoute(key) => TunnelId::Gre(*key),
+        }
+    }
 }
 
 impl PeerOutcome {
@@ -103,18 +132,24 @@ impl PeerOutcome {
                 IpAddr::V4(base) if path.nexthop_object => Some(ObjectKey::Nexthop(NexthopId::of_subnet(base))),
                 IpAddr::V4(_) | IpAddr::V6(_) => None,
             };
-            let tunnel = path.tunnel.map(|(vni, mac)| {
-                let set = SetName { vni, family: IpFamily::of(path.outer), prefix_len: subnet.prefix_len() };
-                [
-                    ObjectKey::PeerSource(PeerSource { set, outer: path.outer, inner: subnet }),
-                    ObjectKey::Neighbour(NeighbourKey { device, address: subnet.addr() }),
-                    ObjectKey::Fdb(FdbKey { device, mac }),
-                ]
+            let tunnel = path.tunnel.map(|tunnel| {
+                let (family, prefix_len) = (IpFamily::of(path.outer), subnet.prefix_len());
+                let set = SetName { tunnel: tunnel.id(), family, prefix_len };
+                let source = ObjectKey::PeerSource(PeerSource { set, outer: path.outer, inner: subnet });
+                let neighbour = ObjectKey::Neighbour(NeighbourKey { device, address: subnet.addr() });
+                match tunnel {
+                    Tunnel::Vxlan { mac, .. } => {
+                        [Some(source), Some(neighbour), Some(ObjectKey::Fdb(FdbKey { device, mac }))]
+                    }
+                    Tunnel::GreNeighbour(_) => [Some(source), Some(neighbour), None],
+                    Tunnel::GreRoute(_) => [Some(source), None, None],
+                }
             });
             let wireguard =
                 path.wireguard.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
             tunnel
                 .into_iter()
+                .flatten()
                 .flatten()
                 .chain(nexthop)
                 .chain(wireguard)

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use flatnet_model::{IfName, IpFamily, Vni};
+use flatnet_model::{BackendConfig, IfName, IpFamily};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::{Built, Draft};
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
-use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl};
+use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Built, draft: &mut Draft) {
@@ -59,22 +59,21 @@ pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft
 
 /// What the firewall has to know of a network that is programmed.
 pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> FirewallNetwork {
-    let (vni, port) = match &network.config.backend {
-        flatnet_model::BackendConfig::Vxlan(vxlan) => (Some(vxlan.vni), vxlan.port),
-        flatnet_model::BackendConfig::HostGw
-        | flatnet_model::BackendConfig::Wireguard(_)
-        | flatnet_model::BackendConfig::Unsupported(_) => (None, 0),
+    let (id, port) = match &network.config.backend {
+        BackendConfig::Vxlan(vxlan) => (Some(TunnelId::Vxlan(vxlan.vni)), vxlan.port),
+        BackendConfig::Gre(gre) => (Some(TunnelId::Gre(gre.key)), 0),
+        BackendConfig::HostGw | BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => (None, 0),
     };
     let peers: BTreeSet<PeerSource> =
-        vni.map(|vni| built.peers.iter().flat_map(|peer| sources(peer, vni)).collect()).unwrap_or_default();
+        id.map(|id| built.peers.iter().flat_map(|peer| sources(peer, id)).collect()).unwrap_or_default();
     let tunnel = |(family, device): &(IpFamily, IfName)| {
         let pool = network.config.pool(*family).map(flatnet_model::Pool::subnet_len);
         let of_peers = peers.iter().map(|source| source.set).filter(|set| set.family == *family);
         let prefix_lens = of_peers.map(|set| set.prefix_len).chain(pool).collect();
-        Some(FirewallTunnel { vni: vni?, family: *family, prefix_lens, port, device: *device })
+        Some(FirewallTunnel { id: id?, family: *family, prefix_lens, port, device: *device })
     };
     let encrypted = match &network.config.backend {
-        flatnet_model::BackendConfig::Wireguard(wireguard) => {
+        BackendConfig::Wireguard(wireguard) => {
             let carried = |device: IfName| built.devices.iter().filter(move |(_, of)| *of == device);
             let tunnel = |device| {
                 let families: Vec<IpFamily> = carried(device).map(|(family, _)| *family).collect();
@@ -82,9 +81,9 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> Fir
             };
             built.device_names().into_iter().filter_map(tunnel).collect()
         }
-        flatnet_model::BackendConfig::Vxlan(_)
-        | flatnet_model::BackendConfig::HostGw
-        | flatnet_model::BackendConfig::Unsupported(_) => Vec::new(),
+        BackendConfig::Vxlan(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
+            Vec::new()
+        }
     };
     FirewallNetwork {
         encrypted,
@@ -99,7 +98,7 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> Fir
 
 /// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may
 /// look different from the other side.
-fn sources(peer: &PeerOutcome, vni: Vni) -> impl Iterator<Item = PeerSource> {
+fn sources(peer: &PeerOutcome, tunnel: TunnelId) -> impl Iterator<Item = PeerSource> {
     let paths = match peer.decision {
         PeerDecision::Programmed(paths) => [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)],
         PeerDecision::Ignored { .. } | PeerDecision::Unreachable { .. } | PeerDecision::Failed { .. } => {
@@ -108,7 +107,7 @@ fn sources(peer: &PeerOutcome, vni: Vni) -> impl Iterator<Item = PeerSource> {
     };
     paths.into_iter().filter_map(move |(family, path)| {
         let inner = peer.subnets.of(family)?;
-        let set = SetName { vni, family, prefix_len: inner.prefix_len() };
+        let set = SetName { tunnel, family, prefix_len: inner.prefix_len() };
         Some(PeerSource { set, outer: path?.outer, inner })
     })
 }

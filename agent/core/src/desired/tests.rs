@@ -194,7 +194,7 @@ fn an_unsupported_backend_programs_nothing_and_says_what_is_supported() {
     let desired = one(&config(Some("10.100.0.0/16"), None, kind), "10.100.1.0-24", &[]);
     assert_eq!(desired.state, KernelState::default());
     assert_eq!(codes(&desired), ["backend-unsupported"]);
-    assert!(desired.problems[0].hint.contains("vxlan, wireguard and host-gw"));
+    assert!(desired.problems[0].hint.contains("vxlan, wireguard, gre and host-gw"));
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Lost {
             RouteVia::Object(id) if self.early_nexthops.contains(&id) => Fate::GoneFirst,
             RouteVia::Object(id) if self.late_nexthops.contains(&id) => Fate::GoesLast,
             RouteVia::Hop(hop) => self.link(hop.device),
+            RouteVia::Encap(encap) => self.link(encap.device),
             RouteVia::Object(_) | RouteVia::Unreachable => Fate::Stays,
         }
     }
@@ -109,7 +110,8 @@ pub(crate) fn readdresses(found: &Link, wanted: &Link) -> bool {
 }
 
 /// The orphans of ours that keep a wanted tunnel device from being made, each after the one it keeps out: one VNI and port
-/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard device. A device that somebody renamed is such a one.
+/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard device and a GRE
+/// key. A device that somebody renamed is such a one.
 pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,
@@ -127,7 +129,12 @@ fn same_tunnel(a: &Link, b: &Link) -> bool {
             a.vni == b.vni && a.port == b.port && IpFamily::of(a.local) == IpFamily::of(b.local)
         }
         (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.port == b.port,
-        (LinkKind::Vxlan(_) | LinkKind::Bridge | LinkKind::Wireguard(_), _) => false,
+        // net/ipv4/ip_tunnel.c: `ip_tunnel_find`; net/ipv6/ip6_gre.c: `collect_md_tun`.
+        (LinkKind::Gre(a), LinkKind::Gre(b)) => a.key == b.key && a.datapath == b.datapath,
+        (LinkKind::Gre6(a), LinkKind::Gre6(b)) => a == b,
+        (LinkKind::Vxlan(_) | LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_), _) => {
+            false
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! What may pass through this host: nothing from one network to another, nothing out of a tunnel except into its network,
 //! no tunnel packets made by containers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_model::IpFamily;
+use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, guard, ip};
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, guard, ip};
+use crate::object::TunnelId;
 
 /// Before every filter chain (0), so that our drops are counted as ours.
 const PRIORITY: i32 = -10;
@@ -15,11 +16,17 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut lines = vec![format!("type filter hook forward priority {PRIORITY}; policy accept;")];
     lines.extend(forged_tunnel_packets(networks));
     lines.extend(guard::passing_through(networks));
-    for network in networks {
-        for tunnel in &network.tunnels {
-            text.block(&format!("chain {}", out_of(tunnel)), &decapsulated(network, tunnel));
-            lines.push(format!("iifname \"{}\" goto {}", tunnel.device, out_of(tunnel)));
-        }
+    // One device may serve several networks: then what comes out of it may be any of theirs.
+    let mut devices: BTreeMap<IfName, (String, Vec<String>, &FirewallNetwork)> = BTreeMap::new();
+    for (network, tunnel) in networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)))
+    {
+        let device = devices.entry(tunnel.device).or_insert_with(|| (out_of(tunnel), Vec::new(), network));
+        device.1.extend(into(network, tunnel.family));
+    }
+    for (device, (chain, mut rules, network)) in devices {
+        rules.push(nowhere_else(network));
+        text.block(&format!("chain {chain}"), &rules);
+        lines.push(format!("iifname \"{device}\" goto {chain}"));
     }
     for network in networks {
         for tunnel in &network.encrypted {
@@ -37,12 +44,13 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 /// A container's packet to a host's tunnel port would leave with this host's address, which is a peer's there, and so put
 /// frames into any network. Inside its own network it is not masqueraded, and nested overlays work.
 fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
-    let ports: BTreeSet<u16> = networks.iter().flat_map(|network| &network.tunnels).map(|tunnel| tunnel.port).collect();
-    if ports.is_empty() {
-        return Vec::new();
-    }
+    let vxlan =
+        networks.iter().flat_map(FirewallNetwork::tunnels).filter(|tunnel| matches!(tunnel.id, TunnelId::Vxlan(_)));
+    let ports: BTreeSet<u16> = vxlan.map(|tunnel| tunnel.port).collect();
     let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-    let ports = ports.join(", ");
+    let udp = (!ports.is_empty()).then(|| format!("udp dport {{ {} }}", ports.join(", ")));
+    let gre = gre::is_used(networks).then(|| "meta l4proto gre".to_owned());
+    let forged: Vec<String> = udp.into_iter().chain(gre).collect();
     let mut lines = Vec::new();
     for network in networks {
         for family in IpFamily::BOTH {
@@ -50,11 +58,13 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
             else {
                 continue;
             };
-            lines.push(format!(
-                "{ip} saddr {own} {ip} daddr != {all} udp dport {{ {ports} }} counter drop comment \"{}: containers cannot pose as a tunnel's end\"",
-                network.name,
-                ip = ip(family),
-            ));
+            lines.extend(forged.iter().map(|packets| {
+                format!(
+                    "{ip} saddr {own} {ip} daddr != {all} {packets} counter drop comment \"{}: containers cannot pose as a tunnel's end\"",
+                    network.name,
+                    ip = ip(family),
+                )
+            }));
         }
     }
     lines
@@ -62,19 +72,12 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
 
 fn out_of(tunnel: &FirewallTunnel) -> String {
     match tunnel.family {
-        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.vni),
-        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.vni),
+        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.id),
+        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.id),
     }
 }
 
-/// An allow-list: into the network; answers to what this host masqueraded into it.
-fn decapsulated(network: &FirewallNetwork, tunnel: &FirewallTunnel) -> Vec<String> {
-    let mut lines = into(network, tunnel.family);
-    lines.push(nowhere_else(network));
-    lines
-}
-
-/// What may come out of a tunnel in one family.
+/// What may come out of a tunnel in one family: into the network; answers to what this host masqueraded into it.
 fn into(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
     let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
     let ip = ip(family);

@@ -1,4 +1,4 @@
-//! The guard before decapsulation: of the packets that carry our VNI, only those whose outer source is a peer and whose
+//! The guard before decapsulation of VXLAN ([`super::gre`] is GRE's): of the packets that carry our VNI, only those whose outer source is a peer and whose
 //! inner source is in that peer's subnet reach the device.
 //!
 //! It stands at hook `input`, where IPv4 packets are reassembled; IPv6 ones are too because our `postrouting` chain makes
@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IfName, IpFamily, Vni};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, ip};
-use crate::object::SetName;
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip};
+use crate::object::{SetName, TunnelId};
 
 /// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
 const PRIORITY: i32 = -120;
@@ -33,30 +33,34 @@ const INNER_SOURCE_V6: &str = "@th,304,128";
 
 /// A set for each length of a tunnel's peers' subnets, without elements.
 pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
-    for (network, tunnel) in tunnels(networks) {
-        for set in tunnel.sets() {
-            let lines = [
-                format!("typeof {} saddr . {}", ip(set.family), inner_source(set.family)),
-                format!("comment \"{}: peer's underlay address . its subnet /{}\"", network.name, set.prefix_len),
-            ];
-            text.block(&format!("set {set}"), &lines);
-        }
+    for (network, set) in networks.iter().flat_map(|network| sets_of(network).map(move |set| (network, set))) {
+        let inner = match set.tunnel {
+            TunnelId::Vxlan(_) => inner_source(set.family).to_owned(),
+            TunnelId::Gre(key) => gre::inner_source(set.family, key, false),
+        };
+        let lines = [
+            format!("typeof {} saddr . {inner}", ip(set.family)),
+            format!("comment \"{}: peer's underlay address . its subnet /{}\"", network.name, set.prefix_len),
+        ];
+        text.block(&format!("set {set}"), &lines);
     }
 }
 
 /// The base chain, and an allow-list for each port and VNI.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut by_port_and_vni: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
-    for (network, tunnel) in tunnels(networks) {
-        let entry = by_port_and_vni.entry((tunnel.port, tunnel.vni));
-        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.extend(tunnel.sets());
+    for (network, vxlan) in tunnels(networks) {
+        let entry = by_port_and_vni.entry((vxlan.port, vxlan.vni));
+        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.extend(vxlan.sets);
     }
     for ((port, vni), (network, sets)) in &by_port_and_vni {
         let mut lines: Vec<String> = sets.iter().map(|set| allow(*set)).collect();
         lines.push(format!("counter drop comment \"{network}: our VNI, but not a peer sending from its own subnet\""));
         text.block(&format!("chain tunnel_{port}_{vni}"), &lines);
     }
+    gre::chains(networks, text);
     let mut lines = vec![format!("type filter hook input priority {PRIORITY}; policy accept;")];
+    lines.extend(gre::judge(networks, gre::of_family, "before decapsulation; what is not ours comes back"));
     for ((port, vni), (network, _)) in &by_port_and_vni {
         lines.push(format!(
             "udp dport {port} {VNI} {vni} goto tunnel_{port}_{vni} comment \"{network}: before decapsulation; other VNIs are not ours\""
@@ -67,14 +71,16 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 
 /// The base chain that refuses tunnel packets from the wrong side.
 pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
-    let ports: BTreeSet<u16> = tunnels(networks).map(|(_, tunnel)| tunnel.port).collect();
-    if ports.is_empty() {
+    let ports: BTreeSet<u16> = tunnels(networks).map(|(_, vxlan)| vxlan.port).collect();
+    if ports.is_empty() && !gre::is_used(networks) {
         return;
     }
     let mut lines = vec![format!("type filter hook prerouting priority {ORIGIN_PRIORITY}; policy accept;")];
-    lines.extend(ports.iter().map(|port| {
+    let packets = ports.iter().map(|port| format!("udp dport {port}"));
+    let packets = packets.chain(gre::is_used(networks).then(|| "meta l4proto gre".to_owned()));
+    lines.extend(packets.map(|packets| {
         format!(
-            "udp dport {port} iifname != \"{underlay}\" fib saddr . iif oif missing counter drop comment \"no route leads back: a forged source\""
+            "{packets} iifname != \"{underlay}\" fib saddr . iif oif missing counter drop comment \"no route leads back: a forged source\""
         )
     }));
     text.block("chain origin", &lines);
@@ -83,13 +89,14 @@ pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
 /// What passes through this host with our VNI is judged as what comes in: whoever masquerades behind this host would
 /// otherwise speak with its address, which is a peer's elsewhere. Tunnels inside the networks are none of ours.
 pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
-    let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, tunnel)| (tunnel.port, tunnel.vni)).collect();
-    let mut lines = Vec::new();
+    let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, vxlan)| (vxlan.port, vxlan.vni)).collect();
+    let outside = |family| match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
+        Some(every) => format!("{} daddr != {every}", ip(family)),
+        None => gre::of_family(family),
+    };
+    let mut lines = gre::judge(networks, outside, "nobody behind this host is its tunnel");
     for family in IpFamily::BOTH {
-        let outside = match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
-            Some(every) => format!("{} daddr != {every}", ip(family)),
-            None => format!("meta nfproto {}", if family == IpFamily::V4 { "ipv4" } else { "ipv6" }),
-        };
+        let outside = outside(family);
         lines.extend(judged.iter().map(|(port, vni)| {
             format!(
                 "{outside} udp dport {port} {VNI} {vni} goto tunnel_{port}_{vni} comment \"nobody behind this host is its tunnel\""
@@ -120,7 +127,7 @@ fn inner_source(family: IpFamily) -> &'static str {
 }
 
 /// What is left of an inner source is its subnet, as a number: raw payload has no other form.
-fn mask(set: SetName) -> String {
+pub(super) fn mask(set: SetName) -> String {
     let host_bits = u32::from(set.family.bits().saturating_sub(set.prefix_len));
     match set.family {
         IpFamily::V4 => format!("{:#x}", u32::MAX.checked_shl(host_bits).unwrap_or(0)),
@@ -128,8 +135,23 @@ fn mask(set: SetName) -> String {
     }
 }
 
-fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwork, &FirewallTunnel)> {
-    networks.iter().flat_map(|network| network.tunnels.iter().map(move |tunnel| (network, tunnel)))
+/// A VXLAN tunnel.
+struct Vxlan {
+    port: u16,
+    vni: Vni,
+    sets: Vec<SetName>,
+}
+
+fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwork, Vxlan)> {
+    let all = networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)));
+    all.filter_map(|(network, tunnel)| match tunnel.id {
+        TunnelId::Vxlan(vni) => Some((network, Vxlan { port: tunnel.port, vni, sets: tunnel.sets().collect() })),
+        TunnelId::Gre(_) => None,
+    })
+}
+
+fn sets_of(network: &FirewallNetwork) -> impl Iterator<Item = SetName> {
+    network.tunnels().flat_map(FirewallTunnel::sets)
 }
 
 #[cfg(test)]

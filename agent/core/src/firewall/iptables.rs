@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::IpFamily;
 
-use super::{FirewallNetwork, merged};
+use super::{FirewallNetwork, FirewallTunnel, merged};
 use crate::facts::DroppingChain;
-use crate::object::{IptablesChain, IptablesKey, IptablesRule};
+use crate::object::{IptablesChain, IptablesKey, IptablesRule, TunnelId};
 
 /// The rules `networks` need, given which chains can drop.
 #[must_use]
@@ -34,12 +34,15 @@ pub fn iptables(
 
 /// Tunnel packets: our own guard has judged them, or WireGuard will.
 fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
-    let mut ports: BTreeSet<u16> =
-        network.tunnels.iter().filter(|tunnel| tunnel.family == family).map(|tunnel| tunnel.port).collect();
+    let packets = |tunnel: &FirewallTunnel| match tunnel.id {
+        TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {}", tunnel.port),
+        // By number: a host without /etc/protocols does not know the name.
+        TunnelId::Gre(_) => "-p 47".to_owned(),
+    };
+    let mut rules: BTreeSet<String> = network.tunnels().filter(|tunnel| tunnel.family == family).map(packets).collect();
     // WireGuard listens on both families, whatever is inside.
-    ports.extend(network.encrypted.iter().map(|tunnel| tunnel.port));
-    let rules = ports.iter().map(|port| format!("-p udp -m udp --dport {port}"));
-    named(network, ":tunnel", rules.collect())
+    rules.extend(network.encrypted.iter().map(|tunnel| format!("-p udp -m udp --dport {}", tunnel.port)));
+    named(network, ":tunnel", rules.into_iter().collect())
 }
 
 /// Within the network; from this host's containers to anywhere; and the answers.

@@ -2,10 +2,11 @@ use flatnet_model::Vni;
 
 use super::*;
 use crate::facts::DroppingChain;
-use crate::object::{IptablesChain, IptablesVariant};
+use crate::object::{IptablesChain, IptablesVariant, TunnelId};
 
 fn set(vni: u32, family: IpFamily) -> SetName {
-    SetName { vni: Vni::new(vni).unwrap(), family, prefix_len: if family == IpFamily::V4 { 24 } else { 64 } }
+    let prefix_len = if family == IpFamily::V4 { 24 } else { 64 };
+    SetName { tunnel: TunnelId::Vxlan(Vni::new(vni).unwrap()), family, prefix_len }
 }
 
 fn device(name: &str) -> IfName {
@@ -23,8 +24,8 @@ fn peer(set: SetName, outer: &str, inner: &str) -> PeerSource {
 /// Both families through tunnels.
 fn dual() -> FirewallNetwork {
     let tunnel = |family, name| {
-        let SetName { vni, prefix_len, .. } = set(1, family);
-        FirewallTunnel { vni, family, prefix_lens: [prefix_len].into(), port: 8472, device: device(name) }
+        let SetName { tunnel: id, prefix_len, .. } = set(1, family);
+        FirewallTunnel { id, family, prefix_lens: [prefix_len].into(), port: 8472, device: device(name) }
     };
     FirewallNetwork {
         encrypted: Vec::new(),

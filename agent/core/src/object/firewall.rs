@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use flatnet_model::{IpFamily, Vni};
+use flatnet_model::{GreKey, IpFamily, Vni};
 use ipnet::IpNet;
 
 /// The table `inet flatnet` as `nft -f` takes it, without the elements of its sets. It is only ever swapped whole, in one
@@ -25,6 +25,24 @@ impl Ruleset {
     }
 }
 
+/// What tells a tunnel's packets from those of others on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelId {
+    /// VXLAN's network identifier.
+    Vxlan(Vni),
+    /// GRE's key, or that there is none.
+    Gre(GreKey),
+}
+
+impl fmt::Display for TunnelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vxlan(vni) => vni.fmt(f),
+            Self::Gre(key) => write!(f, "gre{key}"),
+        }
+    }
+}
+
 /// A set of our table: the pairs (outer source, inner source) that one tunnel accepts over one underlay family from peers
 /// with subnets of one length.
 ///
@@ -34,7 +52,7 @@ impl Ruleset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetName {
     /// The tunnel's identifier.
-    pub vni: Vni,
+    pub tunnel: TunnelId,
     /// Family of the outer and of the inner source.
     pub family: IpFamily,
     /// Length of the peers' subnets in bits.
@@ -50,17 +68,21 @@ impl SetName {
             (None, Some(rest)) => (IpFamily::V6, rest),
             (None, None) => return None,
         };
-        let (vni, prefix_len) = rest.split_once('_')?;
+        let (tunnel, prefix_len) = rest.split_once('_')?;
+        let tunnel = match tunnel.strip_prefix("gre") {
+            Some(key) => TunnelId::Gre(GreKey::new(key.parse().ok()?)),
+            None => TunnelId::Vxlan(Vni::new(tunnel.parse().ok()?).ok()?),
+        };
         let prefix_len = prefix_len.parse().ok().filter(|length| *length <= family.bits())?;
-        Some(Self { vni: Vni::new(vni.parse().ok()?).ok()?, family, prefix_len })
+        Some(Self { tunnel, family, prefix_len })
     }
 }
 
 impl fmt::Display for SetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.family {
-            IpFamily::V4 => write!(f, "peers4_{}_{}", self.vni, self.prefix_len),
-            IpFamily::V6 => write!(f, "peers6_{}_{}", self.vni, self.prefix_len),
+            IpFamily::V4 => write!(f, "peers4_{}_{}", self.tunnel, self.prefix_len),
+            IpFamily::V6 => write!(f, "peers6_{}_{}", self.tunnel, self.prefix_len),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Devices.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_model::{IpFamily, Mac, Mtu, Vni, WireguardKey};
+use flatnet_model::{GreKey, IpFamily, Mac, Mtu, Vni, WireguardKey};
 
 /// A device of ours. Ours are told from others by their alias (`IFLA_IFALIAS`), which begins with [`Link::ALIAS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +29,45 @@ pub enum LinkKind {
     Vxlan(VxlanLink),
     /// A WireGuard tunnel device.
     Wireguard(WireguardLink),
+    /// A GRE tunnel device over IPv4: one multipoint device, which finds peers by its neighbours; served in user space,
+    /// by `encap` routes.
+    Gre(GreLink),
+    /// The GRE tunnel device over IPv6, for all networks: a multipoint device of that family does not transmit, so it is
+    /// an `external` one, of which there is one in a network namespace. It finds peers and keys by `encap` routes.
+    Gre6(Datapath),
     /// A bridge for containers.
     Bridge,
+}
+
+/// Who carries a tunnel's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Datapath {
+    /// The kernel's own device.
+    Kernel,
+    /// This program, behind a TUN device: for kernels that lack the module.
+    Userspace,
+}
+
+impl Datapath {
+    /// For people and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+/// What a GRE device over IPv4 is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GreLink {
+    /// What it sends and receives under; never changed on a device.
+    pub key: GreKey,
+    /// Our underlay address: outer source of what we send, and where we receive.
+    pub local: Ipv4Addr,
+    /// Who carries its packets; never changed on a device.
+    pub datapath: Datapath,
 }
 
 /// What a VXLAN device is made of; learning is always off.
@@ -56,22 +93,15 @@ pub struct WireguardLink {
     pub datapath: Datapath,
 }
 
-/// Who carries the packets of a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Datapath {
-    /// The kernel.
-    Kernel,
-    /// This process, through a TUN device: where the kernel lacks the module.
-    Userspace,
-}
-
-impl Datapath {
-    /// For JSON and logs.
+impl LinkKind {
+    /// Who carries its packets.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn datapath(&self) -> Datapath {
         match self {
-            Self::Kernel => "kernel",
-            Self::Userspace => "userspace",
+            Self::Gre(gre) => gre.datapath,
+            Self::Wireguard(wireguard) => wireguard.datapath,
+            Self::Gre6(datapath) => *datapath,
+            Self::Vxlan(_) | Self::Bridge => Datapath::Kernel,
         }
     }
 }
@@ -86,7 +116,12 @@ impl Link {
                 a.vni == b.vni && a.port == b.port && IpFamily::of(a.local) == IpFamily::of(b.local)
             }
             (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.datapath == b.datapath,
-            (LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::Wireguard(_), _) => false,
+            (LinkKind::Gre(a), LinkKind::Gre(b)) => a.key == b.key && a.datapath == b.datapath,
+            (LinkKind::Gre6(a), LinkKind::Gre6(b)) => a == b,
+            (
+                LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_),
+                _,
+            ) => false,
         }
     }
 }

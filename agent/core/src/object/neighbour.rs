@@ -1,6 +1,7 @@
 //! Who answers at which link address: neighbour (ARP, ND) and forwarding database entries, always permanent.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
 use flatnet_model::{IfName, Mac};
 
@@ -11,6 +12,30 @@ pub struct NeighbourKey {
     pub device: IfName,
     /// The neighbour's overlay address.
     pub address: IpAddr,
+}
+
+/// A neighbour's address on its device's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LinkAddress {
+    /// Ethernet.
+    Mac(Mac),
+    /// Of a multipoint GRE device: where in the underlay the tunnel ends.
+    V4(Ipv4Addr),
+}
+
+impl From<Mac> for LinkAddress {
+    fn from(mac: Mac) -> Self {
+        Self::Mac(mac)
+    }
+}
+
+impl fmt::Display for LinkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => mac.fmt(f),
+            Self::V4(address) => address.fmt(f),
+        }
+    }
 }
 
 /// A forwarding entry (`NTF_SELF`) of one VXLAN device.

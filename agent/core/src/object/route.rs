@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_model::IfName;
+use flatnet_model::{GreKey, IfName};
 use ipnet::IpNet;
 
 /// A nexthop object's id.
@@ -76,6 +76,31 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
+/// The tunnel a route's packets travel in, put round them by the route's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Encap {
+    /// The tunnel device.
+    pub device: IfName,
+    /// Outer source.
+    pub source: IpAddr,
+    /// Outer destination, of the same family.
+    pub remote: IpAddr,
+    /// What tells the tunnel's packets from those of others.
+    pub key: GreKey,
+}
+
+impl RouteVia {
+    /// The device packets leave through, where the route itself names it.
+    #[must_use]
+    pub fn device(&self) -> Option<IfName> {
+        match self {
+            Self::Hop(hop) => Some(hop.device),
+            Self::Encap(encap) => Some(encap.device),
+            Self::Object(_) | Self::Unreachable => None,
+        }
+    }
+}
+
 /// What a route does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteVia {
@@ -83,6 +108,9 @@ pub enum RouteVia {
     Object(NexthopId),
     /// Sends it to a next hop.
     Hop(NextHop),
+    /// Sends it to a device with the tunnel's ends (`encap ip`, `encap ip6`), for devices that serve all peers without
+    /// neighbours.
+    Encap(Encap),
     /// Refuses it with "host unreachable" (`RTN_UNREACHABLE`).
     Unreachable,
 }

@@ -4,19 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use flatnet_model::{IfName, IpFamily, Mac, Mtu, Vni, WireguardKey};
+use flatnet_model::{GreKey, IfName, IpFamily, Mac, Mtu, Vni, WireguardKey};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
 use crate::object::{
-    AddressKey, Datapath, FdbKey, Foreign, IptablesChain, IptablesKey, IptablesRule, IptablesVariant, Link, LinkKind,
-    NeighbourKey, NextHop, Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, SetName, VxlanLink,
-    WireguardLink, WireguardPeer, WireguardPeerKey,
+    AddressKey, Datapath, Encap, FdbKey, Foreign, GreLink, IptablesChain, IptablesKey, IptablesRule, IptablesVariant,
+    Link, LinkKind, NeighbourKey, NextHop, Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, SetName,
+    TunnelId, VxlanLink, WireguardLink, WireguardPeer, WireguardPeerKey,
 };
 use crate::op::ObjectKey;
 
-const DEVICES: [&str; 6] = ["flat.1", "flat.2", "flat6.1", "renamed", "br0", "flatwg.51820"];
+const DEVICES: [&str; 8] = ["flat.1", "flat.2", "flat6.1", "renamed", "br0", "flatwg.51820", "flatgre0", "flat6gre"];
 
 fn name(index: usize) -> IfName {
     IfName::new(DEVICES.get(index).copied().unwrap_or("eth0")).unwrap()
@@ -49,6 +49,14 @@ fn link(index: usize, (vni, port, mtu, mac_index, flip): (u8, bool, bool, u8, bo
         let kind = LinkKind::Wireguard(WireguardLink { port: if port { 51820 } else { 51822 }, public_key, datapath });
         return Link { kind, mtu, mac: None, up: wanted || flip };
     }
+    let datapath = if port { Datapath::Kernel } else { Datapath::Userspace };
+    if index == 6 {
+        let gre = GreLink { key: GreKey::NONE, local: [192, 0, 2, 1 + u8::from(flip)].into(), datapath };
+        return Link { kind: LinkKind::Gre(gre), mtu, mac: None, up: wanted || flip };
+    }
+    if index == 7 {
+        return Link { kind: LinkKind::Gre6(datapath), mtu, mac: None, up: wanted || flip };
+    }
     let own_vni = if index == 1 { 2 } else { 1 };
     let vni = Vni::new(if wanted || index != 3 { own_vni } else { u32::from(vni) + 1 }).unwrap();
     let local: IpAddr =
@@ -65,6 +73,12 @@ fn via(kind: u8, device: usize, gateway: u8) -> RouteVia {
     match kind {
         0 => RouteVia::Unreachable,
         1 => RouteVia::Hop(NextHop { gateway: address(gateway), device: name(device), onlink: true }),
+        2 => RouteVia::Encap(Encap {
+            device: name(device),
+            source: address(0),
+            remote: address(gateway),
+            key: GreKey::NONE,
+        }),
         _ => RouteVia::Object(NexthopId(u32::from(gateway) + 1)),
     }
 }
@@ -72,14 +86,14 @@ fn via(kind: u8, device: usize, gateway: u8) -> RouteVia {
 type LinkBits = (u8, bool, bool, u8, bool);
 
 fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
-    let device = || 0_usize..6;
-    let links = prop::collection::btree_map(0_usize..6, any::<LinkBits>(), 0..6);
+    let device = || 0_usize..9;
+    let links = prop::collection::btree_map(0_usize..8, any::<LinkBits>(), 0..6);
     let bits = (
         prop::collection::vec((device(), 0_u8..4), 0..5),
         prop::collection::vec((device(), 0_u8..4, 0_u8..3), 0..8),
         prop::collection::vec((device(), 0_u8..3, 0_u8..4), 0..8),
         prop::collection::vec((0_u8..4, device(), 0_u8..4), 0..6),
-        prop::collection::vec((0_u8..6, 0_u8..3, device(), 0_u8..4), 0..8),
+        prop::collection::vec((0_u8..6, 0_u8..4, device(), 0_u8..4), 0..8),
     );
     let firewall = (prop::option::of(any::<bool>()), prop::collection::vec((1_u8..3, 0_u8..2, 0_u8..4), 0..6));
     let wireguard = prop::collection::vec((0_u8..3, 0_u8..6, any::<bool>()), 0..5);
@@ -105,7 +119,7 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
                     .collect(),
                 neighbours: neighbours
                     .into_iter()
-                    .map(|(d, a, m)| (NeighbourKey { device: name(d), address: address(a) }, mac(m)))
+                    .map(|(d, a, m)| (NeighbourKey { device: name(d), address: address(a) }, mac(m).into()))
                     .collect(),
                 fdb: fdb.into_iter().map(|(d, m, a)| (FdbKey { device: name(d), mac: mac(m) }, address(a))).collect(),
                 nexthops: nexthops
@@ -166,7 +180,8 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
                         .to_owned(),
                 });
                 for (vni, outer, inner) in sources {
-                    let set = SetName { vni: Vni::new(u32::from(vni)).unwrap(), family: IpFamily::V4, prefix_len: 24 };
+                    let tunnel = TunnelId::Vxlan(Vni::new(u32::from(vni)).unwrap());
+                    let set = SetName { tunnel, family: IpFamily::V4, prefix_len: 24 };
                     let source = PeerSource { set, outer: address(outer), inner: subnet(inner) };
                     if both || vni == 1 {
                         state.peer_sources.insert(source);
@@ -181,7 +196,7 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
 fn tunnel(link: &Link) -> Option<(Vni, u16, bool)> {
     match link.kind {
         LinkKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port, vxlan.local.is_ipv4())),
-        LinkKind::Bridge | LinkKind::Wireguard(_) => None,
+        LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
     }
 }
 
@@ -200,13 +215,14 @@ fn consistent(mut state: KernelState) -> KernelState {
     state.routes.retain(|_, route| match route.via {
         RouteVia::Unreachable => true,
         RouteVia::Hop(hop) => devices.contains(&hop.device),
+        RouteVia::Encap(encap) => devices.contains(&encap.device),
         RouteVia::Object(id) => nexthops.contains(&id),
     });
     state
 }
 
 fn foreign() -> impl Strategy<Value = Foreign> {
-    let links = prop::collection::btree_set(0_usize..5, 0..2);
+    let links = prop::collection::btree_set(0_usize..7, 0..2);
     (links, prop::collection::btree_set(0_u32..4, 0..2), prop::collection::btree_set(0_u8..6, 0..2)).prop_map(
         |(links, nexthops, routes)| Foreign {
             links: links.into_iter().map(|index| (name(index), "dummy".to_owned())).collect(),
@@ -276,6 +292,7 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
         Object::Route(_, route) => match route.via {
             RouteVia::Unreachable => true,
             RouteVia::Hop(hop) => device(hop.device),
+            RouteVia::Encap(encap) => device(encap.device),
             RouteVia::Object(id) => state.nexthops.contains_key(&id),
         },
     };

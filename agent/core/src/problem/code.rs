@@ -27,7 +27,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The network's backend is none of vxlan, wireguard and host-gw.
+    /// The network's backend is none that this version builds.
     BackendUnsupported = "backend-unsupported",
     /// The network's configuration in the store cannot be used.
     ConfigInvalid = "config-invalid",
@@ -43,6 +43,8 @@ codes! {
     FlannelDevice = "flannel-device",
     /// A device, route or nexthop that is not ours is where ours belongs.
     ForeignObject = "foreign-object",
+    /// Two joined networks have one GRE key.
+    GreKeyConflict = "gre-key-conflict",
     /// A bug.
     Internal = "internal",
     /// The kernel refused an operation.
@@ -53,6 +55,8 @@ codes! {
     KeyRejected = "key-rejected",
     /// A valid lease contradicts an older one (overlap, duplicate) and is not programmed.
     LeaseRefused = "lease-refused",
+    /// The kernel lacks a module that the network needs, and user space cannot stand in for it.
+    ModuleMissing = "module-missing",
     /// The configured MTU does not fit the underlay.
     MtuTooLarge = "mtu-too-large",
     /// Below 1280 bytes, which IPv6 needs.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use flatnet_core::object::{Foreign, KernelState, Link, LinkKind, NextHop, PeerSource, Route, RouteVia, Ruleset};
+use flatnet_core::object::{
+    Datapath, Foreign, GreLink, KernelState, Link, LinkAddress, LinkKind, NextHop, PeerSource, Route, RouteVia, Ruleset,
+};
 use flatnet_core::op::{Action, Object, Op};
 use flatnet_model::IfName;
 use nix::errno::Errno;
@@ -28,12 +30,17 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
                 Ok(())
             }
         },
-        Object::Neighbour(key, mac) => match op.action {
+        Object::Neighbour(key, link_address) => match op.action {
             Action::Delete => state.neighbours.remove(key).map(drop).ok_or(Errno::ENOENT),
             // Over one that is there, always: the kernel makes neighbours of its own.
             Action::Create | Action::Change | Action::Replace => {
-                device(state, key.device)?;
-                state.neighbours.insert(*key, *mac);
+                let on = &device(state, key.device)?.kind;
+                let is_gre = matches!(on, LinkKind::Gre(GreLink { datapath: Datapath::Kernel, .. }));
+                // A link address shorter than the device's, or one on a device that has none.
+                if is_gre != matches!(link_address, LinkAddress::V4(_)) || on.datapath() == Datapath::Userspace {
+                    return Err(Errno::EINVAL);
+                }
+                state.neighbours.insert(*key, *link_address);
                 Ok(())
             }
         },
@@ -133,6 +140,10 @@ fn route_is_possible(state: &KernelState, route: &Route) -> Done {
         RouteVia::Object(id) if !state.nexthops.contains_key(id) => Err(Errno::EINVAL),
         RouteVia::Object(_) | RouteVia::Unreachable => Ok(()),
         RouteVia::Hop(via) => hop(state, via),
+        RouteVia::Encap(encap) => {
+            let via = NextHop { gateway: encap.remote, device: encap.device, onlink: true };
+            hop(state, &via)
+        }
     }
 }
 
@@ -142,7 +153,7 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
     }
     match action {
         Action::Create if state.links.contains_key(&name) => return Err(Errno::EEXIST),
-        Action::Create => vxlan_is_free(&state.links, name, link)?,
+        Action::Create => tunnel_is_free(&state.links, name, link)?,
         Action::Change => {
             let present = device(state, name)?.clone();
             if !present.can_become(link) {
@@ -157,7 +168,7 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
         }
         Action::Replace => {
             delete_link(state, name);
-            vxlan_is_free(&state.links, name, link)?;
+            tunnel_is_free(&state.links, name, link)?;
         }
         Action::Delete => {
             device(state, name)?;
@@ -169,17 +180,19 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
     Ok(())
 }
 
-/// Two VXLAN devices of one network identifier, port and underlay family are refused.
-fn vxlan_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -> Done {
-    let LinkKind::Vxlan(wanted) = wanted.kind else { return Ok(()) };
-    let clashes = |(other, link): (&IfName, &Link)| match link.kind {
-        LinkKind::Vxlan(other_vxlan) => {
-            *other != name
-                && other_vxlan.vni == wanted.vni
-                && other_vxlan.port == wanted.port
-                && other_vxlan.local.is_ipv4() == wanted.local.is_ipv4()
-        }
-        LinkKind::Bridge | LinkKind::Wireguard(_) => false,
+/// Two VXLAN devices of one network identifier, port and underlay family are refused; so are two of the kernel's GRE
+/// devices of one key and address, and a second `external` one.
+fn tunnel_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -> Done {
+    let clashes = |(other, link): (&IfName, &Link)| {
+        *other != name
+            && match (&link.kind, &wanted.kind) {
+                (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
+                    a.vni == b.vni && a.port == b.port && a.local.is_ipv4() == b.local.is_ipv4()
+                }
+                (LinkKind::Gre(a), LinkKind::Gre(b)) => a == b && a.datapath == Datapath::Kernel,
+                (LinkKind::Gre6(Datapath::Kernel), LinkKind::Gre6(Datapath::Kernel)) => true,
+                _ => false,
+            }
     };
     if links.iter().any(clashes) { Err(Errno::EEXIST) } else { Ok(()) }
 }
@@ -202,6 +215,7 @@ pub(super) fn take_down(state: &mut KernelState, name: IfName) {
     routes.retain(|_, route| match &route.via {
         RouteVia::Object(id) => nexthops.contains_key(id),
         RouteVia::Hop(hop) => hop.device != name,
+        RouteVia::Encap(encap) => encap.device != name,
         RouteVia::Unreachable => true,
     });
 }

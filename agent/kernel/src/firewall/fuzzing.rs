@@ -1,6 +1,6 @@
 //! What reads bytes that other programs and the kernel wrote, callable with any bytes.
 
-use flatnet_core::object::{IptablesChain, SetName};
+use flatnet_core::object::{IptablesChain, SetName, TunnelId};
 use flatnet_model::{IpFamily, Vni};
 
 use super::elements::{self, Change};
@@ -22,7 +22,8 @@ pub fn nfnetlink(bytes: &[u8]) {
     ask(&|netfilter| drop(table::base_chains(netfilter, Family::V4, "filter")));
     ask(&|netfilter| drop(table::delete(netfilter, Family::Inet, "flatnet")));
     for family in IpFamily::BOTH {
-        let set = SetName { vni: Vni::FLANNEL_DEFAULT, family, prefix_len: family.bits() / 4 * 3 };
+        let tunnel = TunnelId::Vxlan(Vni::FLANNEL_DEFAULT);
+        let set = SetName { tunnel, family, prefix_len: family.bits() / 4 * 3 };
         ask(&|netfilter| {
             let Ok(contents) = elements::read(netfilter, set) else { return };
             // What was read can be written, and a refusal of it be understood.

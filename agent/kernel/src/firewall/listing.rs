@@ -135,6 +135,11 @@ impl Rule {
                 ("-m", Some(&"comment")) | ("--comment" | "-j" | "-g", _) => {
                     words.next();
                 }
+                // The name if the host has /etc/protocols; we write the number.
+                ("-p", Some(&"gre")) => {
+                    matches.extend(["-p".to_owned(), "47".to_owned()]);
+                    words.next();
+                }
                 _ => matches.push(word.to_owned()),
             }
         }

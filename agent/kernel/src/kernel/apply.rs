@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use flatnet_core::object::{Link, LinkKind, NextHop, Route, RouteKey, RouteVia, Sysctl};
+use flatnet_core::object::{Datapath, Link, LinkKind, Route, RouteKey, RouteVia, Sysctl};
 use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 use flatnet_model::IfName;
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use crate::netlink::parse::RawLink;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::netlink::wire::Request;
 use crate::sysctl;
+use crate::userspace::{Userspace, alias};
 
 /// The outcome of an operation that the kernel refused.
 pub(super) fn failed(op: &Op, refusal: &Refusal) -> OpOutcome {
@@ -31,6 +32,7 @@ pub(super) fn failed(op: &Op, refusal: &Refusal) -> OpOutcome {
 pub(super) struct Applier<'a> {
     channel: &'a mut Channel,
     wireguard: &'a Wireguard,
+    userspace: &'a mut Userspace,
     failures: Failures,
     indexes: HashMap<IfName, u32>,
 }
@@ -47,8 +49,13 @@ enum Plan {
 
 impl<'a> Applier<'a> {
     /// Goes on from earlier `failures`.
-    pub(super) fn new(channel: &'a mut Channel, wireguard: &'a Wireguard, failures: Failures) -> Self {
-        Self { channel, wireguard, failures, indexes: HashMap::new() }
+    pub(super) fn new(
+        channel: &'a mut Channel,
+        wireguard: &'a Wireguard,
+        userspace: &'a mut Userspace,
+        failures: Failures,
+    ) -> Self {
+        Self { channel, wireguard, userspace, failures, indexes: HashMap::new() }
     }
 
     /// Carries out `ops`: one outcome each, and what failed so far.
@@ -113,11 +120,11 @@ impl<'a> Applier<'a> {
                     encode::address_add(presence, index, key.address)
                 })
             }),
-            Object::Neighbour(key, mac) => self.on(op, key.device, |index| {
+            Object::Neighbour(key, link) => self.on(op, key.device, |index| {
                 Plan::One(if delete {
                     encode::neighbour_delete(index, key.address)
                 } else {
-                    encode::neighbour_set(index, key.address, *mac)
+                    encode::neighbour_set(index, key.address, *link)
                 })
             }),
             Object::Fdb(key, to) => self.on(op, key.device, |index| {
@@ -130,7 +137,7 @@ impl<'a> Applier<'a> {
             Object::Nexthop(id, _) if delete => Plan::One(encode::nexthop_delete(*id)),
             Object::Nexthop(id, nexthop) => self
                 .on(op, nexthop.via.device, |index| Plan::One(encode::nexthop_set(presence, *id, nexthop.via, index))),
-            Object::Route(key, route) => match device_of(route) {
+            Object::Route(key, route) => match route.via.device() {
                 Some(device) => {
                     self.on(op, device, |index| Plan::One(route_request(op, presence, *key, route, Some(index))))
                 }
@@ -191,8 +198,10 @@ impl<'a> Applier<'a> {
             return self.wireguard.create(self.channel, name, wanted, *link);
         }
         let index = free_index();
-        let mut requests =
-            vec![encode::link_create(name, wanted, index), encode::link_mark(index), encode::link_quiet(index)];
+        let Some(create) = encode::link_create(name, wanted, index) else {
+            return self.create_in_user_space(name, wanted, index);
+        };
+        let mut requests = vec![create, encode::link_mark(index, Link::ALIAS), encode::link_quiet(index)];
         requests.extend(wanted.up.then(|| encode::link_up(index)));
         let mut answers = self.channel.request_all(&requests).into_iter();
         answers.next().unwrap_or(Ok(()))?;
@@ -205,11 +214,32 @@ impl<'a> Applier<'a> {
         made
     }
 
+    /// A TUN device that this process serves. It carries its mark before it is kept, so no crash leaves one without.
+    fn create_in_user_space(&mut self, name: IfName, wanted: &Link, index: u32) -> Result<(), Refusal> {
+        if links::named(self.channel, name)?.is_some() {
+            return Err(Refusal::of(Errno::EEXIST));
+        }
+        let made = Userspace::create(name, index).map_err(Refusal::from)?;
+        let mut requests = vec![
+            encode::link_mark(index, &alias::write(&wanted.kind)),
+            encode::link_set(index, wanted, None),
+            encode::link_quiet(index),
+        ];
+        requests.extend(wanted.up.then(|| encode::link_up(index)));
+        let answers = self.channel.request_all(&requests).into_iter();
+        answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>()?;
+        self.userspace.keep(name, index, &wanted.kind, made).map_err(Refusal::from)
+    }
+
     fn change(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
         let present = self.owned(name)?.ok_or_else(|| Refusal::of(Errno::ENODEV))?;
         let index = present.index;
         if let LinkKind::Wireguard(link) = &wanted.kind {
             self.wireguard.configure(self.channel, name, index, *link)?;
+        }
+        if let (LinkKind::Gre(_) | LinkKind::Gre6(_), Datapath::Userspace) = (&wanted.kind, wanted.kind.datapath()) {
+            self.userspace.attach(name, index, &wanted.kind).map_err(Refusal::from)?;
+            self.channel.request(&encode::link_mark(index, &alias::write(&wanted.kind)))?;
         }
         let state = if wanted.up { encode::link_up(index) } else { encode::link_down(index) };
         let mut requests = vec![encode::link_set(index, wanted, present.mac), encode::link_quiet(index), state];
@@ -221,7 +251,10 @@ impl<'a> Applier<'a> {
         let found = self.owned(name)?;
         self.wireguard.forget(name);
         match found {
-            Some(link) => absent_is_done(self.channel.request(&encode::link_delete(link.index))),
+            Some(link) => {
+                self.userspace.release(name);
+                absent_is_done(self.channel.request(&encode::link_delete(link.index)))
+            }
             None => Ok(()),
         }
     }
@@ -277,13 +310,6 @@ fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {
 /// disabled, or the MTU below its least.
 pub(super) fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
     matches!(answer, Err(refusal) if refusal.errno == libc::EAFNOSUPPORT)
-}
-
-fn device_of(route: &Route) -> Option<IfName> {
-    match route.via {
-        RouteVia::Hop(NextHop { device, .. }) => Some(device),
-        RouteVia::Object(_) | RouteVia::Unreachable => None,
-    }
 }
 
 fn route_request(op: &Op, presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {

@@ -5,8 +5,8 @@ use std::io;
 use std::net::IpAddr;
 
 use flatnet_core::object::{
-    AddressKey, Dump, FdbKey, Foreign, KernelState, Link, LinkKind, NeighbourKey, NextHop, Nexthop, NexthopId,
-    PROTOCOL, Route, RouteKey, RouteVia,
+    AddressKey, Dump, Encap, FdbKey, Foreign, KernelState, Link, LinkAddress, LinkKind, NeighbourKey, NextHop, Nexthop,
+    NexthopId, PROTOCOL, Route, RouteKey, RouteVia,
 };
 use flatnet_model::{IfName, IpFamily, Mac};
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use super::links;
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawLink, RawRoute};
 use crate::netlink::socket::Channel;
+use crate::userspace::Userspace;
 use crate::{KernelError, Scope, sysctl};
 
 /// Routes of others that are remembered: a router with a full table has a million, and a conflict there also shows when
@@ -22,7 +23,7 @@ use crate::{KernelError, Scope, sysctl};
 const MAX_FOREIGN_ROUTES: usize = 65_536;
 
 /// Everything but the firewall.
-pub(super) fn dump(channel: &mut Channel, scope: &Scope) -> Result<Dump, KernelError> {
+pub(super) fn dump(channel: &mut Channel, userspace: &mut Userspace, scope: &Scope) -> Result<Dump, KernelError> {
     let mut dump = Dump::default();
     let links = links::all(channel).map_err(of("links"))?;
     let devices = Devices::new(&links);
@@ -40,6 +41,7 @@ pub(super) fn dump(channel: &mut Channel, scope: &Scope) -> Result<Dump, KernelE
     for family in IpFamily::BOTH {
         routes(channel, family, &devices, &mut dump).map_err(of("routes"))?;
     }
+    userspace.look(&mut dump.state, |name| devices.index(name));
     read_sysctls(scope, &mut dump.state).map_err(of("settings"))?;
     Ok(dump)
 }
@@ -65,6 +67,10 @@ impl Devices {
             all: links.iter().filter_map(named).collect(),
             ours: links.iter().filter(|link| links::is_ours(link)).filter_map(named).collect(),
         }
+    }
+
+    fn index(&self, name: IfName) -> Option<u32> {
+        self.ours.iter().find(|(_, ours)| **ours == name).map(|(index, _)| *index)
     }
 
     fn name(&self, index: Option<u32>) -> Option<IfName> {
@@ -130,8 +136,9 @@ fn neighbours(channel: &mut Channel, index: u32, device: IfName, into: &mut Kern
                 return;
             }
             let Some(raw) = parse::neighbour(payload).filter(|raw| raw.index == index && !raw.is_fdb()) else { return };
-            if let (Some(address), Some(mac), PROTOCOL, true) = (raw.address, raw.mac, raw.protocol, raw.is_set()) {
-                found.push((NeighbourKey { device, address }, Mac::new(mac)));
+            let link = raw.mac.map(|mac| Mac::new(mac).into()).or(raw.tunnel_end.map(LinkAddress::V4));
+            if let (Some(address), Some(link), PROTOCOL, true) = (raw.address, link, raw.protocol, raw.is_set()) {
+                found.push((NeighbourKey { device, address }, link));
             }
         },
         Vec::new,
@@ -230,6 +237,10 @@ fn key(raw: &RawRoute) -> Option<RouteKey> {
 
 fn route(raw: &RawRoute, devices: &Devices) -> Option<Route> {
     let via = match (raw.kind, raw.nexthop, raw.gateway, devices.name(raw.index)) {
+        (encode::UNICAST, None, None, Some(device)) if raw.encap.is_some() && !raw.multipath => {
+            let (source, remote, key) = raw.encap?;
+            RouteVia::Encap(Encap { device, source, remote, key })
+        }
         (encode::UNREACHABLE, ..) => RouteVia::Unreachable,
         (encode::UNICAST, Some(id), ..) => RouteVia::Object(NexthopId(id)),
         (encode::UNICAST, None, Some(gateway), Some(device)) if !raw.multipath => {

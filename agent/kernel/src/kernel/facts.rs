@@ -35,7 +35,7 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
         default_route,
         dropping_chains: std::collections::BTreeSet::new(),
-        features: Features { nexthop_objects: has_nexthops(channel), ipv6: sysctl::has_ipv6(), wireguard: None },
+        features: Features { nexthop_objects: has_nexthops(channel), ipv6: sysctl::has_ipv6(), ..Features::default() },
     })
 }
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_core::object::{Datapath, Link, LinkKind, VxlanLink, WireguardLink};
-use flatnet_model::{IfName, Mac, Mtu, Vni};
+use flatnet_core::object::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
+use flatnet_model::{GreKey, IfName, Mac, Mtu, Vni};
 
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawLink};
@@ -57,6 +57,9 @@ pub(super) fn read(link: &RawLink) -> Option<Link> {
         ("tun", _) if link.alias.split(' ').nth(1) == Some(WIREGUARD) => {
             LinkKind::Wireguard(unset(Datapath::Userspace))
         }
+        ("gre", _) => LinkKind::Gre(multipoint(link)?),
+        ("ip6gre", _) if link.gre.is_some_and(|gre| gre.external) => LinkKind::Gre6(Datapath::Kernel),
+        ("tun", _) => crate::userspace::alias::read(&link.alias)?,
         _ => return None,
     };
     // The kernel allows more than anybody wants.
@@ -66,6 +69,19 @@ pub(super) fn read(link: &RawLink) -> Option<Link> {
 
 fn unset(datapath: Datapath) -> WireguardLink {
     WireguardLink { port: 0, public_key: None, datapath }
+}
+
+/// One that somebody gave another end or two keys is told as one of user space: it must be made anew.
+fn multipoint(link: &RawLink) -> Option<GreLink> {
+    let gre = link.gre?;
+    Some(match gre.multipoint() {
+        Some((key, local)) => GreLink { key, local, datapath: Datapath::Kernel },
+        None => GreLink {
+            key: GreKey::new(gre.in_key.unwrap_or_default()),
+            local: Ipv4Addr::UNSPECIFIED,
+            datapath: Datapath::Userspace,
+        },
+    })
 }
 
 fn unspecified_like(local: Option<IpAddr>) -> IpAddr {

@@ -133,7 +133,8 @@ impl Wireguard {
         let index = match link.datapath {
             Datapath::Kernel => {
                 let index = free_index();
-                let requests = [encode::link_create(name, wanted, index), encode::link_mark(index)];
+                let create = encode::link_create(name, wanted, index);
+                let requests: Vec<_> = create.into_iter().chain([encode::link_mark(index, Link::ALIAS)]).collect();
                 channel.request_all(&requests).into_iter().collect::<Result<(), Refusal>>()?;
                 index
             }

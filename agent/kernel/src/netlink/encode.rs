@@ -5,13 +5,16 @@
 
 use std::net::IpAddr;
 
-use flatnet_core::object::{Link, LinkKind, NextHop, NexthopId, PROTOCOL, Route, RouteKey, RouteVia, VxlanLink};
+use flatnet_core::object::{
+    Datapath, Link, LinkAddress, LinkKind, NextHop, NexthopId, PROTOCOL, Route, RouteKey, RouteVia, VxlanLink,
+};
 use flatnet_model::{IfName, IpFamily, Mac};
 use ipnet::IpNet;
 use netlink_packet_core::Emitable;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan, LinkWireguard};
 
+use super::gre;
 use super::wire::Request;
 
 /// Message types (linux/rtnetlink.h); `GET` is also the type of a dump request, `NEW` that of its answers.
@@ -47,7 +50,8 @@ pub enum Presence {
 }
 
 impl Presence {
-    fn flags(self) -> u16 {
+    /// `NLM_F_…`.
+    pub(super) fn flags(self) -> u16 {
         const REPLACE: u16 = 0x100;
         const EXCL: u16 = 0x200;
         const CREATE: u16 = 0x400;
@@ -103,11 +107,11 @@ fn with_vxlan(builder: LinkMessageBuilder<LinkVxlan>, vxlan: &VxlanLink) -> Link
     }
 }
 
-/// Makes the device, down, at the interface index `index`. That number is chosen by us so that [`link_mark`],
+/// Makes the device, down, at the interface index `index`; `None` for one that is made otherwise, in user space. That number is chosen by us so that [`link_mark`],
 /// [`link_quiet`] and [`link_up`] can follow in the same `send()`: should the creation be refused, there is no device of
 /// that number and they cannot touch somebody else's of that name; and no crash leaves a device without our mark.
 #[must_use]
-pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Request {
+pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
     let message = match &wanted.kind {
         LinkKind::Vxlan(vxlan) => {
             let builder = LinkVxlan::new(name.as_str(), vxlan.vni.get()).port(vxlan.port);
@@ -116,8 +120,11 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Request {
         LinkKind::Bridge => with_common(LinkBridge::new(name.as_str()), wanted).index(index).build(),
         // One that this process carries is made through /dev/net/tun, not here.
         LinkKind::Wireguard(_) => with_common(LinkWireguard::new(name.as_str()), wanted).index(index).build(),
+        LinkKind::Gre(gre) if gre.datapath == Datapath::Kernel => return Some(gre::create(name, wanted, gre, index)),
+        LinkKind::Gre6(Datapath::Kernel) => return Some(gre::create_v6(name, wanted, index)),
+        LinkKind::Gre(_) | LinkKind::Gre6(Datapath::Userspace) => return None,
     };
-    link(rtm::NEWLINK, Presence::New.flags(), &message)
+    Some(link(rtm::NEWLINK, Presence::New.flags(), &message))
 }
 
 /// Asks for a WireGuard device of a name that no device can have: what the kernel answers tells whether it knows the kind,
@@ -130,14 +137,13 @@ pub fn link_probe_wireguard() -> Request {
 /// Gives a device our alias followed by `word`, for kinds that others use too.
 #[must_use]
 pub fn link_mark_as(index: u32, word: &str) -> Request {
-    let alias = format!("{} {word}", Link::ALIAS);
-    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(&alias).build())
+    link_mark(index, &format!("{} {word}", Link::ALIAS))
 }
 
-/// Gives the device our alias. (Linux takes an alias only for a device that exists.)
+/// Gives the device an alias: ours, possibly with more. (Linux takes an alias only for a device that exists.)
 #[must_use]
-pub fn link_mark(index: u32) -> Request {
-    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(Link::ALIAS).build())
+pub fn link_mark(index: u32, alias: &str) -> Request {
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(alias).build())
 }
 
 /// Turns off the IPv6 link-local address the kernel would make, so that the device sends nothing by itself. Refused with
@@ -174,11 +180,15 @@ pub fn link_set(index: u32, wanted: &Link, present: Option<[u8; 6]>) -> Request 
     link(rtm::NEWLINK, 0, &message)
 }
 
-/// Gives a VXLAN device that exists the underlay address of `wanted`, and turns learning off. Apart from [`link_set`],
-/// since the driver refuses an MTU in the same request. `None` for other kinds.
+/// Gives a tunnel device that exists the underlay address of `wanted`, and turns learning off. Apart from [`link_set`],
+/// since the VXLAN driver refuses an MTU in the same request. `None` for other kinds.
 #[must_use]
 pub fn link_remake(index: u32, name: IfName, wanted: &Link) -> Option<Request> {
-    let LinkKind::Vxlan(vxlan) = &wanted.kind else { return None };
+    let vxlan = match &wanted.kind {
+        LinkKind::Vxlan(vxlan) => vxlan,
+        LinkKind::Gre(gre) if gre.datapath == Datapath::Kernel => return Some(gre::remake(index, wanted, gre)),
+        LinkKind::Gre(_) | LinkKind::Gre6(_) | LinkKind::Wireguard(_) | LinkKind::Bridge => return None,
+    };
     let builder = with_vxlan(LinkMessageBuilder::<LinkVxlan>::new(name.as_str()), vxlan);
     Some(link(rtm::NEWLINK, 0, &builder.index(index).build()))
 }
@@ -252,12 +262,14 @@ fn neighbour_header(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
 /// Sets a permanent neighbour of ours. Also over one that is there: the kernel makes entries of its own as soon as
 /// somebody asks for the address.
 #[must_use]
-pub fn neighbour_set(index: u32, address: IpAddr, mac: Mac) -> Request {
+pub fn neighbour_set(index: u32, address: IpAddr, link: LinkAddress) -> Request {
     let fixed = neighbour_header(family(IpFamily::of(address)), index, PERMANENT, 0);
-    Request::new(rtm::NEWNEIGH, Presence::Either.flags(), &fixed)
-        .with_address(NDA_DST, address)
-        .with(NDA_LLADDR, &mac.octets())
-        .with(NDA_PROTOCOL, &[PROTOCOL])
+    let request = Request::new(rtm::NEWNEIGH, Presence::Either.flags(), &fixed).with_address(NDA_DST, address);
+    let request = match link {
+        LinkAddress::Mac(mac) => request.with(NDA_LLADDR, &mac.octets()),
+        LinkAddress::V4(address) => request.with(NDA_LLADDR, &address.octets()),
+    };
+    request.with(NDA_PROTOCOL, &[PROTOCOL])
 }
 
 /// Deletes a neighbour.
@@ -380,6 +392,7 @@ pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option
             let scope = if hop.gateway.is_unspecified() { SCOPE_LINK } else { SCOPE_UNIVERSE };
             (scope, UNICAST, if hop.onlink { ONLINK } else { 0 })
         }
+        RouteVia::Encap(_) => (SCOPE_LINK, UNICAST, 0),
         RouteVia::Object(_) => (SCOPE_UNIVERSE, UNICAST, 0),
         RouteVia::Unreachable => (SCOPE_UNIVERSE, UNREACHABLE, 0),
     };
@@ -388,6 +401,10 @@ pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option
     let request = match route.via {
         RouteVia::Hop(hop) => {
             let request = with_gateway(request, key, hop.gateway);
+            index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index))
+        }
+        RouteVia::Encap(encap) => {
+            let request = gre::with_encap(request, &encap);
             index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index))
         }
         RouteVia::Object(id) => request.with_u32(RTA_NH_ID, id.0),
@@ -403,7 +420,7 @@ pub fn route_delete(key: RouteKey, route: &Route, index: Option<u32>) -> Request
     let kind = match route.via {
         RouteVia::Object(_) => UNICAST,
         RouteVia::Hop(hop) if hop.gateway.is_unspecified() => 0,
-        RouteVia::Hop(_) => UNICAST,
+        RouteVia::Hop(_) | RouteVia::Encap(_) => UNICAST,
         RouteVia::Unreachable => UNREACHABLE,
     };
     let request = with_key(Request::new(rtm::DELROUTE, 0, &route_header(key, SCOPE_NOWHERE, kind, 0)), key);
@@ -414,6 +431,7 @@ pub fn route_delete(key: RouteKey, route: &Route, index: Option<u32>) -> Request
             let request = with_gateway(request, key, hop.gateway);
             index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index))
         }
+        RouteVia::Encap(_) => index.into_iter().fold(request, |request, index| request.with_u32(RTA_OIF, index)),
         RouteVia::Unreachable => request,
     }
 }

@@ -3,7 +3,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use flatnet_model::GreKey;
+
 use super::encode::{AF_BRIDGE, ONLINK};
+use super::gre::{self, RawGre};
 use super::wire::{attributes, read_address, read_text, read_u8, read_u16, read_u32};
 
 /// A device (`struct ifinfomsg`).
@@ -27,6 +30,8 @@ pub struct RawLink {
     pub kind: String,
     /// What it is made of, if of kind `vxlan`.
     pub vxlan: Option<RawVxlan>,
+    /// What it is made of, if of kind `gre` or `ip6gre`.
+    pub gre: Option<RawGre>,
 }
 
 impl RawLink {
@@ -80,6 +85,7 @@ fn link_info(bytes: &[u8], link: &mut RawLink) {
         match kind {
             1 => link.kind = read_text(value),
             2 if link.kind == "vxlan" => link.vxlan = Some(vxlan(value)),
+            2 if link.kind == "gre" || link.kind == "ip6gre" => link.gre = Some(gre::read_device(value)),
             _ => {}
         }
     }
@@ -163,6 +169,8 @@ pub struct RawNeighbour {
     pub address: Option<IpAddr>,
     /// Link address.
     pub mac: Option<[u8; 6]>,
+    /// Link address of a neighbour on a GRE device: where the tunnel ends.
+    pub tunnel_end: Option<Ipv4Addr>,
     /// Who made it.
     pub protocol: u8,
 }
@@ -191,12 +199,16 @@ pub fn neighbour(payload: &[u8]) -> Option<RawNeighbour> {
         flags: read_u8(payload, 10)?,
         address: None,
         mac: None,
+        tunnel_end: None,
         protocol: 0,
     };
     for (kind, value) in attributes(payload.get(12..)?) {
         match kind {
             1 => neighbour.address = read_address(value),
-            2 => neighbour.mac = <[u8; 6]>::try_from(value).ok(),
+            2 => {
+                neighbour.mac = <[u8; 6]>::try_from(value).ok();
+                neighbour.tunnel_end = <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from);
+            }
             12 => neighbour.protocol = read_u8(value, 0).unwrap_or_default(),
             _ => {}
         }
@@ -269,6 +281,8 @@ pub struct RawRoute {
     pub cloned: bool,
     /// Whether it has several ways.
     pub multipath: bool,
+    /// The ends of the tunnel its packets travel in: source, remote, key.
+    pub encap: Option<(IpAddr, IpAddr, GreKey)>,
 }
 
 /// Reads a route of IPv4 or IPv6.
@@ -297,7 +311,9 @@ pub fn route(payload: &[u8]) -> Option<RawRoute> {
         mtu: None,
         cloned: flags & RTM_F_CLONED != 0,
         multipath: false,
+        encap: None,
     };
+    let (mut encap_type, mut encap): (Option<u16>, &[u8]) = (None, &[]);
     for (kind, value) in attributes(payload.get(12..)?) {
         match kind {
             1 => route.destination = read_address(value)?,
@@ -313,9 +329,12 @@ pub fn route(payload: &[u8]) -> Option<RawRoute> {
             }
             15 => route.table = read_u32(value, 0)?,
             18 => route.gateway = value.get(2..).and_then(read_address),
+            gre::RTA_ENCAP_TYPE => encap_type = gre::read_encap_type(value),
+            gre::RTA_ENCAP => encap = value,
             30 => route.nexthop = read_u32(value, 0),
             _ => {}
         }
     }
+    route.encap = encap_type.and_then(|kind| gre::read_encap(kind, encap));
     Some(route)
 }

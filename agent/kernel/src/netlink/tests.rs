@@ -50,7 +50,7 @@ fn a_route_through_a_nexthop_is_written_as_the_kernel_reads_it() {
 
 #[test]
 fn a_neighbour_is_written_permanent_and_ours() {
-    let request = encode::neighbour_set(3, "fd00::2".parse().unwrap(), Mac::new([2, 0, 0, 0, 0, 9]));
+    let request = encode::neighbour_set(3, "fd00::2".parse().unwrap(), Mac::new([2, 0, 0, 0, 0, 9]).into());
     let datagram = sent(&request);
     let raw = parse::neighbour(only(&datagram).payload).unwrap();
     assert_eq!((raw.index, raw.protocol, raw.is_set(), raw.is_fdb()), (3, PROTOCOL, true, false));
@@ -82,7 +82,7 @@ fn an_attribute_that_is_too_long_or_too_short_ends_the_list() {
 
 #[test]
 fn what_others_and_busy_links_do_does_not_wake() {
-    let ours = sent(&encode::neighbour_set(3, "10.0.0.1".parse().unwrap(), Mac::new([2; 6])));
+    let ours = sent(&encode::neighbour_set(3, "10.0.0.1".parse().unwrap(), Mac::new([2; 6]).into()));
     assert!(monitor::is_change(&ours, 9));
     let learnt = sent(&encode::neighbour_delete(3, "10.0.0.1".parse().unwrap()));
     assert!(!monitor::is_change(&learnt, 9), "neither permanent nor of our protocol");
@@ -103,7 +103,7 @@ proptest! {
         let key = RouteKey::to_peer("fd00::/64".parse().unwrap());
         let route = Route { via: RouteVia::Unreachable, source: None };
         let mut datagram = sent(&encode::route_set(Presence::Either, key, &route, None));
-        encode::link_mark(4).write(8, 0, &mut datagram);
+        encode::link_mark(4, "flatnet").write(8, 0, &mut datagram);
         datagram.truncate(cut.min(datagram.len()));
         if let Some(byte) = datagram.get_mut(at) {
             *byte = value;

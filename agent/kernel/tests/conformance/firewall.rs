@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use flatnet_core::firewall::{FirewallNetwork, FirewallTunnel, ruleset};
-use flatnet_core::object::{Dump, PeerSource, Ruleset, SetName};
+use flatnet_core::object::{Dump, PeerSource, Ruleset, SetName, TunnelId};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_kernel::{Kernel, NetlinkKernel, Scope};
 use flatnet_model::{IpFamily, NetworkName, Vni};
@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::world::{in_namespace, name, shell};
 
 pub fn set(family: IpFamily) -> SetName {
-    SetName { vni: Vni::new(1).unwrap(), family, prefix_len: if family == IpFamily::V4 { 24 } else { 64 } }
+    let prefix_len = if family == IpFamily::V4 { 24 } else { 64 };
+    SetName { tunnel: TunnelId::Vxlan(Vni::new(1).unwrap()), family, prefix_len }
 }
 
 pub fn source(outer: &str, inner: &str) -> PeerSource {
@@ -29,8 +30,8 @@ pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
 /// The same, of a network of that name.
 pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
     let tunnel = |family, device| {
-        let SetName { vni, prefix_len, .. } = set(family);
-        FirewallTunnel { vni, family, prefix_lens: [prefix_len].into(), port: 8472, device: name(device) }
+        let SetName { tunnel: id, prefix_len, .. } = set(family);
+        FirewallTunnel { id, family, prefix_lens: [prefix_len].into(), port: 8472, device: name(device) }
     };
     let network = FirewallNetwork {
         encrypted: Vec::new(),

@@ -47,6 +47,7 @@ pub enum World {
 }
 
 /// The kernel under test, within its runtime.
+#[expect(clippy::large_enum_variant, reason = "one of each lives at a time, on the stack of its test")]
 pub enum Subject {
     Fake(FakeKernel),
     Linux(NetlinkKernel),
@@ -201,7 +202,7 @@ pub fn on_device(device: &str, net: &str) -> Object {
 }
 
 pub fn neighbour(device: &str, to: &str, mac: Mac) -> Object {
-    Object::Neighbour(NeighbourKey { device: name(device), address: address(to) }, mac)
+    Object::Neighbour(NeighbourKey { device: name(device), address: address(to) }, mac.into())
 }
 
 pub fn fdb(device: &str, mac: Mac, to: &str) -> Object {

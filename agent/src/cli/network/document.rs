@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets};
 use flatnet_controlplane::networks::NetworkInfo;
-use flatnet_model::NetworkConfig;
+use flatnet_model::{BackendConfig, NetworkConfig};
 
 /// A network, stable and documented: people script against it.
 #[derive(serde::Serialize)]
@@ -15,6 +15,7 @@ pub(super) struct NetworkDocument {
     backend: Option<String>,
     vni: Option<u32>,
     port: Option<u16>,
+    key: Option<u32>,
     problem: Option<String>,
     warnings: Vec<String>,
     leases: Vec<LeaseDocument>,
@@ -42,10 +43,11 @@ struct RejectedDocument {
 /// A network as `--json` prints it.
 pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
     let config: Option<&NetworkConfig> = info.config.as_ref().ok();
-    let (vni, port) = match config.map(|config| &config.backend) {
-        Some(flatnet_model::BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port)),
-        Some(flatnet_model::BackendConfig::Wireguard(wireguard)) => (None, Some(wireguard.port)),
-        _ => (None, None),
+    let (vni, port, key) = match config.map(|config| &config.backend) {
+        Some(BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port), None),
+        Some(BackendConfig::Wireguard(wireguard)) => (None, Some(wireguard.port), None),
+        Some(BackendConfig::Gre(gre)) => (None, None, Some(gre.key.get())),
+        Some(BackendConfig::HostGw | BackendConfig::Unsupported(_)) | None => (None, None, None),
     };
     let leases = info.leases.iter().map(|lease| LeaseDocument {
         subnet: lease.subnets.v4().map(|net| net.to_string()),
@@ -66,6 +68,7 @@ pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
         backend: config.map(|config| config.backend.kind().to_string()),
         vni,
         port,
+        key,
         problem: info.config.as_ref().err().map(ToString::to_string),
         warnings: info.warnings.iter().map(|warning| warning.message.clone()).collect(),
         leases: leases.collect(),
@@ -83,6 +86,7 @@ pub(super) fn summary(info: &NetworkInfo) -> String {
     let mut parts: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
     parts.extend(document.backend);
     parts.extend(document.vni.map(|vni| format!("VNI {vni}")));
+    parts.extend(document.key.map(|key| format!("key {key}")));
     parts.extend(document.problem);
     parts.join(", ")
 }
@@ -90,7 +94,7 @@ pub(super) fn summary(info: &NetworkInfo) -> String {
 /// One line a network.
 pub(super) fn table(all: &[NetworkInfo]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["NETWORK", "RANGE", "BACKEND", "VNI", "LEASES"]);
+    table.load_style(presets::NOTHING).set_header(["NETWORK", "RANGE", "BACKEND", "VNI/KEY", "LEASES"]);
     for info in all {
         let document = document(info);
         let ranges: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
@@ -98,7 +102,7 @@ pub(super) fn table(all: &[NetworkInfo]) -> String {
             document.name,
             if ranges.is_empty() { "unusable".to_owned() } else { ranges.join(" ") },
             document.backend.unwrap_or_else(|| "-".to_owned()),
-            document.vni.map_or_else(|| "-".to_owned(), |vni| vni.to_string()),
+            document.vni.or(document.key).map_or_else(|| "-".to_owned(), |vni| vni.to_string()),
             info.leases.len().to_string(),
         ]);
     }

@@ -121,6 +121,9 @@ fn what_is_wrong_is_said_by_field() {
             r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","PersistentKeepaliveInterval":65536}}"#,
             "Backend.PersistentKeepaliveInterval 65536",
         ),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre","Key":4294967296}}"#, "Backend.Key 4294967296"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre","Key":"5"}}"#, "Backend.Key \"5\""),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre","MTU":65536}}"#, "Backend.MTU"),
     ] {
         let error = refused(value);
         assert!(error.contains(says), "{value}: {error}");
@@ -145,6 +148,21 @@ fn what_is_written_names_type_and_vni_and_keeps_what_we_do_not_know() {
         r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"GBP":false},"EnableNFTables":true,"x":[1]}"#
     );
     assert_eq!(read(&after).0, config);
+}
+
+#[test]
+fn gre_has_a_key_and_an_mtu_and_neither_is_needed() {
+    let gre = |text: &str| match read(text).0.backend {
+        BackendConfig::Gre(gre) => (gre.key.get(), gre.mtu.map(Mtu::get)),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(gre(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre"}}"#), (0, None));
+    assert_eq!(gre(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre","Key":0,"MTU":0}}"#), (0, None));
+    let before =
+        r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"gre","Key":4294967295,"MTU":1400,"x":1}}"#;
+    assert_eq!(gre(before), (u32::MAX, Some(1400)));
+    let (config, _) = read(before);
+    assert_eq!(String::from_utf8(encode_config(&config, Some(before.as_bytes())).unwrap()).unwrap(), before);
 }
 
 proptest! {

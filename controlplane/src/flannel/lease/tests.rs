@@ -112,6 +112,23 @@ fn an_event_is_a_change_of_this_network_or_nothing() {
     assert!(matches!(gone("/coreos.com/network/subnets/x"), Some(Change::RejectedGone { .. })));
 }
 
+#[test]
+fn a_gre_lease_names_its_key_and_one_made_by_hand_need_not() {
+    let key = |value: &str| read(value).map(|lease| lease.data).map_err(|error| error.to_string());
+    let value = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"gre","BackendData":{"Key":5}}"#;
+    assert_eq!(key(value), Ok(BackendData::Gre { key: GreKey::new(5) }));
+    assert_eq!(key(r#"{"PublicIP":"192.0.2.1","BackendType":"gre"}"#), Ok(BackendData::None));
+    assert!(key(r#"{"PublicIP":"192.0.2.1","BackendType":"gre","BackendData":{"Key":-1}}"#).is_err());
+    let publication = Publication {
+        public_ip: Some([192, 0, 2, 1].into()),
+        public_ipv6: None,
+        backend: BackendKind::Gre,
+        data: BackendData::Gre { key: GreKey::new(5) },
+        data_v6: BackendData::None,
+    };
+    assert_eq!(String::from_utf8(encode_lease(&publication, None)).unwrap(), value);
+}
+
 proptest! {
     #[test]
     fn every_publication_reads_back_as_written(ip: u32, ip6 in prop::option::of(any::<u64>()), mac: [u8; 6], vni in prop::option::of(1_u32..=Vni::MAX), v6_data: bool, name in "[a-z\"\\\\é.]{0,40}", ids: (u128, u128)) {

@@ -1,11 +1,11 @@
 use crate::firewall::{FirewallNetwork, FirewallTunnel, ruleset};
-use crate::object::{PeerSource, SetName};
+use crate::object::{PeerSource, SetName, TunnelId};
 use flatnet_model::{IfName, IpFamily, NetworkName, Vni};
 
 fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
     let device = IfName::new(&format!("flat.{vni}")).unwrap();
     let (vni, family) = (Vni::new(vni).unwrap(), IpFamily::V4);
-    let tunnel = FirewallTunnel { vni, family, prefix_lens: [24].into(), port: 8472, device };
+    let tunnel = FirewallTunnel { id: TunnelId::Vxlan(vni), family, prefix_lens: [24].into(), port: 8472, device };
     FirewallNetwork {
         encrypted: Vec::new(),
         name: name.parse::<NetworkName>().unwrap(),
@@ -79,7 +79,7 @@ fn an_inner_source_is_cut_to_the_length_of_its_peers_subnet_and_no_further() {
 #[test]
 fn a_sets_name_reads_back_and_others_do_not_pass_for_one() {
     let vni = Vni::new(7).unwrap();
-    let sixth = SetName { vni, family: IpFamily::V6, prefix_len: 64 };
+    let sixth = SetName { tunnel: TunnelId::Vxlan(vni), family: IpFamily::V6, prefix_len: 64 };
     assert_eq!(SetName::parse(&sixth.to_string()), Some(sixth));
     for other in ["peers4_1", "peers4_1_33", "peers4_x_24", "peers5_1_24", "peers4_1_24_1", "theirs"] {
         assert_eq!(SetName::parse(other), None, "{other}");

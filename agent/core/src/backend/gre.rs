@@ -1,0 +1,212 @@
+//! GRE (RFC 2784, RFC 2890): the plainest tunnel there is, so that a host set up by hand is a working peer.
+//!
+//! Over IPv4 one multipoint device a network, `flatgre<key>`. What a packet to a peer meets: the route of the peer's
+//! subnet, its next hop (the subnet's first address, taken to be on the device's link), and the permanent neighbour of that
+//! address, whose link address is the peer's `PublicIP`. The neighbour is always there before the route, and goes after it:
+//! the device sends what has no neighbour to our own address.
+//!
+//! Over IPv6 a multipoint device does not transmit (net/ipv6/ip6_gre.c), so there all networks share one `external` device,
+//! `flat6gre`, and each peer's route names the tunnel's ends and key. The same routes are what the user-space tunnel reads,
+//! also over IPv4: a TUN device cannot hold neighbours.
+
+use std::net::IpAddr;
+
+use flatnet_model::{
+    BackendData, BackendKind, GreConfig, GreKey, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId,
+    Publication,
+};
+use ipnet::IpNet;
+
+use super::peer::{self, Refusal};
+use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
+use crate::desired::{Path, Paths, Tunnel};
+use crate::facts::HostFacts;
+use crate::object::{
+    AddressKey, Datapath, Encap, GreLink, Link, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteVia,
+};
+use crate::problem::{Problem, ProblemCode};
+use crate::underlay::Underlay;
+
+/// The device of all networks over IPv6.
+const DEVICE_V6: &str = "flat6gre";
+
+/// The backend with its network's options.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gre(pub(super) GreConfig);
+
+impl Backend for Gre {
+    fn overhead(&self, underlay: IpFamily) -> Overhead {
+        // RFC 2784: 4 bytes of flags and protocol; RFC 2890: 4 of key.
+        let header = if self.0.key.is_none() { 4 } else { 8 };
+        match underlay {
+            // RFC 791: 20 bytes without options.
+            IpFamily::V4 => Overhead(20 + header),
+            // RFC 8200: 40 bytes; no encapsulation limit (RFC 2473 §4.1.1), which would be 8 more.
+            IpFamily::V6 => Overhead(40 + header),
+        }
+    }
+
+    fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
+        let mut problems = Vec::new();
+        let mut ends = Vec::new();
+        for (family, own) in ctx.families() {
+            ends.push(self.end(ctx, family, own, &mut problems)?);
+        }
+        let Some(mtu) = ends.iter().map(|end| end.mtu).min() else {
+            return Err(Problem::new(
+                ProblemCode::NoSubnet,
+                format!("network {}: this host's lease {} is of none of its families", ctx.name, ctx.own),
+                "agent leave --renumber takes a new one",
+                ctx.name,
+            ));
+        };
+        for end in &ends {
+            add_device(end, out);
+        }
+        let peers = peer::decide_all(ctx, &mut problems, |peer| {
+            let mut paths = Paths::default();
+            for end in ends.iter().filter(|end| peer.subnets.of(end.family).is_some()) {
+                paths.set(end.family, self.path(ctx, end, peer)?);
+            }
+            for end in &ends {
+                let path = if end.family == IpFamily::V4 { paths.v4 } else { paths.v6 };
+                if let (Some(subnet), Some(path)) = (peer.subnets.of(end.family), path) {
+                    add_peer(end, subnet, &path, out);
+                }
+            }
+            Ok(paths)
+        });
+        let devices = ends.iter().map(|end| (end.family, end.device)).collect();
+        // One family may have its module and the other not: then it is said that not all is the kernel's.
+        let datapath = ends.iter().map(|end| end.kind.datapath()).max().unwrap_or(Datapath::Kernel);
+        Ok(Built { mtu, devices, peers, problems, datapath })
+    }
+
+    fn publication(&self, _node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
+        let data = BackendData::Gre { key: self.0.key };
+        let mut publication = published(underlay, config, BackendKind::Gre);
+        if config.v4.is_some() {
+            publication.data = data.clone();
+        }
+        if config.v6.is_some() {
+            publication.data_v6 = data;
+        }
+        publication
+    }
+}
+
+/// Whether this host can have tunnels of `config`: by its kernel, or in user space.
+pub(super) fn supported(name: &NetworkName, config: &NetworkConfig, facts: &HostFacts) -> Result<(), Problem> {
+    let missing = IpFamily::BOTH
+        .into_iter()
+        .filter(|family| config.pool(*family).is_some())
+        .find(|family| facts.features.gre.of(*family).is_none());
+    let Some(family) = missing else { return Ok(()) };
+    let module = if family == IpFamily::V4 { "ip_gre" } else { "ip6_gre" };
+    Err(Problem::new(
+        ProblemCode::ModuleMissing,
+        format!("network {name}: this kernel has no GRE over {family}, and user space cannot stand in for it"),
+        format!(
+            "modprobe {module} (a kernel package for clouds may lack it); or let the agent do it: without --no-userspace, \
+             with /dev/net/tun and CAP_NET_RAW"
+        ),
+        name,
+    ))
+}
+
+/// This host's end of the tunnels of one family.
+struct End {
+    family: IpFamily,
+    device: IfName,
+    kind: LinkKind,
+    mtu: Mtu,
+    /// Our subnet.
+    own: IpNet,
+    /// Our underlay address.
+    local: IpAddr,
+}
+
+impl Gre {
+    fn end(
+        &self,
+        ctx: &NetworkCtx<'_>,
+        family: IpFamily,
+        own: IpNet,
+        problems: &mut Vec<Problem>,
+    ) -> Result<End, Problem> {
+        let internal = |message: String| Problem::new(ProblemCode::Internal, message, "report this as a bug", ctx.name);
+        let datapath = ctx.facts.features.gre.of(family).ok_or_else(|| internal(format!("no GRE over {family}")))?;
+        let local = ctx.underlay.address(family).ok_or_else(|| internal(format!("no {family} underlay")))?;
+        let (name, kind) = match local {
+            IpAddr::V4(local) => (device_name(self.0.key), LinkKind::Gre(GreLink { key: self.0.key, local, datapath })),
+            IpAddr::V6(_) => (DEVICE_V6.to_owned(), LinkKind::Gre6(datapath)),
+        };
+        let device = IfName::new(&name).map_err(|error| internal(error.to_string()))?;
+        let mtu = fitting_mtu(ctx, family, self.overhead(family), self.0.mtu, problems)?;
+        Ok(End { family, device, kind, mtu, own, local })
+    }
+
+    /// The way to `peer` in one family, if what it publishes makes one.
+    fn path(&self, ctx: &NetworkCtx<'_>, end: &End, peer: &Lease) -> Result<Path, Refusal> {
+        let outer = peer::admit(ctx, peer, end.family)?;
+        let key = self.0.key;
+        // A host set up by hand publishes no key: it is taken to have the network's.
+        if let BackendData::Gre { key: theirs } = *peer.backend_data(end.family)
+            && theirs != key
+        {
+            return Err(Refusal::ignored(format!("it receives GRE key {theirs}, this network's is {key}")));
+        }
+        let (tunnel, nexthop_object) = match end.kind {
+            LinkKind::Gre(GreLink { datapath: Datapath::Kernel, .. }) => {
+                (Tunnel::GreNeighbour(key), ctx.facts.features.nexthop_objects)
+            }
+            // A nexthop object would not survive the loss of carrier that a TUN device has while no program serves it
+            // (net/ipv4/nexthop.c: `nexthop_flush_dev`), and has no place for the tunnel's ends.
+            _ => (Tunnel::GreRoute(key), false),
+        };
+        Ok(Path { device: end.device, outer, tunnel: Some(tunnel), nexthop_object, wireguard: None })
+    }
+}
+
+/// Adds the device and its address; the device over IPv6 once for all networks.
+fn add_device(end: &End, out: &mut Draft) {
+    let shared = match end.kind {
+        LinkKind::Gre6(_) => out.links.iter_mut().find(|(name, _)| *name == end.device),
+        _ => None,
+    };
+    match shared {
+        // It must carry the larger packets; each network's containers know their own limit.
+        Some((_, link)) => link.mtu = link.mtu.max(end.mtu),
+        None => {
+            let link = Link { kind: end.kind.clone(), mtu: end.mtu, mac: None, up: true };
+            out.links.push((end.device, link));
+        }
+    }
+    out.addresses.push(AddressKey { device: end.device, address: IpNet::from(end.own.addr()) });
+}
+
+/// Adds what the way to one subnet takes.
+fn add_peer(end: &End, subnet: IpNet, path: &Path, out: &mut Draft) {
+    match (path.tunnel, path.outer) {
+        (Some(Tunnel::GreNeighbour(_)), IpAddr::V4(outer)) => {
+            let gateway = subnet.addr();
+            let neighbour = NeighbourKey { device: path.device, address: gateway };
+            out.neighbours.push((neighbour, crate::object::LinkAddress::V4(outer)));
+            out.route(subnet, NextHop { gateway, device: path.device, onlink: true }, path.nexthop_object);
+        }
+        (Some(Tunnel::GreRoute(key)), remote) => {
+            let via = RouteVia::Encap(Encap { device: path.device, source: end.local, remote, key });
+            out.routes.push((RouteKey::to_peer(subnet), Route { via, source: None }));
+        }
+        // `Gre::path` gives no others.
+        _ => {}
+    }
+}
+
+/// `flatgre<key in hexadecimal>`: at most 15 characters.
+fn device_name(key: GreKey) -> String {
+    format!("flatgre{:x}", key.get())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! The guard for GRE: of the packets that carry a key of ours, or none if none is ours, only those reach the device whose
+//! outer source is a peer and whose inner source is in that peer's subnet.
+//!
+//! What is not judged, because it never comes to our devices: PPTP (version 1), Ethernet in GRE (`gretap`, ERSPAN), and
+//! over IPv4 other keys. Over IPv6 our one device takes every key (it is `external`), so there everything is judged. A
+//! header with a checksum or routing is refused: our devices do not take it either (net/ipv4/ip_tunnel.c:
+//! `ip_tunnel_rcv`; net/ipv4/gre_demux.c: `gre_parse_header`).
+//!
+//! The rules that look into packets are in chains of their own, reached by protocol: nft 1.0.6 cannot list a rule in which
+//! raw payload follows `meta l4proto gre`.
+
+use std::collections::BTreeMap;
+
+use flatnet_model::{GreKey, IpFamily};
+
+use super::{FirewallNetwork, Text, guard, ip};
+use crate::object::{SetName, TunnelId};
+
+/// RFC 2784 §2.1 and RFC 2890 §2, from the transport header: flags and version, then the protocol.
+const FLAGS: &str = "@th,0,16";
+const PROTOCOL: &str = "@th,16,16";
+/// The bits that must be as they are for a packet to be of version 0 and with or without a key; sequence numbers are
+/// skipped over.
+const VERSION: &str = "0x0007";
+const KEY: u16 = 0x2000;
+const SEQUENCE: u16 = 0x1000;
+const CHECKSUM: u16 = 0x8000;
+/// Ethernet (`ETH_P_TEB`), ERSPAN and ERSPAN2: other drivers' devices take them.
+const OTHERS: &str = "{ 0x6558, 0x88be, 0x22eb }";
+
+/// One network's judgement over one family.
+struct Judged<'a> {
+    network: &'a FirewallNetwork,
+    key: GreKey,
+    family: IpFamily,
+    sets: Vec<SetName>,
+}
+
+/// What judges GRE over each family, without the sets.
+pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
+    for family in IpFamily::BOTH {
+        let judged = judged(networks, family);
+        if judged.is_empty() {
+            continue;
+        }
+        let mut lines =
+            vec![format!("{PROTOCOL} {OTHERS} return"), format!("{FLAGS} & {VERSION} != 0 return comment \"PPTP\"")];
+        match family {
+            IpFamily::V4 => {
+                for one in judged.values() {
+                    text.block(
+                        &format!("chain {}", chain_of(one)),
+                        &with_drop(allow(one), &one.network.name.to_string()),
+                    );
+                    lines.extend(selectors(one).map(|selector| format!("{selector} goto {}", chain_of(one))));
+                }
+            }
+            IpFamily::V6 => {
+                lines.extend(judged.values().flat_map(allow));
+                let names: Vec<String> = judged.values().map(|one| one.network.name.to_string()).collect();
+                lines = with_drop(lines, names.first().map_or("", String::as_str));
+            }
+        }
+        text.block(&format!("chain {}", entrance(family)), &lines);
+    }
+}
+
+/// The rules of a base chain that bring GRE to judgement; `matching` is what else they match by, for each family. What is
+/// none of ours comes back.
+pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String, why: &str) -> Vec<String> {
+    let families = IpFamily::BOTH.into_iter().filter(|family| !judged(networks, *family).is_empty());
+    families
+        .map(|family| format!("{} meta l4proto gre jump {} comment \"{why}\"", matching(family), entrance(family)))
+        .collect()
+}
+
+/// Whether any network has GRE tunnels on this host.
+pub(super) fn is_used(networks: &[FirewallNetwork]) -> bool {
+    IpFamily::BOTH.into_iter().any(|family| !judged(networks, family).is_empty())
+}
+
+/// A packet is of `family` by the network protocol.
+pub(super) fn of_family(family: IpFamily) -> String {
+    format!("meta nfproto {}", if family == IpFamily::V4 { "ipv4" } else { "ipv6" })
+}
+
+fn judged(networks: &[FirewallNetwork], family: IpFamily) -> BTreeMap<GreKey, Judged<'_>> {
+    let all = networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)));
+    let of_family = all.filter(|(_, tunnel)| tunnel.family == family);
+    of_family
+        .filter_map(|(network, tunnel)| match tunnel.id {
+            TunnelId::Gre(key) => Some((key, Judged { network, key, family, sets: tunnel.sets().collect() })),
+            TunnelId::Vxlan(_) => None,
+        })
+        .collect()
+}
+
+fn entrance(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "gre4",
+        IpFamily::V6 => "gre6",
+    }
+}
+
+fn chain_of(one: &Judged<'_>) -> String {
+    format!("{}_{}", entrance(one.family), one.key)
+}
+
+/// Packets the device of this network would take, or take and then refuse.
+fn selectors(one: &Judged<'_>) -> impl Iterator<Item = String> {
+    let key = one.key;
+    let with = |flags: u16, at: u16| format!("{FLAGS} & {:#06x} == {flags:#06x} @th,{at},32 {key}", KEY | CHECKSUM);
+    match key.is_none() {
+        true => vec![format!("{FLAGS} & {KEY:#06x} == 0")],
+        // A checksum comes before the key and is as long.
+        false => vec![with(KEY, 32), with(KEY | CHECKSUM, 64)],
+    }
+    .into_iter()
+}
+
+/// The allow-list: with and without a sequence number, for each length of the peers' subnets.
+fn allow(one: &Judged<'_>) -> Vec<String> {
+    let family = one.family;
+    let inner = match family {
+        IpFamily::V4 => "0x0800",
+        IpFamily::V6 => "0x86dd",
+    };
+    let key = if one.key.is_none() { String::new() } else { format!("@th,32,32 {} ", one.key) };
+    let flags = if one.key.is_none() { 0 } else { KEY };
+    let rule = |set: &SetName, sequence: bool| {
+        let flags = flags | if sequence { SEQUENCE } else { 0 };
+        let source = inner_source(family, one.key, sequence);
+        format!(
+            "{FLAGS} {flags:#06x} {PROTOCOL} {inner} {key}{} saddr . ({source} & {}) @{set} accept",
+            ip(family),
+            guard::mask(*set)
+        )
+    };
+    one.sets.iter().flat_map(|set| [rule(set, false), rule(set, true)]).collect()
+}
+
+fn with_drop(mut lines: Vec<String>, network: &str) -> Vec<String> {
+    lines.push(format!("counter drop comment \"{network}: our GRE, but not a peer sending from its own subnet\""));
+    lines
+}
+
+fn header_bytes(key: GreKey, sequence: bool) -> u16 {
+    4 + if key.is_none() { 0 } else { 4 } + if sequence { 4 } else { 0 }
+}
+
+/// The source of the packet inside, behind a GRE header with `key` and perhaps a sequence number.
+pub(super) fn inner_source(family: IpFamily, key: GreKey, sequence: bool) -> String {
+    // Byte 12 of an IPv4 header (RFC 791), 8 of an IPv6 one (RFC 8200).
+    let (at, bits) = match family {
+        IpFamily::V4 => (12, 32),
+        IpFamily::V6 => (8, 128),
+    };
+    format!("@th,{},{bits}", (header_bytes(key, sequence) + at) * 8)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Tunnels of kernels that lack the module: TUN devices that this process serves.
+//!
+//! The kernel's objects stay the truth: the device is a link, and where its packets go stands in `encap` routes, which the
+//! kernel keeps and does not read for such a device. So dump, diff, plan and purge are the same as for a kernel's tunnel;
+//! what is here follows the routes that were dumped and applied. A device that nobody serves is told as one that is down.
+//!
+//! Owned by [`crate::NetlinkKernel`]; the threads end with it, and the devices stay.
+
+pub(crate) mod alias;
+mod forwarder;
+mod packet;
+mod socket;
+mod table;
+mod tun;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use flatnet_core::object::{Datapath, Encap, KernelState, LinkKind, RouteVia};
+use flatnet_core::op::{Action, Object, Op, OpOutcome};
+use flatnet_model::{IfName, IpFamily};
+use ipnet::IpNet;
+
+use forwarder::{Tables, Worker, inwards, outwards};
+use socket::GreSocket;
+use table::Table;
+use tun::Tun;
+
+/// Whether this process can stand in for the kernel over `family`: it may open TUN devices and raw sockets.
+pub(crate) fn is_possible(family: IpFamily) -> bool {
+    Tun::is_available() && GreSocket::open(family).is_ok()
+}
+
+/// The devices that this process serves.
+#[derive(Debug, Default)]
+pub(crate) struct Userspace {
+    devices: BTreeMap<IfName, Served>,
+    v4: Option<Receiver>,
+    v6: Option<Receiver>,
+    /// Where packets go, by what was last seen in the kernel. Kept also for devices that are not served yet.
+    routes: BTreeMap<IpNet, Encap>,
+    tables: Arc<Tables>,
+}
+
+/// A device with the thread that empties it.
+#[derive(Debug)]
+struct Served {
+    index: u32,
+    tun: Arc<Tun>,
+    worker: Worker,
+}
+
+/// The socket of one underlay family with the thread that reads it.
+#[derive(Debug)]
+struct Receiver {
+    socket: Arc<GreSocket>,
+    worker: Worker,
+}
+
+/// A device made and not yet kept: it goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Unkept(Tun);
+
+impl Userspace {
+    /// Makes a device, down.
+    pub(crate) fn create(name: IfName, index: u32) -> io::Result<Unkept> {
+        Tun::create(name, index).map(Unkept)
+    }
+
+    /// Lets a device that was just made stay, and serves it.
+    pub(crate) fn keep(&mut self, name: IfName, index: u32, kind: &LinkKind, made: Unkept) -> io::Result<()> {
+        self.serve(name, index, kind, made.0)
+    }
+
+    /// Serves a device that exists, unless it is being served.
+    pub(crate) fn attach(&mut self, name: IfName, index: u32, kind: &LinkKind) -> io::Result<()> {
+        if self.serves(name, index, kind) {
+            return Ok(());
+        }
+        self.release(name);
+        self.serve(name, index, kind, Tun::attach(name)?)
+    }
+
+    fn serve(&mut self, name: IfName, index: u32, kind: &LinkKind, tun: Tun) -> io::Result<()> {
+        let tun = Arc::new(tun);
+        let tables = Arc::clone(&self.tables);
+        let receiver = self.receiver(family(kind));
+        if !receiver.as_ref().is_some_and(|receiver| receiver.worker.is_running()) {
+            *receiver = None;
+        }
+        let socket = match receiver {
+            Some(receiver) => Arc::clone(&receiver.socket),
+            None => {
+                let socket = Arc::new(GreSocket::open(family(kind))?);
+                let worker = inwards(Arc::clone(&socket), Arc::clone(&tables))?;
+                Arc::clone(&receiver.insert(Receiver { socket, worker }).socket)
+            }
+        };
+        let worker = outwards(name, Arc::clone(&tun), socket, tables)?;
+        // Last: before that a failure leaves nothing behind.
+        tun.persist()?;
+        self.devices.insert(name, Served { index, tun, worker });
+        self.refresh();
+        Ok(())
+    }
+
+    fn receiver(&mut self, family: IpFamily) -> &mut Option<Receiver> {
+        match family {
+            IpFamily::V4 => &mut self.v4,
+            IpFamily::V6 => &mut self.v6,
+        }
+    }
+
+    /// No longer serves a device, which is about to be deleted.
+    pub(crate) fn release(&mut self, name: IfName) {
+        if self.devices.remove(&name).is_some() {
+            self.refresh();
+        }
+    }
+
+    /// Whether the device of that name and number is being served.
+    fn serves(&self, name: IfName, index: u32, kind: &LinkKind) -> bool {
+        let receiver = match family(kind) {
+            IpFamily::V4 => &self.v4,
+            IpFamily::V6 => &self.v6,
+        };
+        receiver.as_ref().is_some_and(|receiver| receiver.worker.is_running())
+            && self.devices.get(&name).is_some_and(|served| served.index == index && served.worker.is_running())
+    }
+
+    /// Takes note of what a dump found: routes are followed, and a device that is not served is told as down. `index` gives
+    /// a device's number.
+    pub(crate) fn look(&mut self, state: &mut KernelState, index: impl Fn(IfName) -> Option<u32>) {
+        for (name, link) in &mut state.links {
+            if link.kind.datapath() == Datapath::Userspace && is_gre(&link.kind) {
+                link.up &= index(*name).is_some_and(|index| self.serves(*name, index, &link.kind));
+            }
+        }
+        let gone = |name: &IfName, served: &Served| index(*name) != Some(served.index);
+        self.devices.retain(|name, served| !gone(name, served));
+        let encap = |via: RouteVia| if let RouteVia::Encap(encap) = via { Some(encap) } else { None };
+        let found = state.routes.iter().filter_map(|(key, route)| Some((key.destination, encap(route.via)?)));
+        let found: BTreeMap<IpNet, Encap> = found.collect();
+        if found != self.routes {
+            self.routes = found;
+            self.refresh();
+        }
+    }
+
+    /// Takes note of what became of operations.
+    pub(crate) fn follow(&mut self, ops: &[Op], outcomes: &[OpOutcome]) {
+        let mut changed = false;
+        for (op, _) in ops.iter().zip(outcomes).filter(|(_, outcome)| **outcome == OpOutcome::Done) {
+            match (&op.object, op.action) {
+                (Object::Route(key, route), action) => {
+                    changed |= match (route.via, action) {
+                        (RouteVia::Encap(encap), Action::Create | Action::Change | Action::Replace) => {
+                            self.routes.insert(key.destination, encap) != Some(encap)
+                        }
+                        _ => self.routes.remove(&key.destination).is_some(),
+                    };
+                }
+                (Object::Link(name, _), Action::Delete | Action::Replace) => {
+                    let before = self.routes.len();
+                    self.routes.retain(|_, encap| encap.device != *name);
+                    changed |= before != self.routes.len();
+                }
+                _ => {}
+            }
+        }
+        if changed {
+            self.refresh();
+        }
+    }
+
+    fn refresh(&mut self) {
+        if self.devices.is_empty() {
+            (self.v4, self.v6) = (None, None);
+        }
+        let devices = self.devices.iter().map(|(name, served)| (*name, Arc::clone(&served.tun))).collect();
+        self.tables.set(Table::new(&self.routes, &devices));
+    }
+}
+
+fn is_gre(kind: &LinkKind) -> bool {
+    matches!(kind, LinkKind::Gre(_) | LinkKind::Gre6(_))
+}
+
+/// The underlay's.
+fn family(kind: &LinkKind) -> IpFamily {
+    match kind {
+        LinkKind::Gre6(_) => IpFamily::V6,
+        LinkKind::Gre(_) | LinkKind::Wireguard(_) | LinkKind::Vxlan(_) | LinkKind::Bridge => IpFamily::V4,
+    }
+}

@@ -1,0 +1,65 @@
+//! Which tunnel an inner address belongs to: made anew from the kernel's routes whenever these change, and never changed
+//! itself, so that threads read it without waiting.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flatnet_core::object::Encap;
+use flatnet_model::{GreKey, IfName, IpFamily};
+use ipnet::IpNet;
+
+use super::tun::Tun;
+
+/// The tunnels of all devices served here.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// By the first address of the peer's subnet. Peers' subnets do not overlap.
+    v4: Vec<Entry>,
+    v6: Vec<Entry>,
+}
+
+/// The tunnel to one peer.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    subnet: IpNet,
+    /// Where the tunnel ends here.
+    pub(super) source: IpAddr,
+    /// Where it ends there.
+    pub(super) remote: IpAddr,
+    pub(super) key: GreKey,
+    /// The device it belongs to.
+    pub(super) device: Arc<Tun>,
+}
+
+impl Table {
+    /// From routes; those through devices that are not in `devices` are left out.
+    pub(super) fn new(routes: &BTreeMap<IpNet, Encap>, devices: &BTreeMap<IfName, Arc<Tun>>) -> Self {
+        let mut table = Self::default();
+        for (subnet, encap) in routes {
+            let Some(device) = devices.get(&encap.device) else { continue };
+            let Encap { source, remote, key, .. } = *encap;
+            let entry = Entry { subnet: *subnet, source, remote, key, device: Arc::clone(device) };
+            match IpFamily::of(subnet.addr()) {
+                IpFamily::V4 => table.v4.push(entry),
+                IpFamily::V6 => table.v6.push(entry),
+            }
+        }
+        table.v4.sort_by_key(|entry| entry.subnet.addr());
+        table.v6.sort_by_key(|entry| entry.subnet.addr());
+        table
+    }
+
+    /// The tunnel of the peer in whose subnet `inner` is.
+    pub(super) fn of(&self, inner: IpAddr) -> Option<&Entry> {
+        let entries = match inner {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        };
+        let after = entries.partition_point(|entry| entry.subnet.addr() <= inner);
+        entries.get(after.checked_sub(1)?).filter(|entry| entry.subnet.contains(&inner))
+    }
+}
+
+#[cfg(test)]
+mod tests;

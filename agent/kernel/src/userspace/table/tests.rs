@@ -1,0 +1,40 @@
+use super::*;
+
+#[test]
+fn only_an_address_inside_a_peers_subnet_has_a_tunnel() {
+    // A device cannot be had without rights; which one it is plays no part here.
+    let Ok(tun) = Tun::placeholder() else { panic!("/dev/null cannot be opened") };
+    let device = IfName::new("flatgre0").unwrap();
+    let devices = BTreeMap::from([(device, Arc::new(tun))]);
+    let encap = |last: u8, device| Encap {
+        device,
+        source: [192, 0, 2, 1].into(),
+        remote: [192, 0, 2, last].into(),
+        key: GreKey::NONE,
+    };
+    let elsewhere = IfName::new("flatgre1").unwrap();
+    let routes = [
+        ("10.100.2.0/24", encap(2, device)),
+        ("10.100.4.0/23", encap(4, device)),
+        ("10.100.9.0/24", encap(9, elsewhere)),
+        ("fd00:2::/64", encap(2, device)),
+    ];
+    let routes = routes.into_iter().map(|(subnet, encap)| (subnet.parse().unwrap(), encap)).collect();
+    let table = Table::new(&routes, &devices);
+    let remote = |inner: &str| table.of(inner.parse().unwrap()).map(|entry| entry.remote.to_string());
+    for (inner, wanted) in [
+        ("10.100.2.0", Some("192.0.2.2")),
+        ("10.100.2.255", Some("192.0.2.2")),
+        ("10.100.5.255", Some("192.0.2.4")),
+        ("10.100.3.0", None),
+        ("10.100.1.255", None),
+        ("10.100.6.0", None),
+        ("0.0.0.0", None),
+        ("255.255.255.255", None),
+        ("10.100.9.1", None),
+        ("fd00:2::1", Some("192.0.2.2")),
+        ("fd00:3::1", None),
+    ] {
+        assert_eq!(remote(inner).as_deref(), wanted, "{inner}");
+    }
+}
