@@ -12,6 +12,7 @@ mod resources;
 mod routes;
 mod ruleset;
 mod settings;
+mod wireguard;
 
 use std::time::SystemTime;
 
@@ -95,6 +96,8 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         devices::flannel(&host),
         devices::clashes(&host),
         devices::mtu(&host),
+        wireguard::key(&host),
+        wireguard::carrier(&host),
         routes::overlap(&host),
         routes::resolvers(&host),
         settings::neighbours(&host),

@@ -22,6 +22,8 @@ mod quick_start;
 mod servers;
 #[path = "vm/vagrant.rs"]
 mod vagrant;
+#[path = "vm/wireguard.rs"]
+mod wireguard;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let groups = [
         machines::tests(),
         mesh::tests(),
+        wireguard::tests(),
         bad_lines::tests(),
         servers::tests(),
         quick_start::tests(),

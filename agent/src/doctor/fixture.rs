@@ -62,6 +62,13 @@ impl Fixture {
         Self { host, root }
     }
 
+    /// Gives one of its files these permissions.
+    pub(super) fn chmod(&self, path: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.root.join(path.trim_start_matches('/'));
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     /// Its one network.
     pub(super) fn network(&mut self) -> &mut Network {
         &mut self.host.status.as_mut().unwrap().networks[0]

@@ -39,6 +39,12 @@ impl Files {
         self.at(path.as_ref()).exists()
     }
 
+    /// The permissions of a file, if it is there.
+    pub(super) fn mode(&self, path: impl AsRef<Path>) -> Option<u32> {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::symlink_metadata(self.at(path.as_ref())).ok().map(|metadata| metadata.permissions().mode())
+    }
+
     /// The texts of all files in a directory.
     pub(super) fn read_all(&self, directory: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.at(Path::new(directory))).into_iter().flatten().flatten();

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use flatnet_tests::Families;
 use flatnet_tests::lab::Shape;
+use flatnet_tests::netns::run;
 use flatnet_tests::suite::Test;
 use flatnet_tests::wait::pause;
 
@@ -36,6 +37,19 @@ pub fn tests() -> Vec<Test> {
             "ip link set flat.1 down",
         ),
         test(
+            "a_deleted_wireguard_device_comes_back",
+            wireguard(),
+            "device deleted (wireguard)",
+            "ip link del flatwg.51820",
+        ),
+        test(
+            "a_wireguard_device_set_down_comes_up_again",
+            wireguard(),
+            "device down (wireguard)",
+            "ip link set flatwg.51820 down",
+        ),
+        Test::new("a_wireguard_peer_that_somebody_removed_comes_back", removed_peer).on_backend("wireguard"),
+        test(
             "an_underlay_nic_set_down_and_up_works_again",
             Shape::vxlan(2),
             "underlay NIC down + up (vxlan)",
@@ -54,6 +68,48 @@ pub fn tests() -> Vec<Test> {
             "ip link set c1 nomaster; ip link del flbr0; for i in $(seq 100); do ip link set c1 master flbr0 2>/dev/null && exit 0; sleep 0.01; done; exit 1",
         ),
     ]
+}
+
+fn wireguard() -> Shape {
+    Shape { backend: "wireguard", ..Shape::vxlan(2) }
+}
+
+/// Nothing tells of it: the agent looks by itself.
+fn removed_peer() {
+    let scene = Scene::new(&wireguard());
+    let peers = || {
+        let argv = ["wg", "show", "flatwg.51820", "allowed-ips"].map(str::to_owned).into();
+        run(&mut scene.agents[0].on_host(argv)).stdout
+    };
+    let (before, repaired) = (peers(), drift(&scene.lab.host(1), "wireguard_peer"));
+    let key = before.split_whitespace().next().unwrap();
+    let stream = scene.stream();
+    let since = Instant::now();
+    let argv = ["wg", "set", "flatwg.51820", "peer", key, "remove"].map(str::to_owned).into();
+    assert_eq!(run(&mut scene.agents[0].on_host(argv)).code, 0);
+    assert_ne!(peers(), before);
+    let took = loop {
+        if peers() == before {
+            break since.elapsed();
+        }
+        assert!(since.elapsed() < SECOND * 5, "{}\n{}", peers(), scene.agents[0].log());
+        pause(SECOND / 50);
+    };
+    pause(SECOND);
+    let losses = stream.stop();
+    let counted = drift(&scene.lab.host(1), "wireguard_peer") - repaired;
+    figure(
+        "peer removed with wg set (wireguard)",
+        format!(
+            "back after {}, {} of {} pings lost, {counted} peers counted as drift",
+            ms(took),
+            losses.lost.len(),
+            losses.sent
+        ),
+    );
+    assert!(took <= SECOND, "back only after {took:?}");
+    assert_eq!(counted, 1);
+    assert!(losses.lost.len() <= 110, "{losses:?}");
 }
 
 /// The default route goes with the link for good; the host's network manager brings it back.

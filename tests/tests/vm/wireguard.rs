@@ -1,0 +1,136 @@
+//! The kernel's WireGuard, on Debian's kernel: what the agent only sets up, and so does not end with it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flatnet_tests::suite::Test;
+use flatnet_tests::vm::{Vm, VmLab};
+use flatnet_tests::wait::pause;
+
+/// The tunnel's device, from its default port.
+const DEVICE: &str = "flatwg.51820";
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test::new("the_kernels_wireguard_carries_a_mesh_and_its_keys_change_without_loss", mesh).in_vms(),
+        Test::new("a_restarted_agent_finds_the_kernels_sessions_alive", restart).in_vms(),
+        Test::new("a_host_without_the_module_and_one_with_it_are_peers", mixed).in_vms(),
+    ]
+}
+
+fn up(machines: u8) -> VmLab {
+    let lab = VmLab::up(machines);
+    lab.start_etcd(1);
+    lab.configure(
+        r#"{"Network":"10.100.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:100::/56","Backend":{"Type":"wireguard"}}"#,
+    );
+    lab
+}
+
+fn container(vm: &Vm) -> IpAddr {
+    vm.subnet().container_addresses().next().unwrap()
+}
+
+/// Pings 20 times a second from the container of `vm`, in the background. An emulated machine takes a second for what takes
+/// a real one 50 ms, and the kernel keeps 128 packets for a peer that has no session (drivers/net/wireguard:
+/// `MAX_STAGED_PACKETS`): at 100 a second two streams would fill that.
+fn stream(vm: &Vm, name: &str, to: IpAddr) {
+    vm.start(name, &format!("ip netns exec c1 ping -n -i 0.05 -W 2 {to}"));
+    vm.wait_for("the first ping is answered", &format!("grep -q 'bytes from' /run/{name}.log"));
+}
+
+/// Ends it: how many were sent, how many never answered, and the longest an answer took, in milliseconds.
+fn ended(vm: &Vm, name: &str) -> (u64, u64, f64) {
+    // Those on their way come in.
+    pause(Duration::from_millis(500));
+    vm.end(name, "INT");
+    let log = vm.ok(&format!("cat /run/{name}.log"));
+    let summary = log.lines().find(|line| line.contains("packets transmitted")).unwrap_or_else(|| panic!("{log}"));
+    let numbers: Vec<u64> = summary.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    let slowest = log.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse().ok());
+    // The last request may have been on its way when ping was ended.
+    (numbers[0], (numbers[0] - numbers[1]).saturating_sub(1), slowest.fold(0.0, f64::max))
+}
+
+fn mesh() {
+    let lab = up(3);
+    let capture = lab.capture("net 10.100.0.0/16 or ip6 net fd00:100::/56 or udp port 51820");
+    lab.join_all(&["--no-userspace"]);
+    lab.attach_all();
+    lab.assert_all_pairs();
+    let status = lab.vm(1).json("agent status --json");
+    assert_eq!(status["networks"][0]["datapath"], "kernel", "{status}");
+    let kind = lab.vm(1).json(&format!("ip -j -d link show {DEVICE}"));
+    assert_eq!(kind[0]["linkinfo"]["info_kind"], "wireguard", "{kind}");
+    assert_eq!(lab.vm(2).ok(&format!("wg show {DEVICE} latest-handshakes")).lines().count(), 2);
+    let (one, two, three) = (container(lab.vm(1)), container(lab.vm(2)), container(lab.vm(3)));
+    stream(lab.vm(1), "to2", two);
+    stream(lab.vm(2), "to1", one);
+    stream(lab.vm(3), "to1", one);
+    stream(lab.vm(2), "to3", three);
+    pause(Duration::from_secs(1));
+    let before = lab.vm(1).ok(&format!("wg show {DEVICE} public-key"));
+    let key = lab.vm(1).ok("agent rotate-key");
+    assert_ne!(key, before);
+    assert_eq!(lab.vm(1).ok(&format!("wg show {DEVICE} public-key")), key);
+    for peer in [2, 3] {
+        lab.vm(peer).wait_for("the new key is known", &format!("wg show {DEVICE} peers | grep -qxF '{}'", key.trim()));
+        assert!(!lab.vm(peer).ok(&format!("wg show {DEVICE} peers")).contains(before.trim()));
+    }
+    pause(Duration::from_secs(2));
+    let ends = [(1, "to2"), (2, "to1"), (3, "to1"), (2, "to3")].map(|(vm, name)| (vm, name, ended(lab.vm(vm), name)));
+    println!("figure: wireguard (kernel), rotate-key under pings: (sent, lost, slowest ms) {ends:?}");
+    for (vm, name, (sent, lost, _)) in ends {
+        assert!(sent > 50, "host{vm} {name}: {sent}");
+        assert_eq!(lost, 0, "host{vm} {name}");
+    }
+    let seen = capture.stop();
+    assert!(seen.contains("51820"), "no tunnel packets: the capture is no proof");
+    let clear: Vec<&str> =
+        seen.lines().filter(|line| line.contains("10.100.") || line.contains("fd00:100:")).take(5).collect();
+    assert!(clear.is_empty(), "in clear: {clear:?}");
+}
+
+fn restart() {
+    let lab = up(2);
+    lab.join_all(&[]);
+    lab.attach_all();
+    lab.assert_all_pairs();
+    let two = container(lab.vm(2));
+    let handshake = lab.vm(1).ok(&format!("wg show {DEVICE} latest-handshakes"));
+    stream(lab.vm(1), "to2", two);
+    for signal in ["TERM", "KILL"] {
+        lab.vm(1).end("agent", signal);
+        pause(Duration::from_secs(1));
+        let endpoint = lab.endpoint();
+        lab.vm(1).join(&endpoint, &[]);
+        lab.vm(1).wait_converged(1);
+    }
+    let (sent, lost, slowest) = ended(lab.vm(1), "to2");
+    println!(
+        "figure: wireguard (kernel), SIGTERM and SIGKILL + start: {lost} of {sent} pings lost, slowest {slowest} ms"
+    );
+    assert_eq!(lost, 0);
+    assert_eq!(lab.vm(1).ok(&format!("wg show {DEVICE} latest-handshakes")), handshake, "no handshake was lost");
+    // Somebody takes a peer out: it is put back.
+    lab.vm(1).ok(&format!("wg set {DEVICE} peer $(wg show {DEVICE} peers) remove"));
+    lab.vm(1).wait_for("the peer is back", &format!("[ $(wg show {DEVICE} peers | wc -l) = 1 ]"));
+    lab.vm(1).assert_container_reaches(two);
+    let left = lab.vm(1).ok("agent leave --purge && ip -o link show | grep -c flatwg || true");
+    assert_eq!(left.trim(), "0");
+}
+
+fn mixed() {
+    let lab = up(2);
+    lab.vm(2).ok("modprobe -r wireguard; echo 'install wireguard /bin/false' > /etc/modprobe.d/no-wireguard.conf");
+    lab.join_all(&[]);
+    lab.attach_all();
+    lab.assert_all_pairs();
+    let datapath = |vm: &Vm| vm.json("agent status --json")["networks"][0]["datapath"].as_str().unwrap().to_owned();
+    assert_eq!((datapath(lab.vm(1)), datapath(lab.vm(2))), ("kernel".to_owned(), "userspace".to_owned()));
+    // The module turns up: the kernel takes over.
+    lab.vm(2).ok("rm /etc/modprobe.d/no-wireguard.conf; modprobe wireguard; ip link add nudge type bridge");
+    lab.vm(2).wait_for("the kernel carries it", "agent status --json | grep -q '\"datapath\": *\"kernel\"'");
+    lab.vm(2).wait_converged(1);
+    lab.assert_all_pairs();
+}
