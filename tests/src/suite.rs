@@ -38,6 +38,9 @@ impl Test {
         if backend == "vxlan" {
             self.needs.push(Need::Vxlan);
         }
+        if backend == "gre" {
+            self.needs.push(Need::Gre);
+        }
         if backend == "wireguard" {
             self.needs.push(Need::Wireguard);
         }
@@ -64,6 +67,8 @@ impl Test {
 pub enum Need {
     /// The kernel can make VXLAN devices.
     Vxlan,
+    /// The kernel or the agent can carry GRE.
+    Gre,
     /// The kernel or the agent can carry WireGuard, and its tools are there to look at it.
     Wireguard,
     /// An emulator and an image for virtual machines, and the right to connect them.
@@ -81,11 +86,13 @@ impl Need {
             let _ = Command::new("ip").args(["link", "del", "probe"]).stderr(Stdio::null()).status();
             made
         };
+        let tun = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
         match self {
+            Self::Gre => (!can_make(&["gre", "local", "127.0.0.1"]) && !tun())
+                .then(|| "this kernel has no GRE, and /dev/net/tun cannot be opened".to_owned()),
             Self::Vxlan => (!can_make(&["vxlan", "id", "1", "dstport", "8472"]))
                 .then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned()),
             Self::Wireguard => {
-                let tun = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
                 let tools = ["wg", "wireguard-go", "tcpdump"];
                 let missing = tools.iter().find(|tool| flatnet_agent::lab::tools::find(tool).is_none());
                 if let Some(tool) = missing {

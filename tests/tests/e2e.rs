@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 /// Every backend with every family of the overlay; the underlay has what the overlay needs.
 fn shapes(hosts: u8) -> Vec<(String, Shape)> {
     let mut shapes = Vec::new();
-    for backend in ["vxlan", "wireguard", "host-gw"] {
+    for backend in ["vxlan", "gre", "wireguard", "host-gw"] {
         for (name, families) in [("ipv4", Families::V4), ("ipv6", Families::V6), ("dual_stack", Families::Dual)] {
             let shape = Shape { hosts, backend, overlay: families, underlay: families };
             shapes.push((format!("{}_{name}", backend.replace('-', "_")), shape));

@@ -1,7 +1,7 @@
 //! `agent lab cookbook`: recipes people set up by hand, and the same with the agent, run on this machine.
 //!
-//! The recipes are the page `docs/cookbook.md`, compiled in: what is read there is what is run. [`page`] parses it, [`kitchen`]
-//! makes hosts as namespaces and types the lines, [`machine`] does all of it in a virtual machine instead.
+//! The recipes are the page `docs/cookbook.md`, compiled in: what is read there is what is run. `page` parses it, `kitchen`
+//! makes hosts as namespaces and types the lines, `machine` does all of it in a virtual machine instead.
 //!
 //! Each way of a recipe gets fresh hosts, so that what one leaves behind does not help the other.
 

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 pub fn tests() -> Vec<Test> {
     vec![
         Test::new("lab_demo_shows_all_pairs_and_cleans_up::vxlan", || demo("vxlan", 3)).on_backend("vxlan"),
+        Test::new("lab_demo_shows_all_pairs_and_cleans_up::gre", || demo("gre", 2)).on_backend("gre"),
         Test::new("lab_demo_shows_all_pairs_and_cleans_up::wireguard", || demo("wireguard", 2)).on_backend("wireguard"),
         Test::new("lab_demo_shows_all_pairs_and_cleans_up::host_gw", || demo("host-gw", 2)),
         Test::new("lab_demo_interrupted_at_any_moment_leaves_nothing", interrupted).on_backend("vxlan"),

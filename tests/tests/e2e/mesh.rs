@@ -34,6 +34,8 @@ fn three_hosts_reach_each_other(shape: &Shape) {
             };
             if wanted && shape.backend == "vxlan" {
                 assert_tunnel(&agent.host, family, &own_address(&lab, agent, family), &peers);
+            } else if wanted && shape.backend == "gre" {
+                assert_gre(&agent.host, family, &own_address(&lab, agent, family), &peers);
             } else if wanted && shape.backend == "wireguard" {
                 assert_wireguard(agent, family, &peers);
             } else if wanted {
@@ -116,6 +118,34 @@ fn assert_wireguard(agent: &Agent, family: &str, peers: &[&(String, Value)]) {
         let route = routes.get(&subnet).unwrap_or_else(|| panic!("no route to {subnet}: {routes:?}"));
         assert_eq!(route["dev"], device, "{route}");
     }
+}
+
+/// One device, and to each peer a route that names the tunnel's ends, or in the kernel's IPv4 tunnel a neighbour that does.
+fn assert_gre(host: &Namespace, family: &str, local: &str, peers: &[&(String, Value)]) {
+    let (device, flag, kind, public_ip, mtu) = match family {
+        "v4" => ("flatgre0", "-4", "ip", "PublicIP", 1476),
+        _ => ("flat6gre", "-6", "ip6", "PublicIPv6", 1456),
+    };
+    let link = oracle::link(host, device).unwrap_or_else(|| panic!("{device} does not exist"));
+    assert_eq!(link["mtu"], mtu);
+    assert!(link["flags"].as_array().unwrap().contains(&"UP".into()), "{link}");
+    let by_neighbour = link["linkinfo"]["info_kind"] == "gre";
+    let neighbours = oracle::neighbours(host, device);
+    // As text: `ip -j` says `dst` of the route and of the tunnel under one name.
+    let routes = host.ok(&format!("ip {flag} route show dev {device} proto {}", oracle::PROTOCOL));
+    for (key, lease) in peers {
+        assert_eq!(lease["BackendType"], "gre", "{lease}");
+        let (subnet, outer) = (subnet(key, family), lease[public_ip].as_str().unwrap());
+        let route = routes.lines().find(|line| line.starts_with(&format!("{subnet} ")));
+        let route = route.unwrap_or_else(|| panic!("no route to {subnet}: {routes}"));
+        if by_neighbour {
+            assert_eq!(neighbours.get(&subnet.addr().to_string()).map(String::as_str), Some(outer), "{neighbours:?}");
+        } else {
+            assert!(route.contains(&format!("encap {kind} ")), "{route}");
+            assert!(route.contains(&format!(" src {local} dst {outer} ")), "{route}");
+        }
+    }
+    assert_eq!(routes.lines().count(), peers.len(), "{routes}");
 }
 
 fn assert_direct_routes(host: &Namespace, family: &str, peers: &[&(String, Value)]) {

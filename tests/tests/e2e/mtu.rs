@@ -32,6 +32,8 @@ fn followed(shape: &Shape) {
                     - match name.as_str() {
                         "flat.1" => 50,
                         "flat6.1" => 70,
+                        "flatgre0" => 24,
+                        "flat6gre" => 44,
                         "flatwg.51820" => 60,
                         "flatwg.51821" => 80,
                         other => panic!("{other}"),
