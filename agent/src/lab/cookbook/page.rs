@@ -86,7 +86,8 @@ fn way(part: &str) -> Way {
 }
 
 fn line(text: &str) -> Option<Line> {
-    let (place, command) = text.split_once("# ")?;
+    // Without a place it is a remark.
+    let (place, command) = text.split_once("# ").filter(|(place, _)| !place.is_empty())?;
     let (command, patient) = command.strip_suffix(PATIENT).map_or((command, false), |command| (command, true));
     let (command, background) = command.strip_suffix(" &").map_or((command, false), |command| (command, true));
     Some(Line { place: place.to_owned(), command: command.to_owned(), background, patient })
@@ -137,7 +138,7 @@ mod tests {
             Some(("c1# ping -c 3 10.0.0.1".to_owned(), false, true))
         );
         assert_eq!(typed("host1# agent join x &"), Some(("host1# agent join x &".to_owned(), true, false)));
-        assert_eq!(typed("# a remark"), Some(("# a remark".to_owned(), false, false)).filter(|_| false));
+        assert_eq!(typed("# a remark"), None);
         assert_eq!(typed(""), None);
     }
 }
