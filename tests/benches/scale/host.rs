@@ -51,6 +51,10 @@ impl World {
         let station = self.lab.topology.host(number);
         let _ = run(Command::new("ip").args(["-n", &self.lab.underlay().0, "link", "del", &station.port]));
         wire(&self.lab.topology.station_commands(&station));
+        // Its address is at another Ethernet address now, which others would find out by themselves within a minute.
+        for other in (1..=self.lab.topology.hosts).filter(|other| *other != number) {
+            let _ = run(Command::new("ip").args(["-n", &self.lab.host(other).0, "neigh", "flush", "dev", "eth0"]));
+        }
         let _ = std::fs::remove_dir_all(self.directory(number));
     }
 
