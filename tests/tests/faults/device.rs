@@ -36,6 +36,14 @@ pub fn tests() -> Vec<Test> {
             "device down (vxlan)",
             "ip link set flat.1 down",
         ),
+        test("a_deleted_gre_device_comes_back", gre(), "device deleted (gre)", "ip link del flatgre0"),
+        test("a_gre_device_set_down_comes_up_again", gre(), "device down (gre)", "ip link set flatgre0 down"),
+        test(
+            "all_routes_through_a_gre_device_come_back",
+            gre(),
+            "our routes flushed (gre)",
+            "ip route flush dev flatgre0 proto 91",
+        ),
         test(
             "a_deleted_wireguard_device_comes_back",
             wireguard(),
@@ -68,6 +76,10 @@ pub fn tests() -> Vec<Test> {
             "ip link set c1 nomaster; ip link del flbr0; for i in $(seq 100); do ip link set c1 master flbr0 2>/dev/null && exit 0; sleep 0.01; done; exit 1",
         ),
     ]
+}
+
+fn gre() -> Shape {
+    Shape { backend: "gre", ..Shape::vxlan(2) }
 }
 
 fn wireguard() -> Shape {
