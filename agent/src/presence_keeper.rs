@@ -16,9 +16,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// Longest wait: presence must be back well within its own time to live.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// Renewals after which the key is looked at again, once a minute: its lease can live on without it, when somebody
-/// deleted it or a backup was put back.
-const ANNOUNCE_EVERY: u32 = 12;
+/// Renewals after which the key is looked at again, every [`PRESENCE_TTL`]: its lease can live on without it, when somebody
+/// deleted it or a backup was put back. So a living node is missing for no longer than a dead one is still there.
+const ANNOUNCE_EVERY: u32 = 3;
 
 /// Whether this node may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -121,7 +121,8 @@ impl Fleet {
         for (agent, before) in self.agents.iter().zip(&self.subnets) {
             assert_eq!(agent.subnet(), *before, "host{} was renumbered", agent.number);
         }
-        wait_until("one lease and one presence each", SOON, || {
+        // A node looks for its presence once in its time to live, 15 s.
+        wait_until("one lease and one presence each", 2 * SOON, || {
             let counts = (self.lab.etcd.subnets().len(), self.lab.etcd.list("/flatnet/nodes/").len());
             if counts == (self.agents.len(), self.agents.len()) { Ok(()) } else { Err(format!("{counts:?}")) }
         });
