@@ -78,8 +78,6 @@ pub enum Need {
     Gre,
     /// The kernel or the agent can carry WireGuard, and its tools are there to look at it.
     Wireguard,
-    /// The kernel itself can carry WireGuard.
-    KernelWireguard,
     /// An emulator and an image for virtual machines, and the right to connect them.
     Vms,
     /// The agent's Debian package.
@@ -110,11 +108,6 @@ impl Need {
                 (!can_make(&["wireguard"]) && !tun())
                     .then(|| "this kernel has no WireGuard, and /dev/net/tun cannot be opened".to_owned())
             }
-            Self::KernelWireguard => (!can_make(&["wireguard"])).then(|| {
-                "this kernel has no WireGuard, and carried by the agent a pair can stay silent after its key was rotated: \
-                 a known fault (docs/security.md)"
-                    .to_owned()
-            }),
             Self::Vms => no_vms(),
             Self::Package => crate::vm::package()
                 .is_none()

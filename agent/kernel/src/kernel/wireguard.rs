@@ -1,7 +1,7 @@
 //! WireGuard devices and peers within a dump and an `apply`.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use flatnet_core::object::{Datapath, KernelState, Link, LinkKind, WireguardLink,
 use flatnet_core::op::{Action, Object, Op};
 use flatnet_model::{IfName, WireguardKey};
 use futures::Stream;
+use ipnet::IpNet;
 use nix::errno::Errno;
 use tokio::time::Instant;
 
@@ -22,7 +23,7 @@ use crate::Wake;
 use crate::netlink::encode;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::wireguard::control::{self, PeerChange, Settings};
-use crate::wireguard::userspace::Userspace;
+use crate::wireguard::userspace::{Pace, Userspace};
 use crate::wireguard::{Keyring, PrivateKey};
 
 /// Where a loaded module shows (Documentation/ABI/stable/sysfs-module).
@@ -187,7 +188,12 @@ impl Wireguard {
         if link.datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
             self.start(channel, name)?;
         }
-        control::configure(name, link.datapath, &key, link.port).map_err(|error| port_or(error, link))
+        let configured = control::configure(name, link.datapath, &key, link.port);
+        if configured.is_err() && link.datapath == Datapath::Userspace {
+            // It may have the key by now and yet no port, which does not show: it is started again by the next pass.
+            self.userspace.stop(name);
+        }
+        configured.map_err(|error| port_or(error, link))
     }
 
     fn key(&self, link: WireguardLink) -> Result<PrivateKey, Refusal> {
@@ -262,34 +268,39 @@ impl Wireguard {
         control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
     }
 
-    /// A peer that has another key than before is spoken to at once: what it sends waits for the handshake.
+    /// A peer that has another key than before is spoken to at once: what it sends waits for the handshake. So is every peer
+    /// that this process has set anew: it knows no session with it any more, while the peer may go on using one.
     fn provoke(&self, ops: &[&Op], all: &[Op]) {
-        let gone: Vec<(&WireguardPeerKey, &WireguardPeer)> = all
+        let gone: HashSet<(IfName, IpNet)> = all
             .iter()
             .filter(|op| op.action == Action::Delete)
             .filter_map(|op| if let Object::WireguardPeer(key, peer) = &op.object { Some((key, peer)) } else { None })
+            .flat_map(|(key, peer)| peer.allowed.iter().map(|net| (key.device, *net)))
             .collect();
-        if gone.is_empty() {
-            return;
-        }
-        let mut in_kernel: BTreeMap<IfName, Vec<(WireguardKey, &WireguardPeer)>> = BTreeMap::new();
-        for op in ops.iter().filter(|op| op.action == Action::Create) {
-            let Object::WireguardPeer(key, peer) = &op.object else { continue };
-            let before = |(old, held): &(&WireguardPeerKey, &WireguardPeer)| {
-                old.device == key.device && held.allowed.iter().any(|net| peer.allowed.contains(net))
-            };
-            if !gone.iter().any(before) {
-                continue;
-            }
-            match self.datapath_of(key.device) {
-                Some(Datapath::Userspace) => self.userspace.handshake(key.device, key.public_key),
-                Some(Datapath::Kernel) => in_kernel.entry(key.device).or_default().push((key.public_key, peer)),
-                None => {}
-            }
-        }
-        for (name, peers) in in_kernel {
-            if let Err(error) = control::provoke(name, &peers) {
-                tracing::debug!(device = %name, %error, "no handshake was started; the next packet starts one");
+        for run in ops.chunk_by(|a, b| device(a) == device(b)) {
+            let Some(name) = run.first().and_then(|op| device(op)) else { continue };
+            let set = run.iter().filter(|op| op.action != Action::Delete).filter_map(|op| match &op.object {
+                Object::WireguardPeer(key, peer) => Some((op.action, key.public_key, peer)),
+                _ => None,
+            });
+            let (replaced, other): (Vec<_>, Vec<_>) = set.partition(|(action, _, peer)| {
+                *action == Action::Create && peer.allowed.iter().any(|net| gone.contains(&(name, *net)))
+            });
+            match self.datapath_of(name) {
+                Some(Datapath::Userspace) => {
+                    let keys = |peers: Vec<(Action, WireguardKey, &WireguardPeer)>| {
+                        peers.into_iter().map(|(_, key, _)| key).collect()
+                    };
+                    self.userspace.handshake(name, keys(replaced), Pace::Eager);
+                    self.userspace.handshake(name, keys(other), Pace::Usual);
+                }
+                Some(Datapath::Kernel) if !replaced.is_empty() => {
+                    let peers: Vec<_> = replaced.into_iter().map(|(_, key, peer)| (key, peer)).collect();
+                    if let Err(error) = control::provoke(name, &peers) {
+                        tracing::debug!(device = %name, %error, "no handshake was started; the next packet starts one");
+                    }
+                }
+                Some(Datapath::Kernel) | None => {}
             }
         }
     }

@@ -11,15 +11,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flatnet_model::{IfName, WireguardKey};
+use futures::future::join_all;
 use gotatun::device::uapi::{UapiClient, UapiServer};
-use gotatun::device::{DefaultDeviceTransports, Device, DeviceBuilder};
+use gotatun::device::{Device, DeviceBuilder};
+use gotatun::noise::TimerParams;
 use gotatun::tun::tun;
 use gotatun::tun::tun_async_device::TunDevice;
 use gotatun::x25519::PublicKey;
@@ -27,16 +28,26 @@ use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-/// Where `wg` looks for the sockets of such devices (wireguard-tools: `ipc-uapi-unix.h`).
-const SOCKETS: &str = "/var/run/wireguard";
+use port::Port;
+use socket::Socket;
+
+mod port;
+mod socket;
+
 /// Threads that carry packets: one for what is sent and one for what is received is what a busy tunnel can use.
 const THREADS: usize = 2;
 /// How long a device that is taken over may still be held by the tasks of one that just ended.
 const BUSY: Duration = Duration::from_millis(500);
 /// Between two tries while it is.
 const BUSY_TRY: Duration = Duration::from_millis(10);
-/// How long sending the first message of a handshake may take: it waits for no answer, only for the device's lock.
+/// How long the first messages of handshakes may take to be sent: that waits for no answer, only for the device's lock.
 const HANDSHAKE: Duration = Duration::from_millis(50);
+/// Between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5 s: a first
+/// message that is lost, or that crosses the peer's own change, must not silence the pair for so long. At random in here, so
+/// that thousands of peers of one host do not speak at once.
+const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
+/// How long a peer is tried that often: as long as the protocol lets one try wait.
+const EAGER_FOR: Duration = Duration::from_secs(5);
 /// Requests to one device that may wait.
 const ASKS: usize = 64;
 
@@ -62,8 +73,19 @@ struct Running {
 }
 
 enum Ask {
-    Handshake(WireguardKey),
+    Handshake(Vec<WireguardKey>, Pace),
+    /// These are tried at the protocol's pace again.
+    Settle(Vec<WireguardKey>),
     Stop,
+}
+
+/// How often a handshake that is not answered is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As the protocol says.
+    Usual,
+    /// Several times a second at first: the peer was there under another key until now.
+    Eager,
 }
 
 impl Userspace {
@@ -104,12 +126,13 @@ impl Userspace {
             tun.persist().map_err(io::Error::other)?;
             let tun = TunDevice::from_tun_device(tun::AsyncDevice::new(tun)?).map_err(io::Error::other)?;
             let (client, server) = UapiServer::new();
-            let built = DeviceBuilder::new().with_default_udp().with_ip(tun).with_uapi(server).build().await;
+            let built = DeviceBuilder::new().with_udp(Port::default()).with_ip(tun).with_uapi(server).build().await;
             let device = built.map_err(io::Error::other)?;
             let listener = socket.listen()?;
             let (asks, receiver) = mpsc::channel(ASKS);
             let ended = Arc::new(AtomicBool::new(false));
-            tokio::spawn(carry(device, receiver, listener, client, Arc::clone(&ended)));
+            let settle = asks.downgrade();
+            tokio::spawn(carry(device, receiver, settle, listener, client, Arc::clone(&ended)));
             Ok::<_, io::Error>((index, Running { index, asks, ended, socket }))
         })?;
         inner.devices.insert(name, running);
@@ -123,11 +146,11 @@ impl Userspace {
         Socket::remove_stale(name);
     }
 
-    /// Starts a handshake with a peer at once.
-    pub(crate) fn handshake(&self, name: IfName, peer: WireguardKey) {
-        if let Some(running) = self.lock().devices.get(&name) {
-            // A queue that is full is worked off anyway, and the next packet starts one too.
-            let _ = running.asks.try_send(Ask::Handshake(peer));
+    /// Starts handshakes with peers at once.
+    pub(crate) fn handshake(&self, name: IfName, peers: Vec<WireguardKey>, pace: Pace) {
+        if let Some(running) = self.lock().devices.get(&name).filter(|_| !peers.is_empty()) {
+            // A queue that is full is one of handshakes, and the next packet starts one too.
+            let _ = running.asks.try_send(Ask::Handshake(peers, pace));
         }
     }
 }
@@ -187,10 +210,14 @@ async fn open(name: IfName) -> io::Result<tun::Device> {
     }
 }
 
+/// What carries the packets of one device.
+type Carrier = Device<(Port, TunDevice, TunDevice)>;
+
 /// One device until it is stopped or broken.
 async fn carry(
-    mut device: Device<DefaultDeviceTransports>,
+    mut device: Carrier,
     mut asks: mpsc::Receiver<Ask>,
+    own_asks: mpsc::WeakSender<Ask>,
     listener: UnixListener,
     client: UapiClient,
     ended: Arc<AtomicBool>,
@@ -198,11 +225,16 @@ async fn carry(
     loop {
         tokio::select! {
             ask = asks.recv() => match ask {
-                Some(Ask::Handshake(peer)) => {
-                    // It goes on to wait for the handshake's end, which is none of ours.
-                    let peer = PublicKey::from(peer.bytes());
-                    let _ = tokio::time::timeout(HANDSHAKE, device.force_handshake(&peer)).await;
+                Some(Ask::Handshake(peers, pace)) => {
+                    if pace == Pace::Eager {
+                        set_pace(&device, &peers, Some(TimerParams { rekey_timeout: EAGER, ..TimerParams::default() })).await;
+                    }
+                    start_handshakes(&device, &peers).await;
+                    if pace == Pace::Eager {
+                        tokio::spawn(settle_later(own_asks.clone(), peers));
+                    }
                 }
+                Some(Ask::Settle(peers)) => set_pace(&device, &peers, None).await,
                 Some(Ask::Stop) | None => break,
             },
             Ok((stream, _)) = listener.accept() => match stream.into_std() {
@@ -220,67 +252,30 @@ async fn carry(
     device.stop().await;
 }
 
-/// The socket of one device, removed when dropped.
-struct Socket {
-    path: PathBuf,
-    /// Device and inode of the file, once it is there.
-    file: Mutex<Option<(u64, u64)>>,
+/// Sends the first messages. Each goes on to wait for its handshake's end, which is none of ours.
+async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
+    let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
+    let _ = tokio::time::timeout(HANDSHAKE, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
 }
 
-impl Socket {
-    fn path_of(name: IfName) -> PathBuf {
-        Path::new(SOCKETS).join(format!("{name}.sock"))
-    }
-
-    /// Makes room for the socket. One that somebody answers at is left alone: another agent's, in another network namespace
-    /// on this file system.
-    fn claim(name: IfName) -> io::Result<Self> {
-        let path = Self::path_of(name);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(SOCKETS)?;
-        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            let what = format!("{} is in use by another process: give it its own /run/wireguard", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, what));
+/// How often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
+async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerParams>) {
+    let set = device.write(async |device| {
+        for peer in peers {
+            let pace = pace.clone();
+            // One that is gone meanwhile needs no pace.
+            device.modify_peer(&PublicKey::from(peer.bytes()), |peer| peer.dangerously_set_timer_params(pace)).await;
         }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(Self { path, file: Mutex::new(None) }),
-        }
-    }
-
-    /// Root's alone: whoever reaches it can read the private key.
-    fn listen(&self) -> io::Result<UnixListener> {
-        let listener = UnixListener::bind(&self.path)?;
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = identity(&self.path);
-        Ok(listener)
-    }
-
-    /// Whether what is there is what we made.
-    fn is_ours(&self) -> bool {
-        let made = *self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        made.is_some() && made == identity(&self.path)
-    }
-
-    /// Removes what a killed process left.
-    fn remove_stale(name: IfName) {
-        let path = Self::path_of(name);
-        if path.exists() && std::os::unix::net::UnixStream::connect(&path).is_err() {
-            let _ = fs::remove_file(&path);
-        }
-        // Other programs' sockets keep it.
-        let _ = fs::remove_dir(SOCKETS);
+    });
+    if let Err(error) = set.await {
+        tracing::debug!(%error, "the pace of handshakes was not set");
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.is_ours() {
-            let _ = fs::remove_file(&self.path);
-            let _ = fs::remove_dir(SOCKETS);
-        }
+/// Ends with the device: it does not keep its queue open.
+async fn settle_later(asks: mpsc::WeakSender<Ask>, peers: Vec<WireguardKey>) {
+    tokio::time::sleep(EAGER_FOR).await;
+    if let Some(asks) = asks.upgrade() {
+        let _ = asks.send(Ask::Settle(peers)).await;
     }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

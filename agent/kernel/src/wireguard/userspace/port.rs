@@ -1,0 +1,100 @@
+//! The UDP port of a device in this process.
+
+use std::io;
+use std::time::Duration;
+
+use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
+use gotatun::udp::{UdpTransportFactory, UdpTransportFactoryParams};
+use tokio::time::Instant;
+
+/// How long a port may still be held by tasks of this process that were told to end.
+const HELD: Duration = Duration::from_secs(1);
+/// Between two tries while it is.
+const HELD_TRY: Duration = Duration::from_millis(5);
+
+/// Opens the device's port once and keeps it open. The library sets up its tasks anew whenever the device gets another key,
+/// and opens the port anew for them while the old tasks may still hold it: on a busy host that fails, and a device without
+/// a port is left. It also loses what came in meanwhile, the peers' handshakes first of all.
+#[derive(Default)]
+pub(super) struct Port {
+    open: Option<Open>,
+}
+
+struct Open {
+    port: u16,
+    fwmark: Option<u32>,
+    socket: UdpSocket,
+}
+
+impl UdpTransportFactory for Port {
+    type Send = UdpSocket;
+    type Recv = UdpSocket;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+        let same = |open: &&Open| open.port == params.port && open.fwmark == params.fwmark;
+        if let Some(open) = self.open.as_ref().filter(same) {
+            return Ok((open.socket.clone(), open.socket.clone()));
+        }
+        self.open = None;
+        let started = Instant::now();
+        let (socket, received) = loop {
+            match UdpSocketFactory::default().bind(params).await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < HELD => {
+                    tokio::time::sleep(HELD_TRY).await;
+                }
+                done => break done?,
+            }
+        };
+        let port = socket.local_addr()?.port();
+        self.open = Some(Open { port, fwmark: params.fwmark, socket: socket.clone() });
+        Ok((socket, received))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(port: u16) -> UdpTransportFactoryParams {
+        UdpTransportFactoryParams { addr: None, port, fwmark: None }
+    }
+
+    #[tokio::test]
+    async fn a_port_is_opened_once_and_what_came_in_between_is_kept() {
+        let mut port = Port::default();
+        let (first, _) = port.bind(&params(0)).await.unwrap();
+        let number = first.local_addr().unwrap().port();
+        let sender = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        sender.send_to(b"early", ("127.0.0.1", number)).await.unwrap();
+        // The first one's holders have not let go of it.
+        let (_, again) = port.bind(&params(number)).await.unwrap();
+        let mut buffer = [0; 16];
+        let (length, _) = again.socket().recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], b"early");
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn another_port_is_another_socket_and_a_port_that_is_let_go_of_late_is_waited_for() {
+        let mut port = Port::default();
+        let (first, _) = port.bind(&params(0)).await.unwrap();
+        let number = first.local_addr().unwrap().port();
+        let (other, _) = port.bind(&params(0)).await.unwrap();
+        assert_ne!(other.local_addr().unwrap().port(), number);
+        let late = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(first);
+        });
+        let (back, _) = port.bind(&params(number)).await.unwrap();
+        assert_eq!(back.local_addr().unwrap().port(), number);
+        late.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_of_another_program_is_refused() {
+        let held = std::net::UdpSocket::bind("[::]:0").unwrap();
+        let number = held.local_addr().unwrap().port();
+        let refused = Port::default().bind(&params(number)).await;
+        assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::AddrInUse);
+    }
+}
