@@ -98,18 +98,23 @@ test-package: deb ## Install the package in a clean Debian and boot it (root, de
 
 # What virtual machines boot from is made once for every list of packages, and kept there.
 VM_DIR ?= target/vm
-GUEST = target/$(STATIC_TARGET)/release/guest
+# The programs of the other tests, linked once more so that they run on any Debian: nothing else is compiled a second time.
+# What is shipped is built by `make deb`; `make test-package` installs that.
+STATICALLY = -C target-feature=+crt-static -C strip=symbols
 
 setup-vm: setup ## Install what virtual machines need besides
 	@.ci/setup vm
 
 vm-image: setup-vm ## Make the virtual machines' kernel and root file system (root; Debian)
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p flatnet-guest --target $(STATIC_TARGET)
-	tests/vm/image $(VM_DIR) $(GUEST)
+	$(CARGO) rustc -p flatnet-guest --bin guest -- $(STATICALLY)
+	tests/vm/image $(VM_DIR) target/debug/guest
 
-test-vm: vm-image deb ## In virtual machines: Debian's kernel, bad lines, reboots, the installed package (root)
-	FLATNET_AGENT=$(abspath $(STATIC_AGENT)) FLATNET_VM_DIR=$(abspath $(VM_DIR)) \
-		FLATNET_DEB=$$(ls -t $(CURDIR)/target/flatnet-agent_*.deb | head -n 1) \
+test-vm: vm-image ## In virtual machines: Debian's kernel, bad lines, reboots, the installed package (root)
+	$(CARGO) rustc -p flatnet-agent --bin agent -- $(STATICALLY)
+	install -m 755 target/debug/agent $(VM_DIR)/agent
+	agent/packaging/deb $(VM_DIR)/agent $(VM_DIR)
+	FLATNET_AGENT=$(abspath $(VM_DIR)/agent) FLATNET_VM_DIR=$(abspath $(VM_DIR)) \
+		FLATNET_DEB=$$(ls -t $(abspath $(VM_DIR))/flatnet-agent_*.deb | head -n 1) \
 		$(CARGO) test -p flatnet-tests --test vm
 
 .PHONY: vagrant-validate
