@@ -12,10 +12,14 @@
 mod bad_lines;
 #[path = "vm/cookbook.rs"]
 mod cookbook;
+#[path = "vm/gre.rs"]
+mod gre;
 #[path = "vm/machines.rs"]
 mod machines;
 #[path = "vm/mesh.rs"]
 mod mesh;
+#[path = "vm/pings.rs"]
+mod pings;
 #[path = "vm/quick_start.rs"]
 mod quick_start;
 #[path = "vm/servers.rs"]
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
     let groups = [
         machines::tests(),
         mesh::tests(),
+        gre::tests(),
         wireguard::tests(),
         bad_lines::tests(),
         servers::tests(),

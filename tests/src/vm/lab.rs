@@ -116,9 +116,15 @@ impl VmLab {
 
     /// Does something on all machines at the same time.
     pub fn each(&self, work: impl Fn(&Vm) + Sync) {
+        self.each_of(&self.numbers(), work);
+    }
+
+    /// Likewise on the machines of these numbers.
+    pub fn each_of(&self, numbers: &[u8], work: impl Fn(&Vm) + Sync) {
         std::thread::scope(|scope| {
             let work = &work;
-            let threads: Vec<_> = self.machines.iter().map(|vm| scope.spawn(move || work(vm))).collect();
+            let machines = numbers.iter().map(|number| self.vm(*number));
+            let threads: Vec<_> = machines.map(|vm| scope.spawn(move || work(vm))).collect();
             for thread in threads {
                 if let Err(panic) = thread.join() {
                     std::panic::resume_unwind(panic);
@@ -189,9 +195,14 @@ impl VmLab {
 
     /// Starts an agent with a bridge on every machine, and waits until all know each other.
     pub fn join_all(&self, flags: &[&str]) {
+        self.join_some(&self.numbers(), flags);
+    }
+
+    /// Likewise on the machines of these numbers only.
+    pub fn join_some(&self, numbers: &[u8], flags: &[&str]) {
         let endpoint = self.endpoint();
-        self.each(|vm| vm.join(&endpoint, flags));
-        self.each(|vm| drop(vm.wait_converged(self.machines.len() - 1)));
+        self.each_of(numbers, |vm| vm.join(&endpoint, flags));
+        self.each_of(numbers, |vm| drop(vm.wait_converged(numbers.len() - 1)));
     }
 
     /// Gives every machine its container.
@@ -201,9 +212,15 @@ impl VmLab {
 
     /// Every container pings every other, at each of its addresses, until all answer.
     pub fn assert_all_pairs(&self) {
+        self.assert_pairs_of(&self.numbers());
+    }
+
+    /// Likewise those of the machines of these numbers.
+    pub fn assert_pairs_of(&self, numbers: &[u8]) {
+        let machines = numbers.iter().map(|number| self.vm(*number));
         let addresses: Vec<_> =
-            self.machines.iter().map(|vm| (vm.number, vm.subnet().container_addresses().collect::<Vec<_>>())).collect();
-        self.each(|vm| {
+            machines.map(|vm| (vm.number, vm.subnet().container_addresses().collect::<Vec<_>>())).collect();
+        self.each_of(numbers, |vm| {
             for (_, others) in addresses.iter().filter(|(number, _)| *number != vm.number) {
                 others.iter().for_each(|address| vm.assert_container_reaches(*address));
             }
@@ -216,6 +233,10 @@ impl VmLab {
         static CAPTURES: AtomicU32 = AtomicU32::new(1);
         let number = CAPTURES.fetch_add(1, Ordering::Relaxed);
         Capture::start(SWITCH, filter, directory().join(format!("capture{number}")))
+    }
+
+    fn numbers(&self) -> Vec<u8> {
+        self.machines.iter().map(|vm| vm.number).collect()
     }
 }
 

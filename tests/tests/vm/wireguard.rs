@@ -7,6 +7,8 @@ use flatnet_tests::suite::Test;
 use flatnet_tests::vm::{Vm, VmLab};
 use flatnet_tests::wait::pause;
 
+use crate::pings;
+
 /// The tunnel's device, from its default port.
 const DEVICE: &str = "flatwg.51820";
 
@@ -31,27 +33,6 @@ fn container(vm: &Vm) -> IpAddr {
     vm.subnet().container_addresses().next().unwrap()
 }
 
-/// Pings 20 times a second from the container of `vm`, in the background. An emulated machine takes a second for what takes
-/// a real one 50 ms, and the kernel keeps 128 packets for a peer that has no session (drivers/net/wireguard:
-/// `MAX_STAGED_PACKETS`): at 100 a second two streams would fill that.
-fn stream(vm: &Vm, name: &str, to: IpAddr) {
-    vm.start(name, &format!("ip netns exec c1 ping -n -i 0.05 -W 2 {to}"));
-    vm.wait_for("the first ping is answered", &format!("grep -q 'bytes from' /run/{name}.log"));
-}
-
-/// Ends it: how many were sent, how many never answered, and the longest an answer took, in milliseconds.
-fn ended(vm: &Vm, name: &str) -> (u64, u64, f64) {
-    // Those on their way come in.
-    pause(Duration::from_millis(500));
-    vm.end(name, "INT");
-    let log = vm.ok(&format!("cat /run/{name}.log"));
-    let summary = log.lines().find(|line| line.contains("packets transmitted")).unwrap_or_else(|| panic!("{log}"));
-    let numbers: Vec<u64> = summary.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
-    let slowest = log.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse().ok());
-    // The last request may have been on its way when ping was ended.
-    (numbers[0], (numbers[0] - numbers[1]).saturating_sub(1), slowest.fold(0.0, f64::max))
-}
-
 fn mesh() {
     let lab = up(3);
     let capture = lab.capture("net 10.100.0.0/16 or ip6 net fd00:100::/56 or udp port 51820");
@@ -64,10 +45,10 @@ fn mesh() {
     assert_eq!(kind[0]["linkinfo"]["info_kind"], "wireguard", "{kind}");
     assert_eq!(lab.vm(2).ok(&format!("wg show {DEVICE} latest-handshakes")).lines().count(), 2);
     let (one, two, three) = (container(lab.vm(1)), container(lab.vm(2)), container(lab.vm(3)));
-    stream(lab.vm(1), "to2", two);
-    stream(lab.vm(2), "to1", one);
-    stream(lab.vm(3), "to1", one);
-    stream(lab.vm(2), "to3", three);
+    pings::start(lab.vm(1), "to2", two);
+    pings::start(lab.vm(2), "to1", one);
+    pings::start(lab.vm(3), "to1", one);
+    pings::start(lab.vm(2), "to3", three);
     pause(Duration::from_secs(1));
     let before = lab.vm(1).ok(&format!("wg show {DEVICE} public-key"));
     let key = lab.vm(1).ok("agent rotate-key");
@@ -78,7 +59,8 @@ fn mesh() {
         assert!(!lab.vm(peer).ok(&format!("wg show {DEVICE} peers")).contains(before.trim()));
     }
     pause(Duration::from_secs(2));
-    let ends = [(1, "to2"), (2, "to1"), (3, "to1"), (2, "to3")].map(|(vm, name)| (vm, name, ended(lab.vm(vm), name)));
+    let ends =
+        [(1, "to2"), (2, "to1"), (3, "to1"), (2, "to3")].map(|(vm, name)| (vm, name, pings::end(lab.vm(vm), name)));
     println!("figure: wireguard (kernel), rotate-key under pings: (sent, lost, slowest ms) {ends:?}");
     for (vm, name, (sent, lost, _)) in ends {
         assert!(sent > 50, "host{vm} {name}: {sent}");
@@ -98,7 +80,7 @@ fn restart() {
     lab.assert_all_pairs();
     let two = container(lab.vm(2));
     let handshake = lab.vm(1).ok(&format!("wg show {DEVICE} latest-handshakes"));
-    stream(lab.vm(1), "to2", two);
+    pings::start(lab.vm(1), "to2", two);
     for signal in ["TERM", "KILL"] {
         lab.vm(1).end("agent", signal);
         pause(Duration::from_secs(1));
@@ -106,7 +88,7 @@ fn restart() {
         lab.vm(1).join(&endpoint, &[]);
         lab.vm(1).wait_converged(1);
     }
-    let (sent, lost, slowest) = ended(lab.vm(1), "to2");
+    let (sent, lost, slowest) = pings::end(lab.vm(1), "to2");
     println!(
         "figure: wireguard (kernel), SIGTERM and SIGKILL + start: {lost} of {sent} pings lost, slowest {slowest} ms"
     );

@@ -1,0 +1,117 @@
+//! The kernel's GRE, on Debian's kernel: meshes, hosts set up by hand beside them, strangers, user space beside the kernel.
+
+#[path = "gre/by_hand.rs"]
+mod by_hand;
+#[path = "gre/faults.rs"]
+mod faults;
+#[path = "gre/networks.rs"]
+mod networks;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flatnet_tests::suite::Test;
+use flatnet_tests::vm::{Vm, VmLab};
+use flatnet_tests::wait::pause;
+
+use self::by_hand::{Forger, HandMade};
+use crate::pings;
+
+/// The device of the network without a key.
+const DEVICE: &str = "flatgre0";
+/// Machines with an agent; the one after them is set up by hand.
+const AGENTS: [u8; 3] = [1, 2, 3];
+const BY_HAND: u8 = 4;
+/// Between the removal of the device in user space and the last route into the kernel's, nothing is carried: a pass of the
+/// reconciler, a few milliseconds on a real machine and 250 in an emulated one (seen: 5 pings, at 20 a second).
+const TAKEOVER_LOST: u64 = 20;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test::new("the_kernels_gre_carries_a_mesh_with_a_host_made_by_hand_and_no_strangers", mesh).in_vms(),
+        Test::new("gre_networks_of_both_families_are_told_apart_by_key_also_over_ipv6", networks::two_by_key).in_vms(),
+        Test::new("a_host_without_ip_gre_is_a_peer_and_the_module_takes_over_without_loss", mixed).in_vms(),
+    ]
+}
+
+fn container(vm: &Vm) -> IpAddr {
+    vm.subnet().container_addresses().next().unwrap()
+}
+
+fn datapath(vm: &Vm) -> String {
+    vm.json("agent status --json")["networks"][0]["datapath"].as_str().unwrap_or_default().to_owned()
+}
+
+fn mesh() {
+    let lab = VmLab::up(4);
+    lab.start_etcd(1);
+    lab.configure(r#"{"Network":"10.100.0.0/16","Backend":{"Type":"gre"}}"#);
+    let capture = lab.capture("ip proto 47");
+    lab.join_some(&AGENTS, &["--no-userspace"]);
+    lab.each_of(&AGENTS, Vm::attach);
+    lab.assert_pairs_of(&AGENTS);
+    let seen = capture.stop();
+    assert!(seen.contains("192.168.33.11 > 192.168.33.12") && seen.contains("GREv0"), "{seen}");
+    // A foreign tool: one device of the kernel's, and a permanent neighbour for each peer.
+    assert_eq!(datapath(lab.vm(1)), "kernel");
+    let link = lab.vm(1).json(&format!("ip -j -d link show {DEVICE}"));
+    assert_eq!((&link[0]["linkinfo"]["info_kind"], &link[0]["mtu"]), (&"gre".into(), &1476.into()), "{link}");
+    let neighbours = lab.vm(1).ok(&format!("ip neigh show dev {DEVICE} nud permanent"));
+    assert!(neighbours.contains("192.168.33.12") && neighbours.contains("192.168.33.13"), "{neighbours}");
+
+    faults::all(&lab);
+
+    // The cookbook's host, before anybody has named it, and after.
+    let hand_made = HandMade::up(lab.vm(BY_HAND), &AGENTS.map(|number| lab.vm(number)));
+    let stranger = Forger::new(lab.vm(BY_HAND), lab.vm(2));
+    stranger.assert_refused(hand_made.address(), container(lab.vm(2)));
+    let endpoint = lab.endpoint();
+    lab.vm(1).ok(&format!(
+        "agent network peer add default --subnet {} --public-ip {} --endpoint {endpoint}",
+        hand_made.subnet(),
+        lab.vm(BY_HAND).address()
+    ));
+    lab.each_of(&AGENTS, |vm| drop(vm.wait_converged(3)));
+    for number in AGENTS {
+        lab.vm(number).assert_container_reaches(hand_made.address());
+        lab.vm(BY_HAND).assert_container_reaches(container(lab.vm(number)));
+    }
+    // A peer lies about who is inside: all the while the agent is killed and comes back.
+    let liar = Forger::new(lab.vm(BY_HAND), lab.vm(2));
+    liar.assert_refused_while(container(lab.vm(3)), container(lab.vm(2)), || {
+        lab.vm(2).end("agent", "KILL");
+        lab.vm(2).join(&endpoint, &["--no-userspace"]);
+        lab.vm(2).wait_converged(3);
+    });
+    let left = lab.vm(2).ok("agent leave --purge; ip -o link show | grep -c flatgre; nft list tables; true");
+    assert!(left.lines().any(|line| line == "0") && !left.contains("inet flatnet"), "{left}");
+}
+
+fn mixed() {
+    let lab = VmLab::up(2);
+    lab.start_etcd(1);
+    lab.configure(r#"{"Network":"10.100.0.0/16","Backend":{"Type":"gre"}}"#);
+    let without = "modprobe -r ip_gre; echo 'install ip_gre /bin/false' > /etc/modprobe.d/no-gre.conf";
+    lab.vm(2).ok(&format!("{without}; [ ! -e /sys/module/ip_gre ]"));
+    lab.join_all(&[]);
+    lab.attach_all();
+    lab.assert_all_pairs();
+    assert_eq!((datapath(lab.vm(1)), datapath(lab.vm(2))), ("kernel".to_owned(), "userspace".to_owned()));
+    assert_eq!(lab.vm(2).json(&format!("ip -j -d link show {DEVICE}"))[0]["linkinfo"]["info_kind"], "tun");
+
+    // The module turns up: the kernel takes over, under pings.
+    let (one, two) = (container(lab.vm(1)), container(lab.vm(2)));
+    pings::start(lab.vm(1), "to2", two);
+    pings::start(lab.vm(2), "to1", one);
+    lab.vm(2).ok("rm /etc/modprobe.d/no-gre.conf; modprobe ip_gre; ip link add nudge type bridge");
+    lab.vm(2).wait_for("the kernel carries it", "agent status --json | grep -q '\"datapath\": *\"kernel\"'");
+    lab.vm(2).wait_converged(1);
+    pause(Duration::from_secs(1));
+    let ends = [(1, "to2"), (2, "to1")].map(|(vm, name)| pings::end(lab.vm(vm), name));
+    println!("figure: GRE, the module turns up and the kernel takes over: (sent, lost, slowest ms) {ends:?}");
+    lab.assert_all_pairs();
+    assert_eq!(lab.vm(2).json(&format!("ip -j -d link show {DEVICE}"))[0]["linkinfo"]["info_kind"], "gre");
+    for (sent, lost, _) in ends {
+        assert!(sent > 20 && lost <= TAKEOVER_LOST, "{lost} of {sent} pings lost in the takeover");
+    }
+}
