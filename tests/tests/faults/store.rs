@@ -15,11 +15,8 @@ use serde_json::json;
 use crate::process::cpu_time;
 use crate::scene::{SECOND, Scene, agent, assert_exact, figure, has_problem, metric, ms, settled, shell, until_exact};
 
-/// How long etcd stays away: 60 s if asked to, else what is enough for every wait of the agent to have reached its longest.
-fn outage() -> Duration {
-    let long = std::env::var_os("FAULTS_LONG").is_some();
-    Duration::from_secs(if long { 60 } else { 20 })
-}
+/// How long etcd stays away: a whole reboot of its machine.
+const OUTAGE: Duration = Duration::from_secs(60);
 
 /// A new snapshot on disk takes at most its spacing and its wait at the start.
 const SNAPSHOT_WRITTEN: Duration = Duration::from_secs(7);
@@ -90,8 +87,7 @@ fn etcd_dead() {
     });
     shell(&hosts[2], "ip link del flat.1");
     let repaired = until_exact("repaired from the snapshot", &hosts[2], &before[2], Instant::now());
-    let length = outage();
-    pause(length.saturating_sub(dead.elapsed()));
+    pause(OUTAGE.saturating_sub(dead.elapsed()));
     for (host, before) in hosts.iter().zip(&before) {
         until_exact("while etcd is dead", host, before, Instant::now());
     }
@@ -108,7 +104,7 @@ fn etcd_dead() {
     }
     let (losses, third) = (stream.stop(), third_stream.stop());
     figure(
-        &format!("etcd dead for {} s", length.as_secs()),
+        &format!("etcd dead for {} s", OUTAGE.as_secs()),
         format!(
             "{} of {} pings lost; degraded said after {}; an agent started meanwhile wrote subnet.env after {} and repaired a deleted device after {} ({} of {} pings lost); a new lease seen {} after etcd was back; CPU of an agent meanwhile {}",
             losses.lost.len(),

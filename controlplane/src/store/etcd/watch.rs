@@ -11,10 +11,10 @@ use super::{ANSWER_LIMIT, EtcdStore, Inner, error, key_value};
 use crate::store::{KeyRange, StoreError, WatchBatch, WatchEvent};
 
 /// A watch that was silent this long is asked for its progress.
-const PROBE_AFTER: Duration = Duration::from_secs(2);
-/// How long the answer may take: with [`PROBE_AFTER`] a hung server is noticed after 4 s, which leaves 1 s of the 5 s in
-/// which another endpoint must be in use.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_AFTER: Duration = Duration::from_millis(1500);
+/// How long the answer may take, an election's length (etcd's default election timeout is 1 s): with [`PROBE_AFTER`] a hung
+/// server is noticed after 3 s, which leaves 2 s of the 5 s in which another endpoint must be in use, also on a busy host.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 struct Watch {
     inner: Arc<Inner>,
