@@ -5,6 +5,8 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use flatnet_controlplane::store::StoreError;
+
 /// The kinds of failure people script against, with their exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -98,6 +100,17 @@ impl fmt::Display for Failure {
 impl Error for Failure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_ref().map(|source| &**source as &(dyn Error + 'static))
+    }
+}
+
+/// What to do about a store that does not answer; `reason`: what it, or the way to it, said.
+#[must_use]
+pub fn store_hint(reason: &str) -> &'static str {
+    if StoreError::is_about_certificates(reason) {
+        "one side does not trust the other's certificate: check --etcd-cafile, --etcd-certfile and --etcd-keyfile, and that \
+         nothing has expired; a running agent reads new files when it is restarted"
+    } else {
+        "check the endpoint, and that etcd runs there and has a leader"
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::networks::{Holding, NetworkPort};
 use crate::reconciler::Outcome;
+use crate::report::store_hint;
 
 /// Everything the document is made from.
 #[derive(Clone, Debug)]
@@ -111,7 +112,7 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
         Connection::Lost { reason } => problems.push(Problem::new(
             ProblemCode::StoreUnreachable,
             format!("the store does not answer: {reason}"),
-            "the datapath goes on with the last known peers; check the endpoint, and that etcd runs there and has a leader",
+            format!("the datapath goes on with the last known peers; {}", store_hint(reason)),
             name,
         )),
     }

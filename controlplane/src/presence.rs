@@ -55,21 +55,31 @@ const POLL: Duration = Duration::from_secs(1);
 /// What the store may take beyond the TTL to expire a lease (etcd looks every 500 ms), and the calls.
 const MARGIN: Duration = Duration::from_secs(2);
 
+/// Renewals seen after which a copy is sure to live. One may be a new leader's doing: etcd then gives every lease its whole
+/// time again.
+const RENEWALS: u32 = 2;
+
 /// Claims the presence of `who`.
 ///
-/// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When it is
-/// still there after its TTL somebody renews it, and that somebody has a copy of our state directory.
+/// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its lease
+/// is renewed meanwhile, or the key still there after its TTL, somebody lives who has a copy of our state directory.
 pub async fn announce<S: Store>(store: &S, who: &Owner) -> Result<Presence, PresenceError> {
-    let ends = Instant::now() + PRESENCE_TTL + MARGIN;
+    let mut ends = Instant::now() + PRESENCE_TTL + MARGIN;
     let mut granted = None;
+    let mut signs = SignsOfLife::default();
     loop {
         let other = match attempt(store, who, &mut granted).await {
             Ok(Attempt::Held(presence)) => return Ok(presence),
             Ok(Attempt::Again) => None,
-            Ok(Attempt::Other(other)) => Some(other),
+            Ok(Attempt::Other(other, lease)) => {
+                if signs.look(store, &other, lease).await == Sign::Renewed {
+                    ends = Instant::now() + PRESENCE_TTL + MARGIN;
+                }
+                Some(other)
+            }
             Err(error) => return Err(error.into()),
         };
-        if Instant::now() >= ends {
+        if Instant::now() >= ends || signs.renewals >= RENEWALS {
             return Err(match other {
                 Some(other) => PresenceError::Cloned { node: who.node, name: other.name, nonce: other.nonce },
                 None => PresenceError::Store(StoreError::Unavailable {
@@ -86,8 +96,45 @@ enum Attempt {
     Held(Presence),
     /// Read again.
     Again,
-    /// Another copy holds it.
-    Other(Record),
+    /// Another copy holds it, under this lease.
+    Other(Record, EtcdLease),
+}
+
+/// What one look at a lease showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// It has more time left than before.
+    Renewed,
+    /// Nothing.
+    None,
+}
+
+/// What was seen of the lease under another copy's key.
+#[derive(Default)]
+struct SignsOfLife {
+    last: Option<(EtcdLease, Duration)>,
+    renewals: u32,
+}
+
+impl SignsOfLife {
+    /// A lease that nobody renews only gets shorter.
+    async fn look<S: Store>(&mut self, store: &S, other: &Record, lease: EtcdLease) -> Sign {
+        if self.last.is_none() {
+            tracing::warn!(
+                name = other.name,
+                "another instance has this node's identity; waiting whether it is this machine before a reboot, or a copy that lives"
+            );
+        }
+        // What cannot be read now is looked at again, or waited out.
+        let Ok(left) = store.lease_time_left(lease).await else { return Sign::None };
+        match self.last.replace((lease, left)) {
+            Some((known, before)) if known != lease || left > before => {
+                self.renewals += 1;
+                Sign::Renewed
+            }
+            Some(_) | None => Sign::None,
+        }
+    }
 }
 
 async fn attempt<S: Store>(store: &S, who: &Owner, granted: &mut Option<EtcdLease>) -> Result<Attempt, StoreError> {
@@ -99,7 +146,7 @@ async fn attempt<S: Store>(store: &S, who: &Owner, granted: &mut Option<EtcdLeas
         && let Ok(record) = serde_json::from_slice::<Record>(&kv.value)
     {
         if record.nonce != who.nonce {
-            return Ok(Attempt::Other(record));
+            return Ok(Attempt::Other(record, lease));
         }
         match store.lease_keep_alive(lease).await {
             Ok(_) => return Ok(Attempt::Held(Presence { node: who.node, lease })),

@@ -178,6 +178,14 @@ impl StoreError {
         Self::Unavailable { endpoint: endpoint.to_owned(), reason }
     }
 
+    /// Whether `reason`, as a store or the way to it gave it, is about certificates: neither side then knows the other, and
+    /// only somebody with another file can help.
+    #[must_use]
+    pub fn is_about_certificates(reason: &str) -> bool {
+        let reason = reason.to_ascii_lowercase();
+        ["certificate", "unknownissuer", "unknown ca"].iter().any(|word| reason.contains(word))
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn can_retry(&self) -> bool {
@@ -202,6 +210,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Renews a lease once; what it now has left.
     fn lease_keep_alive(&self, lease: EtcdLease) -> impl Future<Output = Result<Duration, StoreError>> + Send;
+
+    /// What a lease has left, without renewing it.
+    fn lease_time_left(&self, lease: EtcdLease) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
     /// Ends a lease and removes the keys under it; that it is already gone is success.
     fn lease_revoke(&self, lease: EtcdLease) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -59,6 +59,9 @@ impl Store for Real {
     async fn lease_keep_alive(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
         self.store.lease_keep_alive(lease).await
     }
+    async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        self.store.lease_time_left(lease).await
+    }
     async fn lease_revoke(&self, lease: EtcdLease) -> Result<(), StoreError> {
         self.store.lease_revoke(lease).await
     }
@@ -191,6 +194,11 @@ async fn leases<S: Subject>(store: &S) {
     store.lease_revoke(lease).await.unwrap();
 
     let other = store.lease_grant(Duration::from_secs(60)).await.unwrap();
+    let left = store.lease_time_left(other).await.unwrap();
+    assert!(left > Duration::from_secs(50) && left <= Duration::from_secs(60), "{left:?}");
+    store.pass(Duration::from_secs(2)).await;
+    assert!(store.lease_time_left(other).await.unwrap() < left, "looking does not renew");
+    assert!(gone(store.lease_time_left(lease).await.map(drop)));
     let write = Write::Put { key: "/l/d".into(), value: vec![], lease: Some(other) };
     store.txn(Txn { when: vec![], then: vec![write] }).await.unwrap();
     store.lease_revoke(other).await.unwrap();

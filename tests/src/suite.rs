@@ -82,6 +82,8 @@ pub enum Need {
     Vms,
     /// The agent's Debian package.
     Package,
+    /// openssl(1), to make certificates.
+    Openssl,
 }
 
 impl Need {
@@ -109,6 +111,9 @@ impl Need {
                     .then(|| "this kernel has no WireGuard, and /dev/net/tun cannot be opened".to_owned())
             }
             Self::Vms => no_vms(),
+            Self::Openssl => flatnet_agent::lab::tools::find("openssl")
+                .is_none()
+                .then(|| "openssl is not installed: `make setup`".to_owned()),
             Self::Package => crate::vm::package()
                 .is_none()
                 .then(|| "no Debian package is named in FLATNET_DEB: `make test-vm` makes one".to_owned()),

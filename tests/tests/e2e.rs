@@ -37,6 +37,8 @@ mod mtu;
 mod network_commands;
 #[path = "e2e/restart.rs"]
 mod restart;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/wireguard.rs"]
 mod wireguard;
 
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         choices::tests(),
         network_commands::tests(),
         lab_command::tests(),
+        tls::tests(),
         wireguard::tests(),
         cookbook::tests(),
     ];

@@ -14,7 +14,7 @@ use document::{detail, document, summary, table};
 
 use super::store_args::StoreTarget;
 use super::{status, values};
-use crate::report::{Exit, Failure, print};
+use crate::report::{Exit, Failure, print, store_hint};
 
 /// Create, show, change and remove networks
 #[derive(Subcommand, Clone, Debug)]
@@ -330,9 +330,7 @@ pub fn failure(error: &NetworkError) -> Failure {
             "`agent network inspect` lists the leases; only those without owner and expiry are permanent peers",
         ),
         NetworkError::Busy(_) => (Exit::Unavailable, "try again"),
-        NetworkError::Store(error) => {
-            (store_exit(error), "check the endpoint, and that etcd runs there and has a leader")
-        }
+        NetworkError::Store(error) => (store_exit(error), store_hint(&error.to_string())),
     };
     let source = std::error::Error::source(error).map(ToString::to_string);
     let failure = Failure::new(exit, error.to_string()).hint(hint);

@@ -79,6 +79,13 @@ impl Store for ModelStore {
         reply
     }
 
+    async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        self.log.travel().await;
+        let reply = self.inner.lease_time_left(lease).await;
+        self.log.travel().await;
+        reply
+    }
+
     async fn lease_revoke(&self, lease: EtcdLease) -> Result<(), StoreError> {
         self.log.travel().await;
         let reply = self.inner.lease_revoke(lease).await;

@@ -54,9 +54,23 @@ async fn a_copied_state_directory_is_refused_while_the_other_lives() {
             keep_alive(&renewing, &other).await.unwrap();
         }
     });
+    let began = Instant::now();
     let error = announce(&store, &who(2)).await.unwrap_err();
+    assert!(began.elapsed() <= PRESENCE_TTL / 3 * RENEWALS + POLL, "{:?}", began.elapsed());
     assert!(matches!(&error, PresenceError::Cloned { name, .. } if name == "host1"), "{error}");
     task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rebooted_machine_is_no_copy_because_the_store_renewed_all_leases_once() {
+    let store = MemoryStore::new();
+    let before = announce(&store, &who(1)).await.unwrap();
+    let renewing = store.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(PRESENCE_TTL / 3).await;
+        keep_alive(&renewing, &before).await.unwrap();
+    });
+    announce(&store, &who(2)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -210,6 +210,13 @@ impl Store for EtcdStore {
         }
     }
 
+    async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        let left = self.call(|client| async move { client.lease_client().time_to_live(lease.0, None).await });
+        let left = left.await.map_err(|error| error::name_lease(error, Some(lease.0)))?.ttl();
+        // etcd answers -1 for one that does not exist.
+        u64::try_from(left).map(Duration::from_secs).map_err(|_| StoreError::LeaseGone(lease.0))
+    }
+
     async fn lease_revoke(&self, lease: EtcdLease) -> Result<(), StoreError> {
         match self.call(|client| async move { client.lease_client().revoke(lease.0).await }).await {
             Ok(_) | Err(StoreError::LeaseGone(_)) => Ok(()),

@@ -256,6 +256,10 @@ impl Store for MemoryStore {
         self.call(|data| data.keep_alive(lease, Instant::now())).await
     }
 
+    async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        self.call(|data| data.time_left(lease, Instant::now())).await
+    }
+
     async fn lease_revoke(&self, lease: EtcdLease) -> Result<(), StoreError> {
         self.call(|data| {
             data.revoke(lease);

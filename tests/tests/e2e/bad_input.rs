@@ -193,11 +193,14 @@ fn copied_state() {
     assert_eq!(copied.code, 0, "{}", copied.stderr);
     first.start();
     first.wait_converged(0);
+    let leases = lab.etcd.subnets();
+    let kernel = oracle::everything(&first.host);
     let ran = second.run();
     assert_eq!(ran.code, 6, "{}", ran.stderr);
     assert!(ran.stderr.contains("copy") && ran.stderr.contains("hint:"), "{}", ran.stderr);
-    assert_eq!(lab.etcd.subnets().len(), 1);
+    assert_eq!((leases.len(), &leases), (1, &lab.etcd.subnets()), "the first host's lease is untouched");
     first.wait_converged(0);
+    oracle::assert_same(&kernel, &oracle::everything(&first.host));
 }
 
 fn no_config() {

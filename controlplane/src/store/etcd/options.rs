@@ -56,12 +56,31 @@ impl EtcdOptions {
         let Some(ca) = &self.ca else {
             return Err(InvalidOptions(format!("{url} needs the CA that signed the server's certificate")));
         };
+        must_be_pem(ca, "CERTIFICATE", "the CA")?;
+        if let Some((certificate, key)) = &self.identity {
+            must_be_pem(certificate, "CERTIFICATE", "the client's certificate")?;
+            must_be_pem(key, "PRIVATE KEY", "the client's key")?;
+        }
         let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
         Ok(match &self.identity {
             Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
             None => tls,
         })
     }
+}
+
+/// Refuses what has no PEM block (RFC 7468) with a label that ends in `label`: later it would look as if no server answered.
+fn must_be_pem(bytes: &[u8], label: &str, what: &str) -> Result<(), InvalidOptions> {
+    let text = String::from_utf8_lossy(bytes);
+    let begins = |line: &str| {
+        line.strip_prefix("-----BEGIN ")
+            .and_then(|rest| rest.trim_end().strip_suffix("-----"))
+            .is_some_and(|found| found.ends_with(label))
+    };
+    if text.lines().any(begins) {
+        return Ok(());
+    }
+    Err(InvalidOptions(format!("the file with {what} has no PEM block \"{label}\"")))
 }
 
 /// Scheme, host and port of an endpoint.
@@ -155,6 +174,8 @@ mod tests {
     fn certificates_are_never_given_to_a_plain_connection_nor_missing_on_an_encrypted_one() {
         assert!(connect("http://x:1", Some("pem")).unwrap_err().to_string().contains("write https://"));
         assert!(connect("https://x:1", None).unwrap_err().to_string().contains("needs the CA"));
-        assert!(connect("https://x:1", Some("pem")).is_ok());
+        assert!(connect("https://x:1", Some("-----BEGIN CERTIFICATE-----\nMA==\n")).is_ok());
+        assert!(connect("https://x:1", Some("-----BEGIN CERTIFICATE REQUEST-----")).is_err());
+        assert!(connect("https://x:1", Some("pem")).unwrap_err().to_string().contains("PEM"));
     }
 }

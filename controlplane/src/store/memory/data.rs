@@ -197,6 +197,11 @@ impl Data {
         Ok(found.ttl)
     }
 
+    pub(super) fn time_left(&self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
+        let found = self.leases.get(&lease.0).ok_or(StoreError::LeaseGone(lease.0))?;
+        Ok(found.deadline.saturating_duration_since(now))
+    }
+
     pub(super) fn revoke(&mut self, lease: EtcdLease) {
         if self.leases.remove(&lease.0).is_none() {
             return;
