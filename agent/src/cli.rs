@@ -128,6 +128,10 @@ fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
     std::env::var_os("FLATNET_CONFIG").map(PathBuf::from)
 }
 
+/// How long the end of a command waits for a thread that is in a system call: a file is written in less, and a resolver that
+/// hangs would take 10 s.
+const LAST_BLOCKING: std::time::Duration = std::time::Duration::from_secs(2);
+
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     // The lab enters namespaces, which only a process with a single thread can do: no runtime before it.
     if let Command::Lab(command) = cli.command {
@@ -135,7 +139,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
     }
     let runtime = runtime(&cli.command)?;
     let done = |()| ExitCode::SUCCESS;
-    match cli.command {
+    let ended = match cli.command {
         Command::Join(args) => {
             telemetry::start(cli.log_level, cli.log_format)?;
             runtime.block_on(crate::daemon::run(*args)).map(done)
@@ -151,7 +155,9 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Completions(args) => completions::run(&args).map(done),
         Command::Man(args) => man::run(&args).map(done),
         Command::Lab(command) => lab::run(command),
-    }
+    };
+    runtime.shutdown_timeout(LAST_BLOCKING);
+    ended
 }
 
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Failure> {

@@ -28,6 +28,8 @@ pub mod rotation;
 pub mod snapshots;
 pub mod state_dir;
 pub mod status;
+pub mod store_address;
 pub mod sysctl_record;
 pub mod telemetry;
+pub mod underlay_record;
 pub mod wireguard_key;

@@ -4,6 +4,7 @@
 //! Dropping a [`Node`] cuts every task off where it stands, as `kill -9` does: what is in the store and in the kernel stays.
 //! What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +29,14 @@ use crate::metrics::Metrics;
 use crate::networks::{Held, Holding, NetworkPort};
 use crate::presence_keeper::{Presence, PresenceKeeper};
 use crate::purge;
-use crate::reconciler::{HostOptions, Outcome, PlanRequest, Reconciler};
+use crate::reconciler::{HostOptions, Outcome, PlanRequest, Reconciler, Records};
 use crate::report::{Failure, chain};
 use crate::rotation::Rotation;
 use crate::snapshots;
 use crate::state_dir::StateDir;
 use crate::status::StatusSource;
 use crate::sysctl_record::SysctlRecord;
+use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
 /// How long a store that has not said a word may hold up the datapath of a node that knows its peers from disk.
@@ -58,6 +60,10 @@ pub struct NodeParts<S, K> {
     pub sysctls: SysctlRecord,
     /// Its WireGuard key.
     pub wireguard: WireguardIdentity,
+    /// What carried the tunnels last.
+    pub underlay: UnderlayRecord,
+    /// Where the store is: the addresses of its first endpoint, as far as they are known.
+    pub store_at: watch::Receiver<Vec<IpAddr>>,
     /// Who this is.
     pub owner: Owner,
     /// What stays the same about the host.
@@ -160,8 +166,12 @@ impl<S: Store, K: Kernel> Node<S, K> {
             ports.clone(),
             outcome_sender,
             Arc::clone(&metrics),
-            parts.sysctls.clone(),
-            parts.wireguard.clone(),
+            Records {
+                sysctls: parts.sysctls.clone(),
+                underlay: parts.underlay.clone(),
+                wireguard: parts.wireguard.clone(),
+            },
+            parts.store_at.clone(),
         );
         let (waited_for, identity) = (ports.clone(), presence.subscribe());
         running.spawn("reconciler", async move {

@@ -11,6 +11,7 @@ mod outcome;
 mod pace;
 mod pass;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use flatnet_core::facts::HostFacts;
@@ -31,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::networks::NetworkPort;
 use crate::report::chain;
 use crate::sysctl_record::SysctlRecord;
+use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
 /// What stays the same for the life of the agent.
@@ -48,6 +50,16 @@ pub struct HostOptions {
     pub take_over: bool,
     /// Whether this process may carry what the kernel has no module for.
     pub userspace: bool,
+}
+
+/// What the node has on disk for the loop.
+pub struct Records {
+    /// Settings that were changed.
+    pub sysctls: SysctlRecord,
+    /// What carried the tunnels last.
+    pub underlay: UnderlayRecord,
+    /// The WireGuard key.
+    pub wireguard: WireguardIdentity,
 }
 
 /// A question to the loop: what would the next full pass change?
@@ -85,20 +97,25 @@ pub struct Reconciler<K> {
     gre_wanted: bool,
     /// The last underlay found: kept while a look finds none.
     underlay: Option<Underlay>,
+    underlay_record: UnderlayRecord,
+    /// Where the store is: its name may become known later.
+    store: watch::Receiver<Vec<IpAddr>>,
     pace: Pace,
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A loop that has not looked yet.
+    /// A loop that has not looked yet. `store`: the addresses of the store, instead of those in `host`.
     pub fn new(
         kernel: Arc<K>,
-        host: HostOptions,
+        mut host: HostOptions,
         ports: Vec<NetworkPort>,
         outcome: watch::Sender<Outcome>,
         metrics: Arc<Metrics>,
-        sysctls: SysctlRecord,
-        wireguard: WireguardIdentity,
+        records: Records,
+        mut store: watch::Receiver<Vec<IpAddr>>,
     ) -> Self {
+        let Records { sysctls, underlay: underlay_record, wireguard } = records;
+        host.selection.store.clone_from(&store.borrow_and_update());
         Self {
             kernel,
             host,
@@ -111,6 +128,8 @@ impl<K: Kernel> Reconciler<K> {
             facts: HostFacts::default(),
             gre_wanted: false,
             underlay: None,
+            underlay_record,
+            store,
             pace: Pace::new(Instant::now()),
         }
     }
@@ -126,6 +145,12 @@ impl<K: Kernel> Reconciler<K> {
             tokio::select! {
                 biased;
                 () = sleep_until(due) => self.pass(Look::Full).await,
+                () = sleep_until(self.pace.glance()) => self.glance().await,
+                // A sender that is gone has nothing more to say.
+                Ok(()) = self.store.changed() => {
+                    self.host.selection.store.clone_from(&self.store.borrow_and_update());
+                    self.pace.kernel_changed(Instant::now());
+                }
                 Some(reply) = plans.recv() => {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));

@@ -6,6 +6,7 @@
 //! | `lock` | state | held while an agent uses the directory |
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
+//! | `underlay` | state | what carried the tunnels last, and where the store was |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
@@ -175,6 +176,16 @@ impl StateDir {
         if network.is_default() { self.run.join("subnet.env") } else { self.run.join(format!("{network}.env")) }
     }
 
+    /// What carried the tunnels last, if that is known; the bytes are to be parsed as hostile input.
+    pub fn read_underlay(&self) -> Result<Option<Vec<u8>>, StateDirError> {
+        read(&self.state.join("underlay"))
+    }
+
+    /// Keeps what carries the tunnels.
+    pub fn write_underlay(&self, bytes: &[u8]) -> Result<(), StateDirError> {
+        replace(&self.state.join("underlay"), bytes, 0o600)
+    }
+
     /// Where this node's WireGuard key is.
     #[must_use]
     pub fn wireguard_key(&self) -> PathBuf {
@@ -203,6 +214,7 @@ impl StateDir {
         let mut files = vec![
             self.state.join("node-id"),
             self.wireguard_key(),
+            self.state.join("underlay"),
             self.run.join("instance"),
             self.run.join("sysctls"),
             self.run.join(crate::daemon::RULESET_MEMORY),

@@ -2,8 +2,7 @@
 //! real agents, a real etcd, real packets. Each test prints what it measured as one line `figure: ROW: …`; docs/reliability.md
 //! holds them.
 //!
-//! `cargo test -p flatnet-tests --test faults -- FILTER` runs some of them; `--list` names them. `FAULTS_LONG=1`
-//! keeps etcd away for 60 s rather than 20.
+//! `cargo test -p flatnet-tests --test faults -- FILTER` runs some of them; `--list` names them.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,6 +33,8 @@ mod resources;
 mod restart;
 #[path = "faults/scene.rs"]
 mod scene;
+#[path = "faults/start.rs"]
+mod start;
 #[path = "faults/store.rs"]
 mod store;
 #[path = "faults/underlay.rs"]
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         drift::tests(),
         firewall::tests(),
         restart::tests(),
+        start::tests(),
         store::tests(),
         cluster::tests(),
         lease::tests(),

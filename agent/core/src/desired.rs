@@ -61,6 +61,9 @@ pub struct Desired {
     pub networks: Vec<NetworkOutcome>,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// Whether a network is not programmed for a reason that may pass ([`crate::problem::ProblemCode::may_pass`]): what it
+    /// left in the kernel, its containers' bridge and its part of the guard too, must stay until then.
+    pub unsettled: bool,
 }
 
 /// The kernel objects wanted on this host.
@@ -76,6 +79,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     let overlays = accepted.ranges();
     let mut firewall = Vec::new();
     let mut networks = Vec::with_capacity(host.networks.len());
+    let mut unsettled = false;
     for (network, refusal) in host.networks.iter().zip(refused) {
         let ctx = NetworkCtx {
             node: host.node,
@@ -103,6 +107,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                 });
             }
             Err(problem) => {
+                unsettled |= problem.code.may_pass();
                 networks.push(not_programmed(network, &problem));
                 problems.push(problem);
             }
@@ -113,7 +118,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     }
     problems.sort();
     problems.dedup();
-    Desired { state: draft.into_state(), networks, problems }
+    Desired { state: draft.into_state(), networks, problems, unsettled }
 }
 
 /// Whether a network that this host holds no lease in yet could be programmed beside those of `host`: asked before a lease

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, Sysctl};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -243,6 +243,13 @@ impl Kernel for FakeKernel {
         state.peer_sources.retain(|element| scope.sets.contains(&element.set));
         foreign.links.retain(|name, _| scope.links.contains(name));
         Ok(Dump { state, foreign })
+    }
+
+    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
+        let inner = self.lock();
+        inner.readable("settings")?;
+        let known = inner.state.sysctls.iter().filter(|(setting, _)| settings.contains(setting));
+        Ok(known.map(|(setting, value)| (setting.clone(), value.clone())).collect())
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

@@ -7,13 +7,14 @@ mod gre_probe;
 mod links;
 mod wireguard;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Link};
+use flatnet_core::object::{Datapath, Dump, Link, Sysctl};
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -25,7 +26,7 @@ use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::userspace::Userspace;
 use crate::wireguard::Keyring;
-use crate::{Kernel, KernelError, Scope, Wake};
+use crate::{Kernel, KernelError, Scope, Wake, sysctl};
 use gre_probe::GreProbe;
 
 /// The kernel over rtnetlink and nftables.
@@ -160,6 +161,12 @@ impl Kernel for NetlinkKernel {
         let mut dump = read.map_err(|source| KernelError { what: "objects", source })??;
         self.firewall.dump(scope, &mut dump.state).await?;
         Ok(dump)
+    }
+
+    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
+        let read = |setting: &Sysctl| Some(sysctl::read(setting).transpose()?.map(|value| (setting.clone(), value)));
+        let values: io::Result<_> = settings.iter().filter_map(read).collect();
+        values.map_err(|source| KernelError { what: "settings", source })
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

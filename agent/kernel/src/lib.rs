@@ -17,6 +17,7 @@ mod sysctl;
 mod userspace;
 pub mod wireguard;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 
@@ -66,6 +67,13 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Everything that is ours, and what is in the way of `scope`.
     fn dump(&self, scope: &Scope) -> impl Future<Output = Result<Dump, KernelError>> + Send;
+
+    /// The present values of `settings`; those that do not exist are left out. Cheap: the kernel tells of few settings when
+    /// they change, so the others are read again and again.
+    fn settings(
+        &self,
+        settings: &[Sysctl],
+    ) -> impl Future<Output = Result<BTreeMap<Sysctl, String>, KernelError>> + Send;
 
     /// Carries out `ops` in order; one outcome each. What depends on a failed one is skipped, the rest goes on.
     fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;

@@ -15,6 +15,7 @@ use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkName, Owner};
 use flatnet_proto::agent::v1::Store as StoreDocument;
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use super::real_kernel;
 use crate::cli::join::JoinArgs;
@@ -26,11 +27,13 @@ use crate::purge::state_dir_failure;
 use crate::reconciler::HostOptions;
 use crate::report::{Exit, Failure};
 use crate::state_dir::StateDir;
+use crate::store_address;
 use crate::sysctl_record::SysctlRecord;
+use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
-/// The longest the name of the first endpoint may take to resolve: the underlay is chosen by the way to it, and without an
-/// answer by the default route.
+/// How long the name of the first endpoint may hold up the start: the underlay is chosen by the way to it; without an answer
+/// by the way to where it was before, or by the default route, until there is one.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the process and its node are made from.
@@ -45,7 +48,12 @@ pub(super) struct ProcessSetup {
     pub(super) run_dir: PathBuf,
     pub(super) http_listen: Option<SocketAddr>,
     pub(super) store: StoreDocument,
+    /// The store's name is still to be resolved.
+    pub(super) lookup: Option<Lookup>,
 }
+
+/// A name that could not be resolved in time, and whom to tell when it can be.
+pub(super) type Lookup = (Endpoint, watch::Sender<Vec<IpAddr>>);
 
 impl Setup {
     pub(super) async fn new(args: JoinArgs) -> Result<Self, Failure> {
@@ -61,7 +69,9 @@ impl Setup {
         let kernel = Arc::new(if args.no_userspace { kernel.without_userspace() } else { kernel });
         let wireguard = WireguardIdentity::new(Arc::clone(&dir), keys);
         let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
-        let selection = selection(&args, &endpoints).await;
+        let underlay = UnderlayRecord::open(Arc::clone(&dir));
+        let (store_at, lookup) = store_address(&endpoints, &underlay).await;
+        let selection = selection(&args, store_at.borrow().clone());
         check_underlay(kernel.as_ref(), &selection).await?;
         let owner = Owner { node: dir.node(), name, nonce: dir.nonce() };
         let host = HostOptions {
@@ -77,6 +87,7 @@ impl Setup {
             run_dir: args.run_dir,
             http_listen: args.http_listen,
             store: args.store.document(&endpoints),
+            lookup,
         };
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
         let random = NodeRandom::Os;
@@ -86,6 +97,8 @@ impl Setup {
             dir,
             sysctls,
             wireguard,
+            underlay,
+            store_at,
             owner,
             host,
             networks,
@@ -170,13 +183,23 @@ fn node_name(args: &JoinArgs) -> Result<String, Failure> {
     }
 }
 
-async fn selection(args: &JoinArgs, endpoints: &[Endpoint]) -> Selection {
-    let first = endpoints.first().cloned();
-    let lookup = tokio::task::spawn_blocking(move || first.map(|endpoint| endpoint.resolve()).unwrap_or_default());
-    let store: Vec<IpAddr> = match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(_)) | Err(_) => Vec::new(),
-    };
+/// Where the store is: by its name, else where it was before; and what is still to be looked up.
+async fn store_address(
+    endpoints: &[Endpoint],
+    before: &UnderlayRecord,
+) -> (watch::Receiver<Vec<IpAddr>>, Option<Lookup>) {
+    let Some(first) = endpoints.first().cloned() else { return (watch::channel(Vec::new()).1, None) };
+    let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, store_address::resolve(first.clone()));
+    let known = lookup.await.unwrap_or_default();
+    if !known.is_empty() {
+        return (watch::channel(known).1, None);
+    }
+    tracing::warn!(endpoint = first.url, before = ?before.store(), "the store's name cannot be resolved yet; trying again");
+    let (sender, addresses) = watch::channel(before.store().to_vec());
+    (addresses, Some((first, sender)))
+}
+
+fn selection(args: &JoinArgs, store: Vec<IpAddr>) -> Selection {
     Selection {
         ifaces: args.iface.clone(),
         iface_regexes: args.iface_regex.clone(),

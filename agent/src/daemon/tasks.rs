@@ -17,6 +17,7 @@ use crate::local_api::{self, Ask, LocalApi};
 use crate::metrics::{Metrics, count_restarts};
 use crate::report::{Exit, Failure, chain};
 use crate::status::StatusSource;
+use crate::store_address;
 
 /// Questions over the socket that may wait.
 const ASKS: usize = 8;
@@ -86,6 +87,9 @@ impl Tasks {
         }
         for port in &status.ports {
             tokio::spawn(count_restarts(port.view.clone(), Arc::clone(metrics)));
+        }
+        if let Some((endpoint, addresses)) = setup.lookup {
+            tokio::spawn(store_address::look_up(endpoint, addresses));
         }
         tokio::spawn(tell_service_manager(status.clone(), ready));
         Self { asks, api, api_stop: Some(stop), socket: listeners.path }

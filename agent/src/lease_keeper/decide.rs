@@ -149,7 +149,8 @@ fn overlap(a: SubnetKey, b: SubnetKey) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
 }
 
-/// The configuration in force here: the store's, unless what this node holds would not fit it.
+/// The configuration in force here: the store's, unless what this node holds would not fit it, or could not be served at
+/// all: containers live on what is held.
 pub(super) fn in_force(
     keys: &NetworkKeys,
     stored: Option<&NetworkConfig>,
@@ -158,6 +159,9 @@ pub(super) fn in_force(
     match (stored, held) {
         (Some(stored), Some(held)) if !fits(stored, held.subnets) => {
             (Some(held.config.clone()), Some(problems::changed(keys, stored, held)))
+        }
+        (Some(NetworkConfig { backend: BackendConfig::Unsupported(kind), .. }), Some(held)) => {
+            (Some(held.config.clone()), Some(problems::backend_changed(keys, kind.as_str(), held)))
         }
         (Some(stored), _) => (Some(stored.clone()), None),
         (None, held) => (held.map(|held| held.config.clone()), None),

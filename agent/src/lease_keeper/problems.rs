@@ -77,6 +77,20 @@ pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -
     )
 }
 
+/// The network was given a backend that nobody here can build.
+pub(super) fn backend_changed(keys: &NetworkKeys, backend: &str, held: &Held) -> Problem {
+    let network = keys.network();
+    Problem::new(
+        ProblemCode::BackendUnsupported,
+        format!(
+            "network {network} was changed to the backend {backend:?}, which is not supported; {} stays in force here",
+            held.config.backend.kind()
+        ),
+        format!("agent network update {network} --backend vxlan: supported are vxlan, wireguard, gre and host-gw"),
+        network,
+    )
+}
+
 /// How an agent ends that cannot serve its network on this host.
 pub(super) fn unsupported(problem: &Problem) -> Failure {
     Failure::new(Exit::Unsupported, problem.message.clone()).hint(problem.hint.clone())

@@ -20,6 +20,9 @@ const CHECK: Duration = Duration::from_millis(500);
 /// A look even when nothing was heard: what the kernel changes without telling (routes that go with a link) or a lost
 /// notification.
 const RESYNC: Duration = Duration::from_secs(60);
+/// How often settings are read that change without a notification (the kernel tells of forwarding, not of `accept_ra`:
+/// net/ipv6/addrconf.c): some files of a few bytes each, and repaired within a second.
+const GLANCE: Duration = Duration::from_millis(700);
 /// First wait after an operation failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait after an operation failed.
@@ -29,6 +32,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Pace {
     due: Instant,
+    glance: Instant,
     last_full: Instant,
     spacing: Duration,
     retry: Duration,
@@ -36,12 +40,22 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: now, last_full: now, spacing: Duration::ZERO, retry: FIRST_RETRY }
+        Self { due: now, glance: now + GLANCE, last_full: now, spacing: Duration::ZERO, retry: FIRST_RETRY }
     }
 
     /// When the next full pass is due.
     pub(super) fn due(&self) -> Instant {
         self.due
+    }
+
+    /// When settings are to be read again.
+    pub(super) fn glance(&self) -> Instant {
+        self.glance
+    }
+
+    /// Settings were read.
+    pub(super) fn glanced(&mut self, now: Instant) {
+        self.glance = now + GLANCE;
     }
 
     /// The kernel said that something changed.

@@ -7,7 +7,7 @@ use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
-use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset};
+use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
@@ -30,6 +30,16 @@ struct Wanted {
     revision: Revision,
     /// The key that WireGuard devices should have, if there is any.
     wireguard: Option<WireguardKey>,
+}
+
+impl Wanted {
+    /// Keeps the guard that is loaded, if there is one, while a network waits: one made without that network would leave
+    /// its device open.
+    fn keep_guard(&mut self, found: &KernelState) {
+        if self.desired.unsettled && found.ruleset.is_some() {
+            self.desired.state.ruleset.clone_from(&found.ruleset);
+        }
+    }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -63,6 +73,9 @@ impl<K: Kernel> Reconciler<K> {
             Look::Full => self.pace.passed(Instant::now(), took),
             Look::Quick => self.pace.check(Instant::now()),
         }
+        if let Some(underlay) = &self.underlay {
+            self.underlay_record.keep(underlay, &self.host.selection.store);
+        }
         if complete {
             self.pace.succeeded();
         } else {
@@ -70,13 +83,42 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// Reads the settings whose changes nobody tells of; a pass follows if one is not as it was left.
+    pub(super) async fn glance(&mut self) {
+        self.pace.glanced(Instant::now());
+        let Some(known) = &self.known else { return };
+        if known.scope.sysctls.is_empty() {
+            return;
+        }
+        let (ours, heard) = (&known.scope.sysctls, self.hearing(&known.scope));
+        let wanted: Vec<Sysctl> = ours.iter().chain(&heard).cloned().collect();
+        let Ok(now) = self.kernel.settings(&wanted).await else { return };
+        let changed = ours.iter().any(|setting| now.get(setting) != known.dump.state.sysctls.get(setting));
+        // With forwarding on, such an interface is deaf to router advertisements (see `HostFacts::accept_ra`).
+        let deaf = heard.iter().any(|setting| now.get(setting).is_some_and(|value| value == "1"));
+        if changed || deaf {
+            self.pace.kernel_changed(Instant::now());
+        }
+    }
+
+    /// The `accept_ra` of every other interface, if IPv6 is forwarded because of us.
+    fn hearing(&self, scope: &Scope) -> Vec<Sysctl> {
+        if !scope.sysctls.iter().any(|setting| setting.path() == Sysctl::FORWARD_IPV6) {
+            return Vec::new();
+        }
+        let others = self.facts.interfaces.iter().filter(|interface| !interface.loopback && !interface.ours);
+        let settings = others.map(|interface| Sysctl::accept_ra(interface.name));
+        settings.filter(|setting| !scope.sysctls.contains(setting)).collect()
+    }
+
     /// What the next full pass would change.
     pub(super) async fn plan(&mut self) -> Result<Vec<Op>, KernelError> {
         self.look_at_host().await?;
         // What is read here counts as seen, so the pass that acts on it must come.
         self.pace.kernel_changed(Instant::now());
-        let wanted = self.want();
+        let mut wanted = self.want();
         let dump = self.kernel.dump(&scope(&wanted.desired.state)).await?;
+        wanted.keep_guard(&dump.state);
         Ok(plan(&wanted.desired.state, &dump, wanted.prune).ops)
     }
 
@@ -145,7 +187,7 @@ impl<K: Kernel> Reconciler<K> {
             .collect();
         match underlay::select(&self.facts, &self.host.selection, &families) {
             Ok(found) => {
-                let (underlay, lost) = match &self.underlay {
+                let (underlay, lost) = match self.underlay.as_ref().or(self.underlay_record.last()) {
                     Some(last) => found.keeping(last, &families),
                     None => (found, Vec::new()),
                 };
@@ -170,7 +212,6 @@ impl<K: Kernel> Reconciler<K> {
             && views.iter().zip(&held).all(|(view, held)| {
                 view.source == Source::Store && (held.is_some() || view.state.valid_config().is_none())
             });
-        let prune = if prune { Prune::Yes } else { Prune::No };
         let revision = views.iter().map(|view| view.state.revision).max().unwrap_or_default();
         let Some(underlay) = &self.underlay else {
             return Wanted {
@@ -229,6 +270,7 @@ impl<K: Kernel> Reconciler<K> {
             networks: &inputs,
         };
         let desired = desired(&input);
+        let prune = if prune && !desired.unsettled { Prune::Yes } else { Prune::No };
         let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
         let judgements = unheld
             .filter_map(|((port, view), _)| {
@@ -253,10 +295,11 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone. `left`: what
     /// the last pass left, if the kernel was looked at since.
-    async fn bring_about(&mut self, wanted: Wanted, left: Option<KernelState>) -> bool {
-        let Wanted { desired, judgements, mut problems, prune, revision, wireguard } = wanted;
+    async fn bring_about(&mut self, mut wanted: Wanted, left: Option<KernelState>) -> bool {
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
+        wanted.keep_guard(&known.state);
+        let Wanted { desired, judgements, mut problems, prune, revision, wireguard } = wanted;
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
             self.say_drift(drift(&left, &known.state, &ops));

@@ -7,7 +7,7 @@ use flatnet_controlplane::flannel::{decode_change, decode_config};
 use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
-use flatnet_core::object::{KernelState, RouteKey};
+use flatnet_core::object::{KernelState, RouteKey, Sysctl};
 use flatnet_core::op::{Action, ObjectKey, ObjectKind};
 use flatnet_core::problem::ProblemCode;
 use flatnet_kernel::fake::{FakeKernel, Strike};
@@ -73,6 +73,17 @@ impl Host {
     fn start(name: &str, kernel: FakeKernel, source: Source, peers: u8) -> Self {
         let dir = std::env::temp_dir().join(format!("flatnet-reconciler-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
+        Self::start_on(dir, kernel, source, peers)
+    }
+
+    /// Ends the loop; its files and its kernel stay.
+    async fn end(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    /// The same on the files of an earlier loop.
+    fn start_on(dir: PathBuf, kernel: FakeKernel, source: Source, peers: u8) -> Self {
         let files = Arc::new(StateDir::open(&dir.join("state"), &dir.join("run")).unwrap());
         let config = decode_config(CONFIG).unwrap().0;
         let held = Held { subnets: OWN.parse().unwrap(), config: config.clone(), expires: None };
@@ -97,8 +108,12 @@ impl Host {
             vec![port],
             outcomes,
             Arc::clone(&metrics),
-            SysctlRecord::open(Arc::clone(&files)).unwrap(),
-            WireguardIdentity::new(files, Default::default()),
+            Records {
+                sysctls: SysctlRecord::open(Arc::clone(&files)).unwrap(),
+                underlay: UnderlayRecord::open(Arc::clone(&files)),
+                wireguard: WireguardIdentity::new(files, Default::default()),
+            },
+            watch::channel(Vec::new()).1,
         );
         let (plans, requests) = mpsc::channel(1);
         let task = tokio::spawn(reconciler.run(requests));
@@ -284,29 +299,94 @@ async fn an_underlay_that_is_gone_is_said_and_the_last_one_stays_in_force() {
 
 #[tokio::test(start_paused = true)]
 async fn a_family_that_the_underlay_loses_for_a_moment_takes_nothing_down() {
-    let dual = |addresses: &[&str]| {
-        let mut facts = facts();
-        facts.interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        facts
-    };
-    let whole = dual(&["192.0.2.10/24", "2001:db8::10/64"]);
+    let whole = facts_with(&["192.0.2.10/24", "2001:db8::10/64"]);
     let host = Host::start("family", FakeKernel::new(whole.clone()), Source::Store, 0);
-    let json = br#"{"Network":"10.100.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:100::/56","Backend":{"Type":"vxlan","VNI":7}}"#;
-    let config = decode_config(json).unwrap().0;
-    host.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
-    let subnets = "10.100.40.0-24&fd00:100:0:40::-64".parse().unwrap();
-    host.holding.send_replace(Holding { held: Some(Held { subnets, config, expires: None }), problems: Vec::new() });
+    host.dual_stack();
     sleep(SETTLED).await;
     let exact = host.kernel.state();
     assert_eq!((exact.links.len(), host.problems()), (2, vec![]));
     let tried = host.kernel.tried();
-    host.kernel.edit_facts(|facts| *facts = dual(&["192.0.2.10/24"]));
+    host.kernel.edit_facts(|facts| *facts = facts_with(&["192.0.2.10/24"]));
     sleep(SETTLED).await;
     assert_eq!((host.kernel.state() == exact, host.kernel.tried()), (true, tried));
     assert_eq!(host.problems(), [ProblemCode::UnderlayMissing]);
     host.kernel.edit_facts(|facts| *facts = whole.clone());
     sleep(SETTLED).await;
     assert_eq!((host.problems(), host.kernel.tried()), (vec![], tried));
+}
+
+/// A host whose interface has `addresses`.
+fn facts_with(addresses: &[&str]) -> HostFacts {
+    let mut facts = facts();
+    facts.interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    facts
+}
+
+impl Host {
+    /// Makes the network a dual-stack one.
+    fn dual_stack(&self) {
+        let json = br#"{"Network":"10.100.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:100::/56","Backend":{"Type":"vxlan","VNI":7}}"#;
+        let config = decode_config(json).unwrap().0;
+        self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
+        let subnets = "10.100.40.0-24&fd00:100:0:40::-64".parse().unwrap();
+        let held = Some(Held { subnets, config, expires: None });
+        self.holding.send_replace(Holding { held, problems: Vec::new() });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_starts_while_the_underlay_lacks_a_family_takes_nothing_down_either() {
+    let both = facts_with(&["192.0.2.10/24", "2001:db8::10/64"]);
+    let mut first = Host::start("family-start", FakeKernel::new(both.clone()), Source::Store, 0);
+    first.dual_stack();
+    sleep(SETTLED).await;
+    let exact = first.kernel.state();
+    assert_eq!((exact.links.len(), first.problems()), (2, vec![]));
+    first.end().await;
+    first.kernel.edit_facts(|facts| *facts = facts_with(&["192.0.2.10/24"]));
+    let second = Host::start_on(first.dir.clone(), first.kernel.clone(), Source::Store, 0);
+    second.dual_stack();
+    sleep(SETTLED).await;
+    assert_eq!(second.kernel.state(), exact);
+    assert_eq!(second.problems(), [ProblemCode::UnderlayMissing]);
+    second.kernel.edit_facts(|facts| *facts = both.clone());
+    sleep(SETTLED).await;
+    assert_eq!((second.kernel.state() == exact, second.problems()), (true, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_cannot_be_programmed_for_now_loses_nothing_and_is_kept_guarded() {
+    let host = Host::start("unsettled", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit_facts(|facts| facts.interfaces[0].mtu = Some(Mtu::new(80).unwrap()));
+    sleep(SETTLED).await;
+    assert_eq!(host.problems(), [ProblemCode::UnderlayMtu]);
+    assert_eq!(host.kernel.state(), exact);
+    assert!(host.plan().await.is_empty());
+    // One that would cut the host off is taken down all the same.
+    host.kernel.edit_facts(|facts| {
+        let mut lan = facts.interfaces[0].clone();
+        lan.name = IfName::new("eth1").unwrap();
+        lan.addresses = vec!["10.100.99.7/24".parse().unwrap()];
+        facts.interfaces.push(lan);
+    });
+    sleep(SETTLED).await;
+    assert_eq!(host.problems(), [ProblemCode::NetworkCoversHost]);
+    assert!(host.kernel.state().links.is_empty() && host.kernel.state().routes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_setting_changed_without_a_word_is_repaired_within_a_second() {
+    let host = Host::start("settings", FakeKernel::new(facts()), Source::Store, 1);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    let accept_ra = Sysctl::accept_ra(*exact.links.keys().next().unwrap());
+    assert_eq!(exact.sysctls.get(&accept_ra).map(String::as_str), Some("0"));
+    host.kernel.edit_silently(|state| state.sysctls.insert(accept_ra, "1".to_owned()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.kernel.state(), exact);
+    assert_eq!(host.drift("sysctl"), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,12 @@
 //! A node's kernel: the one in memory, some milliseconds away, watched for what must never be done to it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, Op, OpOutcome};
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
@@ -91,6 +91,10 @@ impl Kernel for ModelKernel {
         }
         self.log.travel().await;
         Ok(dump)
+    }
+
+    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
+        self.inner.settings(settings).await
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

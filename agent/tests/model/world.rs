@@ -11,6 +11,7 @@ use flatnet_agent::node::{NetworkSetup, Node, NodeParts};
 use flatnet_agent::reconciler::HostOptions;
 use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
+use flatnet_agent::underlay_record::UnderlayRecord;
 use flatnet_agent::wireguard_key::WireguardIdentity;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
@@ -21,6 +22,7 @@ use flatnet_core::underlay::Selection;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{IfName, IpFamily, Mtu, NetworkName, NodeId, Owner, Revision, SubnetKey};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::chance::Chance;
@@ -216,6 +218,8 @@ impl World {
                 take_over: false,
                 userspace: false,
             },
+            underlay: UnderlayRecord::open(Arc::clone(&dir)),
+            store_at: watch::channel(Vec::new()).1,
             owner,
             networks: setups,
             lease_ttl: self.ttl,

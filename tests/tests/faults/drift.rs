@@ -13,7 +13,7 @@ use crate::scene::{SECOND, Scene, assert_exact, drift, figure, ms, settled, shel
 type Doing = (&'static str, &'static str, &'static str);
 
 /// With `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our tunnel's address).
-const VXLAN: [Doing; 32] = [
+const VXLAN: [Doing; 33] = [
     ("route deleted", "route", "ip route del $PEER"),
     ("route replaced", "route", "ip route replace $PEER dev eth0 proto 91"),
     ("IPv6 route deleted", "route", "ip -6 route del $PEER6"),
@@ -56,6 +56,7 @@ const VXLAN: [Doing; 32] = [
     ("nexthop changed", "nexthop", "ip nexthop replace id $NHID via 192.168.33.12 dev eth0 proto 91"),
     ("ip_forward off", "sysctl", "sysctl -qw net.ipv4.ip_forward=0"),
     ("IPv6 forwarding off", "sysctl", "sysctl -qw net.ipv6.conf.all.forwarding=0"),
+    ("accept_ra of the device on", "sysctl", "sysctl -qw net/ipv6/conf/flat6.1/accept_ra=1"),
     ("MTU changed", "link", "ip link set flat.1 mtu 1400"),
     ("Ethernet address changed", "link", "ip link set flat.1 address 02:00:00:00:00:97"),
     ("device renamed", "link", "ip link set flat.1 down; ip link set flat.1 name other7; ip link set other7 up"),

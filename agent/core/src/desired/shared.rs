@@ -47,7 +47,7 @@ pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft
         draft.sysctls.push((Sysctl::new("net/ipv4/ip_forward"), "1".to_owned()));
     }
     if has(false) {
-        draft.sysctls.push((Sysctl::new("net/ipv6/conf/all/forwarding"), "1".to_owned()));
+        draft.sysctls.push((Sysctl::new(Sysctl::FORWARD_IPV6), "1".to_owned()));
         // With forwarding on, a host stops hearing router advertisements unless this is 2.
         draft.sysctls.extend(host.facts.accept_ra.iter().map(|sysctl| (sysctl.clone(), "2".to_owned())));
     }

@@ -15,6 +15,15 @@ impl Sysctl {
         Self(path.into())
     }
 
+    /// The path of the setting that makes this host forward IPv6.
+    pub const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
+
+    /// Whether `device` hears router advertisements: 1, while nothing is forwarded; 2, always.
+    #[must_use]
+    pub fn accept_ra(device: IfName) -> Self {
+        Self::new(format!("net/ipv6/conf/{device}/accept_ra"))
+    }
+
     /// The device whose setting it is, of those below `net/ipv?/conf/` (`all` and `default` are none).
     #[must_use]
     pub fn device(&self) -> Option<IfName> {

@@ -110,7 +110,7 @@ fn has_nexthops(channel: &mut Channel) -> bool {
 }
 
 fn accept_ra(interfaces: &[Interface]) -> Vec<Sysctl> {
-    let setting = |interface: &Interface| Sysctl::new(format!("net/ipv6/conf/{}/accept_ra", interface.name));
+    let setting = |interface: &Interface| Sysctl::accept_ra(interface.name);
     let candidates = interfaces.iter().filter(|interface| !interface.loopback && !interface.ours).map(setting);
     candidates.filter(|setting| matches!(sysctl::read(setting), Ok(Some(value)) if value == "1")).collect()
 }
