@@ -38,7 +38,7 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
                     StoreError::Rejected { endpoint, reason }
                 }
                 // Everything else is the network, a restart, an election or an overload.
-                _ => StoreError::Unavailable { endpoint, reason },
+                _ => unavailable(endpoint, reason),
             }
         }
         Error::LeaseKeepAliveError(reason) if reason.contains("lease not found") => StoreError::LeaseGone(0),
@@ -46,10 +46,24 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
         Error::InvalidUri(reason) => StoreError::Rejected { endpoint, reason: reason.to_string() },
         Error::TransportError(error) => {
             let reason = with_causes(&error.to_string(), error.source());
-            StoreError::Unavailable { endpoint, reason }
+            unavailable(endpoint, reason)
         }
         other => StoreError::Unavailable { endpoint, reason: other.to_string() },
     }
+}
+
+/// With TLS 1.3 (RFC 8446 §4.4.2.4 and §6) a client learns that its certificate is refused after its side of the handshake is
+/// done; what remains of that here is a connection that ends before it answered anything.
+fn unavailable(endpoint: String, mut reason: String) -> StoreError {
+    const ENDED: [&str; 4] = ["connection closed", "connection reset", "broken pipe", "canceled"];
+    let said = reason.to_ascii_lowercase();
+    if endpoint.starts_with("https://") && !said.contains("certificate") && ENDED.iter().any(|word| said.contains(word))
+    {
+        reason.push_str(
+            " (so ends a server that does not accept the client's certificate: expired, of another CA, or none)",
+        );
+    }
+    StoreError::Unavailable { endpoint, reason }
 }
 
 /// Puts the lease's id into an error that etcd answers without it.
