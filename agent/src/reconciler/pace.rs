@@ -22,7 +22,7 @@ const CHECK: Duration = Duration::from_millis(500);
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often settings are read that change without a notification (the kernel tells of forwarding, not of `accept_ra`:
 /// net/ipv6/addrconf.c): some files of a few bytes each, and repaired within a second.
-const GLANCE: Duration = Duration::from_millis(700);
+const GLANCE: Duration = Duration::from_millis(400);
 /// First wait after an operation failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait after an operation failed.
