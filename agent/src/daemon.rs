@@ -42,6 +42,9 @@ pub fn observing_kernel() -> std::io::Result<NetlinkKernel> {
 
 /// Runs the agent until it is told to stop, told to leave, or cannot go on.
 pub async fn run(args: JoinArgs) -> Result<(), Failure> {
+    // Standard output is for data, of which joining has none; a library (wireguard-control) prints there what it does not
+    // understand. Where there is no standard error either, nothing can be said anyway.
+    let _ = nix::unistd::dup2_stdout(std::io::stderr());
     let Setup { parts, process, namespace: _namespace } = Setup::new(args).await?;
     let (owner, dir) = (&parts.owner, Arc::clone(&parts.dir));
     tracing::info!(node = %owner.node, name = owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
