@@ -18,7 +18,7 @@ use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{NetworkConfig, NetworkName, Owner};
+use flatnet_model::{BackendConfig, Besides, NetworkConfig, NetworkName, Owner};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -308,9 +308,9 @@ fn join<S: Store, K: Kernel>(
         tracing::warn!(network = %name, error = chain(&error), "the last subnet cannot be read");
         None
     });
-    let config = in_force(&parts.dir, &name).or_else(|| from_disk.state.valid_config().cloned());
-    let fitting = previous.zip(config).filter(|(subnets, config)| lease_keeper::fits(config, *subnets));
-    let held = fitting.map(|(subnets, config)| Held { subnets, config, expires: None });
+    let config = in_force(&parts.dir, &name).or_else(|| Some((from_disk.state.valid_config().cloned()?, Vec::new())));
+    let fitting = previous.zip(config).filter(|(subnets, (config, _))| lease_keeper::fits(config, *subnets));
+    let held = fitting.map(|(subnets, (config, before))| Held { subnets, config, before, expires: None });
     let (view_sender, view) = watch::channel(from_disk);
     let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
     let port = NetworkPort { name, view, holding };
@@ -340,12 +340,15 @@ fn join<S: Store, K: Kernel>(
 }
 
 /// The configuration under which the last run held its subnet.
-fn in_force(dir: &StateDir, network: &NetworkName) -> Option<NetworkConfig> {
-    let json = dir.read_config(network).unwrap_or_else(|error| {
+/// The configuration in force here, and the earlier backends.
+fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec<BackendConfig>)> {
+    let text = dir.read_config(network).unwrap_or_else(|error| {
         tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
         None
     })?;
-    decode_config(&json).ok().map(|(config, _)| config)
+    let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_config(json).ok());
+    let (config, _) = configs.next()?;
+    Some((config, configs.map(|(earlier, _)| earlier.backend).take(Besides::LIMIT).collect()))
 }
 
 fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {

@@ -147,7 +147,8 @@ impl StateDir {
         }
     }
 
-    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one.
+    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one. Then,
+    /// a line each, the same with the earlier backends that are still received by.
     pub fn read_config(&self, network: &NetworkName) -> Result<Option<Vec<u8>>, StateDirError> {
         read(&self.config(network))
     }

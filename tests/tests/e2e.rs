@@ -11,6 +11,8 @@
 
 #[path = "e2e/absence.rs"]
 mod absence;
+#[path = "e2e/backend_change.rs"]
+mod backend_change;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
 #[path = "e2e/choices.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         lab_command::tests(),
         tls::tests(),
         wireguard::tests(),
+        backend_change::tests(),
         cookbook::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())

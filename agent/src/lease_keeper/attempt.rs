@@ -41,11 +41,12 @@ impl<S: Store> LeaseKeeper<S> {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
                 tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
-                run.attempt_problem = self.remember(subnets, config);
+                let before = self.before(config);
+                run.attempt_problem = self.remember(subnets, config, &before);
                 let bits = random.next_u64();
                 run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
                 run.claim = Some(claim);
-                self.hold(subnets, config);
+                self.hold(subnets, config, before);
             }
             Err(error) => {
                 run.claim = None;

@@ -8,6 +8,7 @@ use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::transition;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
 
@@ -111,6 +112,12 @@ impl<S: Store> LeaseKeeper<S> {
                 }
                 return Some(Err(problem.clone()));
             }
+        }
+        let ready = self.ready(&outcome, config);
+        if ready.iter().any(|way| way.backend != config.backend) {
+            // The network changes its backend: peers are told what is received here by now.
+            let (node, key, name) = (self.owner.node, outcome.wireguard, self.keys.network());
+            return Some(transition::publication(node, key, name, config, underlay, &ready));
         }
         if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.wireguard.is_none() {
             // The reconciler says why there is no key yet.

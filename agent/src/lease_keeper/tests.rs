@@ -92,7 +92,8 @@ impl Host {
         let subnets = dir.read_subnet(keys().network()).unwrap();
         let config = dir.read_config(keys().network()).unwrap();
         let config = config.map(|json| flatnet_controlplane::flannel::decode_config(&json).unwrap().0);
-        let held = subnets.zip(config).map(|(subnets, config)| Held { subnets, config, expires: None });
+        let held =
+            subnets.zip(config).map(|(subnets, config)| Held { subnets, config, before: Vec::new(), expires: None });
         let (view_sender, view) = watch::channel(NetworkView::default());
         let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
         let (asks, receiver) = mpsc::channel(1);

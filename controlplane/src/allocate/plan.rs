@@ -350,6 +350,7 @@ impl Plan {
             backend: publication.backend,
             data: publication.data,
             data_v6: publication.data_v6,
+            besides: publication.besides,
             owner: Some(request.owner.clone()),
             etcd_lease: Some(etcd_lease),
             create_revision: before.map_or(mod_revision, |replaced| replaced.create_revision),

@@ -268,15 +268,10 @@ impl Wireguard {
         control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
     }
 
-    /// A peer that has another key than before is spoken to at once: what it sends waits for the handshake. So is every peer
-    /// that this process has set anew: it knows no session with it any more, while the peer may go on using one.
+    /// A peer that has another key than before, or was reached past this tunnel, is spoken to at once: what it sends waits for
+    /// the handshake. So is every peer that this process has set anew: it knows no session with it any more, while the peer may go on using one.
     fn provoke(&self, ops: &[&Op], all: &[Op]) {
-        let gone: HashSet<(IfName, IpNet)> = all
-            .iter()
-            .filter(|op| op.action == Action::Delete)
-            .filter_map(|op| if let Object::WireguardPeer(key, peer) = &op.object { Some((key, peer)) } else { None })
-            .flat_map(|(key, peer)| peer.allowed.iter().map(|net| (key.device, *net)))
-            .collect();
+        let in_use: HashSet<IpNet> = all.iter().flat_map(in_use).collect();
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             let Some(name) = run.first().and_then(|op| device(op)) else { continue };
             let set = run.iter().filter(|op| op.action != Action::Delete).filter_map(|op| match &op.object {
@@ -284,7 +279,7 @@ impl Wireguard {
                 _ => None,
             });
             let (replaced, other): (Vec<_>, Vec<_>) = set.partition(|(action, _, peer)| {
-                *action == Action::Create && peer.allowed.iter().any(|net| gone.contains(&(name, *net)))
+                *action == Action::Create && peer.allowed.iter().any(|net| in_use.contains(net))
             });
             match self.datapath_of(name) {
                 Some(Datapath::Userspace) => {
@@ -344,6 +339,15 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
             }
         }
     }))
+}
+
+/// The subnets whose packets went another way until now: to a peer that goes, or by a route that changes.
+fn in_use(op: &Op) -> Vec<IpNet> {
+    match (&op.object, op.action) {
+        (Object::WireguardPeer(_, peer), Action::Delete) => peer.allowed.clone(),
+        (Object::Route(key, _), Action::Change | Action::Replace) => vec![key.destination],
+        _ => Vec::new(),
+    }
 }
 
 fn device(op: &Op) -> Option<IfName> {
