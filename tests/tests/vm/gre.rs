@@ -23,8 +23,8 @@ const DEVICE: &str = "flatgre0";
 const AGENTS: [u8; 3] = [1, 2, 3];
 const BY_HAND: u8 = 4;
 /// Between the removal of the device in user space and the last route into the kernel's, nothing is carried: a pass of the
-/// reconciler, a few milliseconds on a real machine and up to 250 in an emulated one (seen: 3 to 5 pings, at 20 a second).
-const TAKEOVER_LOST: u64 = 20;
+/// reconciler, a few milliseconds on a real machine and up to 700 in an emulated one beside others (seen: 3 to 14 pings, at 20 a second).
+const TAKEOVER_LOST: u64 = 40;
 
 pub fn tests() -> Vec<Test> {
     vec![
@@ -60,6 +60,7 @@ fn mesh() {
     assert!(neighbours.contains("192.168.33.12") && neighbours.contains("192.168.33.13"), "{neighbours}");
 
     faults::all(&lab);
+    lab.vm(1).ok("agent doctor");
 
     // The cookbook's host, before anybody has named it, and after.
     let hand_made = HandMade::up(lab.vm(BY_HAND), &AGENTS.map(|number| lab.vm(number)));

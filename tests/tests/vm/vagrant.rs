@@ -13,6 +13,7 @@ const SCRIPT: Duration = Duration::from_secs(400);
 pub fn tests() -> Vec<Test> {
     vec![
         Test::new("vagrants_gre_lab_by_hand_works", || lab("gre", "by-hand", VmShape::plain(2))).in_vms(),
+        Test::new("vagrants_gre_lab_works", || lab("gre", "", VmShape::servers(2))).of_package(),
         Test::new("vagrants_flannel_lab_works", || lab("flannel", "", VmShape::servers(1).with_master())).of_package(),
         Test::new("vagrants_overlay_lab_works", || lab("overlay", "", VmShape::servers(3))).of_package(),
     ]

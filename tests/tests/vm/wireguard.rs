@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flatnet_tests::suite::Test;
-use flatnet_tests::vm::{Vm, VmLab};
+use flatnet_tests::vm::{Capture, Vm, VmLab};
 use flatnet_tests::wait::pause;
 
 use crate::pings;
@@ -19,6 +19,14 @@ pub fn tests() -> Vec<Test> {
         Test::new("a_host_without_the_module_and_one_with_it_are_peers", mixed).in_vms(),
     ]
 }
+
+/// What goes between the machines and is a tunnel's, or should have been in one.
+const TUNNEL_OR_CLEAR: &str = "net 10.100.0.0/16 or ip6 net fd00:100::/56 or udp port 51820";
+/// A session is renewed by its user after this long (`REKEY_AFTER_TIME`, WireGuard §6.1), less what clocks round.
+const RENEWED_AFTER_SECS: u64 = 118;
+/// Without a session nothing is carried: until the device is there again, and for one handshake, which is not left to the
+/// other end: that would notice after 15 s (`KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`). At 20 pings a second.
+const ANEW_LOST: u64 = 80;
 
 fn up(machines: u8) -> VmLab {
     let lab = VmLab::up(machines);
@@ -35,7 +43,7 @@ fn container(vm: &Vm) -> IpAddr {
 
 fn mesh() {
     let lab = up(3);
-    let capture = lab.capture("net 10.100.0.0/16 or ip6 net fd00:100::/56 or udp port 51820");
+    let capture = lab.capture(TUNNEL_OR_CLEAR);
     lab.join_all(&["--no-userspace"]);
     lab.attach_all();
     lab.assert_all_pairs();
@@ -44,6 +52,7 @@ fn mesh() {
     let kind = lab.vm(1).json(&format!("ip -j -d link show {DEVICE}"));
     assert_eq!(kind[0]["linkinfo"]["info_kind"], "wireguard", "{kind}");
     assert_eq!(lab.vm(2).ok(&format!("wg show {DEVICE} latest-handshakes")).lines().count(), 2);
+    lab.vm(1).ok("agent doctor");
     let (one, two, three) = (container(lab.vm(1)), container(lab.vm(2)), container(lab.vm(3)));
     pings::start(lab.vm(1), "to2", two);
     pings::start(lab.vm(2), "to1", one);
@@ -73,6 +82,11 @@ fn mesh() {
         assert!(sent > 50, "host{vm} {name}: {sent}");
         assert_eq!(lost, 0, "host{vm} {name}");
     }
+    assert_nothing_in_clear(capture);
+}
+
+/// The capture has packets of the tunnel, and none with an address of the network.
+fn assert_nothing_in_clear(capture: Capture) {
     let seen = capture.stop();
     assert!(seen.contains("51820"), "no tunnel packets: the capture is no proof");
     let clear: Vec<&str> =
@@ -86,7 +100,10 @@ fn restart() {
     lab.attach_all();
     lab.assert_all_pairs();
     let two = container(lab.vm(2));
-    let handshake = lab.vm(1).ok(&format!("wg show {DEVICE} latest-handshakes"));
+    let handshake = handshake(lab.vm(1));
+    // Whatever is done from here on, also to an address that nobody has.
+    let capture = lab.capture(TUNNEL_OR_CLEAR);
+    lab.vm(1).start("unknown", "ip netns exec c1 ping -n -i 0.2 -W 1 10.100.255.77");
     pings::start(lab.vm(1), "to2", two);
     for signal in ["TERM", "KILL"] {
         lab.vm(1).end("agent", signal);
@@ -100,13 +117,22 @@ fn restart() {
         "figure: wireguard (kernel), SIGTERM and SIGKILL + start: {lost} of {sent} pings lost, slowest {slowest} ms"
     );
     assert_eq!(lost, 0);
-    assert_eq!(lab.vm(1).ok(&format!("wg show {DEVICE} latest-handshakes")), handshake, "no handshake was lost");
+    let now = self::handshake(lab.vm(1));
+    assert!(now == handshake || now >= handshake + RENEWED_AFTER_SECS, "the session of {handshake} was lost: {now}");
     // Somebody takes a peer out: it is put back.
     lab.vm(1).ok(&format!("wg set {DEVICE} peer $(wg show {DEVICE} peers) remove"));
     lab.vm(1).wait_for("the peer is back", &format!("[ $(wg show {DEVICE} peers | wc -l) = 1 ]"));
     lab.vm(1).assert_container_reaches(two);
     let left = lab.vm(1).ok("agent leave --purge && ip -o link show | grep -c flatwg || true");
     assert_eq!(left.trim(), "0");
+    lab.vm(1).end("unknown", "INT");
+    assert_nothing_in_clear(capture);
+}
+
+/// When the newest session began, in seconds since 1970.
+fn handshake(vm: &Vm) -> u64 {
+    let said = vm.ok(&format!("wg show {DEVICE} latest-handshakes"));
+    said.split_whitespace().nth(1).and_then(|secs| secs.parse().ok()).unwrap_or_else(|| panic!("{said}"))
 }
 
 fn mixed() {
@@ -117,9 +143,15 @@ fn mixed() {
     lab.assert_all_pairs();
     let datapath = |vm: &Vm| vm.json("agent status --json")["networks"][0]["datapath"].as_str().unwrap().to_owned();
     assert_eq!((datapath(lab.vm(1)), datapath(lab.vm(2))), ("kernel".to_owned(), "userspace".to_owned()));
-    // The module turns up: the kernel takes over.
+    // The module turns up: the kernel takes over, under pings.
+    pings::start(lab.vm(1), "to2", container(lab.vm(2)));
     lab.vm(2).ok("rm /etc/modprobe.d/no-wireguard.conf; modprobe wireguard; ip link add nudge type bridge");
     lab.vm(2).wait_for("the kernel carries it", "agent status --json | grep -q '\"datapath\": *\"kernel\"'");
     lab.vm(2).wait_converged(1);
     lab.assert_all_pairs();
+    let (sent, lost, slowest) = pings::end(lab.vm(1), "to2");
+    println!(
+        "figure: wireguard, the module turns up and the kernel takes over: {lost} of {sent} pings lost, slowest {slowest} ms"
+    );
+    assert!(lost <= ANEW_LOST, "{lost} of {sent} pings lost");
 }

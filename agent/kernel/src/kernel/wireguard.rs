@@ -215,14 +215,31 @@ impl Wireguard {
 
     /// Carries out operations on peers; one answer each, in their order.
     pub(super) fn change_peers(&self, ops: &[&Op], all: &[Op]) -> Vec<Result<(), Refusal>> {
+        // Asked before what was said is said again.
+        let lost = self.lost(ops, all);
         let mut answers = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             for batch in run.chunks(BATCH) {
                 answers.extend(self.change_batch(batch));
             }
         }
-        self.provoke(ops, all);
+        self.provoke(ops, all, &lost);
         answers
+    }
+
+    /// Peers set anew that had been set before: somebody took them away, or their device, and their sessions with them.
+    fn lost(&self, ops: &[&Op], all: &[Op]) -> HashSet<WireguardPeerKey> {
+        let replaced: HashSet<IfName> = all
+            .iter()
+            .filter(|op| op.action == Action::Replace)
+            .filter_map(|op| if let Object::Link(name, _) = &op.object { Some(*name) } else { None })
+            .collect();
+        let known = self.known();
+        ops.iter()
+            .filter(|op| op.action == Action::Create)
+            .filter_map(|op| if let Object::WireguardPeer(key, _) = &op.object { Some(*key) } else { None })
+            .filter(|key| replaced.contains(&key.device) || known.endpoints.contains_key(key))
+            .collect()
     }
 
     fn change_batch(&self, batch: &[&Op]) -> Vec<Result<(), Refusal>> {
@@ -269,8 +286,10 @@ impl Wireguard {
     }
 
     /// A peer that has another key than before, or was reached past this tunnel, is spoken to at once: what it sends waits for
-    /// the handshake. So is every peer that this process has set anew: it knows no session with it any more, while the peer may go on using one.
-    fn provoke(&self, ops: &[&Op], all: &[Op]) {
+    /// the handshake. So is every peer that this process has set anew: it knows no session with it any more, while the peer
+    /// may go on using one. Of the kernel's only those that are [`Self::lost`]: for a first handshake with a peer that does
+    /// not know us yet it would be too early, and the next try 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
+    fn provoke(&self, ops: &[&Op], all: &[Op], lost: &HashSet<WireguardPeerKey>) {
         let in_use: HashSet<IpNet> = all.iter().flat_map(in_use).collect();
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             let Some(name) = run.first().and_then(|op| device(op)) else { continue };
@@ -289,13 +308,18 @@ impl Wireguard {
                     self.userspace.handshake(name, keys(replaced), Pace::Eager);
                     self.userspace.handshake(name, keys(other), Pace::Usual);
                 }
-                Some(Datapath::Kernel) if !replaced.is_empty() => {
-                    let peers: Vec<_> = replaced.into_iter().map(|(_, key, peer)| (key, peer)).collect();
+                Some(Datapath::Kernel) => {
+                    let is_lost = |public_key| lost.contains(&WireguardPeerKey { device: name, public_key });
+                    let anew = other.into_iter().filter(|(_, key, _)| is_lost(*key));
+                    let peers: Vec<_> = replaced.into_iter().chain(anew).map(|(_, key, peer)| (key, peer)).collect();
+                    if peers.is_empty() {
+                        continue;
+                    }
                     if let Err(error) = control::provoke(name, &peers) {
                         tracing::debug!(device = %name, %error, "no handshake was started; the next packet starts one");
                     }
                 }
-                Some(Datapath::Kernel) | None => {}
+                None => {}
             }
         }
     }
