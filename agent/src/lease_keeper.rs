@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::allocate::Claim;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::Store;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::lease_machine::{Action, LeaseMachine, LeaseState};
 use flatnet_core::problem::Problem;
@@ -45,9 +45,9 @@ pub enum LeaseAsk {
 }
 
 /// Everything the keeper works with.
-pub struct LeaseKeeper<S> {
+pub struct LeaseKeeper<P> {
     /// Where leases are.
-    pub store: Arc<S>,
+    pub plane: Arc<P>,
     /// The network.
     pub keys: NetworkKeys,
     /// This node.
@@ -91,7 +91,7 @@ struct Run {
     followed: bool,
 }
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// Runs for ever.
     pub async fn run(mut self, mut asks: mpsc::Receiver<LeaseAsk>) {
         let previous = self.holding.borrow().held.as_ref().map(|held| held.subnets);

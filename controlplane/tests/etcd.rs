@@ -44,6 +44,7 @@ fn request(host: u8) -> ClaimRequest {
         wanted: vec![],
         previous: None,
         ttl: Duration::from_secs(86_400),
+        adopt: true,
         known: None,
     }
 }

@@ -17,6 +17,8 @@ mod backend_change;
 mod bad_input;
 #[path = "e2e/choices.rs"]
 mod choices;
+#[path = "e2e/control_plane.rs"]
+mod control_plane;
 #[path = "e2e/cookbook.rs"]
 mod cookbook;
 #[path = "e2e/env_files.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         wireguard::tests(),
         backend_change::tests(),
         cookbook::tests(),
+        control_plane::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())
 }

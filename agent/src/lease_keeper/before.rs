@@ -1,6 +1,6 @@
 //! The earlier backends of a network that is changing its backend: when there is one more, and when one is done with.
 
-use flatnet_controlplane::store::Store;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::desired::WayOutcome;
 use flatnet_core::op::ObjectKey;
@@ -10,7 +10,7 @@ use flatnet_model::{BackendConfig, NetworkConfig};
 use super::LeaseKeeper;
 use crate::reconciler::Outcome;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// The earlier backends to receive by under `config`.
     pub(super) fn before(&self, config: &NetworkConfig) -> Vec<BackendConfig> {
         let (subnets, held, before) = match &self.holding.borrow().held {

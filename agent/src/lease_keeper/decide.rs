@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flatnet_controlplane::allocate::Holder;
-use flatnet_controlplane::store::Store;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
@@ -16,7 +16,7 @@ use super::{LeaseKeeper, Run, problems};
 use crate::networks::Held;
 use crate::presence_keeper::Presence;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// What the machine says, and the configuration it was asked under.
     pub(super) fn decide(&self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
         let view = self.view.borrow();

@@ -100,7 +100,7 @@ impl Host {
         let (fatal_sender, fatal) = mpsc::channel(1);
         (self.holding, self.asks, self.fatal) = (holding, asks, fatal);
         let keeper = LeaseKeeper {
-            store: Arc::new(self.client.clone()),
+            plane: Arc::new(self.client.clone()),
             keys: keys(),
             owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
             ttl: TTL,

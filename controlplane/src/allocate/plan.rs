@@ -59,7 +59,7 @@ pub(super) async fn decide<S: Store>(
     }
     let here = decision.same_host().await?;
     let named = decision.named()?;
-    if let Some(seen) = decision.adoptable(&here, &named) {
+    if let Some(seen) = decision.adoptable(&here, &named).filter(|_| request.adopt) {
         return decision.replace(seen, Origin::Adopted, &[]).await;
     }
     decision.take(named, random).await

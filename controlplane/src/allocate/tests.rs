@@ -49,6 +49,7 @@ fn request(host: u8) -> ClaimRequest {
         wanted: vec![],
         previous: None,
         ttl: DAY,
+        adopt: true,
         known: None,
     }
 }
