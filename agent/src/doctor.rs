@@ -6,7 +6,6 @@
 mod agent;
 mod devices;
 mod firewall;
-mod gre;
 mod host;
 mod packet;
 mod resources;
@@ -97,7 +96,6 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         devices::flannel(&host),
         devices::clashes(&host),
         devices::mtu(&host),
-        gre::carrier(&host),
         wireguard::key(&host),
         wireguard::carrier(&host),
         routes::overlap(&host),

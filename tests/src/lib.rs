@@ -21,7 +21,6 @@
 )]
 
 pub mod agent;
-pub mod control_plane;
 pub mod etcd;
 pub mod flannel;
 pub mod lab;

@@ -11,14 +11,10 @@
 
 #[path = "e2e/absence.rs"]
 mod absence;
-#[path = "e2e/backend_change.rs"]
-mod backend_change;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
 #[path = "e2e/choices.rs"]
 mod choices;
-#[path = "e2e/control_plane.rs"]
-mod control_plane;
 #[path = "e2e/cookbook.rs"]
 mod cookbook;
 #[path = "e2e/env_files.rs"]
@@ -69,9 +65,7 @@ fn main() -> ExitCode {
         lab_command::tests(),
         tls::tests(),
         wireguard::tests(),
-        backend_change::tests(),
         cookbook::tests(),
-        control_plane::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())
 }

@@ -22,7 +22,6 @@ pub mod object;
 pub mod op;
 pub mod plan;
 pub mod problem;
-pub mod transition;
 pub mod underlay;
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! `agent network …`: networks and their permanent peers, in the store.
 
 mod document;
-mod target;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
-use flatnet_controlplane::networks::{Force, NetworkError, NetworkInfo, NetworkSpec};
+use flatnet_controlplane::networks::{self, Force, NetworkError, NetworkInfo, NetworkSpec};
 use flatnet_controlplane::store::StoreError;
 use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey, WireguardKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -169,42 +168,52 @@ pub struct PeerRemoveArgs {
 pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
-            let info = args.target.open().await?.create(&args.name, &args.spec()).await?;
+            let (store, prefix) = args.target.open().await?;
+            let info =
+                networks::create(&store, &prefix, &args.name, &args.spec()).await.map_err(|error| failure(&error))?;
             say(&format!("network {} created: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Update(args) => {
-            let info = args.target.open().await?.update(&args.name, &args.spec(), force(args.force)).await?;
+            let (store, prefix) = args.target.open().await?;
+            let force = if args.force { Force::Yes } else { Force::No };
+            let info = networks::update(&store, &prefix, &args.name, &args.spec(), force)
+                .await
+                .map_err(|error| failure(&error))?;
             say(&format!("network {} updated: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Ls(args) => {
-            let all = args.target.open().await?.list().await?;
+            let (store, prefix) = args.target.open().await?;
+            let all = networks::list(&store, &prefix).await.map_err(|error| failure(&error))?;
             print(&if args.json { status::json(&all.iter().map(document).collect::<Vec<_>>())? } else { table(&all) })
         }
         NetworkCommand::Inspect(args) => {
-            let info = args.target.open().await?.inspect(&args.name).await?;
+            let (store, prefix) = args.target.open().await?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
             print(&if args.json { status::json(&document(&info))? } else { detail(&info) })
         }
         NetworkCommand::Rm(args) => {
-            args.target.open().await?.remove(&args.name, force(args.force)).await?;
+            let (store, prefix) = args.target.open().await?;
+            let force = if args.force { Force::Yes } else { Force::No };
+            networks::remove(&store, &prefix, &args.name, force).await.map_err(|error| failure(&error))?;
             say(&format!("network {} removed\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Add(args)) => {
-            let target = args.target.open().await?;
-            let publication = args.publication(&target.inspect(&args.name).await?)?;
+            let (store, prefix) = args.target.open().await?;
+            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
+            let publication = args.publication(&info)?;
             let subnets = subnets(&args.subnet)?;
-            target.add_peer(&args.name, subnets, &publication).await?;
+            networks::add_peer(&store, &prefix, &args.name, subnets, &publication)
+                .await
+                .map_err(|error| failure(&error))?;
             say(&format!("peer {subnets} added to network {}\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Rm(args)) => {
+            let (store, prefix) = args.target.open().await?;
             let subnets = subnets(&args.subnet)?;
-            args.target.open().await?.remove_peer(&args.name, subnets).await?;
+            networks::remove_peer(&store, &prefix, &args.name, subnets).await.map_err(|error| failure(&error))?;
             say(&format!("peer {subnets} removed from network {}\n", args.name))
         }
     }
-}
-
-fn force(yes: bool) -> Force {
-    if yes { Force::Yes } else { Force::No }
 }
 
 impl ChangeArgs {
@@ -268,7 +277,6 @@ impl PeerAddArgs {
             public_ipv6: self.public_ipv6,
             data: over(self.public_ip.is_some()),
             data_v6: over(self.public_ipv6.is_some()),
-            besides: Vec::new(),
             backend,
         })
     }

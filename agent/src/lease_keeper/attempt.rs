@@ -2,10 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatnet_controlplane::allocate::{AcquireError, ClaimRequest, KnownLeases, UpdateError};
-use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::allocate::{self, AcquireError, ClaimRequest, KnownLeases, UpdateError};
 use flatnet_controlplane::random::Random;
-use flatnet_controlplane::store::StoreError;
+use flatnet_controlplane::store::{Store, StoreError};
 use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_model::state::{ConfigState, NetworkState};
@@ -14,7 +13,7 @@ use flatnet_model::{NetworkConfig, Publication, SubnetKey};
 use super::{LeaseKeeper, Run, problems};
 use crate::report::chain;
 
-impl<P: ControlPlane> LeaseKeeper<P> {
+impl<S: Store> LeaseKeeper<S> {
     pub(super) async fn acquire(
         &mut self,
         run: &mut Run,
@@ -30,25 +29,23 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             wanted: if previous.is_some() { Vec::new() } else { self.wanted.clone() },
             previous,
             ttl: self.ttl,
-            adopt: true,
             known: self.known_leases(&publication),
         };
         // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
         // the network, this node's peers would lose it.
         let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
         let mut random = self.random.clone();
-        let result = self.plane.acquire(&request, &state, &mut random).await;
+        let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
         let now = run.started.elapsed();
         match result {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
                 tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
-                let before = self.before(config);
-                run.attempt_problem = self.remember(subnets, config, &before);
+                run.attempt_problem = self.remember(subnets, config);
                 let bits = random.next_u64();
                 run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
                 run.claim = Some(claim);
-                self.hold(subnets, config, before);
+                self.hold(subnets, config);
             }
             Err(error) => {
                 run.claim = None;
@@ -91,8 +88,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             return;
         };
         // What is published anew is mostly another address of this host.
-        self.plane.moved();
-        match self.plane.publish(&self.keys, claim, &publication).await {
+        self.store.path_changed();
+        match allocate::update(self.store.as_ref(), &self.keys, claim, &publication).await {
             Ok(claim) => {
                 tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");
                 run.machine.published(claim.lease.publication(), claim.lease.mod_revision);
@@ -111,7 +108,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             run.machine.lost();
             return;
         };
-        match self.plane.renew(&self.keys, claim).await {
+        match allocate::keep_alive(self.store.as_ref(), claim).await {
             Ok(ttl) => {
                 run.machine.kept_alive(run.started.elapsed(), ttl, self.random.next_u64());
                 self.holding.send_modify(|holding| {

@@ -35,7 +35,6 @@ fn peer() -> Publication {
         backend: BackendKind::HostGw,
         data: BackendData::None,
         data_v6: BackendData::None,
-        besides: Vec::new(),
     }
 }
 
