@@ -37,12 +37,15 @@ impl Shape {
         Self { hosts, backend: "vxlan", overlay: Families::V4, underlay: Families::V4 }
     }
 
-    /// The network's configuration as flannel has it.
+    /// The network's configuration as flannel has it. Its agents get subnets from 10.100.40.0 to 10.100.199.0, so that
+    /// tests can put leases and garbage beside them.
     #[must_use]
     pub fn config(&self) -> Value {
         let mut config = json!({ "Backend": { "Type": self.backend } });
         if self.overlay != Families::V6 {
             config["Network"] = "10.100.0.0/16".into();
+            config["SubnetMin"] = "10.100.40.0".into();
+            config["SubnetMax"] = "10.100.199.0".into();
         } else {
             config["EnableIPv4"] = false.into();
         }

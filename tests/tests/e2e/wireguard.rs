@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -197,12 +197,14 @@ fn nothing_in_clear_comes_in() {
     pinger::assert_all_pairs(&lab, &agents);
     let container: Vec<IpAddr> = agents[0].subnet().container_addresses().collect();
     let inside = container[0];
+    let IpAddr::V4(beside) = inside else { unreachable!("the first family is IPv4") };
+    let beside = Ipv4Addr::from_bits(beside.to_bits() + 75);
     // The gateway pretends to be a container, of the other host and of this one.
     let other: Vec<IpAddr> = agents[1].subnet().container_addresses().collect();
     let host = lab.topology.host(1).v4;
     let gateway = lab.underlay();
     gateway.ok(&format!("ip route add {inside}/32 via {host} dev br0"));
-    for source in ["10.100.255.9".to_owned(), other[0].to_string(), format!("{inside}").replace(".2", ".77")] {
+    for source in ["10.100.255.9".to_owned(), other[0].to_string(), beside.to_string()] {
         gateway.ok(&format!("ip addr add {source}/32 dev lo"));
         let before = received(&lab.container(1));
         gateway.run(&["ping", "-n", "-c", "5", "-i", "0.05", "-W", "1", "-I", &source, &inside.to_string()]);

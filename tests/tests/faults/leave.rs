@@ -84,7 +84,7 @@ fn everything(host: &flatnet_tests::netns::Namespace) -> BTreeMap<String, String
 
 fn leave(state: &State) {
     let shape = Shape::vxlan(2);
-    let mut lab = if state.network { crate::scene::lab(&shape) } else { Lab::without_network(&shape) };
+    let mut lab = if state.network { Lab::new(&shape) } else { Lab::without_network(&shape) };
     let host = lab.host(1);
     // Things of somebody else's, also where ours will be: a chain that drops gets a rule of ours at its head.
     shell(

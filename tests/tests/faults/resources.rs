@@ -60,7 +60,7 @@ time_t time(time_t *at) { struct timespec now; clock_gettime(CLOCK_REALTIME, &no
 "#;
 
 fn clock() {
-    let lab = crate::scene::lab(&Shape::vxlan(2));
+    let lab = Lab::new(&Shape::vxlan(2));
     let (source, library, file) =
         (lab.directory.join("shim.c"), lab.directory.join("shim.so"), lab.directory.join("shift"));
     fs::write(&source, SHIM).unwrap();
@@ -156,7 +156,7 @@ impl Drop for Small {
 }
 
 fn full_disk() {
-    let lab = crate::scene::lab(&Shape::vxlan(2));
+    let lab = Lab::new(&Shape::vxlan(2));
     let small = Small::mount(&lab.directory.join("host1/state"));
     let mut agents: Vec<_> = (1..=2).map(|number| agent(&lab, number, &[])).collect();
     agents.iter_mut().for_each(flatnet_tests::agent::Agent::start);
@@ -202,7 +202,7 @@ fn full_disk() {
 }
 
 fn descriptors_gone() {
-    let lab = crate::scene::lab(&Shape::vxlan(2));
+    let lab = Lab::new(&Shape::vxlan(2));
     let limit = 40;
     let mut agents: Vec<_> = (1..=2).map(|number| agent(&lab, number, &[])).collect();
     let program = agents[0].program.display().to_string();

@@ -35,23 +35,6 @@ pub struct Scene {
     pub lab: Lab,
 }
 
-/// A network whose agents get subnets from 10.100.40.0 to 10.100.199.0, so that tests can put leases and garbage beside them.
-pub fn config(shape: &Shape) -> Value {
-    let mut config = shape.config();
-    if config["Network"].is_string() {
-        config["SubnetMin"] = "10.100.40.0".into();
-        config["SubnetMax"] = "10.100.199.0".into();
-    }
-    config
-}
-
-/// A lab with that network.
-pub fn lab(shape: &Shape) -> Lab {
-    let lab = Lab::without_network(shape);
-    lab.etcd.put("/coreos.com/network/config", &config(shape).to_string(), None);
-    lab
-}
-
 impl Scene {
     /// All reach each other.
     pub fn new(shape: &Shape) -> Self {
@@ -60,7 +43,7 @@ impl Scene {
 
     /// Likewise, with further flags for every agent.
     pub fn with(shape: &Shape, flags: &[&str]) -> Self {
-        let lab = lab(shape);
+        let lab = Lab::new(shape);
         let mut agents = Vec::new();
         for number in 1..=shape.hosts {
             let mut agent = agent(&lab, number, flags);

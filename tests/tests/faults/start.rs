@@ -14,7 +14,7 @@ use flatnet_tests::wait::pause;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::scene::{SECOND, Scene, agent, config, figure, has_problem, ms, picture, settled, shell, until_exact};
+use crate::scene::{SECOND, Scene, agent, figure, has_problem, ms, picture, settled, shell, until_exact};
 
 /// A name that no resolver knows (RFC 6761).
 const STORE: &str = "store.test";
@@ -85,7 +85,7 @@ fn network() {
     let host = scene.lab.host(1);
     let before = settled(&host);
     let stream = scene.stream();
-    let good = config(&shape);
+    let good = shape.config();
     let mut unsupported = good.clone();
     unsupported["Backend"] = serde_json::json!({ "Type": "udp" });
     let mut moved = good.clone();
@@ -132,7 +132,7 @@ fn by_name(lab: &Lab, hosts: &Path) -> Agent {
 }
 
 fn name() {
-    let lab = crate::scene::lab(&Shape::vxlan(2));
+    let lab = Lab::new(&Shape::vxlan(2));
     let (one, underlay) = (lab.host(1), lab.underlay());
     // The default route leads elsewhere: without the store's address that is where the underlay is looked for.
     underlay.ok(&format!("ip link add second1 type veth peer name eth1 netns {}", one.0));

@@ -54,7 +54,7 @@ pub fn until_programmed(host: &Namespace, octet: u8, address: u8, mac: &str, sin
 }
 
 fn etcd_dead() {
-    let lab = crate::scene::lab(&Shape::vxlan(4));
+    let lab = Lab::new(&Shape::vxlan(4));
     let mut agents: Vec<Agent> = (1..=3).map(|number| agent(&lab, number, &[])).collect();
     agents.iter_mut().for_each(Agent::start);
     agents.iter().for_each(|agent| drop(agent.wait_converged(2)));
@@ -255,7 +255,7 @@ fn wiped() {
 }
 
 fn restored() {
-    let lab = crate::scene::lab(&Shape::vxlan(3));
+    let lab = Lab::new(&Shape::vxlan(3));
     let mut agents: Vec<Agent> = (1..=3).map(|number| agent(&lab, number, &[])).collect();
     agents[0].start();
     agents[0].wait_converged(0);

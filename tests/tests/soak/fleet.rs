@@ -41,7 +41,7 @@ impl Fleet {
     /// Everybody converged and pinging, and what that looks like.
     pub fn new(hosts: u8) -> Self {
         let shape = Shape { hosts, backend: "vxlan", overlay: Families::Dual, underlay: Families::Dual };
-        let lab = scene::lab(&shape);
+        let lab = Lab::new(&shape);
         let mut agents: Vec<Agent> = (1..=hosts).map(|number| scene::agent(&lab, number, &[])).collect();
         agents.iter_mut().for_each(Agent::start);
         for agent in &agents {
