@@ -101,8 +101,7 @@ fn over(name: &str, fault: &Fault) {
     // The lab's own etcd is not used.
     let lab = Lab::without_network(&Shape::vxlan(4));
     let cluster = Cluster::start(&lab);
-    let (code, said) =
-        cluster.ctl(0, &["put", "/coreos.com/network/config", &Shape::vxlan(1).config().to_string()]);
+    let (code, said) = cluster.ctl(0, &["put", "/coreos.com/network/config", &Shape::vxlan(1).config().to_string()]);
     assert_eq!(code, 0, "{said}");
     let mut agent = agent(&lab, 1, &[]);
     agent.arguments[1].clone_from(&cluster.members[0].1);
