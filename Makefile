@@ -10,11 +10,11 @@ help: ## What there is to make
 build: setup ## Build everything, unoptimised
 	$(CARGO) build --workspace --all-targets
 
-release: setup ## Build the agent as it is shipped: target/release/agent
-	$(CARGO) build --release -p flatnet-agent
+release: setup ## Build agent and control plane as they are shipped, in target/release
+	$(CARGO) build --release -p flatnet-agent -p flatnet-controlplane
 
 demo: setup ## Three hosts, three containers, one flat network, on this machine; no root needed
-	$(CARGO) build -p flatnet-agent
+	$(CARGO) build -p flatnet-agent -p flatnet-controlplane
 	target/debug/agent lab demo
 
 test: unit e2e hostile faults soak-short ## All tests
@@ -24,7 +24,7 @@ unit: setup ## Unit, property and conformance tests
 	$(CARGO) test -p flatnet-tests --lib
 
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
-	$(CARGO) build -p flatnet-agent
+	$(CARGO) build -p flatnet-agent -p flatnet-controlplane
 	$(CARGO) test -p flatnet-tests --test e2e --test doctor
 
 .PHONY: faults
@@ -77,6 +77,7 @@ setup: ## Install what is missing (Debian, Ubuntu)
 
 # The program that `install` installs: `make release` or `make static` makes it, so that `sudo make install` compiles nothing.
 AGENT ?= target/release/agent
+CONTROLPLANE ?= target/release/controlplane
 STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
 STATIC_AGENT = target/$(STATIC_TARGET)/release/agent
 
@@ -86,6 +87,14 @@ static: setup ## Build the agent as one file that runs on every Linux of this ar
 
 install: ## Install AGENT with its service and manual: DESTDIR=, PREFIX=/usr/local
 	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" agent/packaging/install "$(AGENT)"
+
+.PHONY: install-controlplane deb-controlplane
+install-controlplane: ## Install CONTROLPLANE with its service: DESTDIR=, PREFIX=/usr/local
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" controlplane/packaging/install "$(CONTROLPLANE)"
+
+deb-controlplane: setup ## Make a Debian package of the control plane in target/
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p flatnet-controlplane --target $(STATIC_TARGET)
+	controlplane/packaging/deb target/$(STATIC_TARGET)/release/controlplane target
 
 deb: static ## Make a Debian package in target/
 	agent/packaging/deb "$(STATIC_AGENT)" target

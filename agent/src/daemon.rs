@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::join::JoinArgs;
 use crate::local_api::Ask;
 use crate::node::Node;
+use crate::plane::Plane;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
 use setup::Setup;
@@ -51,6 +52,12 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     let listeners = Listeners::bind(&process).await?;
+    let plane = Arc::clone(&parts.plane);
+    let certificate = tokio::spawn(async move {
+        if let Plane::Remote(remote) = plane.as_ref() {
+            remote.clone().keep_certificate().await;
+        }
+    });
     let mut node = Node::start(parts);
     let mut tasks = Tasks::start(listeners, process, node.status(), node.metrics(), node.ready.clone());
     let ended = loop {
@@ -90,6 +97,7 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
             },
         }
     };
+    certificate.abort();
     notify(&NotifyState::Stopping);
     tracing::info!("stopping");
     match &ended {

@@ -6,6 +6,7 @@
 mod agent;
 mod devices;
 mod firewall;
+mod gre;
 mod host;
 mod packet;
 mod resources;
@@ -96,6 +97,7 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         devices::flannel(&host),
         devices::clashes(&host),
         devices::mtu(&host),
+        gre::carrier(&host),
         wireguard::key(&host),
         wireguard::carrier(&host),
         routes::overlap(&host),

@@ -1,5 +1,5 @@
-//! A whole overlay on one machine: hosts as network namespaces on an underlay bridge, a real etcd, one real `agent join`
-//! process per host, and a container per host.
+//! A whole overlay on one machine: hosts as network namespaces on an underlay bridge, a real control plane or etcd, one real
+//! `agent join` process per host, and a container per host.
 //!
 //! Who owns what: one *supervisor* process owns everything. It is process 1 of a pid namespace of its own, with a network,
 //! a mount and (for those who are not root) a user namespace. That is what makes the lab disappear whole: when process 1
@@ -29,6 +29,7 @@ pub mod ping;
 pub mod processes;
 pub mod progress;
 pub mod render;
+pub mod store;
 pub mod supervisor;
 pub mod tools;
 pub mod up;
@@ -50,6 +51,8 @@ pub struct LabPlan {
     pub hosts: u8,
     /// The network's backend.
     pub backend: LabBackend,
+    /// Where the agents meet.
+    pub store: LabStore,
     /// The families of the overlay.
     pub overlay: Families,
     /// Print every wiring command.
@@ -96,6 +99,8 @@ impl LabBackend {
 /// The stores that a lab can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LabStore {
+    /// A control plane with its own store, beside this program or from `PATH`.
+    Embedded,
     /// An etcd server from `PATH`.
     Etcd,
 }

@@ -4,6 +4,7 @@
 //! the store by this node's identity.
 
 mod attempt;
+mod before;
 mod decide;
 mod give_up;
 mod init;
@@ -14,13 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::allocate::Claim;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::Store;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::lease_machine::{Action, LeaseMachine, LeaseState};
 use flatnet_core::problem::Problem;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{NetworkConfig, Owner, SubnetKey};
+use flatnet_model::{BackendConfig, NetworkConfig, Owner, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -44,9 +45,9 @@ pub enum LeaseAsk {
 }
 
 /// Everything the keeper works with.
-pub struct LeaseKeeper<S> {
+pub struct LeaseKeeper<P> {
     /// Where leases are.
-    pub store: Arc<S>,
+    pub plane: Arc<P>,
     /// The network.
     pub keys: NetworkKeys,
     /// This node.
@@ -90,7 +91,7 @@ struct Run {
     followed: bool,
 }
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// Runs for ever.
     pub async fn run(mut self, mut asks: mpsc::Receiver<LeaseAsk>) {
         let previous = self.holding.borrow().held.as_ref().map(|held| held.subnets);
@@ -149,8 +150,8 @@ impl<S: Store> LeaseKeeper<S> {
         }
     }
 
-    fn hold(&self, subnets: SubnetKey, config: &NetworkConfig) {
-        let held = Held { subnets, config: config.clone(), expires: Some(SystemTime::now() + self.ttl) };
+    fn hold(&self, subnets: SubnetKey, config: &NetworkConfig, before: Vec<BackendConfig>) {
+        let held = Held { subnets, config: config.clone(), before, expires: Some(SystemTime::now() + self.ttl) };
         self.holding.send_modify(|holding| holding.held = Some(held));
     }
 
@@ -162,20 +163,21 @@ impl<S: Store> LeaseKeeper<S> {
         problems.extend(held.and_then(|held| problems::differs(&self.keys, &self.wanted, held)));
         let config =
             in_force(&self.keys, self.view.borrow().state.valid_config(), self.holding.borrow().held.as_ref()).0;
+        let before = config.as_ref().map(|config| self.before(config)).unwrap_or_default();
         self.holding.send_if_modified(|holding| {
             let mut changed = holding.problems != problems;
             holding.problems = problems;
             match (&mut holding.held, config) {
-                (Some(held), Some(config)) if held.config != config => {
-                    self.remember_config(&config);
-                    held.config = config;
+                (Some(held), Some(config)) if held.config != config || held.before != before => {
+                    self.remember_config(&config, &before);
+                    (held.config, held.before) = (config, before);
                     changed = true;
                 }
                 // A node that knew its subnet but not the network: now it knows both, and containers use that subnet.
                 (None, Some(config)) if !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
-                        self.remember_config(&config);
-                        holding.held = Some(Held { subnets, config, expires: None });
+                        self.remember_config(&config, &[]);
+                        holding.held = Some(Held { subnets, config, before: Vec::new(), expires: None });
                         changed = true;
                     }
                 }

@@ -19,6 +19,7 @@ pub mod local_api;
 pub mod metrics;
 pub mod networks;
 pub mod node;
+pub mod plane;
 pub mod preflight;
 pub mod presence_keeper;
 pub mod purge;

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
-use flatnet_model::{NetworkConfig, NetworkName, SubnetKey};
+use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, SubnetKey};
 use tokio::sync::watch;
 
 /// This node's hold on one network, as the lease keeper publishes it.
@@ -23,8 +23,17 @@ pub struct Held {
     pub subnets: SubnetKey,
     /// The configuration that is in force here: the store's, unless that would leave this subnet outside.
     pub config: NetworkConfig,
+    /// Earlier backends of the network that this host still receives by ([`flatnet_core::transition`]), the latest first.
+    pub before: Vec<BackendConfig>,
     /// When the lease ends unless renewed; `None` while the store has not confirmed it in this run.
     pub expires: Option<SystemTime>,
+}
+
+impl Held {
+    /// The backends this host receives by: the configured one, then earlier ones.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
+        std::iter::once(&self.config.backend).chain(&self.before)
+    }
 }
 
 /// One joined network as other tasks read it.

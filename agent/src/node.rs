@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flatnet_controlplane::flannel::decode_config;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::snapshot;
-use flatnet_controlplane::store::Store;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source, follow_with};
 use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{NetworkConfig, NetworkName, Owner};
+use flatnet_model::{BackendConfig, Besides, NetworkConfig, NetworkName, Owner};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -49,9 +49,9 @@ const ASKS: usize = 8;
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What a node is made from.
-pub struct NodeParts<S, K> {
+pub struct NodeParts<P, K> {
     /// Where leases are.
-    pub store: Arc<S>,
+    pub plane: Arc<P>,
     /// What is programmed.
     pub kernel: Arc<K>,
     /// The node's files.
@@ -92,8 +92,8 @@ pub struct NetworkSetup {
 }
 
 /// A running node.
-pub struct Node<S: Store, K: Kernel> {
-    parts: NodeParts<S, K>,
+pub struct Node<P: ControlPlane, K: Kernel> {
+    parts: NodeParts<P, K>,
     status: StatusSource,
     metrics: Arc<Metrics>,
     /// What ends the agent: only an operator can put it right.
@@ -102,7 +102,7 @@ pub struct Node<S: Store, K: Kernel> {
     pub ready: watch::Receiver<bool>,
     plans: mpsc::Sender<PlanRequest>,
     leases: Vec<mpsc::Sender<LeaseAsk>>,
-    presence: PresenceKeeper<S>,
+    presence: PresenceKeeper<P>,
     running: Running,
 }
 
@@ -132,17 +132,17 @@ impl Drop for Running {
     }
 }
 
-impl<S: Store, K: Kernel> Node<S, K> {
+impl<P: ControlPlane, K: Kernel> Node<P, K> {
     /// Starts every task.
     #[must_use]
-    pub fn start(parts: NodeParts<S, K>) -> Self {
+    pub fn start(parts: NodeParts<P, K>) -> Self {
         let (fatal_sender, fatal) = mpsc::channel(ASKS);
         let (plans, plan_receiver) = mpsc::channel(ASKS);
         let (outcome_sender, outcome) = watch::channel(Outcome::default());
         let (ready_sender, ready) = watch::channel(false);
         let metrics = Arc::new(Metrics::new());
         let presence = PresenceKeeper::new(
-            Arc::clone(&parts.store),
+            Arc::clone(&parts.plane),
             parts.owner.clone(),
             fatal_sender.clone(),
             parts.random.clone(),
@@ -294,11 +294,11 @@ struct Joined {
     snapshot_problem: watch::Receiver<Option<Problem>>,
 }
 
-fn join<S: Store, K: Kernel>(
-    parts: &NodeParts<S, K>,
+fn join<P: ControlPlane, K: Kernel>(
+    parts: &NodeParts<P, K>,
     network: &NetworkSetup,
     outcome: &watch::Receiver<Outcome>,
-    presence: &PresenceKeeper<S>,
+    presence: &PresenceKeeper<P>,
     fatal: &mpsc::Sender<Failure>,
     running: &mut Running,
 ) -> Joined {
@@ -308,15 +308,15 @@ fn join<S: Store, K: Kernel>(
         tracing::warn!(network = %name, error = chain(&error), "the last subnet cannot be read");
         None
     });
-    let config = in_force(&parts.dir, &name).or_else(|| from_disk.state.valid_config().cloned());
-    let fitting = previous.zip(config).filter(|(subnets, config)| lease_keeper::fits(config, *subnets));
-    let held = fitting.map(|(subnets, config)| Held { subnets, config, expires: None });
+    let config = in_force(&parts.dir, &name).or_else(|| Some((from_disk.state.valid_config().cloned()?, Vec::new())));
+    let fitting = previous.zip(config).filter(|(subnets, (config, _))| lease_keeper::fits(config, *subnets));
+    let held = fitting.map(|(subnets, (config, before))| Held { subnets, config, before, expires: None });
     let (view_sender, view) = watch::channel(from_disk);
     let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
     let port = NetworkPort { name, view, holding };
     let (lease, lease_asks) = mpsc::channel(ASKS);
     let keeper = LeaseKeeper {
-        store: Arc::clone(&parts.store),
+        plane: Arc::clone(&parts.plane),
         keys: network.keys.clone(),
         owner: parts.owner.clone(),
         ttl: parts.lease_ttl,
@@ -332,20 +332,23 @@ fn join<S: Store, K: Kernel>(
         random: parts.random.clone(),
     };
     running.spawn("lease", keeper.run(lease_asks));
-    let (store, keys) = (Arc::clone(&parts.store), network.keys.clone());
-    running.spawn("watch", follow_with(store, keys, parts.lease_ttl, view_sender, parts.random.clone()));
+    let (plane, keys) = (Arc::clone(&parts.plane), network.keys.clone());
+    running.spawn("watch", follow_with(plane, keys, parts.lease_ttl, view_sender, parts.random.clone()));
     let (problem, snapshot_problem) = watch::channel(None);
     running.spawn("snapshot", snapshots::keep(Arc::clone(&parts.dir), network.keys.clone(), port.clone(), problem));
     Joined { port, lease, snapshot_problem }
 }
 
 /// The configuration under which the last run held its subnet.
-fn in_force(dir: &StateDir, network: &NetworkName) -> Option<NetworkConfig> {
-    let json = dir.read_config(network).unwrap_or_else(|error| {
+/// The configuration in force here, and the earlier backends.
+fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec<BackendConfig>)> {
+    let text = dir.read_config(network).unwrap_or_else(|error| {
         tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
         None
     })?;
-    decode_config(&json).ok().map(|(config, _)| config)
+    let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_config(json).ok());
+    let (config, _) = configs.next()?;
+    Some((config, configs.map(|(earlier, _)| earlier.backend).take(Besides::LIMIT).collect()))
 }
 
 fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::presence::{self, PRESENCE_TTL, PresenceError};
 use flatnet_controlplane::random::{Backoff, NodeRandom};
-use flatnet_controlplane::store::{Store, StoreError};
+use flatnet_controlplane::store::StoreError;
 use flatnet_model::Owner;
 use tokio::sync::{Mutex, mpsc, watch};
 
@@ -32,8 +33,8 @@ pub enum Presence {
 
 /// The task, and the handle by which leaving ends the presence.
 #[derive(Debug)]
-pub struct PresenceKeeper<S> {
-    store: Arc<S>,
+pub struct PresenceKeeper<P> {
+    plane: Arc<P>,
     owner: Owner,
     fatal: mpsc::Sender<Failure>,
     random: NodeRandom,
@@ -41,10 +42,10 @@ pub struct PresenceKeeper<S> {
     held: Arc<Mutex<Option<presence::Presence>>>,
 }
 
-impl<S> Clone for PresenceKeeper<S> {
+impl<P> Clone for PresenceKeeper<P> {
     fn clone(&self) -> Self {
         Self {
-            store: Arc::clone(&self.store),
+            plane: Arc::clone(&self.plane),
             owner: self.owner.clone(),
             fatal: self.fatal.clone(),
             random: self.random.clone(),
@@ -54,10 +55,10 @@ impl<S> Clone for PresenceKeeper<S> {
     }
 }
 
-impl<S: Store> PresenceKeeper<S> {
+impl<P: ControlPlane> PresenceKeeper<P> {
     /// Announces nothing yet.
-    pub fn new(store: Arc<S>, owner: Owner, fatal: mpsc::Sender<Failure>, random: NodeRandom) -> Self {
-        Self { store, owner, fatal, random, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
+    pub fn new(plane: Arc<P>, owner: Owner, fatal: mpsc::Sender<Failure>, random: NodeRandom) -> Self {
+        Self { plane, owner, fatal, random, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
     }
 
     /// Whether this node may act in its own name.
@@ -93,14 +94,14 @@ impl<S: Store> PresenceKeeper<S> {
 
     async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<(), PresenceError> {
         let mut random = self.random.clone();
-        let announced = presence::announce(self.store.as_ref(), &self.owner).await?;
+        let announced = self.plane.announce(&self.owner).await?;
         *self.held.lock().await = Some(announced);
         self.state.send_if_modified(|state| std::mem::replace(state, Presence::Confirmed) != Presence::Confirmed);
         backoff.reset();
         for _ in 0..ANNOUNCE_EVERY {
             tokio::time::sleep(PRESENCE_TTL / 3).await;
             // A store that is away for a moment does not end the presence; only its lease being gone does.
-            while let Err(error) = presence::keep_alive(self.store.as_ref(), &announced).await {
+            while let Err(error) = self.plane.stay(&announced).await {
                 if matches!(error, StoreError::LeaseGone(_)) {
                     return Err(PresenceError::Store(error));
                 }
@@ -114,7 +115,7 @@ impl<S: Store> PresenceKeeper<S> {
     /// Ends the presence. Call after [`Self::run`] was stopped.
     pub async fn withdraw(&self) -> Result<(), String> {
         match self.held.lock().await.take() {
-            Some(held) => presence::withdraw(self.store.as_ref(), &held).await.map_err(|error| error.to_string()),
+            Some(held) => self.plane.withdraw(&held).await.map_err(|error| error.to_string()),
             None => Ok(()),
         }
     }

@@ -110,7 +110,7 @@ pub fn store_hint(reason: &str) -> &'static str {
         "one side does not trust the other's certificate: check --etcd-cafile, --etcd-certfile and --etcd-keyfile, and that \
          nothing has expired; a running agent reads new files when it is restarted"
     } else {
-        "check the endpoint, and that etcd runs there and has a leader"
+        "check the endpoint, and that etcd runs there and has a leader, or the control plane"
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flatnet_controlplane::watch::Connection;
 use flatnet_core::problem::Problem;
-use flatnet_model::{BackendConfig, BackendData, NodeId, WireguardKey};
+use flatnet_model::{BackendConfig, BackendData, Lease, NodeId, WireguardKey};
 
 use crate::networks::NetworkPort;
 use crate::wireguard_key::WireguardIdentity;
@@ -48,7 +48,8 @@ impl Rotation {
     pub async fn run(mut self) -> Result<WireguardKey, RotationError> {
         let wireguard = |port: &NetworkPort| {
             let holding = port.holding.borrow();
-            holding.held.as_ref().is_some_and(|held| matches!(held.config.backend, BackendConfig::Wireguard(_)))
+            let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
+            holding.held.as_ref().is_some_and(|held| held.backends().any(is_wireguard))
         };
         self.ports.retain(wireguard);
         if self.ports.is_empty() {
@@ -66,7 +67,9 @@ impl Rotation {
             let published = port.view.wait_for(|view| {
                 let held = holding.borrow().held.as_ref().map(|held| held.subnets);
                 let lease = held.and_then(|held| view.state.leases.get(&held)).filter(|lease| lease.is_owned_by(node));
-                lease.is_some_and(|lease| [&lease.data, &lease.data_v6].into_iter().all(|data| says(data, key)))
+                let besides =
+                    |lease: &'_ Lease| lease.besides.iter().all(|way| says(&way.data, key) && says(&way.data_v6, key));
+                lease.is_some_and(|lease| says(&lease.data, key) && says(&lease.data_v6, key) && besides(lease))
             });
             match tokio::time::timeout_at(deadline, published).await {
                 Ok(Ok(_)) => {}

@@ -8,6 +8,7 @@
 //! | `<network>.subnet` | state | the subnet this node held last |
 //! | `underlay` | state | what carried the tunnels last, and where the store was |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
+//! | `controlplane.key`, `controlplane.pem` | state | the node's key and certificate, if it joined a control plane's server |
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |
@@ -18,6 +19,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use flatnet_controlplane::client::credentials;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
 
 /// In the state directory: tells a service manager not to start an agent that was told to leave. The unit's
@@ -102,6 +104,12 @@ impl StateDir {
         self.nonce
     }
 
+    /// Where this node's identity is.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// Where sockets and env files are.
     #[must_use]
     pub fn run(&self) -> &Path {
@@ -147,7 +155,8 @@ impl StateDir {
         }
     }
 
-    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one.
+    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one. Then,
+    /// a line each, the same with the earlier backends that are still received by.
     pub fn read_config(&self, network: &NetworkName) -> Result<Option<Vec<u8>>, StateDirError> {
         read(&self.config(network))
     }
@@ -215,6 +224,8 @@ impl StateDir {
             self.state.join("node-id"),
             self.wireguard_key(),
             self.state.join("underlay"),
+            self.state.join(credentials::KEY_FILE),
+            self.state.join(credentials::CERTIFICATE_FILE),
             self.run.join("instance"),
             self.run.join("sysctls"),
             self.run.join(crate::daemon::RULESET_MEMORY),

@@ -106,7 +106,7 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
         Connection::Connecting => problems.push(Problem::new(
             ProblemCode::StoreConnecting,
             "the store has not answered yet",
-            "if this stays: check the endpoint, and that etcd runs there and has a leader",
+            "if this stays: check the endpoint, and that etcd runs there and has a leader, or the control plane",
             name,
         )),
         Connection::Lost { reason } => problems.push(Problem::new(

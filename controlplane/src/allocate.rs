@@ -35,6 +35,9 @@ pub struct ClaimRequest {
     pub previous: Option<SubnetKey>,
     /// How long the lease lives without being kept alive.
     pub ttl: Duration,
+    /// Whether a lease that publishes this host's address may be taken over when its holder is gone. Not for one who may
+    /// only say that it is the host at that address.
+    pub adopt: bool,
     /// What a follower of the store knows of the leases: the first attempt then does not read them again.
     pub known: Option<KnownLeases>,
 }

@@ -4,15 +4,25 @@
 //! - [`flannel`]: flannel's JSON, exactly
 //! - [`allocate`]: a subnet by compare-and-swap
 //! - [`presence`]: that a node is alive, and that it is the only one with its identity
+//! - [`plane`]: all that as one trait, which agents are written against
 //! - [`watch`]: snapshot, then changes
 //! - [`snapshot`]: the last view as bytes for the disk
 //! - [`networks`]: creating, changing and removing networks and permanent peers
 
 pub mod allocate;
+pub mod cli;
+pub mod client;
+pub mod files;
 pub mod flannel;
+pub mod migrate;
 pub mod networks;
+pub mod pki;
+pub mod plane;
 pub mod presence;
 pub mod random;
+pub mod server;
 pub mod snapshot;
 pub mod store;
+pub mod tls;
 pub mod watch;
+pub mod wire;

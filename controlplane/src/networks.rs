@@ -122,6 +122,20 @@ pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) ->
     Ok(matches!(store.txn(txn).await?, TxnReply::Done(_)))
 }
 
+/// A network from its records as a server sends them; `None` without a configuration.
+#[must_use]
+pub fn of_records(keys: NetworkKeys, records: Vec<flatnet_proto::controlplane::v1::Record>) -> Option<NetworkInfo> {
+    let prefix = keys.all();
+    let kvs: Vec<KeyValue> = records.into_iter().map(|record| crate::wire::key_value(&prefix, record)).collect();
+    read(keys, &kvs).map(|(info, _)| info)
+}
+
+/// Whether a network `name` of `config` can be beside `all` others: no range, VNI, port or key twice.
+pub fn check_beside(name: &NetworkName, config: &NetworkConfig, all: &[NetworkInfo]) -> Result<(), NetworkError> {
+    let others: Vec<&NetworkInfo> = all.iter().filter(|info| info.keys.network() != name).collect();
+    draft::check_against(name, config, &others)
+}
+
 /// Changes a network; fields not named stay, unknown ones too.
 pub async fn update<S: Store>(
     store: &S,

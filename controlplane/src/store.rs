@@ -4,6 +4,9 @@
 //! revision, a transaction happens wholly or not at all, a watch from a revision misses nothing or says `Compacted`.
 //! One conformance suite (`tests/store_conformance.rs`) holds them to it.
 
+pub mod any;
+mod data;
+pub mod embedded;
 pub mod etcd;
 pub mod memory;
 

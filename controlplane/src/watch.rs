@@ -15,9 +15,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::flannel::ConfigWarning;
-use crate::networks;
+use crate::plane::ControlPlane;
+use crate::plane::feed::{News, Position};
 use crate::random::{Backoff, OsRandom, Random};
-use crate::store::{KeyRange, Store, StoreError, WatchBatch};
+use crate::store::{StoreError, WatchBatch};
 
 mod fold;
 
@@ -88,20 +89,25 @@ pub struct NetworkView {
 ///
 /// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL. A view that begins as a
 /// snapshot from disk ([`crate::snapshot::decode`]) is kept until the first snapshot of the store.
-pub async fn follow<S: Store>(store: Arc<S>, keys: NetworkKeys, grace: Duration, view: watch::Sender<NetworkView>) {
-    follow_with(store, keys, grace, view, OsRandom).await;
+pub async fn follow<P: ControlPlane>(
+    plane: Arc<P>,
+    keys: NetworkKeys,
+    grace: Duration,
+    view: watch::Sender<NetworkView>,
+) {
+    follow_with(plane, keys, grace, view, OsRandom).await;
 }
 
 /// [`follow`] with its randomness (of the waits before reconnecting) given.
-pub async fn follow_with<S: Store>(
-    store: Arc<S>,
+pub async fn follow_with<P: ControlPlane>(
+    plane: Arc<P>,
     keys: NetworkKeys,
     grace: Duration,
     view: watch::Sender<NetworkView>,
     mut random: impl Random,
 ) {
     let mut follower =
-        Follower { store, keys, grace, view, snapshot_needed: true, lost_at: None, grace_ends: None, grace_left: None };
+        Follower { plane, keys, grace, view, snapshot_needed: true, lost_at: None, grace_ends: None, grace_left: None };
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let began = Instant::now();
@@ -136,8 +142,8 @@ const RESUME_WITHIN: Duration = Duration::from_secs(5);
 /// A session that held this long was a good one.
 const STEADY: Duration = Duration::from_secs(2);
 
-struct Follower<S> {
-    store: Arc<S>,
+struct Follower<P> {
+    plane: Arc<P>,
     keys: NetworkKeys,
     grace: Duration,
     view: watch::Sender<NetworkView>,
@@ -151,7 +157,7 @@ struct Follower<S> {
     grace_left: Option<Duration>,
 }
 
-impl<S: Store> Follower<S> {
+impl<P: ControlPlane> Follower<P> {
     /// Connects and follows until something breaks.
     async fn session(&mut self) -> StoreError {
         match self.try_session().await {
@@ -161,29 +167,48 @@ impl<S: Store> Follower<S> {
     }
 
     async fn try_session(&mut self) -> Result<Infallible, StoreError> {
-        if self.snapshot_needed || !self.can_resume().await? {
-            let reply = self.store.range(&KeyRange::prefix(&self.keys.all())).await?;
-            self.modify(|keys, view| fold::snapshot(keys, view, &reply));
-            self.restore_config().await?;
-        }
-        let next = self.view.borrow().state.revision + 1;
-        let mut events = self.store.watch(&KeyRange::prefix(&self.keys.all()), next).await?;
-        self.connected();
-        self.snapshot_needed = false;
+        let plane = Arc::clone(&self.plane);
+        let mut feed = plane.feed(&self.keys, self.position()).await?;
         loop {
-            let batch = tokio::select! {
+            let news = tokio::select! {
                 biased;
-                batch = events.next() => batch,
+                news = feed.next() => news,
                 () = grace_over(self.grace_ends) => {
                     self.end_grace();
                     continue;
                 }
             };
-            let batch = batch.unwrap_or_else(|| {
+            let news = news.unwrap_or_else(|| {
                 Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason: "the watch ended".to_owned() })
             })?;
-            self.apply(&batch);
+            match news {
+                News::Snapshot(reply) => {
+                    self.modify(|keys, view| fold::snapshot(keys, view, &reply));
+                    self.restore_config().await?;
+                    self.connected();
+                    self.snapshot_needed = false;
+                }
+                News::Resumed => {
+                    self.connected();
+                    self.snapshot_needed = false;
+                }
+                News::Batch(batch) => self.apply(&batch),
+            }
         }
+    }
+
+    /// Where to go on; `None`: with a snapshot.
+    fn position(&self) -> Option<Position> {
+        if self.snapshot_needed || self.lost_at.is_some_and(|lost| lost.elapsed() > RESUME_WITHIN) {
+            return None;
+        }
+        let view = self.view.borrow();
+        let newest = view.state.leases.values().max_by_key(|lease| lease.mod_revision);
+        Some(Position {
+            revision: view.state.revision,
+            config_created: view.config_created,
+            newest: newest.map(|lease| (lease.subnets, lease.create_revision, lease.mod_revision)),
+        })
     }
 
     /// Writes the configuration back that a wiped store lacks, so that a fleet gets over it without help. One that somebody
@@ -195,32 +220,10 @@ impl<S: Store> Follower<S> {
             view.config_value.clone().filter(|_| lost)
         };
         let Some(value) = value else { return Ok(()) };
-        if networks::restore(self.store.as_ref(), &self.keys, value).await? {
+        if self.plane.restore_config(&self.keys, value).await? {
             tracing::warn!(network = %self.keys.network(), "wrote the network's configuration back into the wiped store");
         }
         Ok(())
-    }
-
-    /// Whether the store is still the one we know, so that its history leads on from our revision. When in doubt it is
-    /// not: a snapshot is always right.
-    async fn can_resume(&self) -> Result<bool, StoreError> {
-        if self.lost_at.is_some_and(|lost| lost.elapsed() > RESUME_WITHIN) {
-            return Ok(false);
-        }
-        let config = self.store.range(&KeyRange::key(&self.keys.config())).await?;
-        let created = config.kvs.first().map_or(0, |kv| kv.create_revision);
-        let newest = {
-            let view = self.view.borrow();
-            if config.revision < view.state.revision || created != view.config_created {
-                return Ok(false);
-            }
-            let newest = view.state.leases.values().max_by_key(|lease| lease.mod_revision);
-            newest.map(|lease| (self.keys.lease(&lease.subnets), lease.create_revision, lease.mod_revision))
-        };
-        // Another history may have reached the same numbers; that it has the same last change too is not to be expected.
-        let Some((key, created, modified)) = newest else { return Ok(true) };
-        let found = self.store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
-        Ok(found.is_some_and(|kv| (kv.create_revision, kv.mod_revision) == (created, modified)))
     }
 
     fn apply(&mut self, batch: &WatchBatch) {

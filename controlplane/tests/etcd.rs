@@ -39,10 +39,12 @@ fn request(host: u8) -> ClaimRequest {
             backend: BackendKind::Vxlan,
             data: BackendData::Vxlan { vni: None, mac: Mac::local([host; 6]) },
             data_v6: BackendData::None,
+            besides: Vec::new(),
         },
         wanted: vec![],
         previous: None,
         ttl: Duration::from_secs(86_400),
+        adopt: true,
         known: None,
     }
 }

@@ -1,4 +1,4 @@
-//! One suite for every store: what the memory store promises, etcd does.
+//! One suite for every store: what the memory store promises, etcd and the embedded store do.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests: a surprise fails them")]
 
@@ -7,11 +7,12 @@ mod support;
 
 use std::time::Duration;
 
+use flatnet_controlplane::store::embedded::EmbeddedStore;
 use flatnet_controlplane::store::memory::MemoryStore;
 use flatnet_controlplane::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, WatchBatch, WatchEvent, Write};
 use flatnet_model::{EtcdLease, Revision};
 use futures::{Stream, StreamExt};
-use support::Etcd;
+use support::{Etcd, ScratchDir};
 
 /// What the suite needs besides [`Store`].
 trait Subject: Store {
@@ -19,6 +20,10 @@ trait Subject: Store {
     /// Waits for `wait` of the store's time.
     async fn pass(&self, wait: Duration) {
         tokio::time::sleep(wait).await;
+    }
+    /// Whether there are clients beside ours, which may write anything.
+    fn others_write(&self) -> bool {
+        true
     }
     /// Writes any bytes, as any client can.
     async fn put_bytes(&self, key: &[u8], value: &[u8]);
@@ -31,6 +36,20 @@ impl Subject for MemoryStore {
 
     async fn put_bytes(&self, key: &[u8], value: &[u8]) {
         self.put(key, value, None);
+    }
+}
+
+impl Subject for EmbeddedStore {
+    async fn compact(&self, revision: Revision) {
+        EmbeddedStore::compact(self, revision).await.unwrap();
+    }
+
+    async fn put_bytes(&self, _key: &[u8], _value: &[u8]) {
+        unreachable!("nobody else can write the file");
+    }
+
+    fn others_write(&self) -> bool {
+        false
     }
 }
 
@@ -91,13 +110,21 @@ async fn suite<S: Subject>(store: &S) {
     watches(store).await;
     no_watch_begins_in_the_future(store).await;
     compaction(store).await;
-    any_bytes(store).await;
+    if store.others_write() {
+        any_bytes(store).await;
+    }
     thousands_of_keys(store).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_memory_store_conforms() {
     suite(&MemoryStore::new()).await;
+}
+
+#[tokio::test]
+async fn the_embedded_store_conforms() {
+    let dir = ScratchDir::new("conformance");
+    suite(&EmbeddedStore::open(&dir.path().join("store.redb")).unwrap()).await;
 }
 
 #[tokio::test]

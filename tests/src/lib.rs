@@ -21,6 +21,7 @@
 )]
 
 pub mod agent;
+pub mod control_plane;
 pub mod etcd;
 pub mod flannel;
 pub mod lab;

@@ -11,10 +11,14 @@
 
 #[path = "e2e/absence.rs"]
 mod absence;
+#[path = "e2e/backend_change.rs"]
+mod backend_change;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
 #[path = "e2e/choices.rs"]
 mod choices;
+#[path = "e2e/control_plane.rs"]
+mod control_plane;
 #[path = "e2e/cookbook.rs"]
 mod cookbook;
 #[path = "e2e/env_files.rs"]
@@ -65,7 +69,9 @@ fn main() -> ExitCode {
         lab_command::tests(),
         tls::tests(),
         wireguard::tests(),
+        backend_change::tests(),
         cookbook::tests(),
+        control_plane::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())
 }

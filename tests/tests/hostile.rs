@@ -25,12 +25,14 @@ mod outage;
 mod packet;
 #[path = "hostile/sender.rs"]
 mod sender;
+#[path = "hostile/tunnels.rs"]
+mod tunnels;
 
 use std::process::ExitCode;
 
 use flatnet_tests::suite;
 
 fn main() -> ExitCode {
-    let groups = [flood::tests(), containers::tests(), outage::tests()];
+    let groups = [flood::tests(), containers::tests(), outage::tests(), tunnels::tests()];
     suite::main(groups.into_iter().flatten().collect())
 }

@@ -12,8 +12,8 @@ mod wireguard;
 use std::net::IpAddr;
 
 use flatnet_model::{
-    BackendConfig, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
-    SubnetKey, WireguardKey,
+    BackendConfig, BackendData, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId,
+    Publication, SubnetKey, WireguardKey,
 };
 use ipnet::IpNet;
 
@@ -203,14 +203,33 @@ pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Prob
     }
 }
 
+/// What one of our own agents that does not say yet that it receives by `backend` is going to say, as far as that is known
+/// of every one; `None`: that cannot be known, or would be of no use.
+pub(crate) fn expected(peer: &Lease, backend: &BackendConfig) -> Option<Lease> {
+    let owner = peer.owner.as_ref()?;
+    let (data, data_v6) = match backend {
+        BackendConfig::Vxlan(vxlan) => {
+            let data =
+                |family| BackendData::Vxlan { vni: Some(vxlan.vni), mac: vtep_mac(owner.node, vxlan.vni, family) };
+            (data(IpFamily::V4), data(IpFamily::V6))
+        }
+        BackendConfig::Gre(gre) => (BackendData::Gre { key: gre.key }, BackendData::Gre { key: gre.key }),
+        BackendConfig::HostGw => (BackendData::None, BackendData::None),
+        // Keys are known once they are published.
+        BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => return None,
+    };
+    Some(Lease { backend: backend.kind(), data, data_v6, ..peer.clone() })
+}
+
 /// The published addresses: those of the network's families only, as flannel does.
 fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) -> Publication {
     Publication {
         public_ip: underlay.public_v4.filter(|_| config.v4.is_some()),
         public_ipv6: underlay.public_v6.filter(|_| config.v6.is_some()),
         backend,
-        data: flatnet_model::BackendData::None,
-        data_v6: flatnet_model::BackendData::None,
+        data: BackendData::None,
+        data_v6: BackendData::None,
+        besides: Vec::new(),
     }
 }
 

@@ -6,13 +6,16 @@
 mod check;
 mod outcome;
 mod shared;
+mod ways;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey};
+use flatnet_model::{
+    BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey,
+};
 use ipnet::IpNet;
 
-pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel};
+pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel, WayOutcome};
 
 use crate::backend::{self, Draft, NetworkCtx};
 use crate::facts::HostFacts;
@@ -42,6 +45,8 @@ pub struct NetworkInput<'a> {
     pub name: &'a NetworkName,
     /// Its configuration.
     pub config: &'a NetworkConfig,
+    /// Earlier backends of it that this host still receives by, the latest first ([`crate::transition`]).
+    pub before: &'a [BackendConfig],
     /// The subnets this host has leased.
     pub own: SubnetKey,
     /// The leases that hold (`NetworkState::resolve`), our own left out.
@@ -92,19 +97,20 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             peers: network.peers,
             overlays: &overlays,
         };
-        match refusal.map_or_else(|| backend::build(&ctx, &mut draft), Err) {
+        let before = accepted.beside(network);
+        match refusal.map_or_else(|| ways::build(&ctx, &before, &mut draft), Err) {
             Ok(built) => {
                 shared::add(host, network, &built, &mut draft);
                 firewall.push(shared::firewall_network(network, &built));
-                let devices = built.device_names();
-                problems.extend(built.problems);
                 networks.push(NetworkOutcome {
                     name: network.name.clone(),
-                    mtu: Some(built.mtu),
-                    devices,
-                    datapath: built.datapath,
+                    mtu: built.mtu(),
+                    devices: built.devices(),
+                    datapath: built.datapath(),
+                    ways: built.ways.iter().map(WayOutcome::of).collect(),
                     peers: built.peers,
                 });
+                problems.extend(built.problems);
             }
             Err(problem) => {
                 unsettled |= problem.code.may_pass();
@@ -137,7 +143,7 @@ pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -
         // One that is refused is not in the way.
         let _ = accepted.admit(host, *network, &mut unimportant);
     }
-    let candidate = NetworkInput { name, config, own, peers: &[], bridge: None, masquerade: false };
+    let candidate = NetworkInput { name, config, before: &[], own, peers: &[], bridge: None, masquerade: false };
     accepted.consider(host, &candidate)
 }
 
@@ -151,6 +157,7 @@ fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutco
         mtu: None,
         devices: Vec::new(),
         datapath: Datapath::Kernel,
+        ways: Vec::new(),
         peers: network.peers.iter().map(unreachable).collect(),
     }
 }

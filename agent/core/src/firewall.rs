@@ -45,6 +45,10 @@ pub struct FirewallNetwork {
     pub tunnels: Vec<FirewallTunnel>,
     /// Its WireGuard devices on this host: its packets leave by these or not at all.
     pub encrypted: Vec<EncryptedTunnel>,
+    /// Peers' subnets that are reached past those devices, while the network changes to or from WireGuard.
+    pub clear_to: Vec<IpNet>,
+    /// Peers' subnets that packets may come from past those devices meanwhile.
+    pub clear_from: Vec<IpNet>,
     /// Who may send what through the tunnels; sets that no tunnel here has are ignored.
     pub peers: BTreeSet<PeerSource>,
 }

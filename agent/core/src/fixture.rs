@@ -89,6 +89,7 @@ pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
         backend: backend.kind(),
         data: data(IpFamily::V4),
         data_v6: data(IpFamily::V6),
+        besides: Vec::new(),
         owner: None,
         etcd_lease: None,
         create_revision: i64::from(node),
@@ -111,7 +112,7 @@ pub(crate) fn with(
     let name = NetworkName::default_network();
     let peers: Vec<&Lease> = peers.iter().collect();
     let own: SubnetKey = own.parse().unwrap();
-    let network = NetworkInput { name: &name, config, own, peers: &peers, bridge: None, masquerade: true };
+    let network = NetworkInput { name: &name, config, before: &[], own, peers: &peers, bridge: None, masquerade: true };
     desired(&HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
 }
 

@@ -22,6 +22,7 @@ pub mod object;
 pub mod op;
 pub mod plan;
 pub mod problem;
+pub mod transition;
 pub mod underlay;
 
 #[cfg(test)]

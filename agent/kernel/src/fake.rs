@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flatnet_core::facts::HostFacts;
+use flatnet_core::facts::{HostFacts, Interface};
 use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, Sysctl};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
@@ -232,7 +232,17 @@ impl Kernel for FakeKernel {
             let found = known.iter().find(|(known, _)| known == address).and_then(|(_, route)| *route);
             (*address, found)
         };
-        Ok(HostFacts { routes: route_to.iter().map(lookup).collect(), ..inner.facts.clone() })
+        let known = |name: &IfName| inner.facts.interface(*name).is_some();
+        let ours = inner.state.links.iter().filter(|(name, _)| !known(name)).map(|(name, link)| Interface {
+            name: *name,
+            up: link.up,
+            loopback: false,
+            mtu: Some(link.mtu),
+            addresses: Vec::new(),
+            ours: true,
+        });
+        let interfaces = inner.facts.interfaces.iter().cloned().chain(ours).collect();
+        Ok(HostFacts { routes: route_to.iter().map(lookup).collect(), interfaces, ..inner.facts.clone() })
     }
 
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {

@@ -17,10 +17,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use flatnet_core::object::{Datapath, Encap, KernelState, LinkKind, RouteVia};
+use flatnet_core::object::{Datapath, Encap, KernelState, LinkKind, RouteKey, RouteVia};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
-use ipnet::IpNet;
 
 use forwarder::{Tables, Worker, inwards, outwards};
 use socket::GreSocket;
@@ -39,7 +38,7 @@ pub(crate) struct Userspace {
     v4: Option<Receiver>,
     v6: Option<Receiver>,
     /// Where packets go, by what was last seen in the kernel. Kept also for devices that are not served yet.
-    routes: BTreeMap<IpNet, Encap>,
+    routes: BTreeMap<RouteKey, Encap>,
     tables: Arc<Tables>,
 }
 
@@ -140,8 +139,8 @@ impl Userspace {
         let gone = |name: &IfName, served: &Served| index(*name) != Some(served.index);
         self.devices.retain(|name, served| !gone(name, served));
         let encap = |via: RouteVia| if let RouteVia::Encap(encap) = via { Some(encap) } else { None };
-        let found = state.routes.iter().filter_map(|(key, route)| Some((key.destination, encap(route.via)?)));
-        let found: BTreeMap<IpNet, Encap> = found.collect();
+        let found = state.routes.iter().filter_map(|(key, route)| Some((*key, encap(route.via)?)));
+        let found: BTreeMap<RouteKey, Encap> = found.collect();
         if found != self.routes {
             self.routes = found;
             self.refresh();
@@ -156,9 +155,9 @@ impl Userspace {
                 (Object::Route(key, route), action) => {
                     changed |= match (route.via, action) {
                         (RouteVia::Encap(encap), Action::Create | Action::Change | Action::Replace) => {
-                            self.routes.insert(key.destination, encap) != Some(encap)
+                            self.routes.insert(*key, encap) != Some(encap)
                         }
-                        _ => self.routes.remove(&key.destination).is_some(),
+                        _ => self.routes.remove(key).is_some(),
                     };
                 }
                 (Object::Link(name, _), Action::Delete | Action::Replace) => {

@@ -8,7 +8,7 @@ use clap::Args;
 use flatnet_model::{IfName, NetworkName};
 
 use super::store_args::StoreArgs;
-use super::values::{self, NamedCidr};
+use super::values::{self, NamedCidr, Secret};
 
 /// Lease a subnet, build tunnels to all peers, and keep them
 #[derive(Args, Clone, Debug)]
@@ -16,7 +16,7 @@ use super::values::{self, NamedCidr};
     after_help = "Runs in the foreground. The datapath stays when the agent stops; `agent leave` gives the lease back."
 )]
 pub struct JoinArgs {
-    /// etcd to join: http(s)://host:2379; without a scheme it is http
+    /// What to join: an etcd, http(s)://host:2379 (without a scheme it is http), or a control plane, grpcs://host:7443
     #[arg(value_name = "ENDPOINT", required = true, env = "FLATNET_ENDPOINT")]
     pub endpoint: Vec<String>,
     /// Read flags from a TOML file (keys are the flags' names)
@@ -77,6 +77,23 @@ pub struct JoinArgs {
     /// Refuse tunnels that the kernel has no module for, instead of carrying them in this process
     #[arg(long, value_name = "BOOL", env = "FLATNET_NO_USERSPACE", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "Underlay")]
     pub no_userspace: bool,
+
+    /// What this host joins a control plane with the first time; better from a file
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "FLATNET_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file",
+        help_heading = "Control plane"
+    )]
+    pub token: Option<Secret>,
+    /// File with that token
+    #[arg(long, value_name = "FILE", env = "FLATNET_TOKEN_FILE", help_heading = "Control plane")]
+    pub token_file: Option<PathBuf>,
+    /// The control plane's authority, by its certificate's hash: sha256:…
+    #[arg(long, value_name = "HASH", env = "FLATNET_CA_HASH", value_parser = values::ca_hash, help_heading = "Control plane")]
+    pub ca_hash: Option<String>,
 
     /// etcd's keys and credentials
     #[command(flatten, next_help_heading = "etcd")]

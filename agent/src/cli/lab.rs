@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use crate::lab::{self, Families, LabBackend, LabPlan, LabStore};
 use crate::report::Failure;
 
-/// Build a whole overlay on this machine: hosts and containers in namespaces, an etcd, real agents
+/// Build a whole overlay on this machine: hosts and containers in namespaces, a control plane, real agents
 #[derive(Subcommand, Clone, Debug)]
 pub enum LabCommand {
     /// Build a lab, ping all pairs, measure, show each host's state, and take it down
@@ -65,7 +65,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = LabBackend::Vxlan)]
     backend: LabBackend,
     /// Where agents meet
-    #[arg(long, value_name = "STORE", value_enum, default_value_t = LabStore::Etcd)]
+    #[arg(long, value_name = "STORE", value_enum, default_value_t = LabStore::Embedded)]
     store: LabStore,
     /// Give containers IPv6 addresses too
     #[arg(long)]
@@ -85,11 +85,8 @@ pub struct DirectoryArgs {
 
 impl BuildArgs {
     fn plan(&self) -> LabPlan {
-        match self.store {
-            LabStore::Etcd => {}
-        }
         let overlay = if self.ipv6 { Families::Dual } else { Families::V4 };
-        LabPlan { hosts: self.hosts, backend: self.backend, overlay, verbose: self.verbose }
+        LabPlan { hosts: self.hosts, backend: self.backend, store: self.store, overlay, verbose: self.verbose }
     }
 }
 

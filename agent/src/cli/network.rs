@@ -1,11 +1,12 @@
 //! `agent network …`: networks and their permanent peers, in the store.
 
 mod document;
+mod target;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
-use flatnet_controlplane::networks::{self, Force, NetworkError, NetworkInfo, NetworkSpec};
+use flatnet_controlplane::networks::{Force, NetworkError, NetworkInfo, NetworkSpec};
 use flatnet_controlplane::store::StoreError;
 use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey, WireguardKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -168,52 +169,42 @@ pub struct PeerRemoveArgs {
 pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
-            let (store, prefix) = args.target.open().await?;
-            let info =
-                networks::create(&store, &prefix, &args.name, &args.spec()).await.map_err(|error| failure(&error))?;
+            let info = args.target.open().await?.create(&args.name, &args.spec()).await?;
             say(&format!("network {} created: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Update(args) => {
-            let (store, prefix) = args.target.open().await?;
-            let force = if args.force { Force::Yes } else { Force::No };
-            let info = networks::update(&store, &prefix, &args.name, &args.spec(), force)
-                .await
-                .map_err(|error| failure(&error))?;
+            let info = args.target.open().await?.update(&args.name, &args.spec(), force(args.force)).await?;
             say(&format!("network {} updated: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Ls(args) => {
-            let (store, prefix) = args.target.open().await?;
-            let all = networks::list(&store, &prefix).await.map_err(|error| failure(&error))?;
+            let all = args.target.open().await?.list().await?;
             print(&if args.json { status::json(&all.iter().map(document).collect::<Vec<_>>())? } else { table(&all) })
         }
         NetworkCommand::Inspect(args) => {
-            let (store, prefix) = args.target.open().await?;
-            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
+            let info = args.target.open().await?.inspect(&args.name).await?;
             print(&if args.json { status::json(&document(&info))? } else { detail(&info) })
         }
         NetworkCommand::Rm(args) => {
-            let (store, prefix) = args.target.open().await?;
-            let force = if args.force { Force::Yes } else { Force::No };
-            networks::remove(&store, &prefix, &args.name, force).await.map_err(|error| failure(&error))?;
+            args.target.open().await?.remove(&args.name, force(args.force)).await?;
             say(&format!("network {} removed\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Add(args)) => {
-            let (store, prefix) = args.target.open().await?;
-            let info = networks::inspect(&store, &prefix, &args.name).await.map_err(|error| failure(&error))?;
-            let publication = args.publication(&info)?;
+            let target = args.target.open().await?;
+            let publication = args.publication(&target.inspect(&args.name).await?)?;
             let subnets = subnets(&args.subnet)?;
-            networks::add_peer(&store, &prefix, &args.name, subnets, &publication)
-                .await
-                .map_err(|error| failure(&error))?;
+            target.add_peer(&args.name, subnets, &publication).await?;
             say(&format!("peer {subnets} added to network {}\n", args.name))
         }
         NetworkCommand::Peer(PeerCommand::Rm(args)) => {
-            let (store, prefix) = args.target.open().await?;
             let subnets = subnets(&args.subnet)?;
-            networks::remove_peer(&store, &prefix, &args.name, subnets).await.map_err(|error| failure(&error))?;
+            args.target.open().await?.remove_peer(&args.name, subnets).await?;
             say(&format!("peer {subnets} removed from network {}\n", args.name))
         }
     }
+}
+
+fn force(yes: bool) -> Force {
+    if yes { Force::Yes } else { Force::No }
 }
 
 impl ChangeArgs {
@@ -277,6 +268,7 @@ impl PeerAddArgs {
             public_ipv6: self.public_ipv6,
             data: over(self.public_ip.is_some()),
             data_v6: over(self.public_ipv6.is_some()),
+            besides: Vec::new(),
             backend,
         })
     }

@@ -41,6 +41,33 @@ pub fn lease_ttl(text: &str) -> Result<Duration, String> {
     if (SHORTEST..=LONGEST).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
 }
 
+/// Text that is in no log, no error and no dump.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.trim().to_owned()))
+    }
+}
+
+/// Parses `--ca-hash`.
+pub fn ca_hash(text: &str) -> Result<String, String> {
+    let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    match hex {
+        Some(hex) => Ok(format!("sha256:{}", hex.to_ascii_lowercase())),
+        None => Err("not sha256: and 64 hexadecimal digits, as `controlplane token create` prints it".to_owned()),
+    }
+}
+
 /// Parses an address that other hosts can send to.
 pub fn unicast<A: std::str::FromStr + Into<IpAddr> + Copy>(text: &str) -> Result<A, String> {
     let address: A = text.parse().map_err(|_| "not an IP address".to_owned())?;

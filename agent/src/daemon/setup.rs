@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::client::{Remote, RemoteOptions};
 use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel};
@@ -19,9 +19,10 @@ use tokio::sync::watch;
 
 use super::real_kernel;
 use crate::cli::join::JoinArgs;
-use crate::cli::store_args::{Endpoint, endpoints};
+use crate::cli::store_args::{Endpoint, EndpointKind, endpoints, read_file, servers};
 use crate::cli::values::NamedCidr;
 use crate::node::{NetworkSetup, NodeParts};
+use crate::plane::Plane;
 use crate::preflight::{self, NamespaceLock};
 use crate::purge::state_dir_failure;
 use crate::reconciler::HostOptions;
@@ -38,7 +39,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the process and its node are made from.
 pub(super) struct Setup {
-    pub(super) parts: NodeParts<EtcdStore, NetlinkKernel>,
+    pub(super) parts: NodeParts<Plane, NetlinkKernel>,
     pub(super) process: ProcessSetup,
     pub(super) namespace: NamespaceLock,
 }
@@ -60,10 +61,12 @@ impl Setup {
         let endpoints = endpoints(&args.endpoint)?;
         let names = network_names(&args)?;
         let name = node_name(&args)?;
-        let store = Arc::new(args.store.open(&endpoints)?);
+        check_control_plane(&args, &endpoints)?;
+        let token = token(&args)?;
         preflight::check()?;
         let namespace = NamespaceLock::acquire()?;
         let dir = Arc::new(StateDir::open(&args.state_dir, &args.run_dir).map_err(|error| state_dir_failure(&error))?);
+        let plane = Arc::new(open_plane(&args, &endpoints, token, &dir, &name)?);
         let keys = Keyring::default();
         let kernel = real_kernel(&args.run_dir, keys.clone())?;
         let kernel = Arc::new(if args.no_userspace { kernel.without_userspace() } else { kernel });
@@ -92,7 +95,7 @@ impl Setup {
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
         let random = NodeRandom::Os;
         let parts = NodeParts {
-            store,
+            plane,
             kernel,
             dir,
             sysctls,
@@ -108,6 +111,60 @@ impl Setup {
         };
         Ok(Self { parts, process, namespace })
     }
+}
+
+/// What only one of the two kinds of control plane takes.
+fn check_control_plane(args: &JoinArgs, endpoints: &[Endpoint]) -> Result<(), Failure> {
+    let is_server = endpoints.iter().any(|endpoint| endpoint.kind == EndpointKind::ControlPlane);
+    if is_server && !args.init.is_empty() {
+        return Err(Failure::new(Exit::Usage, "--init: nodes create no networks at a control plane")
+            .hint("controlplane serve --init, controlplane network create, or agent network create --credentials"));
+    }
+    if !is_server && (args.token.is_some() || args.token_file.is_some() || args.ca_hash.is_some()) {
+        return Err(Failure::new(Exit::Usage, "--token and --ca-hash are for a control plane, not for an etcd")
+            .hint("its endpoint looks like grpcs://192.168.33.10:7443"));
+    }
+    Ok(())
+}
+
+/// The token, from wherever it was given.
+fn token(args: &JoinArgs) -> Result<Option<String>, Failure> {
+    let token = match (&args.token, &args.token_file) {
+        (Some(token), _) => Some(token.0.clone()),
+        (None, Some(file)) => Some(String::from_utf8_lossy(&read_file("token-file", file)?).trim().to_owned()),
+        (None, None) => None,
+    };
+    Ok(token)
+}
+
+fn open_plane(
+    args: &JoinArgs,
+    endpoints: &[Endpoint],
+    token: Option<String>,
+    dir: &StateDir,
+    name: &str,
+) -> Result<Plane, Failure> {
+    if endpoints.iter().all(|endpoint| endpoint.kind == EndpointKind::Etcd) {
+        return Ok(Plane::Etcd(args.store.open(endpoints)?));
+    }
+    let options = RemoteOptions {
+        servers: servers(endpoints),
+        dir: dir.state().to_owned(),
+        node: dir.node(),
+        name: name.to_owned(),
+        token,
+        ca_hash: args.ca_hash.clone(),
+    };
+    let remote = Remote::new(options).map_err(|error| {
+        Failure::new(Exit::InvalidConfig, "this node's certificate cannot be read")
+            .hint("remove controlplane.key and controlplane.pem in the state directory, and join with a new token")
+            .caused_by(error)
+    })?;
+    if !remote.can_join() {
+        return Err(Failure::new(Exit::Usage, "this host has no certificate of that control plane yet")
+            .hint("join with --token and --ca-hash: `controlplane token create` on the server prints both"));
+    }
+    Ok(Plane::Remote(remote))
 }
 
 fn network_setups(args: &JoinArgs, names: &[NetworkName], dir: &StateDir) -> Vec<NetworkSetup> {

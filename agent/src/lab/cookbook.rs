@@ -37,7 +37,7 @@ pub fn cookbook(name: Option<&str>, vm: bool) -> Result<ExitCode, Failure> {
     if sandbox::is_inside() {
         return launch::inside(run(recipe));
     }
-    tools::require_programs()?;
+    tools::require_programs(super::LabStore::Etcd)?;
     let code = sandbox::launch(|_| {}).and_then(|mut launched| launched.wait());
     code.map(ExitCode::from)
 }

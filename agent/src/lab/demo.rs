@@ -22,7 +22,7 @@ pub fn demo(plan: LabPlan) -> Result<ExitCode, Failure> {
         directory.create()?;
         return launch::inside(show(Supervisor::new(plan, directory)));
     }
-    tools::require_programs()?;
+    tools::require_programs(plan.store)?;
     let path = std::env::temp_dir().join(format!("flatnet-demo-{}", std::process::id()));
     let directory = LabDirectory::new(&path);
     let launched = sandbox::launch(|command| {

@@ -1,4 +1,4 @@
-//! The lab's long-running processes: etcd and the agents, each with a log.
+//! The lab's long-running processes: the store and the agents, each with a log.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,8 @@ impl Processes {
     /// Ends all, the last started first; returns how many, and how many of them had to be killed.
     pub async fn stop(&mut self) -> (usize, usize) {
         let (total, mut killed) = (self.running.len(), 0);
-        let (store, agents): (Vec<_>, Vec<_>) = self.running.drain(..).partition(|process| process.name == "etcd");
+        let (store, agents): (Vec<_>, Vec<_>) =
+            self.running.drain(..).partition(|process| ["etcd", "controlplane"].contains(&process.name.as_str()));
         // Agents may still write to the store while they end, so it goes last.
         for group in [agents, store] {
             group.iter().for_each(Process::ask_to_end);

@@ -14,7 +14,7 @@ use super::processes::Processes;
 use super::progress::Progress;
 use super::subnet_env::SubnetEnv;
 use super::topology::{Station, Topology};
-use super::{Families, LabPlan, tools};
+use super::{Families, LabPlan, LabStore, store, tools};
 use crate::report::{Exit, Failure};
 
 /// etcd answers within a second on an idle machine; this leaves room for a loaded one.
@@ -41,6 +41,8 @@ pub struct Supervisor {
     pub progress: Progress,
     directory: LabDirectory,
     processes: Processes,
+    /// What agents need besides to join.
+    join: Vec<String>,
 }
 
 /// Where a host's agent keeps its files: in the sandbox's private `/run`.
@@ -61,7 +63,15 @@ impl Supervisor {
     pub fn new(plan: LabPlan, directory: LabDirectory) -> Self {
         let topology = Topology { prefix: String::new(), hosts: plan.hosts, underlay: Families::Dual };
         let progress = Progress::new(plan.verbose);
-        Self { plan, topology, subnets: Vec::new(), progress, directory, processes: Processes::default() }
+        Self {
+            plan,
+            topology,
+            subnets: Vec::new(),
+            progress,
+            directory,
+            processes: Processes::default(),
+            join: Vec::new(),
+        }
     }
 
     /// From nothing to a lab in which every agent has its subnet and every container its address.
@@ -70,8 +80,16 @@ impl Supervisor {
         tools::require_kernel(self.plan.backend).await?;
         self.progress.step(format!("wiring {} hosts to the underlay", self.plan.hosts));
         self.wire_underlay().await?;
-        self.progress.step("starting etcd");
-        self.start_store().await?;
+        match self.plan.store {
+            LabStore::Embedded => {
+                self.progress.step("starting the control plane");
+                self.start_server().await?;
+            }
+            LabStore::Etcd => {
+                self.progress.step("starting etcd");
+                self.start_etcd().await?;
+            }
+        }
         self.progress.step(format!("starting {} agents", self.plan.hosts));
         self.start_agents()?;
         self.wait_for_subnets().await?;
@@ -160,7 +178,33 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn start_store(&mut self) -> Result<(), Failure> {
+    async fn start_server(&mut self) -> Result<(), Failure> {
+        let command = store::command(&self.plan, &self.topology)?;
+        self.progress.command(&command);
+        fs::create_dir_all("/run/lab")
+            .map_err(|error| Failure::new(Exit::Internal, "cannot create /run/lab").caused_by(error))?;
+        let name = self.plan.store.process();
+        let log = self.directory.log(name);
+        self.processes.start(name, &command, &log)?;
+        let deadline = Instant::now() + STORE_DEADLINE;
+        loop {
+            self.processes.all_running()?;
+            if let Some(flags) = store::join_flags(&log)? {
+                self.join = flags.0;
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let log = self.log_tail(name);
+                return Err(Failure::new(
+                    Exit::Unavailable,
+                    format!("the control plane does not answer; its log ends:\n{log}"),
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn start_etcd(&mut self) -> Result<(), Failure> {
         let store = self.topology.store();
         let endpoint = self.topology.endpoint();
         let command = etcd_command(&store, &endpoint);
@@ -191,16 +235,17 @@ impl Supervisor {
             fs::create_dir_all(&directory).map_err(|error| {
                 Failure::new(Exit::Internal, format!("cannot create {}", directory.display())).caused_by(error)
             })?;
-            let command = CommandLine::argv([
+            let words = [
                 program.display().to_string(),
                 "join".to_owned(),
-                self.topology.endpoint(),
+                self.plan.store.endpoint(&self.topology),
                 format!("--node-name={host}"),
                 format!("--state-dir={}", directory.join("state").display()),
                 format!("--run-dir={}", run_directory(&host).display()),
                 format!("--bridge={}", LabPlan::BRIDGE),
-            ])
-            .on_host(&host, &directory);
+            ];
+            let words = words.into_iter().chain(self.join.iter().cloned());
+            let command = CommandLine::argv(words).on_host(&host, &directory);
             self.progress.command(&command);
             self.processes.start(&host, &command, &self.directory.log(&host))?;
         }
@@ -299,7 +344,13 @@ mod tests {
 
     #[test]
     fn the_networks_configuration_is_flannels() {
-        let mut plan = LabPlan { hosts: 2, backend: LabBackend::Vxlan, overlay: Families::V4, verbose: false };
+        let mut plan = LabPlan {
+            hosts: 2,
+            backend: LabBackend::Vxlan,
+            store: LabStore::Etcd,
+            overlay: Families::V4,
+            verbose: false,
+        };
         assert_eq!(network_config(&plan), r#"{"Backend":{"Type":"vxlan"},"Network":"10.100.0.0/16"}"#);
         plan.overlay = Families::V6;
         assert_eq!(

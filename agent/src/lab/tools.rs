@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::LabBackend;
 use super::command_line::CommandLine;
 use super::sandbox::search_path;
+use super::{LabBackend, LabStore};
 use crate::report::{Exit, Failure};
 
 /// A program and Debian's package that has it.
@@ -15,11 +15,14 @@ struct Tool {
     purpose: &'static str,
 }
 
-const REQUIRED: [Tool; 5] = [
-    Tool { program: "ip", package: "iproute2", purpose: "wires the hosts" },
-    Tool { program: "nft", package: "nftables", purpose: "the agents' firewall rules" },
+const ETCD: [Tool; 2] = [
     Tool { program: "etcd", package: "etcd-server", purpose: "the store" },
     Tool { program: "etcdctl", package: "etcd-client", purpose: "writes the network's configuration" },
+];
+
+const REQUIRED: [Tool; 3] = [
+    Tool { program: "ip", package: "iproute2", purpose: "wires the hosts" },
+    Tool { program: "nft", package: "nftables", purpose: "the agents' firewall rules" },
     Tool { program: "ping", package: "iputils-ping", purpose: "shows who reaches whom" },
 ];
 
@@ -39,11 +42,15 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
-/// Names every missing program at once.
-pub fn require_programs() -> Result<(), Failure> {
-    let missing: Vec<&Tool> = REQUIRED.iter().filter(|tool| find(tool.program).is_none()).collect();
+/// Names every missing program of Debian's at once, and then the control plane's.
+pub fn require_programs(store: LabStore) -> Result<(), Failure> {
+    let etcd = ETCD.iter().filter(|_| store == LabStore::Etcd);
+    let missing: Vec<&Tool> = REQUIRED.iter().chain(etcd).filter(|tool| find(tool.program).is_none()).collect();
     if missing.is_empty() {
-        return Ok(());
+        return match store {
+            LabStore::Embedded => super::store::program().map(drop),
+            LabStore::Etcd => Ok(()),
+        };
     }
     let what: Vec<String> = missing.iter().map(|tool| format!("{} ({})", tool.program, tool.purpose)).collect();
     let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();

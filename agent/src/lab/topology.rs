@@ -6,7 +6,7 @@
 //!             etcd │       eth0 ─┘
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Families;
 use super::command_line::CommandLine;
@@ -18,6 +18,8 @@ const UNDERLAY_V4: [u8; 3] = [192, 168, 33];
 const GATEWAY: u8 = 1;
 /// etcd's host part: `http://192.168.33.10:2379` in every example. Host i follows at this plus i.
 const STORE: u8 = 10;
+/// A control plane's port unless told otherwise.
+const SERVER_PORT: u16 = 7443;
 /// etcd's client port (IANA).
 const STORE_PORT: u16 = 2379;
 
@@ -52,10 +54,19 @@ impl Topology {
         format!("{}underlay", self.prefix)
     }
 
-    /// The namespace in which etcd runs.
+    /// The namespace in which the store runs: an etcd or a control plane.
     #[must_use]
     pub fn store(&self) -> Station {
         self.station("etcd", STORE)
+    }
+
+    /// Where a control plane in that namespace listens.
+    #[must_use]
+    pub fn server_address(&self) -> SocketAddr {
+        let store = self.store();
+        let address =
+            if self.underlay.has(flatnet_model::IpFamily::V4) { IpAddr::V4(store.v4) } else { IpAddr::V6(store.v6) };
+        SocketAddr::new(address, SERVER_PORT)
     }
 
     /// Host `number`, counted from 1.

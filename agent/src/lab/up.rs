@@ -25,7 +25,7 @@ pub fn up(plan: LabPlan, path: &Path) -> Result<ExitCode, Failure> {
     if sandbox::is_inside() {
         return launch::inside(supervise(plan, directory));
     }
-    tools::require_programs()?;
+    tools::require_programs(plan.store)?;
     directory.create()?;
     drop(directory.lock()?);
     let mut launched = sandbox::launch(|command| {

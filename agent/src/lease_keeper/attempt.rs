@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatnet_controlplane::allocate::{self, AcquireError, ClaimRequest, KnownLeases, UpdateError};
+use flatnet_controlplane::allocate::{AcquireError, ClaimRequest, KnownLeases, UpdateError};
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::Random;
-use flatnet_controlplane::store::{Store, StoreError};
+use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_model::state::{ConfigState, NetworkState};
@@ -13,7 +14,7 @@ use flatnet_model::{NetworkConfig, Publication, SubnetKey};
 use super::{LeaseKeeper, Run, problems};
 use crate::report::chain;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     pub(super) async fn acquire(
         &mut self,
         run: &mut Run,
@@ -29,23 +30,25 @@ impl<S: Store> LeaseKeeper<S> {
             wanted: if previous.is_some() { Vec::new() } else { self.wanted.clone() },
             previous,
             ttl: self.ttl,
+            adopt: true,
             known: self.known_leases(&publication),
         };
         // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
         // the network, this node's peers would lose it.
         let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
         let mut random = self.random.clone();
-        let result = allocate::acquire(self.store.as_ref(), &request, &state, &mut random).await;
+        let result = self.plane.acquire(&request, &state, &mut random).await;
         let now = run.started.elapsed();
         match result {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
                 tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
-                run.attempt_problem = self.remember(subnets, config);
+                let before = self.before(config);
+                run.attempt_problem = self.remember(subnets, config, &before);
                 let bits = random.next_u64();
                 run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
                 run.claim = Some(claim);
-                self.hold(subnets, config);
+                self.hold(subnets, config, before);
             }
             Err(error) => {
                 run.claim = None;
@@ -88,8 +91,8 @@ impl<S: Store> LeaseKeeper<S> {
             return;
         };
         // What is published anew is mostly another address of this host.
-        self.store.path_changed();
-        match allocate::update(self.store.as_ref(), &self.keys, claim, &publication).await {
+        self.plane.moved();
+        match self.plane.publish(&self.keys, claim, &publication).await {
             Ok(claim) => {
                 tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");
                 run.machine.published(claim.lease.publication(), claim.lease.mod_revision);
@@ -108,7 +111,7 @@ impl<S: Store> LeaseKeeper<S> {
             run.machine.lost();
             return;
         };
-        match allocate::keep_alive(self.store.as_ref(), claim).await {
+        match self.plane.renew(&self.keys, claim).await {
             Ok(ttl) => {
                 run.machine.kept_alive(run.started.elapsed(), ttl, self.random.next_u64());
                 self.holding.send_modify(|holding| {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use flatnet_controlplane::allocate::Holder;
-use flatnet_controlplane::store::Store;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::transition;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
 
@@ -15,7 +16,7 @@ use super::{LeaseKeeper, Run, problems};
 use crate::networks::Held;
 use crate::presence_keeper::Presence;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// What the machine says, and the configuration it was asked under.
     pub(super) fn decide(&self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
         let view = self.view.borrow();
@@ -111,6 +112,12 @@ impl<S: Store> LeaseKeeper<S> {
                 }
                 return Some(Err(problem.clone()));
             }
+        }
+        let ready = self.ready(&outcome, config);
+        if ready.iter().any(|way| way.backend != config.backend) {
+            // The network changes its backend: peers are told what is received here by now.
+            let (node, key, name) = (self.owner.node, outcome.wireguard, self.keys.network());
+            return Some(transition::publication(node, key, name, config, underlay, &ready));
         }
         if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.wireguard.is_none() {
             // The reconciler says why there is no key yet.

@@ -1,18 +1,17 @@
 //! Giving a subnet up: to the store when leaving, or for another one.
 
-use flatnet_controlplane::allocate;
-use flatnet_controlplane::store::Store;
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_core::problem::ProblemCode;
 
 use super::{LeaseKeeper, Run};
 use crate::report::chain;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     pub(super) async fn release(&mut self, run: &mut Run) -> Result<(), String> {
         match run.claim.take() {
             Some(claim) => {
-                allocate::release(self.store.as_ref(), &self.keys, &claim).await.map_err(|error| {
+                self.plane.release(&self.keys, &claim).await.map_err(|error| {
                     let network = self.keys.network();
                     format!("network {network}: the lease stays until it expires: {}", chain(&error))
                 })?;

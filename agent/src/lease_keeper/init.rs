@@ -1,14 +1,14 @@
 //! `--init`: the network's configuration, made by the first agent that misses it.
 
-use flatnet_controlplane::networks::{self, NetworkError, NetworkSpec};
-use flatnet_controlplane::store::Store;
+use flatnet_controlplane::networks::{NetworkError, NetworkSpec};
+use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::Connection;
 use flatnet_model::state::ConfigState;
 use ipnet::IpNet;
 
 use super::LeaseKeeper;
 
-impl<S: Store> LeaseKeeper<S> {
+impl<P: ControlPlane> LeaseKeeper<P> {
     /// Creates the network if it is not there and `--init` says so.
     pub(super) async fn init_config(&mut self) {
         let missing = {
@@ -27,8 +27,8 @@ impl<S: Store> LeaseKeeper<S> {
                 IpNet::V6(net) => spec.cidr6 = Some(*net),
             }
         }
-        match networks::create(self.store.as_ref(), &self.flannel_prefix, self.keys.network(), &spec).await {
-            Ok(_) => tracing::info!(network = %self.keys.network(), "network created"),
+        match self.plane.create_network(&self.flannel_prefix, self.keys.network(), &spec).await {
+            Ok(()) => tracing::info!(network = %self.keys.network(), "network created"),
             // Another agent was faster.
             Err(NetworkError::Exists(_)) => {}
             Err(error @ (NetworkError::Store(_) | NetworkError::Busy(_))) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flatnet_controlplane::flannel::encode_config;
 use flatnet_core::problem::{Problem, ProblemCode};
-use flatnet_model::{NetworkConfig, SubnetKey};
+use flatnet_model::{BackendConfig, NetworkConfig, SubnetKey};
 
 use super::{LeaseKeeper, Run};
 use crate::report::chain;
@@ -14,10 +14,15 @@ const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
 
 impl<S> LeaseKeeper<S> {
     /// Remembers the subnet across reboots.
-    pub(super) fn remember(&self, subnets: SubnetKey, config: &NetworkConfig) -> Option<Problem> {
+    pub(super) fn remember(
+        &self,
+        subnets: SubnetKey,
+        config: &NetworkConfig,
+        before: &[BackendConfig],
+    ) -> Option<Problem> {
         let network = self.keys.network();
         let written = self.dir.write_subnet(network, Some(subnets));
-        self.remember_config(config);
+        self.remember_config(config, before);
         written.err().map(|error| {
             Problem::new(
                 ProblemCode::SubnetUnwritable,
@@ -35,19 +40,22 @@ impl<S> LeaseKeeper<S> {
         }
         let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());
         if let Some(held) = held.filter(|_| now >= run.remember_at) {
-            run.attempt_problem = self.remember(held.subnets, &held.config);
+            run.attempt_problem = self.remember(held.subnets, &held.config, &held.before);
             run.remember_at = now + REMEMBER_AGAIN;
         }
         Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
     }
 
     /// Remembers the configuration in force: should the store's be changed so that this node's subnet is outside, then a
-    /// restarted agent must still know what its containers live in.
-    pub(super) fn remember_config(&self, config: &NetworkConfig) {
+    /// restarted agent must still know what its containers live in. And the earlier backends, by which peers may send.
+    pub(super) fn remember_config(&self, config: &NetworkConfig, before: &[BackendConfig]) {
         let network = self.keys.network();
-        let written = encode_config(config, None).map_err(|error| error.to_string());
+        let earlier = before.iter().map(|backend| NetworkConfig { backend: backend.clone(), ..config.clone() });
+        let lines: Result<Vec<Vec<u8>>, _> =
+            std::iter::once(config.clone()).chain(earlier).map(|config| encode_config(&config, None)).collect();
+        let written = lines.map(|lines| lines.join(&b'\n')).map_err(|error| error.to_string());
         if let Err(error) =
-            written.and_then(|json| self.dir.write_config(network, &json).map_err(|error| chain(&error)))
+            written.and_then(|text| self.dir.write_config(network, &text).map_err(|error| chain(&error)))
         {
             tracing::warn!(network = %network, error, "the configuration in force cannot be kept");
         }

@@ -92,14 +92,15 @@ impl Host {
         let subnets = dir.read_subnet(keys().network()).unwrap();
         let config = dir.read_config(keys().network()).unwrap();
         let config = config.map(|json| flatnet_controlplane::flannel::decode_config(&json).unwrap().0);
-        let held = subnets.zip(config).map(|(subnets, config)| Held { subnets, config, expires: None });
+        let held =
+            subnets.zip(config).map(|(subnets, config)| Held { subnets, config, before: Vec::new(), expires: None });
         let (view_sender, view) = watch::channel(NetworkView::default());
         let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
         let (asks, receiver) = mpsc::channel(1);
         let (fatal_sender, fatal) = mpsc::channel(1);
         (self.holding, self.asks, self.fatal) = (holding, asks, fatal);
         let keeper = LeaseKeeper {
-            store: Arc::new(self.client.clone()),
+            plane: Arc::new(self.client.clone()),
             keys: keys(),
             owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
             ttl: TTL,

@@ -169,10 +169,10 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Whether any network has or is about to have GRE tunnels here.
     fn wants_gre(&self) -> bool {
-        let is_gre = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Gre(_));
+        let is_gre = |backend: &BackendConfig| matches!(backend, BackendConfig::Gre(_));
         self.ports.iter().any(|port| {
-            port.holding.borrow().held.as_ref().is_some_and(|held| is_gre(&held.config))
-                || port.view.borrow().state.valid_config().is_some_and(is_gre)
+            port.holding.borrow().held.as_ref().is_some_and(|held| held.backends().any(is_gre))
+                || port.view.borrow().state.valid_config().is_some_and(|config| is_gre(&config.backend))
         })
     }
 
@@ -255,6 +255,7 @@ impl<K: Kernel> Reconciler<K> {
                 Some(NetworkInput {
                     name: &port.name,
                     config: &held.config,
+                    before: &held.before,
                     own: held.subnets,
                     peers,
                     bridge,
@@ -283,9 +284,10 @@ impl<K: Kernel> Reconciler<K> {
 
     /// This host's WireGuard key, made only once a network needs one.
     fn wireguard_key(&self, held: &[Option<Held>]) -> Result<WireguardKey, Problem> {
-        let is_wireguard = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Wireguard(_));
-        let needed = held.iter().flatten().any(|held| is_wireguard(&held.config))
-            || self.ports.iter().any(|port| port.view.borrow().state.valid_config().is_some_and(is_wireguard));
+        let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
+        let stored = |config: &NetworkConfig| is_wireguard(&config.backend);
+        let needed = held.iter().flatten().any(|held| held.backends().any(is_wireguard))
+            || self.ports.iter().any(|port| port.view.borrow().state.valid_config().is_some_and(stored));
         if needed {
             return self.wireguard.public();
         }

@@ -9,6 +9,7 @@ use flatnet_core::backend;
 use flatnet_core::desired::{HostInput, NetworkInput, desired};
 use flatnet_core::object::KernelState;
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::transition;
 use flatnet_core::underlay::{self, Selection};
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::{NetworkKeys, presence};
@@ -171,7 +172,18 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
                     }
                     None => now.config.clone(),
                 };
-                held.push(Some((now.subnets, config, state)));
+                let others = || state.leases.values().filter(|lease| !lease.is_owned_by(node));
+                // Nothing is given up by a node that has not published what comes after it.
+                let published = state.leases.values().any(|lease| lease.is_owned_by(node));
+                let all_follow = published
+                    && others().all(|lease| lease.owner.is_none() || lease.under(&now.config.backend).is_some());
+                let unneeded = |backend: &&flatnet_model::BackendConfig| {
+                    all_follow && !others().any(|lease| lease.under(backend).is_some_and(|(_, sends)| sends))
+                };
+                if let Some(backend) = now.before.iter().find(unneeded) {
+                    return Err(format!("it keeps {}, which nobody sends by", backend.kind()));
+                }
+                held.push(Some((now.subnets, config, state, now.before)));
             }
             None => {
                 starting = true;
@@ -186,13 +198,13 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     }
     let families: Vec<IpFamily> = IpFamily::BOTH
         .into_iter()
-        .filter(|family| held.iter().flatten().any(|(_, config, _)| config.pool(*family).is_some()))
+        .filter(|family| held.iter().flatten().any(|(_, config, ..)| config.pool(*family).is_some()))
         .collect();
     let underlay = underlay::select(&facts, &Selection::default(), &families).map_err(|error| error.to_string())?;
     let resolved: Vec<Vec<&Lease>> = held
         .iter()
         .map(|held| {
-            let Some((own, config, state)) = held else { return Vec::new() };
+            let Some((own, config, state, _)) = held else { return Vec::new() };
             let resolution = state.resolve(config);
             codes.extend(resolution.refused.iter().map(|_| "lease-refused".to_owned()));
             resolution.leases.into_iter().filter(|lease| lease.subnets != *own && !lease.is_owned_by(node)).collect()
@@ -204,21 +216,26 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         .zip(&held)
         .zip(&resolved)
         .filter_map(|((network, held), peers)| {
-            let (own, config, _) = held.as_ref()?;
+            let (own, config, _, before) = held.as_ref()?;
             let name = network.keys.network();
-            Some(NetworkInput { name, config, own: *own, peers, bridge: None, masquerade: true })
+            Some(NetworkInput { name, config, before, own: *own, peers, bridge: None, masquerade: true })
         })
         .collect();
-    for (network, held) in world.networks.iter().zip(&held) {
-        if let Some((own, config, state)) = held {
-            let wanted = backend::publication(node, None, network.keys.network(), config, &underlay);
-            own_lease(node, *own, state, wanted.ok().as_ref(), &mut codes, &mut may)?;
-        }
-    }
     let none = Problem::new(ProblemCode::WireguardNoKey, "no network of the model is WireGuard's", "", "");
     let wanted =
         desired(&HostInput { node, wireguard: Err(&none), underlay: &underlay, facts: &facts, networks: &inputs });
     codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));
+    for (network, held) in world.networks.iter().zip(&held) {
+        let Some((own, config, state, _)) = held else { continue };
+        let name = network.keys.network();
+        let made = wanted.networks.iter().find(|made| made.name == *name);
+        let ways: Vec<_> = made.into_iter().flat_map(|made| &made.ways).collect();
+        let published = match ways.iter().any(|way| way.backend != config.backend) {
+            true => transition::publication(node, None, name, config, &underlay, &ways),
+            false => backend::publication(node, None, name, config, &underlay),
+        };
+        own_lease(node, *own, state, published.ok().as_ref(), &mut codes, &mut may)?;
+    }
     let kernel = slot.kernel.state();
     let blocked = !starting && in_the_way(slot, &wanted.state, &kernel);
     if blocked {

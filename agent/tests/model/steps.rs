@@ -246,7 +246,10 @@ fn strangers_lease(world: &mut World) -> Vec<u8> {
     let [a, b, ..] = world.chance.bits().to_be_bytes();
     let data = BackendData::Vxlan { vni: Vni::new(1).ok(), mac: Mac::local([2, 0, 0, 0, a, b]) };
     let backend = world.chance.pick(&[BackendKind::Vxlan, BackendKind::HostGw]);
-    encode_lease(&Publication { public_ip, public_ipv6, backend, data: data.clone(), data_v6: data }, None)
+    encode_lease(
+        &Publication { public_ip, public_ipv6, backend, data: data.clone(), data_v6: data, besides: Vec::new() },
+        None,
+    )
 }
 
 /// The operator changes, breaks, removes or puts back a network's configuration.

@@ -206,7 +206,7 @@ impl World {
         let store = ModelStore { inner: slot.client.clone(), log: Arc::clone(&log), mutant: self.mutant };
         let kernel = ModelKernel::new(slot.kernel.clone(), Arc::clone(&log), self.mutant);
         let node = Node::start(NodeParts {
-            store: Arc::new(store),
+            plane: Arc::new(store),
             kernel: Arc::new(kernel),
             sysctls: SysctlRecord::open(Arc::clone(&dir)).unwrap(),
             wireguard: WireguardIdentity::new(Arc::clone(&dir), Default::default()),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::backend::BackendKind;
+use crate::backend::{BackendConfig, BackendKind};
 use crate::net::{GreKey, IpFamily, Mac, Vni};
 use crate::node::{InstanceNonce, NodeId};
 use crate::subnet::SubnetKey;
@@ -30,6 +30,8 @@ pub struct Lease {
     pub data: BackendData,
     /// What reaching it over an IPv6 underlay takes (`BackendV6Data`).
     pub data_v6: BackendData,
+    /// How the node can be reached besides, while its network changes from one backend to another.
+    pub besides: Vec<Besides>,
     /// Who holds it, if one of our agents does; `None` for flanneld, permanent peers and reservations.
     pub owner: Option<Owner>,
     /// The store's lease under the key; `None`: it never expires (a permanent peer or a reservation).
@@ -103,6 +105,24 @@ pub enum BackendData {
     },
 }
 
+/// Another way to a node, beside the one its lease names: an earlier backend of its network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Besides {
+    /// The backend.
+    pub backend: BackendKind,
+    /// What reaching it over an IPv4 underlay takes.
+    pub data: BackendData,
+    /// What reaching it over an IPv6 underlay takes.
+    pub data_v6: BackendData,
+    /// Whether the node still sends to somebody by it: then its peers must go on receiving that.
+    pub used: bool,
+}
+
+impl Besides {
+    /// How many a lease may have: one change in progress, and two that a peer did not follow.
+    pub const LIMIT: usize = 3;
+}
+
 /// What a node publishes of itself in its lease: how peers reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
@@ -116,6 +136,8 @@ pub struct Publication {
     pub data: BackendData,
     /// What reaching it over an IPv6 underlay takes.
     pub data_v6: BackendData,
+    /// How the node can be reached besides.
+    pub besides: Vec<Besides>,
 }
 
 impl Lease {
@@ -128,6 +150,35 @@ impl Lease {
             backend: self.backend.clone(),
             data: self.data.clone(),
             data_v6: self.data_v6.clone(),
+            besides: self.besides.clone(),
         }
     }
+
+    /// The lease as the network had it under `backend`: what its node can receive by that, if it can, and whether it may
+    /// still send by it.
+    #[must_use]
+    pub fn under(&self, backend: &BackendConfig) -> Option<(Self, bool)> {
+        if receives(&self.backend, [&self.data, &self.data_v6], backend) {
+            return Some((self.clone(), true));
+        }
+        let of = |besides: &&Besides| receives(&besides.backend, [&besides.data, &besides.data_v6], backend);
+        let besides = self.besides.iter().find(of)?;
+        let lease = Self {
+            backend: besides.backend.clone(),
+            data: besides.data.clone(),
+            data_v6: besides.data_v6.clone(),
+            ..self.clone()
+        };
+        Some((lease, besides.used))
+    }
+}
+
+/// Whether a node that publishes this is reached by `backend`. What does not name a VNI or key has the network's.
+fn receives(kind: &BackendKind, data: [&BackendData; 2], backend: &BackendConfig) -> bool {
+    let fits = |data: &BackendData| match (data, backend) {
+        (BackendData::Vxlan { vni: Some(vni), .. }, BackendConfig::Vxlan(vxlan)) => *vni == vxlan.vni,
+        (BackendData::Gre { key }, BackendConfig::Gre(gre)) => *key == gre.key,
+        _ => true,
+    };
+    *kind == backend.kind() && data.into_iter().all(fits)
 }

@@ -20,7 +20,7 @@ pub mod subnet;
 pub mod wireguard;
 
 pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig};
-pub use lease::{BackendData, EtcdLease, Lease, Owner, Publication, Revision};
+pub use lease::{BackendData, Besides, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};
 pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};

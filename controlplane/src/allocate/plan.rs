@@ -59,7 +59,7 @@ pub(super) async fn decide<S: Store>(
     }
     let here = decision.same_host().await?;
     let named = decision.named()?;
-    if let Some(seen) = decision.adoptable(&here, &named) {
+    if let Some(seen) = decision.adoptable(&here, &named).filter(|_| request.adopt) {
         return decision.replace(seen, Origin::Adopted, &[]).await;
     }
     decision.take(named, random).await
@@ -350,6 +350,7 @@ impl Plan {
             backend: publication.backend,
             data: publication.data,
             data_v6: publication.data_v6,
+            besides: publication.besides,
             owner: Some(request.owner.clone()),
             etcd_lease: Some(etcd_lease),
             create_revision: before.map_or(mod_revision, |replaced| replaced.create_revision),

@@ -32,6 +32,7 @@ fn publication(host: u8) -> Publication {
         backend: BackendKind::Vxlan,
         data: BackendData::Vxlan { vni: Some(Vni::FLANNEL_DEFAULT), mac: Mac::local([host; 6]) },
         data_v6: BackendData::None,
+        besides: Vec::new(),
     }
 }
 
@@ -48,6 +49,7 @@ fn request(host: u8) -> ClaimRequest {
         wanted: vec![],
         previous: None,
         ttl: DAY,
+        adopt: true,
         known: None,
     }
 }

@@ -27,6 +27,23 @@ impl Fields {
         }
     }
 
+    /// The objects in the array `name`, at most `limit`; none if it is not there.
+    pub(super) fn objects(&mut self, name: &str, limit: usize, path: &'static str) -> Result<Vec<Self>, String> {
+        let outer = self.path;
+        let values = match self.take(name)? {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values,
+            Some(_) => return Err(format!("{outer}{name} is not an array")),
+        };
+        if values.len() > limit {
+            return Err(format!("{outer}{name} has {} entries, more than the {limit} allowed", values.len()));
+        }
+        let convert = |value: Value| {
+            Self::from_value(path, value).ok_or_else(|| format!("{outer}{name} has what is no JSON object"))
+        };
+        values.into_iter().map(convert).collect()
+    }
+
     /// What was not taken.
     pub(super) fn rest(self) -> Map<String, Value> {
         self.map

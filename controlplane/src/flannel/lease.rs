@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::{NetworkKeys, excerpt};
 use flatnet_model::state::{Change, ConfigState};
-use flatnet_model::{BackendData, BackendKind, GreKey, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey};
+use flatnet_model::{
+    BackendData, BackendKind, Besides, GreKey, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey,
+};
 use serde_json::Value;
 
 use super::config::decode_config;
@@ -47,26 +49,11 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
     }
     // flannel omits an empty type: reservations made by hand have none.
     let backend = BackendKind::from_name(&fields.text("BackendType")?.unwrap_or_default());
-    let (mut data, mut data_v6) = (BackendData::None, BackendData::None);
-    if backend == BackendKind::Vxlan {
-        data = read_vxlan(fields.object("BackendData", "BackendData.")?)?;
-        data_v6 = read_vxlan(fields.object("BackendV6Data", "BackendV6Data.")?)?;
-        if data == BackendData::None && data_v6 == BackendData::None {
-            return Err("BackendData is missing, which vxlan needs".to_owned());
-        }
-    }
-    if backend == BackendKind::Wireguard {
-        data = read_wireguard(fields.object("BackendData", "BackendData.")?)?;
-        data_v6 = read_wireguard(fields.object("BackendV6Data", "BackendV6Data.")?)?;
-        if data == BackendData::None && data_v6 == BackendData::None {
-            return Err("BackendData is missing, which wireguard needs".to_owned());
-        }
-    }
-    if backend == BackendKind::Gre {
-        data = read_gre(fields.object("BackendData", "BackendData.")?)?;
-        data_v6 = read_gre(fields.object("BackendV6Data", "BackendV6Data.")?)?;
-    }
-    let owner = fields.object("Flatnet", "Flatnet.")?.map(read_owner).transpose()?;
+    let (data, data_v6) = read_data(&backend, &mut fields)?;
+    let (owner, besides) = match fields.object("Flatnet", "Flatnet.")? {
+        Some(ours) => read_ours(ours).map(|(owner, besides)| (Some(owner), besides))?,
+        None => (None, Vec::new()),
+    };
     Ok(Lease {
         subnets,
         public_ip,
@@ -74,11 +61,29 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
         backend,
         data,
         data_v6,
+        besides,
         owner,
         etcd_lease: kv.lease,
         create_revision: kv.create_revision,
         mod_revision: kv.mod_revision,
     })
+}
+
+/// What reaching a node by `backend` takes, over IPv4 and over IPv6.
+fn read_data(backend: &BackendKind, fields: &mut Fields) -> Result<(BackendData, BackendData), String> {
+    let read = match backend {
+        BackendKind::Vxlan => read_vxlan,
+        BackendKind::Wireguard => read_wireguard,
+        BackendKind::Gre => read_gre,
+        BackendKind::HostGw | BackendKind::Other(_) => return Ok((BackendData::None, BackendData::None)),
+    };
+    let data = read(fields.object("BackendData", "BackendData.")?)?;
+    let data_v6 = read(fields.object("BackendV6Data", "BackendV6Data.")?)?;
+    // A host that was set up by hand may publish nothing with gre.
+    if *backend != BackendKind::Gre && data == BackendData::None && data_v6 == BackendData::None {
+        return Err(format!("BackendData is missing, which {backend} needs"));
+    }
+    Ok((data, data_v6))
 }
 
 fn is_usable_v4(ip: Ipv4Addr) -> bool {
@@ -125,14 +130,28 @@ fn read_gre(fields: Option<Fields>) -> Result<BackendData, String> {
     })
 }
 
-fn read_owner(mut fields: Fields) -> Result<Owner, String> {
+fn read_ours(mut fields: Fields) -> Result<(Owner, Vec<Besides>), String> {
     let node = fields.parsed("Node", "a node id")?.ok_or("Flatnet.Node is missing")?;
     let nonce = fields.parsed("Nonce", "an instance nonce")?.ok_or("Flatnet.Nonce is missing")?;
     let name = fields.text("Name")?.unwrap_or_default();
     if name.len() > NAME_LIMIT || name.chars().any(char::is_control) {
         return Err("Flatnet.Name is not a name of at most 253 bytes".to_owned());
     }
-    Ok(Owner { node, name, nonce })
+    let besides = fields.objects("Besides", Besides::LIMIT, "Flatnet.Besides.")?;
+    let besides =
+        besides.into_iter().filter_map(|fields| read_besides(fields).transpose()).collect::<Result<_, _>>()?;
+    Ok((Owner { node, name, nonce }, besides))
+}
+
+/// `None`: of a backend that a later version knows.
+fn read_besides(mut fields: Fields) -> Result<Option<Besides>, String> {
+    let backend = BackendKind::from_name(&fields.text("BackendType")?.unwrap_or_default());
+    if let BackendKind::Other(_) = backend {
+        return Ok(None);
+    }
+    let (data, data_v6) = read_data(&backend, &mut fields)?;
+    let used = fields.boolean("Used")?.unwrap_or(true);
+    Ok(Some(Besides { backend, data, data_v6, used }))
 }
 
 /// Writes a lease's value byte for byte as flanneld does, with our owner, if any, as its last field.
@@ -144,7 +163,24 @@ pub fn encode_lease(publication: &Publication, owner: Option<&Owner>) -> Vec<u8>
     if !publication.backend.as_str().is_empty() {
         out.field("BackendType", publication.backend.as_str());
     }
-    for (name, data) in [("BackendData", &publication.data), ("BackendV6Data", &publication.data_v6)] {
+    write_data(&mut out, &publication.data, &publication.data_v6);
+    if let Some(owner) = owner {
+        let mut ours = Writer::new();
+        ours.field("Node", owner.node.to_string());
+        ours.field("Name", owner.name.as_str());
+        ours.field("Nonce", owner.nonce.to_string());
+        ours.field("Version", VERSION);
+        if !publication.besides.is_empty() {
+            let besides: Vec<String> = publication.besides.iter().map(besides_object).collect();
+            ours.raw("Besides", &format!("[{}]", besides.join(",")));
+        }
+        out.raw("Flatnet", &ours.end());
+    }
+    out.end().into_bytes()
+}
+
+fn write_data(out: &mut Writer, data: &BackendData, data_v6: &BackendData) {
+    for (name, data) in [("BackendData", data), ("BackendV6Data", data_v6)] {
         match data {
             BackendData::None => {}
             BackendData::Vxlan { vni, mac } => out.raw(name, &vxlan_data(*vni, *mac)),
@@ -152,15 +188,14 @@ pub fn encode_lease(publication: &Publication, owner: Option<&Owner>) -> Vec<u8>
             BackendData::Gre { key } => out.raw(name, &gre_data(*key)),
         }
     }
-    if let Some(owner) = owner {
-        let mut ours = Writer::new();
-        ours.field("Node", owner.node.to_string());
-        ours.field("Name", owner.name.as_str());
-        ours.field("Nonce", owner.nonce.to_string());
-        ours.field("Version", VERSION);
-        out.raw("Flatnet", &ours.end());
-    }
-    out.end().into_bytes()
+}
+
+fn besides_object(besides: &Besides) -> String {
+    let mut out = Writer::new();
+    out.field("BackendType", besides.backend.as_str());
+    write_data(&mut out, &besides.data, &besides.data_v6);
+    out.field("Used", besides.used);
+    out.end()
 }
 
 fn vxlan_data(vni: Option<Vni>, mac: Mac) -> String {

@@ -35,6 +35,7 @@ fn peer() -> Publication {
         backend: BackendKind::HostGw,
         data: BackendData::None,
         data_v6: BackendData::None,
+        besides: Vec::new(),
     }
 }
 

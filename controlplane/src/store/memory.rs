@@ -16,10 +16,8 @@ use tokio::time::Instant;
 
 use crate::store::{CALL_TIMEOUT, KeyRange, KeyValue, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
 
-mod data;
-
-pub use data::Backup;
-use data::Data;
+pub use super::data::Backup;
+use super::data::Data;
 
 /// What happens to one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,7 +319,7 @@ impl Watcher {
                     if data.epoch() != self.epoch {
                         return Err(unavailable("the server went away"));
                     }
-                    if let Some(batch) = data.since(&self.range, self.next)? {
+                    if let Some(batch) = data.since(&self.range, self.next, Revision::MAX)? {
                         self.next = batch.revision + 1;
                         return Ok(batch);
                     }

@@ -1,10 +1,11 @@
 //! What packets get: containers across two hosts, against the bare hosts, alternating.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use flatnet_tests::Families;
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::netns::Namespace;
 use flatnet_tests::wait::pause;
@@ -26,17 +27,67 @@ const FLANNEL: [(&str, [&str; 4]); 2] = [
 ];
 
 /// Streams, packets and latency under `backend`.
-pub fn measure(backend: &'static str, plan: &Plan, table: &mut Table) {
-    let lab = Lab::new(&Shape { backend, ..Shape::vxlan(2) });
+pub fn measure(backend: &'static str, families: Families, plan: &Plan, table: &mut Table) {
+    let lab = Lab::new(&Shape { backend, overlay: families, underlay: families, ..Shape::vxlan(2) });
     let agents = lab.join_all();
     lab.attach_all(&agents);
-    let quoted = FLANNEL.iter().find(|quoted| quoted.0 == backend).unwrap().1;
+    let v4 = families == Families::V4;
+    let quoted = FLANNEL.iter().find(|quoted| v4 && quoted.0 == backend).map(|quoted| quoted.1).unwrap_or_default();
     let over = Way {
         from: lab.container(1),
         to: lab.container(2),
         target: agents[1].subnet().container_addresses().next().unwrap(),
     };
-    let under = Way { from: lab.host(1), to: lab.host(2), target: IpAddr::V4(lab.topology.host(2).v4) };
+    let under = bare(&lab, families);
+    let status = agents[0].status().unwrap();
+    let carrier = status["networks"][0]["datapath"].as_str().unwrap_or_default().to_owned();
+    let what = format!("{backend} ({carrier}, {})", if v4 { "IPv4" } else { "IPv6" });
+    all(&what, plan, &over, &under, quoted, table);
+}
+
+/// From host to host past any tunnel.
+fn bare(lab: &Lab, families: Families) -> Way {
+    let host = lab.topology.host(2);
+    let target = if families == Families::V4 { host.v4.into() } else { host.v6.into() };
+    Way { from: lab.host(1), to: lab.host(2), target }
+}
+
+/// The same through Debian's wireguard-go, set up by hand between two hosts: what a tunnel in user space can do elsewhere.
+pub fn wireguard_go(plan: &Plan, table: &mut Table) {
+    if ["wireguard-go", "wg"].iter().any(|tool| flatnet_agent::lab::tools::find(tool).is_none()) {
+        table.row("wireguard-go", "NOT MEASURED: it is not installed", "", "");
+        return;
+    }
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let shell = |number: u8, script: &str| {
+        let ran = lab.host(number).run(&["sh", "-ec", script]);
+        assert_eq!(ran.code, 0, "{script}: {}{}", ran.stdout, ran.stderr);
+        ran.stdout.trim().to_owned()
+    };
+    let files = [1, 2].map(|number| lab.directory.join(format!("key{number}")).display().to_string());
+    let keys = files.each_ref().map(|file| shell(1, &format!("wg genkey > {file}; wg pubkey < {file}")));
+    for (number, other) in [(1, 2), (2, 1)] {
+        let (file, peer) = (&files[usize::from(number) - 1], &keys[usize::from(other) - 1]);
+        let endpoint = lab.topology.host(other).v4;
+        shell(
+            number,
+            &format!(
+                "wireguard-go wgo{number} >/dev/null 2>&1; wg set wgo{number} listen-port 51820 private-key {file} peer {peer} \
+                 endpoint {endpoint}:51820 allowed-ips 10.99.0.{other}/32; ip addr add 10.99.0.{number}/24 dev wgo{number}; \
+                 ip link set wgo{number} up mtu 1440"
+            ),
+        );
+    }
+    let over = Way { from: lab.host(1), to: lab.host(2), target: Ipv4Addr::new(10, 99, 0, 2).into() };
+    all("wireguard-go, host to host (IPv4)", plan, &over, &bare(&lab, Families::V4), Default::default(), table);
+    for number in 1..=2 {
+        // It ends with its device.
+        lab.host(number).ok(&format!("ip link del wgo{number}"));
+    }
+}
+
+/// Every measure of one way.
+fn all(backend: &str, plan: &Plan, over: &Way, under: &Way, quoted: [&str; 4], table: &mut Table) {
     flatnet_tests::pinger::assert_reaches(&over.from, over.target);
     if flatnet_agent::lab::tools::find("iperf3").is_none() {
         table.row(format!("{backend}: streams and packets"), "NOT MEASURED: iperf3 is not installed", "", "");
@@ -55,11 +106,11 @@ pub fn measure(backend: &'static str, plan: &Plan, table: &mut Table) {
         ];
         for ((what, flags, unit, read), quoted) in flags.into_iter().zip(quoted) {
             let run = |way: &Way| read(&way.iperf(flags));
-            compare(&format!("{backend}: {what}"), unit, plan, &over, &under, run, quoted, table);
+            compare(&format!("{backend}: {what}"), unit, plan, over, under, run, quoted, table);
         }
     }
     let what = format!("{backend}: TCP ping-pong, median round trip");
-    compare(&what, "µs", plan, &over, &under, Way::ping_pong, quoted[3], table);
+    compare(&what, "µs", plan, over, under, Way::ping_pong, quoted[3], table);
 }
 
 #[expect(clippy::too_many_arguments, reason = "one measure, both ways, and where it goes")]
@@ -112,7 +163,11 @@ impl Way {
 
     /// One byte there and back over TCP, in microseconds.
     fn ping_pong(&self) -> f64 {
-        let listener = netns(&self.to).run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap()).unwrap();
+        let any: IpAddr = match self.target {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let listener = netns(&self.to).run(|| TcpListener::bind((any, PORT)).unwrap()).unwrap();
         let target = (self.target, PORT);
         let mut client = netns(&self.from).run(|| TcpStream::connect(target).unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();

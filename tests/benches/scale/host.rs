@@ -39,7 +39,7 @@ impl World {
         let writer = Writer::new(&Namespace(lab.topology.store().namespace));
         let config = leases::config(backend).into_bytes();
         writer.write_one(Write::Put { key: format!("{}/config", leases::PREFIX), value: config, lease: None });
-        writer.write(leases::puts(0, leases));
+        writer.write(leases::puts_under(backend, leases));
         Self { lab, writer }
     }
 

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use flatnet_controlplane::store::{Txn, Write};
+use flatnet_model::WireguardKey;
 
 /// Where the network lives.
 pub const PREFIX: &str = "/coreos.com/network";
@@ -41,6 +42,32 @@ pub fn mac(number: u32) -> String {
 pub fn value(public_ip: Ipv4Addr, mac: &str) -> Vec<u8> {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
     format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#).into_bytes()
+}
+
+/// The value of synthetic lease `number` under `backend`.
+fn value_under(backend: &str, number: u32) -> Vec<u8> {
+    let ip = public_ip(number);
+    let data = match backend {
+        "vxlan" => return value(ip, &mac(number)),
+        "gre" => r#","BackendData":{"Key":0}"#.to_owned(),
+        "wireguard" => {
+            // Any 32 bytes are a key.
+            let mut bytes = [0x5a; 32];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            format!(r#","BackendData":{{"PublicKey":"{}","Port":51820}}"#, WireguardKey::new(bytes).unwrap())
+        }
+        _ => String::new(),
+    };
+    format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"{backend}"{data}}}"#).into_bytes()
+}
+
+/// Transactions that write `count` leases under `backend`.
+pub fn puts_under(backend: &str, count: u32) -> Vec<Txn> {
+    batches(0, count, |number| Write::Put {
+        key: key(subnet(number)),
+        value: value_under(backend, number),
+        lease: None,
+    })
 }
 
 /// Transactions that write the leases `from..to`.

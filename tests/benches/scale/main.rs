@@ -20,6 +20,7 @@ mod host;
 mod join;
 mod leases;
 mod live;
+mod peers;
 mod probe;
 mod process;
 mod reference;
@@ -30,6 +31,7 @@ mod writer;
 use std::process::ExitCode;
 
 use flatnet_agent::lab::sandbox;
+use flatnet_tests::Families;
 use flatnet_tests::suite::end_with_the_launcher;
 use table::Table;
 
@@ -105,9 +107,15 @@ fn inside() -> ExitCode {
         join::ten_at_once(&plan, &mut table);
     }
     if plan.has("datapath") {
-        for backend in ["vxlan", "host-gw"] {
-            datapath::measure(backend, &plan, &mut table);
+        for backend in ["vxlan", "host-gw", "gre", "wireguard"] {
+            for families in [Families::V4, Families::V6] {
+                datapath::measure(backend, families, &plan, &mut table);
+            }
         }
+        datapath::wireguard_go(&plan, &mut table);
+    }
+    if plan.has("peers") {
+        peers::measure(&plan, &mut table);
     }
     println!("\n{}", table.render());
     ExitCode::SUCCESS

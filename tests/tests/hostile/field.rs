@@ -26,8 +26,13 @@ pub struct Field {
 }
 
 impl Field {
+    /// Over VXLAN.
     pub fn new(families: Families) -> Self {
-        let lab = Lab::new(&Shape { hosts: STRANGER, backend: "vxlan", overlay: families, underlay: families });
+        Self::with("vxlan", families)
+    }
+
+    pub fn with(backend: &'static str, families: Families) -> Self {
+        let lab = Lab::new(&Shape { hosts: STRANGER, backend, overlay: families, underlay: families });
         let agents: Vec<Agent> = [VICTIM, FRIEND, LIAR].map(|number| lab.join(number)).into_iter().collect();
         for agent in &agents {
             agent.wait_converged(2);

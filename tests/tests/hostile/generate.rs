@@ -8,7 +8,7 @@ use flatnet_model::IpFamily;
 use ipnet::IpNet;
 
 use crate::field::{FRIEND, Field, LIAR, PORT, STRANGER, VICTIM, VNI, mac, tunnel};
-use crate::packet::{MAGIC, UDP, ethernet, ip, octets, udp, udp_ip, vxlan};
+use crate::packet::{GRE, MAGIC, UDP, ethernet, gre, ip, octets, udp, udp_ip, vxlan};
 
 /// Marsaglia's xorshift64: the same packets in every run.
 pub struct Random(pub u64);
@@ -59,17 +59,20 @@ pub struct Attack {
 
 impl Aim {
     pub fn new(field: &Field, family: IpFamily) -> Self {
+        let device = mac(&field.host(VICTIM), tunnel(family));
+        let mut aim = Self::without_ethernet(field, family);
+        aim.macs.insert(0, device);
+        aim
+    }
+
+    /// At tunnels that carry IP packets.
+    pub fn without_ethernet(field: &Field, family: IpFamily) -> Self {
         let host = field.host(VICTIM);
         let peers = [FRIEND, LIAR].map(|peer| (field.outer(peer, family), field.subnet(peer, family)));
         Self {
             family,
             victim: field.outer(VICTIM, family),
-            macs: vec![
-                mac(&host, tunnel(family)),
-                mac(&host, "flbr0"),
-                mac(&field.lab.container(VICTIM), "eth0"),
-                [0xff; 6],
-            ],
+            macs: vec![mac(&host, "flbr0"), mac(&field.lab.container(VICTIM), "eth0"), [0xff; 6]],
             peers: peers.to_vec(),
             own: field.subnet(VICTIM, family),
             container: field.container(VICTIM, family),
@@ -77,17 +80,41 @@ impl Aim {
         }
     }
 
-    /// The next attack.
-    pub fn attack(&self, random: &mut Random) -> Attack {
-        let liar = self.peers[1].0;
-        let (by, outer) = match random.below(7) {
+    /// Who attacks, and with which address.
+    fn attacker(&self, random: &mut Random) -> (u8, IpAddr) {
+        match random.below(7) {
             0 | 1 => (STRANGER, self.stranger),
             2 => (STRANGER, self.nobody(random)),
             // A peer's address can be forged on a wire that lets it: then the lease is what holds.
             3 => (STRANGER, self.peers[random.below(self.peers.len())].0),
             4 => (STRANGER, self.victim),
-            _ => (LIAR, liar),
+            _ => (LIAR, self.peers[1].0),
+        }
+    }
+
+    /// The next attack on a GRE tunnel without a key.
+    pub fn gre_attack(&self, random: &mut Random) -> Attack {
+        let (by, outer) = self.attacker(random);
+        let protocol = ethertype(self.family);
+        let inner = self.packet(random, outer);
+        let mut payload = match random.below(8) {
+            // Under a key that is none of ours, with what we do not speak (checksum, sequence, routing, a version), as another
+            // protocol, with Ethernet inside.
+            0 => gre(0x2000, protocol, Some(u32::from(random.byte())), &inner),
+            1 => gre(u16::from_be_bytes([random.byte(), random.byte()]), protocol, Some(0), &inner),
+            2 => gre(0, random.pick(&[0x6558, 0x88be, 0x0800, 0x86dd, 0x880b, 0, 0xffff]), None, &inner),
+            3 => gre(0, 0x6558, None, &self.frame(random, outer)),
+            _ => gre(0, protocol, None, &inner),
         };
+        if random.one_in(4) {
+            payload.truncate(random.below(payload.len() + 1));
+        }
+        Attack { by, packets: self.outer(random, outer, GRE, &payload) }
+    }
+
+    /// The next attack.
+    pub fn attack(&self, random: &mut Random) -> Attack {
+        let (by, outer) = self.attacker(random);
         let frame = self.frame(random, outer);
         let (flags, vni, reserved) = match random.below(8) {
             0 => (8, random.pick(&[0, 2, 0x00ff_ffff, 0x0001_0000]), 0),
@@ -109,7 +136,7 @@ impl Aim {
             3 => datagram.truncate(random.below(8)),
             _ => {}
         }
-        Attack { by, packets: self.outer(random, outer, &datagram) }
+        Attack { by, packets: self.outer(random, outer, UDP, &datagram) }
     }
 
     /// An address on the wire that is nobody's.
@@ -232,15 +259,15 @@ impl Aim {
     }
 
     /// The outer packet, whole or in pieces.
-    fn outer(&self, random: &mut Random, from: IpAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
+    fn outer(&self, random: &mut Random, from: IpAddr, protocol: u8, datagram: &[u8]) -> Vec<Vec<u8>> {
         if datagram.len() < 16 || !random.one_in(5) {
-            return vec![ip(from, self.victim, UDP, None, datagram)];
+            return vec![ip(from, self.victim, protocol, None, datagram)];
         }
         let id = u16::try_from(1 + (random.next() & 0xfff)).unwrap();
         let size = 8 * (1 + random.below(8));
         let piece = |start: usize, end: usize| {
             let end = end.min(datagram.len());
-            ip(from, self.victim, UDP, Some((id, start, end < datagram.len())), &datagram[start..end])
+            ip(from, self.victim, protocol, Some((id, start, end < datagram.len())), &datagram[start..end])
         };
         let starts: Vec<usize> = (0..datagram.len()).step_by(size).collect();
         let mut pieces: Vec<Vec<u8>> = starts.iter().map(|start| piece(*start, start + size)).collect();

@@ -8,6 +8,7 @@ pub const MAGIC: &[u8; 16] = b"flatnet-hostile!";
 pub const MARK: [u8; 6] = [0x06, 0xde, 0xad, 0xbe, 0xef, 0x01];
 
 pub const UDP: u8 = 17;
+pub const GRE: u8 = 47;
 
 /// An Ethernet frame from [`MARK`].
 pub fn ethernet(to: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
@@ -18,6 +19,12 @@ pub fn ethernet(to: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
 pub fn vxlan(flags: u8, vni: u32, reserved: u8, frame: &[u8]) -> Vec<u8> {
     let [_, a, b, c] = vni.to_be_bytes();
     [&[flags, 0, 0, 0, a, b, c, reserved][..], frame].concat()
+}
+
+/// GRE (RFC 2784, RFC 2890): flags and version, protocol, a key if there is one.
+pub fn gre(flags: u16, protocol: u16, key: Option<u32>, packet: &[u8]) -> Vec<u8> {
+    let key = key.map(|key| key.to_be_bytes().to_vec()).unwrap_or_default();
+    [&flags.to_be_bytes()[..], &protocol.to_be_bytes(), &key, packet].concat()
 }
 
 /// A UDP datagram with its checksum.

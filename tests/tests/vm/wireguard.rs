@@ -119,6 +119,16 @@ fn restart() {
     assert_eq!(lost, 0);
     let now = self::handshake(lab.vm(1));
     assert!(now == handshake || now >= handshake + RENEWED_AFTER_SECS, "the session of {handshake} was lost: {now}");
+    // Somebody deletes the device, while only the other end has something to say.
+    let one = container(lab.vm(1));
+    pings::start(lab.vm(2), "to1", one);
+    lab.vm(1).ok(&format!("ip link del {DEVICE}"));
+    lab.vm(1).wait_for("the device is back", &format!("ip link show {DEVICE}"));
+    lab.vm(1).wait_converged(1);
+    lab.vm(2).assert_container_reaches(one);
+    let (sent, lost, _) = pings::end(lab.vm(2), "to1");
+    println!("figure: wireguard (kernel), device deleted: {lost} of {sent} pings lost");
+    assert!(lost <= ANEW_LOST, "{lost} of {sent} pings lost");
     // Somebody takes a peer out: it is put back.
     lab.vm(1).ok(&format!("wg set {DEVICE} peer $(wg show {DEVICE} peers) remove"));
     lab.vm(1).wait_for("the peer is back", &format!("[ $(wg show {DEVICE} peers | wc -l) = 1 ]"));

@@ -175,8 +175,9 @@ fn add_device(end: &End, out: &mut Draft) {
         _ => None,
     };
     match shared {
-        // It must carry the larger packets; each network's containers know their own limit.
-        Some((_, link)) => link.mtu = link.mtu.max(end.mtu),
+        // What fits the network with the larger headers fits all: a packet that is too large is refused here, where its
+        // sender hears of it, rather than in pieces on the underlay.
+        Some((_, link)) => link.mtu = link.mtu.min(end.mtu),
         None => {
             let link = Link { kind: end.kind.clone(), mtu: end.mtu, mac: None, up: true };
             out.links.push((end.device, link));

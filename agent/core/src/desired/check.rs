@@ -1,6 +1,6 @@
 //! Which networks may be programmed on this host at all: none that contradicts another, none that would cut the host off.
 
-use flatnet_model::{BackendConfig, IpFamily, NetworkName};
+use flatnet_model::{BackendConfig, IpFamily, NetworkConfig, NetworkName};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, first_address};
@@ -32,6 +32,22 @@ impl<'a> Accepted<'a> {
         }
         self.networks.push(network);
         Ok(())
+    }
+
+    /// Those earlier backends of `network` that have room beside its own one and beside the other networks.
+    pub(super) fn beside(&self, network: &NetworkInput<'_>) -> Vec<BackendConfig> {
+        let mut kept: Vec<NetworkConfig> = Vec::new();
+        for backend in network.before {
+            let config = NetworkConfig { backend: backend.clone(), ..network.config.clone() };
+            let candidate = NetworkInput { config: &config, ..*network };
+            let has_room = |config| same_tunnel(&candidate, &NetworkInput { config, ..*network }).is_ok();
+            let mut others = self.networks.iter().filter(|other| other.name != network.name);
+            let among_others = others.all(|other| same_tunnel(&candidate, other).is_ok());
+            if among_others && has_room(network.config) && kept.iter().all(has_room) {
+                kept.push(config);
+            }
+        }
+        kept.into_iter().map(|config| config.backend).collect()
     }
 
     /// Why a network in which this host holds no lease yet could not be programmed beside those accepted, if it could not.

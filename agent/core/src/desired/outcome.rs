@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{GreKey, IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
+use flatnet_model::{BackendConfig, GreKey, IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
 
+use super::ways::Way;
 use crate::object::{
     Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, TunnelId, WireguardPeerKey,
 };
@@ -20,8 +21,28 @@ pub struct NetworkOutcome {
     pub devices: Vec<IfName>,
     /// Who carries the packets.
     pub datapath: Datapath,
+    /// The backends by which this host receives: the configured one, then earlier ones. Empty: the network is not
+    /// programmed.
+    pub ways: Vec<WayOutcome>,
     /// Every peer, in the order of their subnets.
     pub peers: Vec<PeerOutcome>,
+}
+
+/// One backend of a network on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WayOutcome {
+    /// The backend.
+    pub backend: BackendConfig,
+    /// Its tunnel devices; none for direct routes.
+    pub devices: Vec<IfName>,
+    /// Whether this host sends by it, or may as soon as it reads what a peer publishes next.
+    pub used: bool,
+}
+
+impl WayOutcome {
+    pub(super) fn of(way: &Way) -> Self {
+        Self { backend: way.backend.clone(), devices: way.built.device_names(), used: way.used }
+    }
 }
 
 /// One peer.

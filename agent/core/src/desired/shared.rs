@@ -5,28 +5,31 @@ use std::collections::BTreeSet;
 use flatnet_model::{BackendConfig, IfName, IpFamily};
 use ipnet::IpNet;
 
+use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
-use crate::backend::{Built, Draft};
+use crate::backend::Draft;
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
-pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Built, draft: &mut Draft) {
+pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {
     for pool in network.config.pools() {
         let key = RouteKey::unreachable(pool.network());
         draft.routes.push((key, Route { via: RouteVia::Unreachable, source: None }));
     }
-    if let Some(bridge) = network.bridge {
-        draft.links.push((bridge, Link { kind: LinkKind::Bridge, mtu: built.mtu, mac: None, up: true }));
+    if let (Some(bridge), Some(mtu)) = (network.bridge, built.mtu()) {
+        draft.links.push((bridge, Link { kind: LinkKind::Bridge, mtu, mac: None, up: true }));
         draft.addresses.extend(network.own.iter().filter_map(|subnet| {
             let address = IpNet::new(first_address(subnet), subnet.prefix_len()).ok()?;
             Some(AddressKey { device: bridge, address })
         }));
     }
     if host.facts.features.ipv6 {
-        for device in built.device_names() {
-            let carries_v6 = built.devices.contains(&(IpFamily::V6, device));
+        for (way, device) in
+            built.ways.iter().flat_map(|way| way.built.device_names().into_iter().map(move |d| (way, d)))
+        {
+            let carries_v6 = way.built.devices.contains(&(IpFamily::V6, device));
             draft.sysctls.extend(tunnel_sysctls(if carries_v6 { IpFamily::V6 } else { IpFamily::V4 }, device));
         }
     }
@@ -58,8 +61,38 @@ pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft
 }
 
 /// What the firewall has to know of a network that is programmed.
-pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> FirewallNetwork {
-    let (id, port) = match &network.config.backend {
+pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> FirewallNetwork {
+    let mut firewall = FirewallNetwork {
+        encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
+        name: network.name.clone(),
+        cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
+        own: network.own.iter().collect(),
+        masquerade: network.masquerade,
+        tunnels: Vec::new(),
+        peers: BTreeSet::new(),
+    };
+    for way in &built.ways {
+        add_way(network, way, &mut firewall);
+    }
+    // Only beside a tunnel that encrypts does it matter who is not in it yet.
+    for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
+        firewall.clear_to.extend(&way.reached);
+        let senders = way.built.peers.iter().filter(|peer| matches!(peer.decision, PeerDecision::Programmed(_)));
+        firewall.clear_from.extend(senders.flat_map(|peer| peer.subnets.iter()));
+    }
+    firewall
+}
+
+fn is_wireguard(backend: &BackendConfig) -> bool {
+    matches!(backend, BackendConfig::Wireguard(_))
+}
+
+/// Adds the tunnels of one backend and who may send by them.
+fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork) {
+    let built = &way.built;
+    let (id, port) = match &way.backend {
         BackendConfig::Vxlan(vxlan) => (Some(TunnelId::Vxlan(vxlan.vni)), vxlan.port),
         BackendConfig::Gre(gre) => (Some(TunnelId::Gre(gre.key)), 0),
         BackendConfig::HostGw | BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => (None, 0),
@@ -72,28 +105,16 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Built) -> Fir
         let prefix_lens = of_peers.map(|set| set.prefix_len).chain(pool).collect();
         Some(FirewallTunnel { id: id?, family: *family, prefix_lens, port, device: *device })
     };
-    let encrypted = match &network.config.backend {
-        BackendConfig::Wireguard(wireguard) => {
-            let carried = |device: IfName| built.devices.iter().filter(move |(_, of)| *of == device);
-            let tunnel = |device| {
-                let families: Vec<IpFamily> = carried(device).map(|(family, _)| *family).collect();
-                EncryptedTunnel { device, port: wireguard.port_of(*families.first()?), families }.into()
-            };
-            built.device_names().into_iter().filter_map(tunnel).collect()
-        }
-        BackendConfig::Vxlan(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
-            Vec::new()
-        }
-    };
-    FirewallNetwork {
-        encrypted,
-        name: network.name.clone(),
-        cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
-        own: network.own.iter().collect(),
-        masquerade: network.masquerade,
-        tunnels: built.devices.iter().filter_map(tunnel).collect(),
-        peers,
+    if let BackendConfig::Wireguard(wireguard) = &way.backend {
+        let carried = |device: IfName| built.devices.iter().filter(move |(_, of)| *of == device);
+        let tunnel = |device| {
+            let families: Vec<IpFamily> = carried(device).map(|(family, _)| *family).collect();
+            EncryptedTunnel { device, port: wireguard.port_of(*families.first()?), families }.into()
+        };
+        firewall.encrypted.extend(built.device_names().into_iter().filter_map(tunnel));
     }
+    firewall.tunnels.extend(built.devices.iter().filter_map(tunnel));
+    firewall.peers.extend(peers);
 }
 
 /// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may

@@ -4,8 +4,12 @@
 //! when those do not: before the first route is made, after a killed agent's device is gone, or when somebody else's more
 //! specific route leads elsewhere. They are in the kernel, so they need no agent; they come before the first device and go
 //! after the last.
+//!
+//! While a network changes to WireGuard (or from it), peers that are still reached by the other backend, or may still send by
+//! it, are named as exceptions, one by one: every other one is encrypted or dropped already.
 
 use flatnet_model::{IfName, IpFamily};
+use ipnet::IpNet;
 
 use super::{FirewallNetwork, Text, anonymous_set, ip};
 
@@ -41,10 +45,11 @@ fn incoming(network: &FirewallNetwork, underlay: IfName) -> Vec<String> {
     for family in IpFamily::BOTH {
         let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
         let (ip, name) = (ip(family), &network.name);
+        let not_yet = none_of(&network.clear_from, family, "saddr");
         lines.push(format!(
-            "iifname \"{underlay}\" {ip} saddr {all} counter drop comment \"{name}: in clear from outside\""
+            "iifname \"{underlay}\" {ip} saddr {all}{not_yet} counter drop comment \"{name}: in clear from outside\""
         ));
-        let not_own = not_own(network, family, "saddr");
+        let not_own = none_of(network.own.iter().chain(&network.clear_from), family, "saddr");
         lines.push(format!(
             "iifname != {} {ip} saddr {all}{not_own} counter drop comment \"{name}: another host's, but not from the tunnel\"",
             devices(network),
@@ -58,7 +63,7 @@ fn outgoing(network: &FirewallNetwork) -> Vec<String> {
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
         let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
-        let (ip, not_own) = (ip(family), not_own(network, family, "daddr"));
+        let (ip, not_own) = (ip(family), none_of(network.own.iter().chain(&network.clear_to), family, "daddr"));
         lines.push(format!(
             "oifname != {} {ip} daddr {all}{not_own} counter drop comment \"{}: encrypted or dropped\"",
             devices(network),
@@ -68,8 +73,8 @@ fn outgoing(network: &FirewallNetwork) -> Vec<String> {
     lines
 }
 
-/// ` ip saddr != { … }`, or nothing while this host has no subnet.
-fn not_own(network: &FirewallNetwork, family: IpFamily, field: &str) -> String {
-    let own = anonymous_set(&network.own, family);
-    own.map(|own| format!(" {} {field} != {own}", ip(family))).unwrap_or_default()
+/// ` ip saddr != { … }`, or nothing if there is none of that family.
+fn none_of<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily, field: &str) -> String {
+    let set = anonymous_set(prefixes, family);
+    set.map(|set| format!(" {} {field} != {set}", ip(family))).unwrap_or_default()
 }

@@ -29,6 +29,8 @@ fn dual() -> FirewallNetwork {
     };
     FirewallNetwork {
         encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         name: NetworkName::default_network(),
         cidrs: prefixes(&["10.100.0.0/16", "fd00::/48"]),
         own: prefixes(&["10.100.4.0/24", "fd00:0:0:4::/64"]),
@@ -45,6 +47,8 @@ fn dual() -> FirewallNetwork {
 fn direct() -> FirewallNetwork {
     FirewallNetwork {
         encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         name: "blue".parse().unwrap(),
         cidrs: prefixes(&["10.200.0.0/16"]),
         own: Vec::new(),
@@ -83,6 +87,8 @@ fn encrypted() -> FirewallNetwork {
         tunnels: Vec::new(),
         peers: BTreeSet::new(),
         encrypted: vec![EncryptedTunnel { device: device("flatwg.51820"), port: 51820, families }],
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         ..dual()
     }
 }

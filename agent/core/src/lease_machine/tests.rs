@@ -12,6 +12,7 @@ fn publication(last: u8) -> Publication {
         backend: BackendKind::HostGw,
         data: BackendData::None,
         data_v6: BackendData::None,
+        besides: Vec::new(),
     }
 }
 

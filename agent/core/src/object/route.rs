@@ -62,6 +62,12 @@ impl RouteKey {
         Self { destination, metric: Self::LAST_METRIC }
     }
 
+    /// A route to a peer that is reached by another one, and stays behind that; `rank` tells several apart.
+    #[must_use]
+    pub fn behind(destination: IpNet, rank: u8) -> Self {
+        Self { destination, metric: Self::LAST_METRIC - 1 - u32::from(rank) }
+    }
+
     /// Larger than any metric in common use (DHCP clients use 100 to 600, IPv6 router advertisements 1024), below the
     /// kernel's own 0xffffffff.
     pub const LAST_METRIC: u32 = 91_000;

@@ -41,6 +41,8 @@ pub(super) struct Applier<'a> {
 enum Plan {
     /// One request.
     One(Request),
+    /// One that makes room, whose answer does not matter, and the request itself.
+    Aside(Request, Request),
     /// Known to be in vain.
     Refused(Refusal),
     /// Nothing to do.
@@ -98,6 +100,10 @@ impl<'a> Applier<'a> {
                     requests.push(request);
                     Verdict::Asked
                 }
+                Some(Plan::Aside(aside, request)) => {
+                    requests.extend([aside, request]);
+                    Verdict::AskedAfter
+                }
             };
             verdicts.push(verdict);
         }
@@ -138,9 +144,15 @@ impl<'a> Applier<'a> {
             Object::Nexthop(id, nexthop) => self
                 .on(op, nexthop.via.device, |index| Plan::One(encode::nexthop_set(presence, *id, nexthop.via, index))),
             Object::Route(key, route) => match route.via.device() {
-                Some(device) => {
-                    self.on(op, device, |index| Plan::One(route_request(op, presence, *key, route, Some(index))))
-                }
+                Some(device) => self.on(op, device, |index| {
+                    let request = route_request(op, presence, *key, route, Some(index));
+                    if moves_onlink(op) {
+                        let refuse = Route { via: RouteVia::Unreachable, ..*route };
+                        Plan::Aside(encode::route_set(presence, *key, &refuse, None), request)
+                    } else {
+                        Plan::One(request)
+                    }
+                }),
                 None => Plan::One(route_request(op, presence, *key, route, None)),
             },
             Object::Ruleset { .. }
@@ -276,6 +288,8 @@ enum Verdict {
     Known(Result<(), Refusal>),
     /// The next answer is its.
     Asked,
+    /// The answer after the next is its.
+    AskedAfter,
 }
 
 impl Verdict {
@@ -284,6 +298,7 @@ impl Verdict {
             Self::Skipped => OpOutcome::Skipped,
             Self::Known(answer) => outcome(op, answer),
             Self::Asked => outcome(op, answers.next().unwrap_or_else(|| Err(Refusal::of(Errno::EIO)))),
+            Self::AskedAfter => outcome(op, answers.nth(1).unwrap_or_else(|| Err(Refusal::of(Errno::EIO)))),
         }
     }
 }
@@ -296,6 +311,14 @@ fn outcome(op: &Op, answer: Result<(), Refusal>) -> OpOutcome {
         Err(refusal) if refusal.errno == libc::EINVAL && is_deletion_through_object(op) => OpOutcome::Done,
         Err(refusal) => failed(op, &refusal),
     }
+}
+
+/// Whether a route over IPv6 is led to a next hop on a device's link, which the kernel looks up by the routes there are
+/// (net/ipv6/route.c: `ip6_route_check_nh_onlink`). The next hop is inside the route's own destination: as long as that
+/// leads to another device, it is refused. One that leads nowhere is in nobody's way.
+fn moves_onlink(op: &Op) -> bool {
+    let Object::Route(key, Route { via: RouteVia::Hop(hop), .. }) = &op.object else { return false };
+    op.action == Action::Change && key.destination.addr().is_ipv6() && hop.onlink
 }
 
 fn is_deletion_through_object(op: &Op) -> bool {

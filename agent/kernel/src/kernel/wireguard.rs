@@ -51,6 +51,8 @@ struct Known {
     module: bool,
     /// Our devices as the last dump found them.
     devices: BTreeMap<IfName, (u32, Datapath)>,
+    /// Peers that were found or set, until they are deleted on purpose.
+    met: HashSet<WireguardPeerKey>,
     /// Where peers were said to be: what they are found at later may be where their packets came from.
     endpoints: HashMap<WireguardPeerKey, SocketAddr>,
 }
@@ -93,7 +95,9 @@ impl Wireguard {
             match self.read(*name, raw.index, wireguard.datapath) {
                 Ok(settings) => {
                     (wireguard.port, wireguard.public_key) = (settings.port, settings.public_key);
-                    state.wireguard_peers.extend(self.peers(*name, settings));
+                    let peers = self.peers(*name, settings);
+                    self.known().met.extend(peers.iter().map(|(key, _)| *key));
+                    state.wireguard_peers.extend(peers);
                 }
                 Err(error) => tracing::debug!(device = %name, %error, "a WireGuard device cannot be read"),
             }
@@ -216,7 +220,7 @@ impl Wireguard {
     /// Carries out operations on peers; one answer each, in their order.
     pub(super) fn change_peers(&self, ops: &[&Op], all: &[Op]) -> Vec<Result<(), Refusal>> {
         // Asked before what was said is said again.
-        let lost = self.lost(ops, all);
+        let lost = self.lost(ops);
         let mut answers = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             for batch in run.chunks(BATCH) {
@@ -227,18 +231,13 @@ impl Wireguard {
         answers
     }
 
-    /// Peers set anew that had been set before: somebody took them away, or their device, and their sessions with them.
-    fn lost(&self, ops: &[&Op], all: &[Op]) -> HashSet<WireguardPeerKey> {
-        let replaced: HashSet<IfName> = all
-            .iter()
-            .filter(|op| op.action == Action::Replace)
-            .filter_map(|op| if let Object::Link(name, _) = &op.object { Some(*name) } else { None })
-            .collect();
+    /// Peers set anew that were there before: somebody took them away, or their device, and their sessions with them.
+    fn lost(&self, ops: &[&Op]) -> HashSet<WireguardPeerKey> {
         let known = self.known();
         ops.iter()
             .filter(|op| op.action == Action::Create)
             .filter_map(|op| if let Object::WireguardPeer(key, _) = &op.object { Some(*key) } else { None })
-            .filter(|key| replaced.contains(&key.device) || known.endpoints.contains_key(key))
+            .filter(|key| known.met.contains(key))
             .collect()
     }
 
@@ -264,6 +263,10 @@ impl Wireguard {
         let mut known = self.known();
         for (op, _) in batch.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
             let Object::WireguardPeer(key, peer) = &op.object else { continue };
+            match op.action {
+                Action::Delete => known.met.remove(key),
+                Action::Create | Action::Change | Action::Replace => known.met.insert(*key),
+            };
             match peer.endpoint.filter(|_| op.action != Action::Delete) {
                 Some(endpoint) => known.endpoints.insert(*key, endpoint),
                 None => known.endpoints.remove(key),
@@ -285,17 +288,12 @@ impl Wireguard {
         control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
     }
 
-    /// A peer that has another key than before is spoken to at once: what it sends waits for the handshake. So is every peer
-    /// that this process has set anew: it knows no session with it any more, while the peer may go on using one. Of the
-    /// kernel's only those that are [`Self::lost`]: for a first handshake with a peer that does not know us yet it would be
-    /// too early, and the next try 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
+    /// A peer that has another key than before, or was reached past this tunnel, is spoken to at once: what it sends waits for
+    /// the handshake. So is every peer that this process has set anew: it knows no session with it any more, while the peer
+    /// may go on using one. Of the kernel's only those that are [`Self::lost`]: for a first handshake with a peer that does
+    /// not know us yet it would be too early, and the next try 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
     fn provoke(&self, ops: &[&Op], all: &[Op], lost: &HashSet<WireguardPeerKey>) {
-        let gone: HashSet<(IfName, IpNet)> = all
-            .iter()
-            .filter(|op| op.action == Action::Delete)
-            .filter_map(|op| if let Object::WireguardPeer(key, peer) = &op.object { Some((key, peer)) } else { None })
-            .flat_map(|(key, peer)| peer.allowed.iter().map(|net| (key.device, *net)))
-            .collect();
+        let in_use: HashSet<IpNet> = all.iter().flat_map(in_use).collect();
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             let Some(name) = run.first().and_then(|op| device(op)) else { continue };
             let set = run.iter().filter(|op| op.action != Action::Delete).filter_map(|op| match &op.object {
@@ -303,7 +301,7 @@ impl Wireguard {
                 _ => None,
             });
             let (replaced, other): (Vec<_>, Vec<_>) = set.partition(|(action, _, peer)| {
-                *action == Action::Create && peer.allowed.iter().any(|net| gone.contains(&(name, *net)))
+                *action == Action::Create && peer.allowed.iter().any(|net| in_use.contains(net))
             });
             match self.datapath_of(name) {
                 Some(Datapath::Userspace) => {
@@ -368,6 +366,15 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
             }
         }
     }))
+}
+
+/// The subnets whose packets went another way until now: to a peer that goes, or by a route that changes.
+fn in_use(op: &Op) -> Vec<IpNet> {
+    match (&op.object, op.action) {
+        (Object::WireguardPeer(_, peer), Action::Delete) => peer.allowed.clone(),
+        (Object::Route(key, _), Action::Change | Action::Replace) => vec![key.destination],
+        _ => Vec::new(),
+    }
 }
 
 fn device(op: &Op) -> Option<IfName> {

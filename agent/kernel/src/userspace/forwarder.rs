@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::packet::{HEADER_MAX, addresses, behind_ipv4, header, receive};
 use super::socket::{BATCH, GreSocket, Outgoing};
-use super::table::Table;
+use super::table::{Entry, Table};
 use super::tun::Tun;
 
 /// Bytes of the longest IP packet, with room for a GRE header before it. The pages of a buffer that no packet reaches are
@@ -133,7 +133,7 @@ fn wrap<'a>(
     length: usize,
 ) -> Option<Outgoing<'a>> {
     let (_, destination) = addresses(buffer.get(HEADER_MAX..HEADER_MAX.checked_add(length)?)?, family)?;
-    let entry = table.of(destination).filter(|entry| Arc::ptr_eq(&entry.device, device))?;
+    let entry = table.of(destination).find(|entry| Arc::ptr_eq(&entry.device, device))?;
     let (bytes, used) = header(family, entry.key);
     buffer.get_mut(..HEADER_MAX)?.copy_from_slice(&bytes);
     let packet = buffer.get(HEADER_MAX.checked_sub(used)?..HEADER_MAX.checked_add(length)?)?;
@@ -177,9 +177,10 @@ fn unwrap<'a>(
         IpFamily::V6 => (packet?, None),
     };
     let received = receive(packet, family)?;
-    let entry = table.of(received.source)?;
-    let is_peers = entry.remote == outer && entry.key == received.key && to.is_none_or(|to| to == entry.source);
-    is_peers.then_some((&*entry.device, received.inner))
+    let is_peers =
+        |entry: &&Entry| entry.remote == outer && entry.key == received.key && to.is_none_or(|to| to == entry.source);
+    let entry = table.of(received.source).find(is_peers)?;
+    Some((&*entry.device, received.inner))
 }
 
 #[cfg(test)]

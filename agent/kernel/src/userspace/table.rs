@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flatnet_core::object::Encap;
+use flatnet_core::object::{Encap, RouteKey};
 use flatnet_model::{GreKey, IfName, IpFamily};
 use ipnet::IpNet;
 
@@ -14,7 +14,7 @@ use super::tun::Tun;
 /// The tunnels of all devices served here.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// By the first address of the peer's subnet. Peers' subnets do not overlap.
+    /// By the first address of the peer's subnet, and then the route that counts first. Peers' subnets do not overlap.
     v4: Vec<Entry>,
     v6: Vec<Entry>,
 }
@@ -34,9 +34,10 @@ pub(super) struct Entry {
 
 impl Table {
     /// From routes; those through devices that are not in `devices` are left out.
-    pub(super) fn new(routes: &BTreeMap<IpNet, Encap>, devices: &BTreeMap<IfName, Arc<Tun>>) -> Self {
+    pub(super) fn new(routes: &BTreeMap<RouteKey, Encap>, devices: &BTreeMap<IfName, Arc<Tun>>) -> Self {
         let mut table = Self::default();
-        for (subnet, encap) in routes {
+        // In the order of destination and metric, which a stable sort by address keeps.
+        for (RouteKey { destination: subnet, .. }, encap) in routes {
             let Some(device) = devices.get(&encap.device) else { continue };
             let Encap { source, remote, key, .. } = *encap;
             let entry = Entry { subnet: *subnet, source, remote, key, device: Arc::clone(device) };
@@ -50,14 +51,17 @@ impl Table {
         table
     }
 
-    /// The tunnel of the peer in whose subnet `inner` is.
-    pub(super) fn of(&self, inner: IpAddr) -> Option<&Entry> {
+    /// The tunnels of the peer in whose subnet `inner` is: one, or several while its network changes its key. What is sent goes
+    /// by the first.
+    pub(super) fn of(&self, inner: IpAddr) -> impl Iterator<Item = &Entry> {
         let entries = match inner {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => &self.v6,
         };
-        let after = entries.partition_point(|entry| entry.subnet.addr() <= inner);
-        entries.get(after.checked_sub(1)?).filter(|entry| entry.subnet.contains(&inner))
+        let (before, _) = entries.split_at(entries.partition_point(|entry| entry.subnet.addr() <= inner));
+        let subnet = before.last().map(|entry| entry.subnet).filter(|subnet| subnet.contains(&inner));
+        let start = before.partition_point(|entry| subnet.is_none_or(|subnet| entry.subnet.addr() < subnet.addr()));
+        before.get(start..).unwrap_or_default().iter()
     }
 }
 

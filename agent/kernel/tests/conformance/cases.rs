@@ -87,6 +87,30 @@ pub async fn peers_are_reached_onlink_over_ipv6(world: &Subject) {
     }
 }
 
+pub async fn a_route_moves_from_one_device_to_another(world: &Subject) {
+    let ops = [
+        create(link("flat.1", vxlan(1, "192.0.2.1"))),
+        create(link("flat.2", vxlan(2, "192.0.2.1"))),
+        create(link("flat6.1", vxlan(1, "2001:db8::1"))),
+        create(link("flat6.2", vxlan(2, "2001:db8::1"))),
+        create(route("10.0.2.0/24", RouteVia::Hop(hop("flat.1", "10.0.2.0")))),
+        create(route("fd00:0:0:2::/64", RouteVia::Hop(hop("flat6.1", "fd00:0:0:2::")))),
+    ];
+    world.done(&ops).await;
+    let moved = [
+        op(Action::Change, route("10.0.2.0/24", RouteVia::Hop(hop("flat.2", "10.0.2.0")))),
+        op(Action::Change, route("fd00:0:0:2::/64", RouteVia::Hop(hop("flat6.2", "fd00:0:0:2::")))),
+    ];
+    world.done(&moved).await;
+    for (command, to, device) in
+        [("ip -j -4 route", "10.0.2.0/24", "flat.2"), ("ip -j -6 route", "fd00:0:0:2::/64", "flat6.2")]
+    {
+        if let Some(shown) = world.oracle(&format!("{command} show {to}")) {
+            assert_eq!((shown.as_array().unwrap().len(), &shown[0]["dev"]), (1, &device.into()), "{shown}");
+        }
+    }
+}
+
 pub async fn unknown_addresses_are_unreachable(world: &Subject) {
     let refuse = |net: &str| {
         let key = RouteKey::unreachable(net.parse().unwrap());

@@ -35,6 +35,8 @@ pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
     };
     let network = FirewallNetwork {
         encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         name: network.parse().unwrap(),
         cidrs: vec!["10.100.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         own: vec!["10.100.4.0/24".parse().unwrap(), "fd00:0:0:4::/64".parse().unwrap()],

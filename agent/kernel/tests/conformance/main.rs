@@ -17,6 +17,7 @@ mod namespaces;
 mod notices;
 mod refusals;
 mod scale;
+mod tunnels;
 mod world;
 
 use world::{World, in_namespace};
@@ -44,6 +45,7 @@ conformance! {
     cases::a_bridge_is_as_asked,
     cases::peers_are_reached_by_nexthop_objects_over_ipv4,
     cases::peers_are_reached_onlink_over_ipv6,
+    cases::a_route_moves_from_one_device_to_another,
     cases::unknown_addresses_are_unreachable,
     cases::mtu_mac_and_local_change_in_place,
     cases::a_new_vni_makes_the_device_anew,
@@ -65,6 +67,9 @@ conformance! {
     refusals::a_nexthop_needs_its_device_up,
     refusals::two_devices_cannot_share_a_vni,
     refusals::what_depends_on_a_failure_is_skipped_and_the_rest_goes_on,
+    tunnels::a_gre_tunnel_and_its_peers_are_as_asked_and_go_without_a_trace,
+    tunnels::a_route_moves_between_a_gre_tunnel_and_another_device,
+    tunnels::a_wireguard_device_and_its_peers_are_as_asked,
     notices::a_change_from_outside_wakes,
     notices::a_flood_from_outside_wakes_and_does_not_end_the_notices,
 }

@@ -10,8 +10,9 @@ use flatnet_core::object::{
 };
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_kernel::fake::FakeKernel;
+use flatnet_kernel::wireguard::{Keyring, PrivateKey};
 use flatnet_kernel::{Kernel, NetlinkKernel, Scope, Wake};
-use flatnet_model::{IfName, Mac, Mtu, Vni};
+use flatnet_model::{IfName, Mac, Mtu, Vni, WireguardKey};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
@@ -70,7 +71,7 @@ impl World {
             }
             Self::Linux(runtime) => runtime.block_on(async {
                 shell("ip link set lo up");
-                case(&Subject::Linux(NetlinkKernel::new().unwrap())).await;
+                case(&Subject::Linux(NetlinkKernel::with_keys(None, keyring()).unwrap())).await;
             }),
         }
     }
@@ -156,6 +157,18 @@ pub async fn wakes_within(stream: &mut BoxStream<'static, Wake>, millis: u64) ->
     let woken = tokio::time::timeout(wait, stream.next()).await.is_ok();
     while stream.next().now_or_never().is_some() {}
     woken
+}
+
+/// With one key, that of [`public_key`].
+fn keyring() -> Keyring {
+    let ring = Keyring::default();
+    ring.add(PrivateKey::from_base64("SGb+ojrRNDuMePufwtIYhXzA//k6wF3R21tEBgKlzlM=").unwrap()).unwrap();
+    ring
+}
+
+/// What `wg pubkey` says of the private key that the kernel under test knows.
+pub fn public_key() -> WireguardKey {
+    "DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8=".parse().unwrap()
 }
 
 pub fn shell(command: &str) -> String {

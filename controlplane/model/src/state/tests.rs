@@ -18,6 +18,7 @@ fn lease(subnets: &str, create_revision: Revision) -> Lease {
         backend: BackendKind::HostGw,
         data: BackendData::None,
         data_v6: BackendData::None,
+        besides: Vec::new(),
         owner: None,
         etcd_lease: None,
         create_revision,

@@ -125,8 +125,38 @@ fn a_gre_lease_names_its_key_and_one_made_by_hand_need_not() {
         backend: BackendKind::Gre,
         data: BackendData::Gre { key: GreKey::new(5) },
         data_v6: BackendData::None,
+        besides: Vec::new(),
     };
     assert_eq!(String::from_utf8(encode_lease(&publication, None)).unwrap(), value);
+}
+
+#[test]
+fn what_a_node_receives_by_besides_is_read_bounded_and_invisible_to_flannel() {
+    const OURS: &str = r#""Node":"000000000000000000000000000000ab","Name":"a","Nonce":"000000000000000000000000000000cd","Version":1"#;
+    let value = |besides: &str| {
+        format!(
+            r#"{{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw","Flatnet":{{{OURS},"Besides":{besides}}}}}"#
+        )
+    };
+    let vxlan = r#"{"BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"4e:f4:0c:52:b7:8d"},"Used":false}"#;
+    let gre = r#"{"BackendType":"gre","BackendData":{"Key":5},"Used":true}"#;
+    let both = value(&format!("[{vxlan},{gre}]"));
+    let lease = read(&both).unwrap();
+    assert_eq!(lease.backend, BackendKind::HostGw);
+    let said: Vec<(&str, bool)> = lease.besides.iter().map(|way| (way.backend.as_str(), way.used)).collect();
+    assert_eq!(said, [("vxlan", false), ("gre", true)]);
+    assert_eq!(String::from_utf8(encode_lease(&lease.publication(), lease.owner.as_ref())).unwrap(), both);
+    // A backend of a later version is no reason to lose the peer.
+    assert!(read(&value(r#"[{"BackendType":"quic","Used":true}]"#)).unwrap().besides.is_empty());
+    for bad in [
+        format!("[{vxlan},{vxlan},{vxlan},{vxlan}]"),
+        r#"[{"BackendType":"vxlan","Used":true}]"#.to_owned(),
+        r#"[{"BackendType":"wireguard","BackendData":{"PublicKey":"c2hvcnQ="}}]"#.to_owned(),
+        "[7]".to_owned(),
+        "{}".to_owned(),
+    ] {
+        assert!(read(&value(&bad)).is_err(), "{bad}");
+    }
 }
 
 proptest! {
@@ -139,6 +169,7 @@ proptest! {
             public_ipv6: ip6.map(|low| Ipv6Addr::from_bits(0xfd00_u128 << 112 | u128::from(low))),
             backend: BackendKind::Vxlan,
             data_v6: if v6_data { data.clone() } else { BackendData::None },
+            besides: Vec::new(),
             data,
         };
         let owner = Owner { node: NodeId::new(ids.0), name, nonce: InstanceNonce::new(ids.1) };

@@ -73,6 +73,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
     let network = |name, config, own: &str, peers| NetworkInput {
         name,
         config,
+        before: &[],
         own: own.parse().unwrap(),
         peers,
         bridge: None,
@@ -92,8 +93,8 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         networks: &networks,
     });
     let shared = device("flat6gre");
-    // What the network without a key may send is the larger.
-    let link = Link { kind: LinkKind::Gre6(Datapath::Kernel), mtu: Mtu::new(1456).unwrap(), mac: None, up: true };
+    // What fits behind the larger headers, those with a key.
+    let link = Link { kind: LinkKind::Gre6(Datapath::Kernel), mtu: Mtu::new(1452).unwrap(), mac: None, up: true };
     assert_eq!(desired.state.links.iter().collect::<Vec<_>>(), [(&shared, &link)]);
     assert_eq!(desired.networks.iter().map(|network| network.mtu.unwrap().get()).collect::<Vec<_>>(), [1456, 1452]);
     for (range, key) in [("fd00:1:0:2::/64", 0), ("fd00:2:0:2::/64", 9)] {
@@ -159,6 +160,7 @@ fn two_networks_of_one_key_are_not_both_programmed() {
     let network = |name, config, own: &str| NetworkInput {
         name,
         config,
+        before: &[],
         own: own.parse().unwrap(),
         peers: &[],
         bridge: None,

@@ -9,6 +9,8 @@ fn network(name: &str, family: IpFamily, key: u32, cidr: &str) -> FirewallNetwor
     let device = if family == IpFamily::V4 { format!("flatgre{key:x}") } else { "flat6gre".to_owned() };
     FirewallNetwork {
         encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         name: name.parse().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: vec![cidr.parse().unwrap()],

@@ -8,6 +8,8 @@ fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
     let tunnel = FirewallTunnel { id: TunnelId::Vxlan(vni), family, prefix_lens: [24].into(), port: 8472, device };
     FirewallNetwork {
         encrypted: Vec::new(),
+        clear_to: Vec::new(),
+        clear_from: Vec::new(),
         name: name.parse::<NetworkName>().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: Vec::new(),

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use flatnet_core::object::Encap;
+use flatnet_core::object::{Encap, RouteKey};
 use flatnet_model::GreKey;
 
 use super::*;
@@ -13,7 +13,7 @@ fn table() -> (Table, Arc<Tun>) {
     let device = IfName::new("flatgre5").unwrap();
     let tun = Arc::new(Tun::placeholder().unwrap());
     let encap = Encap { device, source: LOCAL.into(), remote: PEER.into(), key: GreKey::new(5) };
-    let routes = BTreeMap::from([("10.0.0.0/31".parse().unwrap(), encap)]);
+    let routes = BTreeMap::from([(RouteKey::to_peer("10.0.0.0/31".parse().unwrap()), encap)]);
     (Table::new(&routes, &BTreeMap::from([(device, Arc::clone(&tun))])), tun)
 }
 

@@ -1,6 +1,6 @@
-//! The store itself: keys, leases and history, changed under a lock.
+//! A store's content: keys, leases and history. Whoever has one decides how it is shared and whether it lasts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use flatnet_model::{EtcdLease, Revision};
@@ -35,6 +35,33 @@ pub(super) struct Data {
     epoch: u64,
     /// Transactions still on their way, each to happen at its time.
     late: Vec<(Instant, Txn)>,
+    /// Leases granted and ended since they were last asked for, where somebody asks.
+    lease_journal: Option<BTreeSet<i64>>,
+}
+
+/// What is to be written for the content to last.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Keys with what they now are; `None`: gone.
+    pub(super) keys: Vec<(Vec<u8>, Option<KeyValue>)>,
+    /// Leases with how long they live; `None`: ended.
+    pub(super) leases: Vec<(i64, Option<Duration>)>,
+    /// The revision then.
+    pub(super) revision: Revision,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.leases.is_empty()
+    }
+}
+
+/// Content that lasted: what [`Changes`] add up to.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) revision: Revision,
+    pub(super) kvs: BTreeMap<Vec<u8>, KeyValue>,
+    pub(super) leases: BTreeMap<i64, Duration>,
 }
 
 impl Default for Data {
@@ -48,11 +75,52 @@ impl Default for Data {
             next_lease: 0x1000,
             epoch: 0,
             late: Vec::new(),
+            lease_journal: None,
         }
     }
 }
 
 impl Data {
+    /// Content that lasted. Its history did not: a watch begins after `kept.revision`. Every lease has its whole time again,
+    /// as after an etcd's restart: nobody could keep it alive meanwhile.
+    pub(super) fn of(kept: Kept, first_lease: i64, now: Instant) -> Self {
+        let leases = kept.leases.into_iter().map(|(id, ttl)| (id, MemoryLease { ttl, deadline: now + ttl })).collect();
+        Self {
+            revision: kept.revision,
+            kvs: kept.kvs,
+            leases,
+            compacted: kept.revision + 1,
+            next_lease: first_lease,
+            lease_journal: Some(BTreeSet::new()),
+            ..Self::default()
+        }
+    }
+
+    /// What changed since revision `since`, and the leases since this was last asked.
+    pub(super) fn changes(&mut self, since: Revision) -> Changes {
+        let start = self.history.partition_point(|(revision, _)| *revision <= since);
+        let keys: BTreeSet<&[u8]> = self.history.range(start..).map(|(_, event)| event_key(event)).collect();
+        let keys = keys.into_iter().map(|key| (key.to_vec(), self.kvs.get(key).cloned())).collect();
+        let journal = self.lease_journal.as_mut().map(std::mem::take).unwrap_or_default();
+        let leases = journal.into_iter().map(|id| (id, self.leases.get(&id).map(|lease| lease.ttl))).collect();
+        Changes { keys, leases, revision: self.revision }
+    }
+
+    /// Content as it is, without its history.
+    pub(super) fn kept(&self) -> Kept {
+        let leases = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
+        Kept { revision: self.revision, kvs: self.kvs.clone(), leases }
+    }
+
+    /// Forgets the oldest history beyond `limit` changes, whole revisions at a time.
+    pub(super) fn trim_history(&mut self, limit: usize) {
+        if let Some(beyond) = self.history.len().checked_sub(limit + 1)
+            && let Some((revision, _)) = self.history.get(beyond)
+        {
+            self.compact(revision + 1);
+        }
+    }
+
     /// Lets everything happen that is due by `now`.
     pub(super) fn settle(&mut self, now: Instant) {
         loop {
@@ -188,7 +256,14 @@ impl Data {
         let ttl = whole_seconds(ttl);
         self.next_lease += 1;
         self.leases.insert(self.next_lease, MemoryLease { ttl, deadline: now + ttl });
+        self.note_lease(self.next_lease);
         EtcdLease(self.next_lease)
+    }
+
+    fn note_lease(&mut self, id: i64) {
+        if let Some(journal) = &mut self.lease_journal {
+            journal.insert(id);
+        }
     }
 
     pub(super) fn keep_alive(&mut self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
@@ -206,6 +281,7 @@ impl Data {
         if self.leases.remove(&lease.0).is_none() {
             return;
         }
+        self.note_lease(lease.0);
         let keys: Vec<Vec<u8>> =
             self.kvs.values().filter(|kv| kv.lease == Some(lease)).map(|kv| kv.key.clone()).collect();
         let revision = self.revision + 1;
@@ -217,24 +293,21 @@ impl Data {
         }
     }
 
-    /// Changes in `range` from `from` on; `None`: none yet.
-    pub(super) fn since(&self, range: &KeyRange, from: Revision) -> Result<Option<WatchBatch>, StoreError> {
+    /// Changes in `range` from `from` to `upto`; `None`: none yet.
+    pub(super) fn since(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        upto: Revision,
+    ) -> Result<Option<WatchBatch>, StoreError> {
         if from < self.compacted {
             return Err(StoreError::Compacted(self.compacted));
         }
         let start = self.history.partition_point(|(revision, _)| *revision < from);
-        let events: Vec<WatchEvent> = self
-            .history
-            .range(start..)
-            .filter(|(_, event)| {
-                range.contains(match event {
-                    WatchEvent::Put(kv) => &kv.key,
-                    WatchEvent::Delete { key, .. } => key,
-                })
-            })
-            .map(|(_, event)| event.clone())
-            .collect();
-        Ok((!events.is_empty()).then_some(WatchBatch { events, revision: self.revision }))
+        let end = self.history.partition_point(|(revision, _)| *revision <= upto).max(start);
+        let inside = self.history.range(start..end).filter(|(_, event)| range.contains(event_key(event)));
+        let events: Vec<WatchEvent> = inside.map(|(_, event)| event.clone()).collect();
+        Ok((!events.is_empty()).then_some(WatchBatch { events, revision: self.revision.min(upto) }))
     }
 
     pub(super) fn compact(&mut self, revision: Revision) {
@@ -269,6 +342,13 @@ impl Data {
     }
 }
 
+fn event_key(event: &WatchEvent) -> &[u8] {
+    match event {
+        WatchEvent::Put(kv) => &kv.key,
+        WatchEvent::Delete { key, .. } => key,
+    }
+}
+
 fn write_key(write: &Write) -> &str {
     match write {
         Write::Put { key, .. } | Write::Delete(key) => key,
@@ -282,5 +362,5 @@ fn whole_seconds(ttl: Duration) -> Duration {
 }
 
 fn rejected(reason: &str) -> StoreError {
-    StoreError::Rejected { endpoint: "memory".to_owned(), reason: reason.to_owned() }
+    StoreError::Rejected { endpoint: "store".to_owned(), reason: reason.to_owned() }
 }

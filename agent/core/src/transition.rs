@@ -1,0 +1,96 @@
+//! A live network changes its backend: which earlier ones this host goes on receiving by, and what it publishes meanwhile.
+//!
+//! Make before break, without anybody in charge. Each host builds the new backend beside the old one and only then says in
+//! its lease that it receives by the new one, and by the old one besides. Each host sends to a peer by what that peer says
+//! it receives by. Each says for how long it still sends to anybody by the old one; when no lease says so any more, and none
+//! names the old one as its backend, the old one goes. A host that is slow, or cut off from the store, is waited for:
+//! what it last said still stands in its lease.
+
+use flatnet_model::{BackendConfig, Besides, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey};
+
+use crate::backend;
+use crate::desired::WayOutcome;
+use crate::problem::Problem;
+use crate::underlay::Underlay;
+
+/// The earlier backends after the configuration changed from `old` to `new`, given those of before: the latest first.
+#[must_use]
+pub fn changed(before: &[BackendConfig], old: &BackendConfig, new: &BackendConfig) -> Vec<BackendConfig> {
+    let mut kept: Vec<BackendConfig> = Vec::new();
+    for backend in std::iter::once(old).chain(before) {
+        let is_news = stands_beside(backend, new) && kept.iter().all(|other| stands_beside(backend, other));
+        if is_news && kept.len() < Besides::LIMIT {
+            kept.push(backend.clone());
+        }
+    }
+    kept
+}
+
+/// Whether one host can have both at once, and peers can tell which is meant. Otherwise the one takes the other's place: an
+/// MTU in the device, a VXLAN port with the device.
+fn stands_beside(old: &BackendConfig, new: &BackendConfig) -> bool {
+    match (old, new) {
+        (BackendConfig::Vxlan(old), BackendConfig::Vxlan(new)) => old.vni != new.vni,
+        (BackendConfig::Gre(old), BackendConfig::Gre(new)) => old.key != new.key,
+        // One key at two ports is one peer that keeps moving.
+        (BackendConfig::Wireguard(_), BackendConfig::Wireguard(_)) => false,
+        (BackendConfig::Unsupported(_), _) => false,
+        _ => old.kind() != new.kind(),
+    }
+}
+
+/// Those of `before` that must still be received by, given what the store says (`own`: this host's lease, `peers`: all
+/// others) and what the last pass made of it. None goes before this host has published the configured one.
+#[must_use]
+pub fn needed(
+    before: &[BackendConfig],
+    config: &NetworkConfig,
+    own: Option<&Lease>,
+    peers: &[&Lease],
+    ways: &[WayOutcome],
+) -> Vec<BackendConfig> {
+    let published = own.is_some_and(|own| own.backend == config.backend.kind() && own.under(&config.backend).is_some());
+    let of = |backend: &BackendConfig| ways.iter().find(|way| way.backend == *backend);
+    if !published || of(&config.backend).is_none() {
+        return before.to_vec();
+    }
+    let is_needed = |backend: &&BackendConfig| {
+        let by_us = of(backend).is_some_and(|way| way.used);
+        by_us || peers.iter().any(|peer| peer.under(backend).is_some_and(|(_, sends)| sends))
+    };
+    before.iter().filter(is_needed).cloned().collect()
+}
+
+/// What to publish while the network changes: the first of `ready` as the backend, the others besides. `ready` are those by
+/// which this host receives, the configured one first; if there is none, what the configuration says is published.
+pub fn publication(
+    node: NodeId,
+    key: Option<WireguardKey>,
+    name: &NetworkName,
+    config: &NetworkConfig,
+    underlay: &Underlay,
+    ready: &[&WayOutcome],
+) -> Result<Publication, Problem> {
+    let of = |backend: &BackendConfig| {
+        let config = NetworkConfig { backend: backend.clone(), ..config.clone() };
+        backend::publication(node, key, name, &config, underlay)
+    };
+    let Some((first, others)) = ready.split_first() else { return of(&config.backend) };
+    let mut publication = of(&first.backend)?;
+    for way in others.iter().take(Besides::LIMIT) {
+        let besides = of(&way.backend)?;
+        // An address that only the other backend needs.
+        publication.public_ip = publication.public_ip.or(besides.public_ip);
+        publication.public_ipv6 = publication.public_ipv6.or(besides.public_ipv6);
+        publication.besides.push(Besides {
+            backend: besides.backend,
+            data: besides.data,
+            data_v6: besides.data_v6,
+            used: way.used,
+        });
+    }
+    Ok(publication)
+}
+
+#[cfg(test)]
+mod tests;

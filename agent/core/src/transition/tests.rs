@@ -1,0 +1,375 @@
+use flatnet_model::{GreConfig, GreKey, InstanceNonce, IpFamily, Owner, SubnetKey, Vni, VxlanConfig};
+use proptest::prelude::*;
+
+use super::*;
+use crate::desired::{Desired, HostInput, NetworkInput, PeerDecision, desired};
+use crate::facts::{HostFacts, Interface};
+use crate::fixture::{config, device, facts, gre, interface, key, underlay, wireguard};
+use crate::object::{Datapath, PeerSource, SetName};
+
+const HOSTS: u8 = 3;
+
+fn vxlan(vni: u32) -> BackendConfig {
+    BackendConfig::Vxlan(VxlanConfig { vni: Vni::new(vni).unwrap(), ..VxlanConfig::default() })
+}
+
+fn gre_with(key: u32) -> BackendConfig {
+    BackendConfig::Gre(GreConfig { key: GreKey::new(key), mtu: None })
+}
+
+fn network(backend: BackendConfig) -> NetworkConfig {
+    config(Some("10.100.0.0/16"), None, backend)
+}
+
+/// Far enough apart that no two are one in a rule.
+fn subnets(host: u8) -> SubnetKey {
+    format!("10.100.{}.0-24", host * 16).parse().unwrap()
+}
+
+/// One agent: what it knows, and what it made of that.
+#[derive(Clone, Debug)]
+struct Host {
+    number: u8,
+    facts: HostFacts,
+    config: NetworkConfig,
+    before: Vec<BackendConfig>,
+    /// The store as it was when this host last looked.
+    view: Vec<Lease>,
+    made: Desired,
+}
+
+impl Host {
+    fn new(number: u8, datapath: Datapath, config: &NetworkConfig) -> Self {
+        let mut facts = facts();
+        facts.features.gre = gre(datapath);
+        let made = Desired::default();
+        Self { number, facts, config: config.clone(), before: Vec::new(), view: Vec::new(), made }
+    }
+
+    fn node(&self) -> NodeId {
+        NodeId::new(u128::from(self.number))
+    }
+
+    fn underlay(&self) -> Underlay {
+        let address = Some([192, 0, 2, 10 + self.number].into());
+        Underlay { v4: address, public_v4: address, v6: None, public_v6: None, ..underlay() }
+    }
+
+    fn configured(&mut self, config: &NetworkConfig) {
+        if self.config != *config {
+            self.before = changed(&self.before, &self.config.backend, &config.backend);
+            self.config = config.clone();
+        }
+    }
+
+    fn pass(&mut self) {
+        let name = NetworkName::default_network();
+        let own = subnets(self.number);
+        let peers: Vec<&Lease> = self.view.iter().filter(|lease| lease.subnets != own).collect();
+        let (config, before) = (&self.config, &self.before);
+        let input = NetworkInput { name: &name, config, before, own, peers: &peers, bridge: None, masquerade: true };
+        let host = HostInput {
+            node: self.node(),
+            wireguard: Ok(key(self.number)),
+            underlay: &self.underlay(),
+            facts: &self.facts,
+            networks: &[input],
+        };
+        self.made = desired(&host);
+        let is_there = |name: &flatnet_model::IfName| self.facts.interface(*name).is_some();
+        let new: Vec<flatnet_model::IfName> =
+            self.made.state.links.keys().copied().filter(|name| !is_there(name)).collect();
+        self.facts
+            .interfaces
+            .retain(|interface| !interface.ours || self.made.state.links.contains_key(&interface.name));
+        self.facts
+            .interfaces
+            .extend(new.into_iter().map(|name| Interface { ours: true, ..interface(name.as_str(), &[]) }));
+    }
+
+    fn ways(&self) -> &[WayOutcome] {
+        self.made.networks.first().map(|network| network.ways.as_slice()).unwrap_or_default()
+    }
+
+    fn publish(&self, store: &mut Vec<Lease>) {
+        let mut ready: Vec<&WayOutcome> = self.ways().iter().collect();
+        ready.sort_by_key(|way| way.backend != self.config.backend);
+        let name = NetworkName::default_network();
+        let published =
+            publication(self.node(), Some(key(self.number)), &name, &self.config, &self.underlay(), &ready).unwrap();
+        let nonce = InstanceNonce::new(1);
+        let lease = Lease {
+            subnets: subnets(self.number),
+            public_ip: published.public_ip,
+            public_ipv6: published.public_ipv6,
+            backend: published.backend,
+            data: published.data,
+            data_v6: published.data_v6,
+            besides: published.besides,
+            owner: Some(Owner { node: self.node(), name: format!("host{}", self.number), nonce }),
+            etcd_lease: None,
+            create_revision: i64::from(self.number),
+            mod_revision: i64::from(self.number),
+        };
+        store.retain(|other| other.subnets != lease.subnets);
+        store.push(lease);
+    }
+
+    fn forget(&mut self) {
+        let own = self.view.iter().find(|lease| lease.subnets == subnets(self.number));
+        let peers: Vec<&Lease> = self.view.iter().filter(|lease| lease.subnets != subnets(self.number)).collect();
+        self.before = needed(&self.before, &self.config, own, &peers, self.ways());
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The next configuration is written.
+    Configure,
+    /// A host reads it.
+    Configured(usize),
+    See(usize),
+    Pass(usize),
+    Publish(usize),
+    Forget(usize),
+}
+
+struct World {
+    hosts: Vec<Host>,
+    store: Vec<Lease>,
+    configs: Vec<NetworkConfig>,
+}
+
+impl World {
+    fn new(datapaths: &[Datapath], backends: &[BackendConfig]) -> Self {
+        let configs: Vec<NetworkConfig> = backends.iter().rev().cloned().map(network).collect();
+        let hosts =
+            (1..=HOSTS).zip(datapaths).map(|(number, datapath)| Host::new(number, *datapath, configs.last().unwrap()));
+        let mut world = Self { hosts: hosts.collect(), store: Vec::new(), configs };
+        world.settle();
+        world
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Configure => {
+                if self.configs.len() > 1 {
+                    self.configs.pop();
+                }
+            }
+            Step::Configured(host) => self.hosts[host].configured(self.configs.last().unwrap()),
+            Step::See(host) => self.hosts[host].view.clone_from(&self.store),
+            Step::Pass(host) => self.hosts[host].pass(),
+            Step::Publish(host) => self.hosts[host].publish(&mut self.store),
+            Step::Forget(host) => self.hosts[host].forget(),
+        }
+    }
+
+    /// Everybody does everything until nothing changes any more.
+    fn settle(&mut self) {
+        for _ in 0..6 {
+            for host in 0..self.hosts.len() {
+                for step in [Step::Configured(host), Step::See(host), Step::Pass(host), Step::Publish(host)] {
+                    self.step(step);
+                }
+                self.step(Step::See(host));
+                self.step(Step::Forget(host));
+            }
+        }
+    }
+
+    /// What every host sends to every other is received there.
+    fn check(&self) -> Result<(), TestCaseError> {
+        for from in &self.hosts {
+            for to in self.hosts.iter().filter(|to| to.number != from.number) {
+                self.check_pair(from, to)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pair(&self, from: &Host, to: &Host) -> Result<(), TestCaseError> {
+        let peer = from.made.networks[0].peers.iter().find(|peer| peer.subnets == subnets(to.number)).unwrap();
+        let PeerDecision::Programmed(paths) = &peer.decision else {
+            return Err(TestCaseError::fail(format!(
+                "{} has no way to {}: {:?}",
+                from.number, to.number, peer.decision
+            )));
+        };
+        let path = paths.v4.unwrap();
+        let inner = subnets(from.number).of(IpFamily::V4).unwrap();
+        let outer = [192, 0, 2, 10 + from.number].into();
+        let state = &to.made.state;
+        if let Some(tunnel) = path.tunnel {
+            let set = SetName { tunnel: tunnel.id(), family: IpFamily::V4, prefix_len: 24 };
+            let source = PeerSource { set, outer, inner };
+            prop_assert!(
+                state.links.contains_key(&path.device),
+                "{} sends by {}, {} has none",
+                from.number,
+                path.device,
+                to.number
+            );
+            prop_assert!(
+                state.peer_sources.contains(&source),
+                "{} sends by {}, {} drops it",
+                from.number,
+                path.device,
+                to.number
+            );
+            let in_user_space = to.facts.features.gre.v4 == Some(Datapath::Userspace);
+            if path.device.as_str().starts_with("flatgre") && in_user_space {
+                let is_received = state
+                    .routes
+                    .iter()
+                    .any(|(key, route)| key.destination == inner && route.via.device() == Some(path.device));
+                prop_assert!(is_received, "{} does not know {}'s tunnel", to.number, from.number);
+            }
+        }
+        if path.wireguard.is_some() {
+            prop_assert!(state.links.contains_key(&path.device));
+        } else if state.links.contains_key(&device("flatwg.51820")) {
+            // In clear: what this host is going to send encrypted is let in until then.
+            let body = &state.ruleset.as_ref().unwrap().body;
+            let judged = body
+                .lines()
+                .filter(|line| line.contains("in clear from outside") || line.contains("not from the tunnel"));
+            for line in judged {
+                prop_assert!(line.contains(&format!("10.100.{}.0/24", from.number * 16)), "{line}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn backends() -> impl Strategy<Value = Vec<BackendConfig>> {
+    // All different: one that comes back before everybody has followed is not told from the one of before.
+    let all = [vxlan(1), vxlan(7), gre_with(0), gre_with(5), wireguard(), BackendConfig::HostGw];
+    prop::sample::subsequence(all.to_vec(), 2..=3).prop_shuffle()
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let host = || 0..usize::from(HOSTS);
+    let step = prop_oneof![
+        1 => Just(Step::Configure),
+        3 => host().prop_map(Step::Configured),
+        4 => host().prop_map(Step::See),
+        4 => host().prop_map(Step::Pass),
+        4 => host().prop_map(Step::Publish),
+        3 => host().prop_map(Step::Forget),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+fn datapaths() -> impl Strategy<Value = Vec<Datapath>> {
+    prop::collection::vec(prop::sample::select(vec![Datapath::Kernel, Datapath::Userspace]), usize::from(HOSTS))
+}
+
+proptest! {
+    #[test]
+    fn no_host_sends_what_its_peer_does_not_receive_in_whatever_order_hosts_follow(
+        backends in backends(),
+        datapaths in datapaths(),
+        steps in steps(),
+    ) {
+        let mut world = World::new(&datapaths, &backends);
+        world.check()?;
+        for step in steps {
+            world.step(step);
+            world.check()?;
+        }
+        while world.configs.len() > 1 {
+            world.step(Step::Configure);
+        }
+        world.settle();
+        world.check()?;
+        let last = &backends[backends.len() - 1];
+        for host in &world.hosts {
+            prop_assert!(host.before.is_empty(), "{:?}", host.before);
+            let ways: Vec<&BackendConfig> = host.ways().iter().map(|way| &way.backend).collect();
+            prop_assert_eq!(ways, vec![last]);
+        }
+        for lease in &world.store {
+            prop_assert!(lease.besides.is_empty() && lease.backend == last.kind(), "{:?}", lease);
+        }
+    }
+}
+
+#[test]
+fn a_host_that_does_not_follow_is_waited_for_and_served() {
+    let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), wireguard()]);
+    world.step(Step::Configure);
+    // The third is cut off from the store.
+    for _ in 0..4 {
+        for host in [0, 1] {
+            for step in
+                [Step::Configured(host), Step::See(host), Step::Pass(host), Step::Publish(host), Step::Forget(host)]
+            {
+                world.step(step);
+                world.check().unwrap();
+            }
+        }
+    }
+    let backends = |host: usize| world.hosts[host].ways().iter().map(|way| way.backend.kind()).collect::<Vec<_>>();
+    assert_eq!(backends(0), [wireguard().kind(), vxlan(1).kind()]);
+    assert_eq!(backends(2), [vxlan(1).kind()]);
+    let way = |to: u8| {
+        let peer = world.hosts[0].made.networks[0].peers.iter().find(|peer| peer.subnets == subnets(to)).unwrap();
+        let PeerDecision::Programmed(paths) = peer.decision else { panic!("{peer:?}") };
+        paths.v4.unwrap().device.to_string()
+    };
+    assert_eq!((way(2), way(3)), ("flatwg.51820".to_owned(), "flat.1".to_owned()));
+    // Only the one that lags is an exception to "encrypted or dropped".
+    let body = &world.hosts[0].made.state.ruleset.as_ref().unwrap().body;
+    let out = body.lines().find(|line| line.contains("encrypted or dropped")).unwrap();
+    assert!(out.contains("ip daddr != { 10.100.16.0/24, 10.100.48.0/24 }"), "{out}");
+}
+
+#[test]
+fn a_foreign_peer_keeps_the_backend_its_lease_names() {
+    let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), gre_with(0)]);
+    let mut foreign = world.store.iter().find(|lease| lease.subnets == subnets(1)).unwrap().clone();
+    foreign.subnets = "10.100.200.0-24".parse().unwrap();
+    foreign.public_ip = Some([192, 0, 2, 99].into());
+    (foreign.owner, foreign.create_revision) = (None, 99);
+    if let flatnet_model::BackendData::Vxlan { mac, .. } = &mut foreign.data {
+        *mac = "02:00:00:00:00:99".parse().unwrap();
+    }
+    world.store.push(foreign.clone());
+    world.step(Step::Configure);
+    world.settle();
+    world.check().unwrap();
+    for host in &world.hosts {
+        assert_eq!(host.before, [vxlan(1)]);
+        let peers = &host.made.networks[0].peers;
+        let foreign = peers.iter().find(|peer| peer.subnets == foreign.subnets).unwrap();
+        assert!(matches!(foreign.decision, PeerDecision::Programmed(_)), "{foreign:?}");
+    }
+    world.store.retain(|lease| lease.owner.is_some());
+    world.settle();
+    assert!(world.hosts.iter().all(|host| host.before.is_empty()));
+}
+
+#[test]
+fn a_backend_that_this_host_cannot_have_is_not_published_and_the_earlier_one_goes_on() {
+    let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), gre_with(0)]);
+    world.hosts[0].facts.features.gre = crate::facts::GreSupport::default();
+    world.step(Step::Configure);
+    world.settle();
+    world.check().unwrap();
+    let host = &world.hosts[0];
+    assert_eq!(host.ways().iter().map(|way| way.backend.clone()).collect::<Vec<_>>(), [vxlan(1)]);
+    assert!(host.made.problems.iter().any(|problem| problem.code.as_str() == "module-missing"));
+    let lease = world.store.iter().find(|lease| lease.subnets == subnets(1)).unwrap();
+    assert_eq!((lease.backend.clone(), lease.besides.len()), (vxlan(1).kind(), 0));
+}
+
+#[test]
+fn what_takes_the_others_place_is_no_earlier_backend() {
+    let port = BackendConfig::Vxlan(VxlanConfig { port: 4789, ..VxlanConfig::default() });
+    assert!(changed(&[], &vxlan(1), &port).is_empty());
+    assert_eq!(changed(&[], &vxlan(1), &vxlan(7)), [vxlan(1)]);
+    assert_eq!(changed(&[vxlan(1)], &vxlan(7), &vxlan(1)), [vxlan(7)]);
+    assert_eq!(changed(&[vxlan(1)], &vxlan(7), &wireguard()), [vxlan(7), vxlan(1)]);
+    assert!(changed(&[], &wireguard(), &wireguard()).is_empty());
+}

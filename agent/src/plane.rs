@@ -1,0 +1,100 @@
+//! The control plane an agent was told to join: an etcd itself, or a server before a store.
+
+use std::time::Duration;
+
+use flatnet_controlplane::allocate::{AcquireError, Claim, ClaimRequest, UpdateError};
+use flatnet_controlplane::client::Remote;
+use flatnet_controlplane::networks::{NetworkError, NetworkSpec};
+use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::plane::feed::{News, Position};
+use flatnet_controlplane::presence::{Presence, PresenceError};
+use flatnet_controlplane::random::Random;
+use flatnet_controlplane::store::StoreError;
+use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::state::NetworkState;
+use flatnet_model::{NetworkName, Owner, Publication};
+use futures::stream::{BoxStream, Stream, StreamExt};
+
+/// One of them.
+pub enum Plane {
+    /// An etcd, with credentials that can write it.
+    Etcd(EtcdStore),
+    /// A server, with this node's certificate.
+    Remote(Remote),
+}
+
+macro_rules! each {
+    ($self:ident, $plane:ident => $call:expr) => {
+        match $self {
+            Self::Etcd($plane) => $call,
+            Self::Remote($plane) => $call,
+        }
+    };
+}
+
+impl ControlPlane for Plane {
+    fn moved(&self) {
+        each!(self, plane => plane.moved());
+    }
+
+    async fn acquire(
+        &self,
+        request: &ClaimRequest,
+        state: &NetworkState,
+        random: &mut impl Random,
+    ) -> Result<Claim, AcquireError> {
+        each!(self, plane => plane.acquire(request, state, random).await)
+    }
+
+    async fn publish(
+        &self,
+        keys: &NetworkKeys,
+        claim: &Claim,
+        publication: &Publication,
+    ) -> Result<Claim, UpdateError> {
+        each!(self, plane => plane.publish(keys, claim, publication).await)
+    }
+
+    async fn renew(&self, keys: &NetworkKeys, claim: &Claim) -> Result<Duration, StoreError> {
+        each!(self, plane => plane.renew(keys, claim).await)
+    }
+
+    async fn release(&self, keys: &NetworkKeys, claim: &Claim) -> Result<(), StoreError> {
+        each!(self, plane => plane.release(keys, claim).await)
+    }
+
+    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
+        each!(self, plane => plane.announce(who).await)
+    }
+
+    async fn stay(&self, presence: &Presence) -> Result<Duration, StoreError> {
+        each!(self, plane => plane.stay(presence).await)
+    }
+
+    async fn withdraw(&self, presence: &Presence) -> Result<(), StoreError> {
+        each!(self, plane => plane.withdraw(presence).await)
+    }
+
+    async fn create_network(
+        &self,
+        flannel_prefix: &str,
+        name: &NetworkName,
+        spec: &NetworkSpec,
+    ) -> Result<(), NetworkError> {
+        each!(self, plane => plane.create_network(flannel_prefix, name, spec).await)
+    }
+
+    async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
+        each!(self, plane => plane.restore_config(keys, value).await)
+    }
+
+    async fn feed(
+        &self,
+        keys: &NetworkKeys,
+        position: Option<Position>,
+    ) -> Result<impl Stream<Item = Result<News, StoreError>> + Send + Unpin + 'static, StoreError> {
+        let stream: BoxStream<'static, _> = each!(self, plane => plane.feed(keys, position).await?.boxed());
+        Ok(stream)
+    }
+}

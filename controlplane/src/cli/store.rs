@@ -1,0 +1,133 @@
+//! `controlplane backup`, `restore`, `migrate`, `etcd-roles`: the store as a whole.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::DataDir;
+use super::report::{Exit, Failure, print, say};
+use super::serve::{EtcdArgs, STORE_FILE};
+use crate::migrate;
+use crate::server::SOCKET;
+use crate::store::embedded::EmbeddedStore;
+
+/// Write the whole store into one file, while the server runs or not
+#[derive(Args, Clone, Debug)]
+pub struct BackupArgs {
+    /// Where to; not to be there yet
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    dir: DataDir,
+}
+
+/// Put a backup in the place of the store of a server that is stopped
+#[derive(Args, Clone, Debug)]
+pub struct RestoreArgs {
+    /// What `backup` wrote
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    dir: DataDir,
+}
+
+/// Move everything from an embedded store into an etcd
+#[derive(Args, Clone, Debug)]
+pub struct MigrateArgs {
+    /// The data directory of a server that is stopped
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// etcd servers
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    to: Vec<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+}
+
+/// Print the commands that make an etcd user who can be one node and nothing else
+#[derive(Args, Clone, Debug)]
+pub struct EtcdRolesArgs {
+    /// The node's id
+    #[arg(long, value_name = "ID")]
+    node: flatnet_model::NodeId,
+    /// Its subnet (twice for dual stack)
+    #[arg(long, value_name = "CIDR", required = true, value_delimiter = ',')]
+    subnet: Vec<ipnet::IpNet>,
+    /// The network
+    #[arg(long, value_name = "NAME", default_value = flatnet_model::NetworkName::DEFAULT)]
+    network: flatnet_model::NetworkName,
+    /// Where the network `default` lives
+    #[arg(long, value_name = "PREFIX", default_value = flatnet_model::keys::FLANNEL_PREFIX)]
+    etcd_prefix: String,
+}
+
+/// Opens the store of a stopped server.
+fn open(dir: &Path) -> Result<EmbeddedStore, Failure> {
+    let path = dir.join(STORE_FILE);
+    if !path.exists() {
+        return Err(Failure::new(Exit::NotFound, format!("there is no {}", path.display())));
+    }
+    EmbeddedStore::open(&path).map_err(|error| {
+        Failure::new(Exit::Conflict, error.to_string()).hint("stop the server first: it alone may have the file")
+    })
+}
+
+/// Of a server that runs or not.
+pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
+    let file = std::path::absolute(&args.file).unwrap_or(args.file);
+    if args.dir.data_dir.join(SOCKET).exists() {
+        let message = flatnet_proto::controlplane::v1::BackupRequest { path: file.display().to_string() };
+        args.dir.admin()?.backup(message).await.map_err(Failure::said)?;
+    } else {
+        let written = open(&args.dir.data_dir)?.backup(file.clone()).await;
+        written.map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()))?;
+    }
+    say(&format!("{}: the whole store", file.display()));
+    Ok(())
+}
+
+/// Of a server that is stopped.
+pub fn restore(args: &RestoreArgs) -> Result<(), Failure> {
+    // Opening it tells whether it is one.
+    drop(EmbeddedStore::open_existing(&args.file).map_err(|error| {
+        Failure::new(Exit::InvalidConfig, error.to_string()).hint("name a file that `controlplane backup` wrote")
+    })?);
+    let path = args.dir.data_dir.join(STORE_FILE);
+    let io = |error: std::io::Error| {
+        Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error)
+    };
+    if path.exists() {
+        // Held by a server that runs.
+        drop(open(&args.dir.data_dir)?);
+        std::fs::rename(&path, path.with_extension("redb.before")).map_err(io)?;
+    }
+    crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
+    let bytes = std::fs::read(&args.file).map_err(io)?;
+    crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
+    say(&format!("{} restored; what was there is beside it as store.redb.before", path.display()));
+    Ok(())
+}
+
+/// Of a server that is stopped.
+pub async fn migrate(args: MigrateArgs) -> Result<(), Failure> {
+    let from = open(&args.from)?;
+    let to = args.etcd.open(args.to.clone())?;
+    let moved = migrate::copy(&from, &to).await.map_err(|error| {
+        let exit = if matches!(error, migrate::MigrateError::NotEmpty(_)) { Exit::Conflict } else { Exit::Unavailable };
+        Failure::new(exit, error.to_string()).hint("nothing is lost: the embedded store is as it was")
+    })?;
+    say(&format!(
+        "{} keys moved; now: controlplane serve --data-dir {} --store etcd --endpoints {}",
+        moved,
+        args.from.display(),
+        args.to.join(",")
+    ));
+    Ok(())
+}
+
+/// As commands for `etcdctl`.
+pub async fn etcd_roles(args: EtcdRolesArgs) -> Result<(), Failure> {
+    let text = migrate::etcd_roles(&args.network, &args.etcd_prefix, args.node, &args.subnet)
+        .map_err(|error| Failure::new(Exit::InvalidConfig, error))?;
+    print(&text)
+}

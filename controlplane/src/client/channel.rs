@@ -1,0 +1,82 @@
+//! Connections: TLS to a server, or its local socket.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+
+use super::ServerAddress;
+use crate::tls;
+
+/// How long connecting may take, the handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A server that does not answer a ping within this, sent every so often, is gone: an agent is at another one within 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// A connection to `server`, made with the first call and again after it broke.
+pub fn tls(server: &ServerAddress, config: ClientConfig) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+    let connector = TlsConnector::from(Arc::new(config));
+    let name = tls::server_name()?;
+    let ServerAddress { host, port } = server.clone();
+    // Only for the request's header; where it goes is the connector's.
+    let endpoint = Endpoint::from_shared(format!("http://{}:{port}", tls_authority(&host)))?
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let (connector, name, host) = (connector.clone(), name.clone(), host.clone());
+        async move {
+            let connect = async {
+                let tcp = TcpStream::connect((host.as_str(), port)).await?;
+                tcp.set_nodelay(true)?;
+                connector.connect(name, tcp).await
+            };
+            match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+                Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long")),
+            }
+        }
+    })))
+}
+
+fn tls_authority(host: &str) -> String {
+    if host.contains(':') { format!("[{}]", host.split('%').next().unwrap_or(host)) } else { host.to_owned() }
+}
+
+/// A connection to the server on this machine whose socket is at `path`.
+pub fn local(path: &Path) -> Channel {
+    let path: PathBuf = path.to_owned();
+    // A socket has no name to put into the request.
+    Endpoint::from_static("http://controlplane").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    }))
+}
+
+/// The same status, saying why the transport failed and not only that it did.
+#[must_use]
+pub fn with_causes(status: Status) -> Status {
+    if !status.details().is_empty() || !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) {
+        return status;
+    }
+    let mut causes = Vec::new();
+    let mut next = status.source();
+    while let Some(error) = next {
+        causes.push(error.to_string());
+        next = error.source();
+    }
+    causes.dedup();
+    match causes.last() {
+        // The transport's own layers say nothing; the last one is what happened.
+        Some(cause) => Status::new(status.code(), cause.clone()),
+        None => status,
+    }
+}

@@ -1,0 +1,36 @@
+//! Joining: a token for a certificate.
+
+use flatnet_proto::controlplane::v1 as proto;
+use proto::enrollment_client::EnrollmentClient;
+use tonic::Status;
+
+use super::credentials::{self, Credentials};
+use super::{RemoteOptions, ServerAddress, channel};
+use crate::tls::{self, Trust};
+use crate::wire::refusal;
+
+/// Joins at `server` and keeps what it answers.
+pub(super) async fn join(options: &RemoteOptions, server: &ServerAddress) -> Result<Credentials, Status> {
+    let (Some(token), Some(ca_hash)) = (&options.token, &options.ca_hash) else {
+        return Err(refusal::not_allowed(
+            "this node has no certificate that is good now",
+            "join with --token and --ca-hash: controlplane token create prints both",
+        ));
+    };
+    let failed = |error: credentials::CredentialsError| Status::failed_precondition(error.to_string());
+    let key = credentials::key(&options.dir).map_err(failed)?;
+    let csr = crate::pki::request_for(&key).map_err(|error| Status::internal(error.to_string()))?;
+    let config = tls::client(&Trust::Hash(ca_hash.clone()), None)
+        .map_err(|error| Status::failed_precondition(error.to_string()))?;
+    let channel = channel::tls(server, config).map_err(|error| Status::failed_precondition(error.to_string()))?;
+    let message =
+        proto::JoinRequest { token: token.clone(), csr, node: options.node.to_string(), name: options.name.clone() };
+    let reply = EnrollmentClient::new(channel).join(message).await.map_err(channel::with_causes)?;
+    let joined = Credentials::answered(key, &reply.into_inner()).map_err(failed)?;
+    if joined.authority_hash() != *ca_hash || !joined.is_for(options.node) {
+        return Err(Status::failed_precondition("the server answered with somebody else's certificate"));
+    }
+    joined.write(&options.dir).map_err(failed)?;
+    tracing::info!(%server, "joined; this node has its certificate");
+    Ok(joined)
+}

@@ -1,0 +1,342 @@
+//! Identities: the built-in certificate authority and what its certificates say.
+//!
+//! A certificate names its holder by one URI (as SPIFFE ids do): `spiffe://flatnet/node/<id>`,
+//! `spiffe://flatnet/admin/<name>`, `spiffe://flatnet/controlplane`. Servers besides carry the one DNS name under which
+//! every client looks for them, [`SERVER_NAME`], whatever address they are reached at.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use flatnet_model::NodeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::files;
+
+/// The DNS name in every server's certificate. `.internal` is nobody's on the Internet (ICANN, 2024).
+pub const SERVER_NAME: &str = "controlplane.flatnet.internal";
+/// How long a node's certificate is good. Renewed after a third; a fleet whose control plane is away for two days goes on
+/// without anybody's help.
+pub const NODE_LIFETIME: Duration = Duration::from_secs(72 * 3600);
+/// How long a server's is: made anew at every start and daily.
+pub const SERVER_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the authority's is: replacing it means that every node joins again.
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// Certificates begin this much before now: clocks of hosts differ by minutes.
+const CLOCK_SKEW: Duration = Duration::from_secs(600);
+/// The largest request for a certificate taken, in bytes: one with a P-256 key has about 300.
+pub const CSR_LIMIT: usize = 8 * 1024;
+
+/// Who holds a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// A node.
+    Node(NodeId),
+    /// An administrator, by name.
+    Admin(String),
+    /// A control plane's server.
+    Server,
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "spiffe://flatnet/node/{node}"),
+            Self::Admin(name) => write!(f, "spiffe://flatnet/admin/{name}"),
+            Self::Server => f.write_str("spiffe://flatnet/controlplane"),
+        }
+    }
+}
+
+impl Identity {
+    /// Reads the URI.
+    fn parse(uri: &str) -> Option<Self> {
+        let path = uri.strip_prefix("spiffe://flatnet/")?;
+        match path.split_once('/') {
+            Some(("node", id)) => id.parse().ok().map(Self::Node),
+            Some(("admin", name)) if is_admin_name(name) => Some(Self::Admin(name.to_owned())),
+            None if path == "controlplane" => Some(Self::Server),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an administrator can be called that: 1 to 63 of a-z, 0-9 and '-'.
+#[must_use]
+pub fn is_admin_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+/// What a certificate that was verified says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub identity: Identity,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo), hexadecimal.
+    pub key_hash: String,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file cannot be read or written.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// `read`, `write`, …
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was given is not what it should be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Making a key or signing failed.
+    #[error("cannot make a certificate: {0}")]
+    Making(#[from] rcgen::Error),
+}
+
+/// A certificate that was made, with its key if that was made too.
+#[derive(Debug)]
+pub struct Issued {
+    /// DER.
+    pub certificate: CertificateDer<'static>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// The authority: its key never leaves the directory it was made in.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("hash", &self.hash()).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Reads `ca.pem` and `ca.key` in `dir`, made with the first call.
+    pub fn open(dir: &Path) -> Result<Self, PkiError> {
+        let (key_path, certificate_path) = (dir.join("ca.key"), dir.join("ca.pem"));
+        let io = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| PkiError::Io { what, path, source }
+        };
+        if !certificate_path.exists() {
+            let key = KeyPair::generate()?;
+            let now = SystemTime::now();
+            let mut params = params(&[], now, AUTHORITY_LIFETIME, "Flatnet")?;
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            let certificate = params.self_signed(&key)?;
+            files::create_dir(dir, 0o700).map_err(io("create", dir))?;
+            files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600).map_err(io("write", &key_path))?;
+            // Last: it is what says that the authority is there.
+            files::replace(&certificate_path, certificate.pem().as_bytes(), 0o644)
+                .map_err(io("write", &certificate_path))?;
+        }
+        let pem = std::fs::read_to_string(&certificate_path).map_err(io("read", &certificate_path))?;
+        let key = std::fs::read_to_string(&key_path).map_err(io("read", &key_path))?;
+        let certificate = certificate_of_pem(&pem)
+            .ok_or_else(|| PkiError::Invalid(format!("{} holds no certificate", certificate_path.display())))?;
+        let key = KeyPair::from_pem(&key)
+            .map_err(|_| PkiError::Invalid(format!("{} holds no private key", key_path.display())))?;
+        let (not_after, key_info) = validity(&certificate)
+            .ok_or_else(|| PkiError::Invalid(format!("{} cannot be read", certificate_path.display())))?;
+        if key_info != key.subject_public_key_info() {
+            return Err(PkiError::Invalid(format!(
+                "{} is not the key of {}",
+                key_path.display(),
+                certificate_path.display()
+            )));
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+        Ok(Self { issuer, certificate, not_after })
+    }
+
+    /// Its certificate.
+    #[must_use]
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// When that ends.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// What `--ca-hash` names.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        certificate_hash(&self.certificate)
+    }
+
+    /// A certificate for whoever has the key of `csr` and signed it with that; nothing else of the request counts.
+    pub fn issue(&self, identity: &Identity, csr: &[u8], lifetime: Duration) -> Result<Issued, PkiError> {
+        let invalid =
+            |_| PkiError::Invalid("the certificate request cannot be read, or its signature is wrong".to_owned());
+        if csr.len() > CSR_LIMIT {
+            return Err(PkiError::Invalid(format!("the certificate request is longer than {CSR_LIMIT} bytes")));
+        }
+        let request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr)).map_err(invalid)?;
+        self.sign(identity, &request.public_key, lifetime)
+    }
+
+    /// A certificate and the key made for it.
+    pub fn issue_with_key(
+        &self,
+        identity: &Identity,
+        lifetime: Duration,
+    ) -> Result<(Issued, PrivateKeyDer<'static>), PkiError> {
+        let key = KeyPair::generate()?;
+        let issued = self.sign(identity, &key, lifetime)?;
+        Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    }
+
+    fn sign(&self, identity: &Identity, key: &impl PublicKeyData, lifetime: Duration) -> Result<Issued, PkiError> {
+        let now = SystemTime::now();
+        let name = identity.to_string();
+        let mut names = vec![SanType::URI(name.as_str().try_into()?)];
+        if *identity == Identity::Server {
+            names.push(SanType::DnsName(SERVER_NAME.try_into()?));
+        }
+        let mut params = params(&names, now, lifetime, "Flatnet")?;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![match identity {
+            Identity::Server => ExtendedKeyUsagePurpose::ServerAuth,
+            Identity::Node(_) | Identity::Admin(_) => ExtendedKeyUsagePurpose::ClientAuth,
+        }];
+        let certificate = params.signed_by(key, &self.issuer)?;
+        Ok(Issued { certificate: certificate.der().clone(), not_after: now + lifetime })
+    }
+}
+
+fn params(
+    names: &[SanType],
+    now: SystemTime,
+    lifetime: Duration,
+    common_name: &str,
+) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.subject_alt_names = names.to_vec();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + lifetime).into();
+    Ok(params)
+}
+
+/// A new key, and the request for a certificate for it.
+pub fn new_request() -> Result<(KeyPair, Vec<u8>), PkiError> {
+    let key = KeyPair::generate()?;
+    let request = request_for(&key)?;
+    Ok((key, request))
+}
+
+/// The request for a certificate for `key`, DER.
+pub fn request_for(key: &KeyPair) -> Result<Vec<u8>, PkiError> {
+    let request = CertificateParams::new(Vec::new())?.serialize_request(key)?;
+    Ok(request.der().to_vec())
+}
+
+/// The first certificate in a PEM text.
+#[must_use]
+pub fn certificate_of_pem(pem: &str) -> Option<CertificateDer<'static>> {
+    use rustls::pki_types::pem::PemObject;
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok()
+}
+
+/// A certificate as PEM.
+#[must_use]
+pub fn certificate_pem(certificate: &[u8]) -> String {
+    pem("CERTIFICATE", certificate)
+}
+
+/// RFC 7468: lines of 64 characters.
+#[must_use]
+pub fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().map(|byte| char::from(*byte)));
+        out.push('\n');
+    }
+    out.push_str("-----END ");
+    out.push_str(label);
+    out.push_str("-----\n");
+    out
+}
+
+/// `sha256:` and the hash of the certificate's DER, hexadecimal.
+#[must_use]
+pub fn certificate_hash(certificate: &[u8]) -> String {
+    format!("sha256:{}", sha256(certificate))
+}
+
+/// SHA-256, hexadecimal.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Who holds a certificate that was verified already; `None`: it names nobody we know.
+#[must_use]
+pub fn holder(certificate: &[u8]) -> Option<Holder> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    // Exactly one: nobody is two.
+    let identity = Identity::parse(uris.next()?)?;
+    if uris.next().is_some() {
+        return None;
+    }
+    let not_after = timestamp(parsed.validity().not_after.timestamp());
+    Some(Holder { identity, key_hash: sha256(parsed.public_key().raw), not_after })
+}
+
+/// When a certificate ends, and its SubjectPublicKeyInfo.
+fn validity(certificate: &[u8]) -> Option<(SystemTime, Vec<u8>)> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some((timestamp(parsed.validity().not_after.timestamp()), parsed.public_key().raw.to_vec()))
+}
+
+/// The hash of the key that a request is for, as in [`Holder::key_hash`].
+#[must_use]
+pub fn request_key_hash(csr: &[u8]) -> Option<String> {
+    use x509_parser::prelude::FromDer;
+    let (_, request) = x509_parser::certification_request::X509CertificationRequest::from_der(csr).ok()?;
+    Some(sha256(request.certification_request_info.subject_pki.raw))
+}
+
+fn timestamp(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix_seconds(time: SystemTime) -> i64 {
+    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What an agent asks of its control plane, whichever way it reaches it: directly on a store, or through the server.
+//!
+//! Every [`Store`] is one: the direct way. [`crate::client::Remote`] is the other; the server carries out what it is asked
+//! with the same functions, for whom it has authenticated.
+
+use std::time::Duration;
+
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::state::NetworkState;
+use flatnet_model::{NetworkName, Owner, Publication};
+use futures::Stream;
+
+use crate::allocate::{self, AcquireError, Claim, ClaimRequest, UpdateError};
+use crate::networks::{self, NetworkError, NetworkSpec};
+use crate::presence::{self, Presence, PresenceError};
+use crate::random::Random;
+use crate::store::{Store, StoreError};
+
+pub mod feed;
+
+use feed::{News, Position};
+
+/// A control plane as an agent sees it. Every call but [`Self::announce`] ends within seconds.
+pub trait ControlPlane: Send + Sync + 'static {
+    /// This host's address or route changed: a connection from the old one hears nothing any more. The next call makes a
+    /// new one.
+    fn moved(&self) {}
+
+    /// Acquires the node's lease in a network whose configuration is in `state`: [`allocate::acquire`].
+    fn acquire(
+        &self,
+        request: &ClaimRequest,
+        state: &NetworkState,
+        random: &mut impl Random,
+    ) -> impl Future<Output = Result<Claim, AcquireError>> + Send;
+
+    /// Publishes changed data of a lease held: [`allocate::update`].
+    fn publish(
+        &self,
+        keys: &NetworkKeys,
+        claim: &Claim,
+        publication: &Publication,
+    ) -> impl Future<Output = Result<Claim, UpdateError>> + Send;
+
+    /// Keeps a lease alive once; how long it now lives. [`StoreError::LeaseGone`]: acquire again.
+    fn renew(&self, keys: &NetworkKeys, claim: &Claim) -> impl Future<Output = Result<Duration, StoreError>> + Send;
+
+    /// Gives a lease back: [`allocate::release`].
+    fn release(&self, keys: &NetworkKeys, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Claims the node's presence, waiting out that of its run before: [`presence::announce`].
+    fn announce(&self, who: &Owner) -> impl Future<Output = Result<Presence, PresenceError>> + Send;
+
+    /// Keeps it alive once. [`StoreError::LeaseGone`]: announce again.
+    fn stay(&self, presence: &Presence) -> impl Future<Output = Result<Duration, StoreError>> + Send;
+
+    /// Ends it.
+    fn withdraw(&self, presence: &Presence) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Creates a network if it is not there.
+    fn create_network(
+        &self,
+        flannel_prefix: &str,
+        name: &NetworkName,
+        spec: &NetworkSpec,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// Offers the configuration in force here to a store that lost it; whether it had none: [`networks::restore`].
+    fn restore_config(
+        &self,
+        keys: &NetworkKeys,
+        value: Vec<u8>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// What there is of a network, then what changes: resumed after `position` if the store's history leads on from there,
+    /// else beginning with a snapshot. Ends with an error when it breaks, within 5 s also when the server falls silent.
+    fn feed(
+        &self,
+        keys: &NetworkKeys,
+        position: Option<Position>,
+    ) -> impl Future<Output = Result<impl Stream<Item = Result<News, StoreError>> + Send + Unpin + 'static, StoreError>> + Send;
+}
+
+impl<S: Store> ControlPlane for S {
+    fn moved(&self) {
+        self.path_changed();
+    }
+
+    async fn acquire(
+        &self,
+        request: &ClaimRequest,
+        state: &NetworkState,
+        random: &mut impl Random,
+    ) -> Result<Claim, AcquireError> {
+        allocate::acquire(self, request, state, random).await
+    }
+
+    async fn publish(
+        &self,
+        keys: &NetworkKeys,
+        claim: &Claim,
+        publication: &Publication,
+    ) -> Result<Claim, UpdateError> {
+        allocate::update(self, keys, claim, publication).await
+    }
+
+    async fn renew(&self, _keys: &NetworkKeys, claim: &Claim) -> Result<Duration, StoreError> {
+        allocate::keep_alive(self, claim).await
+    }
+
+    async fn release(&self, keys: &NetworkKeys, claim: &Claim) -> Result<(), StoreError> {
+        allocate::release(self, keys, claim).await
+    }
+
+    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
+        presence::announce(self, who).await
+    }
+
+    async fn stay(&self, presence: &Presence) -> Result<Duration, StoreError> {
+        presence::keep_alive(self, presence).await
+    }
+
+    async fn withdraw(&self, presence: &Presence) -> Result<(), StoreError> {
+        presence::withdraw(self, presence).await
+    }
+
+    async fn create_network(
+        &self,
+        flannel_prefix: &str,
+        name: &NetworkName,
+        spec: &NetworkSpec,
+    ) -> Result<(), NetworkError> {
+        networks::create(self, flannel_prefix, name, spec).await.map(drop)
+    }
+
+    async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
+        networks::restore(self, keys, value).await
+    }
+
+    async fn feed(
+        &self,
+        keys: &NetworkKeys,
+        position: Option<Position>,
+    ) -> Result<impl Stream<Item = Result<News, StoreError>> + Send + Unpin + 'static, StoreError> {
+        feed::open(self, keys, position).await
+    }
+}

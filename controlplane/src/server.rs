@@ -1,0 +1,352 @@
+//! The server: a thin shell over the library, for agents that are not to hold the store's credentials.
+//!
+//! [`Server`] is the composition root: what is opened, which tasks run, and in which order they end. The services decide
+//! who may do what and leave the doing to the library. Any number of servers may share one etcd; nothing here is kept that
+//! another one could not know.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use flatnet_proto::controlplane::v1 as proto;
+use proto::admin_server::AdminServer;
+use proto::enrollment_server::EnrollmentServer;
+use proto::node_server::NodeServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic::transport::server::Server as Grpc;
+use tonic::{Response, Status};
+
+use crate::pki::{self, Authority, Identity, PkiError, SERVER_LIFETIME};
+use crate::store::embedded::EmbeddedStore;
+use crate::store::{KeyRange, Store, StoreError};
+use crate::tls;
+
+mod admin;
+mod audit;
+mod caller;
+mod enrollment;
+mod http;
+mod hub;
+mod keys;
+mod listener;
+mod metrics;
+mod node;
+mod registry;
+mod tokens;
+
+use audit::Audit;
+use hub::Hubs;
+use listener::SharedConfig;
+use metrics::Metrics;
+use registry::Registry;
+
+pub use tokens::NewToken;
+
+/// The local socket's name in the data directory.
+pub const SOCKET: &str = "admin.sock";
+/// Where the authority is in the data directory.
+pub const PKI: &str = "pki";
+/// Calls and streams on one connection: an agent has one stream a network and a few calls.
+const STREAMS: u32 = 128;
+/// A connection that does not answer a ping within this, sent every so often, is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a stopping server waits for calls under way.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How often the server's certificate is made anew.
+const RENEW_CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
+/// How often the store is asked whether it answers.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// What a server is made from.
+pub struct ServerOptions<S> {
+    /// Where leases are.
+    pub store: Arc<S>,
+    /// What it is called.
+    pub store_name: &'static str,
+    /// The same, if it is a file that can be backed up.
+    pub embedded: Option<EmbeddedStore>,
+    /// Where the network `default` lives in it.
+    pub prefix: String,
+    /// The authority, the socket and the audit log are there.
+    pub data_dir: PathBuf,
+    /// Where agents come to.
+    pub listen: SocketAddr,
+    /// /metrics, /healthz, /readyz.
+    pub http_listen: Option<SocketAddr>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A file or directory.
+    #[error("cannot use {path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An address.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The authority.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// TLS.
+    #[error("cannot set TLS up")]
+    Tls(#[from] rustls::Error),
+    /// The definitions of the services.
+    #[error("cannot serve the definitions of the services")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What all services share.
+pub(crate) struct Context<S> {
+    store: Arc<S>,
+    store_name: &'static str,
+    embedded: Option<EmbeddedStore>,
+    prefix: String,
+    authority: Authority,
+    registry: Arc<Registry>,
+    hubs: Hubs<S>,
+    audit: Audit,
+    failures: tokens::Failures,
+    metrics: Metrics,
+    /// Whether the store held no network when this server first read it.
+    blank: AtomicBool,
+    /// Whether the store answers; why not.
+    ready: watch::Sender<Result<(), String>>,
+    /// Set once, when the server ends.
+    stopping: watch::Sender<bool>,
+}
+
+impl<S: Store> Context<S> {
+    /// Counts an answer.
+    fn done<T>(&self, method: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
+        self.metrics.answered(method, result.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok));
+        result.map(Response::new)
+    }
+
+    fn issue(&self, identity: &Identity, csr: &[u8], lifetime: Duration) -> Result<proto::Credentials, Status> {
+        let issued = self.authority.issue(identity, csr, lifetime).map_err(|error| match error {
+            PkiError::Invalid(reason) => Status::invalid_argument(reason),
+            other => Status::internal(other.to_string()),
+        })?;
+        Ok(proto::Credentials {
+            certificate: issued.certificate.to_vec(),
+            authority: self.authority.certificate().to_vec(),
+            not_after: pki::unix_seconds(issued.not_after),
+        })
+    }
+
+    /// Whether nodes may put networks back: the store was blank when this server came to it.
+    fn was_wiped(&self) -> bool {
+        self.blank.load(Ordering::Relaxed)
+    }
+}
+
+/// A server with everything opened, not serving yet.
+pub struct Server<S> {
+    context: Arc<Context<S>>,
+    listener: TcpListener,
+    http: Option<TcpListener>,
+    socket: tokio::net::UnixListener,
+    socket_path: PathBuf,
+    tls: SharedConfig,
+}
+
+impl<S: Store> Server<S> {
+    /// Opens everything: a mistake ends here, with nothing done. The store need not answer yet.
+    pub async fn open(options: ServerOptions<S>) -> Result<Self, ServerError> {
+        let dir = options.data_dir;
+        let io = |path: &std::path::Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Io { path, source }
+        };
+        crate::files::create_dir(&dir, 0o700).map_err(io(&dir))?;
+        let authority = Authority::open(&dir.join(PKI))?;
+        let audit = Audit::open(&dir).map_err(io(&dir.join("audit.log")))?;
+        let tls = Arc::new(RwLock::new(Arc::new(tls_config(&authority)?)));
+        let listen = |address| async move {
+            TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+        };
+        let listener = listen(options.listen).await?;
+        let http = match options.http_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let socket_path = dir.join(SOCKET);
+        let socket = listener::bind_local(&socket_path).map_err(io(&socket_path))?;
+        let context = Arc::new(Context {
+            hubs: Hubs::new(Arc::clone(&options.store)),
+            store: options.store,
+            store_name: options.store_name,
+            embedded: options.embedded,
+            prefix: options.prefix,
+            authority,
+            registry: Arc::default(),
+            audit,
+            failures: tokens::Failures::default(),
+            metrics: Metrics::default(),
+            blank: AtomicBool::new(false),
+            ready: watch::Sender::new(Err("the store has not answered yet".to_owned())),
+            stopping: watch::Sender::new(false),
+        });
+        Ok(Self { context, listener, http, socket, socket_path, tls })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// `sha256:…` of the authority's certificate.
+    #[must_use]
+    pub fn ca_hash(&self) -> String {
+        self.context.authority.hash()
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServerError> {
+        let stopped = self.context.stopping.subscribe();
+        let until = |mut stopped: watch::Receiver<bool>| async move {
+            // Dropped is stopped too.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let mut tasks = tokio::task::JoinSet::new();
+        let (registry, store) = (Arc::clone(&self.context.registry), Arc::clone(&self.context.store));
+        tasks.spawn(async move { registry.run(store).await });
+        tasks.spawn(probe(Arc::clone(&self.context)));
+        tasks.spawn(renew_certificate(Arc::clone(&self.context), Arc::clone(&self.tls)));
+        if let Some(http) = self.http {
+            tasks.spawn(http::serve(http, Arc::clone(&self.context)));
+        }
+        let routes = routes(&self.context).await?;
+        let remote = grpc().add_routes(routes.clone());
+        let remote =
+            remote.serve_with_incoming_shutdown(listener::tls(self.listener, self.tls), until(stopped.clone()));
+        let local = grpc().add_routes(routes);
+        let local = local.serve_with_incoming_shutdown(listener::local(self.socket), until(stopped));
+        tasks.spawn(async move {
+            if let Err(error) = remote.await {
+                tracing::error!(%error, "the listener broke");
+            }
+        });
+        tasks.spawn(async move {
+            if let Err(error) = local.await {
+                tracing::error!(%error, "the local socket broke");
+            }
+        });
+        stop.await;
+        // Watches end by this, and with them what holds connections open.
+        self.context.stopping.send_replace(true);
+        let _ = tokio::time::timeout(LAST_ANSWERS, async { while tasks.join_next().await.is_some() {} }).await;
+        tasks.shutdown().await;
+        let path = self.socket_path;
+        std::fs::remove_file(&path).map_err(|source| ServerError::Io { path, source })
+    }
+}
+
+fn grpc() -> Grpc {
+    Grpc::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_max_header_list_size(16 * 1024)
+}
+
+async fn routes<S: Store>(context: &Arc<Context<S>>) -> Result<Routes, ServerError> {
+    /// The longest request taken, in bytes.
+    const REQUEST: usize = 1024 * 1024;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let mut ready = context.ready.subscribe();
+    tokio::spawn(async move {
+        loop {
+            let serving = match &*ready.borrow_and_update() {
+                Ok(()) => tonic_health::ServingStatus::Serving,
+                Err(_) => tonic_health::ServingStatus::NotServing,
+            };
+            health.set_service_status("", serving).await;
+            health.set_service_status("flatnet.controlplane.v1.Node", serving).await;
+            if ready.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(flatnet_proto::DESCRIPTORS)
+        .build_v1()?;
+    let enrollment = enrollment::EnrollmentService { context: Arc::clone(context) };
+    let node = node::NodeService { context: Arc::clone(context) };
+    let admin = admin::AdminService { context: Arc::clone(context) };
+    let routes = Routes::new(health_service)
+        .add_service(reflection)
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 * 1024))
+        .add_service(NodeServer::new(node).max_decoding_message_size(REQUEST))
+        .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST));
+    Ok(routes.prepare())
+}
+
+fn tls_config(authority: &Authority) -> Result<rustls::ServerConfig, ServerError> {
+    let (issued, key) = authority.issue_with_key(&Identity::Server, SERVER_LIFETIME)?;
+    Ok(tls::server(authority.certificate(), issued.certificate, key)?)
+}
+
+/// The server's own certificate is never older than a day.
+async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig) {
+    loop {
+        tokio::time::sleep(RENEW_CERTIFICATE).await;
+        match tls_config(&context.authority) {
+            Ok(config) => *tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config),
+            Err(error) => tracing::error!(%error, "the server's certificate cannot be renewed"),
+        }
+    }
+}
+
+/// Asks the store every second whether it answers, by reading, which takes a quorum.
+async fn probe<S: Store>(context: Arc<Context<S>>) {
+    let mut first = true;
+    loop {
+        let answer = match node::is_blank(context.store.as_ref()).await {
+            Ok(blank) => {
+                if std::mem::take(&mut first) && blank {
+                    context.blank.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        context.ready.send_if_modified(|ready| {
+            let changed = *ready != answer;
+            match &answer {
+                Err(reason) if changed => tracing::warn!(reason, "the store does not answer"),
+                Ok(()) if changed => tracing::info!("the store answers"),
+                _ => {}
+            }
+            *ready = answer;
+            changed
+        });
+        tokio::time::sleep(PROBE).await;
+    }
+}
+
+/// Makes a join token in the store of a server: the first one, for whoever starts it.
+pub async fn create_token<S: Store>(store: &S, ttl: Duration, uses: u32) -> Result<NewToken, StoreError> {
+    tokens::create(store, ttl, uses, None).await
+}
+
+/// Whether the store of a server can be read: for those who wait for it.
+pub async fn answers<S: Store>(store: &S) -> bool {
+    store.range(&KeyRange::key("/flatnet/catalog")).await.is_ok()
+}

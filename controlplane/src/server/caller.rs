@@ -1,0 +1,105 @@
+//! Who asks: told by the connection, never by a message.
+
+use std::net::IpAddr;
+
+use flatnet_model::NodeId;
+use tonic::{Extensions, Request, Status};
+
+use crate::pki::{Holder, Identity};
+use crate::wire::refusal;
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// Somebody on this machine who may open the socket.
+    Local,
+    /// Over TLS.
+    Remote {
+        /// From where.
+        address: IpAddr,
+        /// The holder of the certificate shown, if one was.
+        holder: Option<Holder>,
+    },
+}
+
+impl Peer {
+    /// The other end of the connection that a request came on.
+    fn of(extensions: &Extensions) -> Result<&Self, Status> {
+        extensions.get::<Self>().ok_or_else(|| Status::internal("the connection says nothing of its other end"))
+    }
+
+    /// For the audit log.
+    #[must_use]
+    pub fn who(&self) -> String {
+        match self {
+            Self::Local => "local".to_owned(),
+            Self::Remote { holder: Some(holder), .. } => holder.identity.to_string(),
+            Self::Remote { holder: None, .. } => "nobody".to_owned(),
+        }
+    }
+
+    /// From where, for the audit log.
+    #[must_use]
+    pub fn from(&self) -> String {
+        match self {
+            Self::Local => "socket".to_owned(),
+            Self::Remote { address, .. } => address.to_string(),
+        }
+    }
+}
+
+/// A node, by the certificate it showed.
+#[derive(Clone, Debug)]
+pub struct NodeCaller {
+    /// The node.
+    pub node: NodeId,
+    /// Its certificate's key, as [`Holder::key_hash`].
+    pub key_hash: String,
+    /// Where it calls from.
+    pub address: IpAddr,
+    /// The connection's other end.
+    pub peer: Peer,
+}
+
+/// The node that asks; refuses everybody else.
+pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
+    let peer = Peer::of(request.extensions())?;
+    match peer {
+        Peer::Remote { address, holder: Some(Holder { identity: Identity::Node(node), key_hash, .. }) } => {
+            Ok(NodeCaller { node: *node, key_hash: key_hash.clone(), address: *address, peer: peer.clone() })
+        }
+        _ => Err(refusal::not_allowed("only a node's certificate may do this", "join with a token first")),
+    }
+}
+
+/// The administrator that asks; refuses everybody else.
+pub fn admin<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = Peer::of(request.extensions())?;
+    match peer {
+        Peer::Local | Peer::Remote { holder: Some(Holder { identity: Identity::Admin(_), .. }), .. } => {
+            Ok(peer.clone())
+        }
+        Peer::Remote { .. } => Err(refusal::not_allowed(
+            "only an administrator may do this",
+            "on the server's machine: controlplane …; elsewhere: --credentials with what `controlplane admin create` printed",
+        )),
+    }
+}
+
+/// Whoever asks on this machine; refuses everybody else.
+pub fn local<T>(request: &Request<T>) -> Result<Peer, Status> {
+    match Peer::of(request.extensions())? {
+        Peer::Local => Ok(Peer::Local),
+        Peer::Remote { .. } => Err(refusal::not_allowed("this is done on the server's machine only", "use its socket")),
+    }
+}
+
+/// Where whoever joins calls from.
+pub fn stranger<T>(request: &Request<T>) -> Result<(Peer, Option<IpAddr>), Status> {
+    let peer = Peer::of(request.extensions())?;
+    let address = match peer {
+        Peer::Local => None,
+        Peer::Remote { address, .. } => Some(*address),
+    };
+    Ok((peer.clone(), address))
+}

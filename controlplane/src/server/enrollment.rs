@@ -1,0 +1,47 @@
+//! Joining: a token for a certificate.
+
+use std::sync::Arc;
+
+use flatnet_proto::controlplane::v1 as proto;
+use proto::enrollment_server::Enrollment;
+use tonic::{Code, Request, Response, Status};
+
+use super::{Context, caller, tokens};
+use crate::pki::{self, CSR_LIMIT, Identity, NODE_LIFETIME};
+use crate::store::Store;
+use crate::wire;
+
+/// The service.
+pub struct EnrollmentService<S> {
+    pub(super) context: Arc<Context<S>>,
+}
+
+#[tonic::async_trait]
+impl<S: Store> Enrollment for EnrollmentService<S> {
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::Credentials>, Status> {
+        let context = &self.context;
+        let (peer, address) = caller::stranger(&request)?;
+        context.failures.may_try(address)?;
+        let message = request.into_inner();
+        let result = join(context, &message).await;
+        if result.as_ref().is_err_and(|status| status.code() == Code::Unauthenticated) {
+            context.failures.failed(address);
+        }
+        // What was sent for an id may be anything.
+        context.audit.note(&peer, "join", &flatnet_model::keys::excerpt(&message.node), &result);
+        context.done("join", result)
+    }
+}
+
+async fn join<S: Store>(context: &Context<S>, message: &proto::JoinRequest) -> Result<proto::Credentials, Status> {
+    let node = wire::node(&message.node)?;
+    let name = wire::node_name(&message.name)?;
+    let too_long = || Status::invalid_argument("the certificate request is too long");
+    let csr = Some(&message.csr).filter(|csr| csr.len() <= CSR_LIMIT).ok_or_else(too_long)?;
+    // Signed first: a request that cannot be signed uses no token.
+    let credentials = context.issue(&Identity::Node(node), csr, NODE_LIFETIME)?;
+    let key_hash = pki::holder(&credentials.certificate).map(|holder| holder.key_hash).unwrap_or_default();
+    tokens::use_for(context.store.as_ref(), &message.token, node, &name, &key_hash).await?;
+    tracing::info!(%node, name, "node joined");
+    Ok(credentials)
+}

@@ -1,0 +1,191 @@
+//! The nodes that joined, and which of them may not any more: followed in the store, so that what one replica revokes
+//! every other one knows within a round trip.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use flatnet_model::NodeId;
+use flatnet_proto::controlplane::v1::{Refusal, refusal::Kind};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use super::keys::NODES;
+use crate::pki::unix_seconds;
+use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, WatchEvent, Write};
+use crate::wire::refusal;
+
+/// The record's version.
+const VERSION: u32 = 1;
+/// The wait before the store is followed again.
+const AGAIN: Duration = Duration::from_millis(300);
+/// How often a record is tried to be changed while others change it.
+const ATTEMPTS: u32 = 5;
+
+/// One node's registration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The record's version.
+    pub version: u32,
+    /// The node's name when it joined.
+    pub name: String,
+    /// The key it joined with: another one is somebody else's.
+    pub key_sha256: String,
+    /// Seconds since 1970.
+    pub joined: i64,
+    /// Its certificates count for nothing any more.
+    #[serde(default)]
+    pub revoked: bool,
+}
+
+impl Registration {
+    /// Of a node that joins now.
+    #[must_use]
+    pub fn new(name: &str, key_hash: &str) -> Self {
+        let joined = unix_seconds(SystemTime::now());
+        Self { version: VERSION, name: name.to_owned(), key_sha256: key_hash.to_owned(), joined, revoked: false }
+    }
+
+    /// What is written.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        // Strings and numbers only: this cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        serde_json::from_slice(value).ok()
+    }
+}
+
+/// The key of a node's registration.
+#[must_use]
+pub fn key(node: NodeId) -> String {
+    format!("{NODES}{node}")
+}
+
+/// The nodes that joined.
+pub type Known = BTreeMap<NodeId, Arc<Registration>>;
+
+/// What is known of all of them.
+pub struct Registry {
+    /// `None`: not read yet.
+    known: watch::Sender<Option<Arc<Known>>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { known: watch::Sender::new(None) }
+    }
+}
+
+impl Registry {
+    /// Follows the store, for ever.
+    pub async fn run<S: Store>(&self, store: Arc<S>) {
+        loop {
+            let error = match self.session(store.as_ref()).await {
+                Ok(()) => "the watch ended".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(error, "the registry of nodes is not followed");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn session<S: Store>(&self, store: &S) -> Result<(), StoreError> {
+        let range = KeyRange::prefix(NODES);
+        let reply = store.range(&range).await?;
+        let mut known: Known = reply.kvs.iter().filter_map(entry).collect();
+        self.known.send_replace(Some(Arc::new(known.clone())));
+        let mut watch = store.watch(&range, reply.revision + 1).await?;
+        while let Some(batch) = watch.next().await {
+            for event in batch?.events {
+                match event {
+                    WatchEvent::Put(kv) => known.extend(entry(&kv)),
+                    WatchEvent::Delete { key, .. } => {
+                        let node = node_of(&key);
+                        known.retain(|known, _| Some(*known) != node);
+                    }
+                }
+            }
+            self.known.send_replace(Some(Arc::new(known.clone())));
+        }
+        Ok(())
+    }
+
+    /// News of any of them.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Known>>> {
+        self.known.subscribe()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Arc<Known> {
+        self.known.borrow().clone().unwrap_or_default()
+    }
+
+    /// Whether a node with a certificate for `key_hash` may do anything.
+    pub fn check(&self, node: NodeId, key_hash: &str) -> Result<(), Status> {
+        let known = self.known.borrow();
+        let Some(known) = known.as_ref() else {
+            return Err(Status::unavailable("the store has not been read yet"));
+        };
+        match known.get(&node) {
+            Some(found) if found.revoked => Err(revoked(node)),
+            Some(found) if found.key_sha256 != key_hash => {
+                Err(refusal::not_allowed(format!("node {node} joined again with another key"), "join with a token"))
+            }
+            // Unknown to a store that was wiped: the authority vouches for it.
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// That a node's rights were ended.
+pub fn revoked(node: NodeId) -> Status {
+    let hint = "an administrator revoked it: controlplane node ls".to_owned();
+    let refusal = Refusal { kind: Kind::Revoked.into(), node: node.to_string(), hint, ..Refusal::default() };
+    refusal::status(Code::PermissionDenied, format!("node {node} was revoked"), refusal)
+}
+
+fn node_of(key: &[u8]) -> Option<NodeId> {
+    std::str::from_utf8(key).ok()?.strip_prefix(NODES)?.parse().ok()
+}
+
+fn entry(kv: &KeyValue) -> Option<(NodeId, Arc<Registration>)> {
+    Some((node_of(&kv.key)?, Arc::new(Registration::decode(&kv.value)?)))
+}
+
+/// Registers a node that has a certificate and that the store does not know: it was wiped.
+pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_hash: &str) -> Result<(), StoreError> {
+    let txn = Txn {
+        when: vec![Compare::ModRevision(key(node), 0)],
+        then: vec![Write::Put { key: key(node), value: Registration::new(name, key_hash).encode(), lease: None }],
+    };
+    // Refused: another call of the node's was faster.
+    store.txn(txn).await.map(drop)
+}
+
+/// Marks a node revoked; whether it is known.
+pub async fn revoke<S: Store>(store: &S, node: NodeId) -> Result<bool, StoreError> {
+    for _ in 0..ATTEMPTS {
+        let Some(kv) = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next() else {
+            return Ok(false);
+        };
+        let mut found = Registration::decode(&kv.value).unwrap_or_else(|| Registration::new("", ""));
+        found.revoked = true;
+        let txn = Txn {
+            when: vec![Compare::ModRevision(key(node), kv.mod_revision)],
+            then: vec![Write::Put { key: key(node), value: found.encode(), lease: None }],
+        };
+        if let TxnReply::Done(_) = store.txn(txn).await? {
+            return Ok(true);
+        }
+    }
+    Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason: "the node's record keeps changing".to_owned() })
+}

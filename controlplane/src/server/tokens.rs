@@ -1,0 +1,255 @@
+//! Join tokens: `<id>.<secret>`. The store has the id and the secret's hash, under a lease that ends with the token.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use flatnet_model::NodeId;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::keys::TOKENS;
+use super::registry::{self, Registration};
+use crate::pki::{sha256, unix_seconds};
+use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
+use crate::wire::refusal;
+
+/// The record's version.
+const VERSION: u32 = 1;
+/// Of the id: enough to be another one each time.
+const ID_BYTES: usize = 5;
+/// Of the secret: 160 bits are not guessed, so a plain hash is enough to keep.
+const SECRET_BYTES: usize = 20;
+/// The longest token looked at, in bytes.
+const LIMIT: usize = 128;
+/// Keys that used a token and may ask again with it, should an answer have been lost.
+const REMEMBERED: usize = 64;
+/// How often a use is tried while others use the same token: a whole fleet may start with one.
+const ATTEMPTS: u32 = 50;
+
+/// A token as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    version: u32,
+    /// SHA-256 of the secret, hexadecimal.
+    secret_sha256: String,
+    /// Seconds since 1970.
+    pub expires: i64,
+    /// Nodes it may still bring in.
+    pub uses_left: u32,
+    /// For this node only, which may come with another key.
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// The keys that used it last.
+    #[serde(default)]
+    used_by: Vec<String>,
+}
+
+/// A new token: its id, the whole of it, and its record.
+#[derive(Debug)]
+pub struct NewToken {
+    /// The part that is no secret.
+    pub id: String,
+    /// `<id>.<secret>`.
+    pub token: String,
+    /// What is stored.
+    pub record: TokenRecord,
+}
+
+/// Makes a token.
+pub async fn create<S: Store>(
+    store: &S,
+    ttl: Duration,
+    uses: u32,
+    node: Option<NodeId>,
+) -> Result<NewToken, StoreError> {
+    let random = |bytes: &mut [u8]| {
+        getrandom::fill(bytes).map_err(|error| StoreError::Rejected {
+            endpoint: "this system".to_owned(),
+            reason: format!("it gives no random numbers: {error}"),
+        })
+    };
+    let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
+    random(&mut id)?;
+    random(&mut secret)?;
+    let (id, secret) = (hex(&id), hex(&secret));
+    let expires = unix_seconds(SystemTime::now() + ttl);
+    let secret_sha256 = sha256(secret.as_bytes());
+    let record = TokenRecord { version: VERSION, secret_sha256, expires, uses_left: uses, node, used_by: Vec::new() };
+    let lease = store.lease_grant(ttl).await?;
+    let key = format!("{TOKENS}{id}");
+    let value = serde_json::to_vec(&record).unwrap_or_default();
+    let txn = Txn {
+        when: vec![Compare::ModRevision(key.clone(), 0)],
+        then: vec![Write::Put { key, value, lease: Some(lease) }],
+    };
+    store.txn(txn).await?;
+    Ok(NewToken { token: format!("{id}.{secret}"), id, record })
+}
+
+/// Those that can still be used.
+pub async fn list<S: Store>(store: &S) -> Result<Vec<(String, TokenRecord)>, StoreError> {
+    let kvs = store.range(&KeyRange::prefix(TOKENS)).await?.kvs;
+    let entry = |kv: &KeyValue| {
+        let id = std::str::from_utf8(&kv.key).ok()?.strip_prefix(TOKENS)?.to_owned();
+        Some((id, serde_json::from_slice(&kv.value).ok()?))
+    };
+    Ok(kvs.iter().filter_map(entry).collect())
+}
+
+/// Ends one; whether it was there.
+pub async fn revoke<S: Store>(store: &S, id: &str) -> Result<bool, StoreError> {
+    let key = format!("{TOKENS}{id}");
+    let found = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
+    let Some(found) = found else { return Ok(false) };
+    store.txn(Txn { when: Vec::new(), then: vec![Write::Delete(key)] }).await?;
+    if let Some(lease) = found.lease {
+        store.lease_revoke(lease).await?;
+    }
+    Ok(true)
+}
+
+/// Uses `token` for `node`, which comes with the key of `key_hash`: registers the node in the same transaction.
+pub async fn use_for<S: Store>(store: &S, token: &str, node: NodeId, name: &str, key_hash: &str) -> Result<(), Status> {
+    // Whatever is wrong with a token is said in the same words: nobody learns which ids there are.
+    let bad = || Status::new(Code::Unauthenticated, "the token is not valid: wrong, used up, or over");
+    let (id, secret) = token.split_once('.').filter(|_| token.len() <= LIMIT).ok_or_else(bad)?;
+    if id.len() != 2 * ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    let key = format!("{TOKENS}{id}");
+    for _ in 0..ATTEMPTS {
+        let found = store.range(&KeyRange::key(&key)).await.map_err(|error| refusal::store(&error))?.kvs;
+        let found = found.into_iter().next();
+        let record = found.as_ref().and_then(|kv| serde_json::from_slice::<TokenRecord>(&kv.value).ok());
+        // Compared also when there is none, so that both take the same time.
+        let expected = record.as_ref().map_or_else(|| sha256(b""), |record| record.secret_sha256.clone());
+        let matches = is_same(&expected, &sha256(secret.as_bytes()));
+        let (Some(kv), Some(mut record), true) = (found, record, matches) else { return Err(bad()) };
+        let again = record.used_by.iter().any(|used| used == key_hash);
+        let for_node = record.node.is_none_or(|only| only == node);
+        if record.expires <= unix_seconds(SystemTime::now()) || !for_node || (record.uses_left == 0 && !again) {
+            return Err(bad());
+        }
+        let known = registration(store, node).await?;
+        if let Some((_, registered)) = &known {
+            if registered.revoked && record.node.is_none() {
+                return Err(registry::revoked(node));
+            }
+            if registered.key_sha256 != key_hash && record.node.is_none() {
+                return Err(refusal::not_allowed(
+                    format!("node {node} joined with another key before"),
+                    "if its state was lost: controlplane node rm, or a token for it: controlplane token create --node",
+                ));
+            }
+        }
+        if !again {
+            record.uses_left -= 1;
+            record.used_by.push(key_hash.to_owned());
+            let beyond = record.used_by.len().saturating_sub(REMEMBERED);
+            record.used_by.drain(..beyond);
+        }
+        let node_key = registry::key(node);
+        let txn = Txn {
+            when: vec![
+                Compare::ModRevision(key.clone(), kv.mod_revision),
+                Compare::ModRevision(node_key.clone(), known.map_or(0, |(revision, _)| revision)),
+            ],
+            then: vec![
+                Write::Put {
+                    key: key.clone(),
+                    value: serde_json::to_vec(&record).unwrap_or_default(),
+                    lease: kv.lease,
+                },
+                Write::Put { key: node_key, value: Registration::new(name, key_hash).encode(), lease: None },
+            ],
+        };
+        match store.txn(txn).await {
+            Ok(TxnReply::Done(_)) => return Ok(()),
+            Ok(TxnReply::Refused(_)) => {}
+            Err(StoreError::LeaseGone(_)) => return Err(bad()),
+            Err(error) => return Err(refusal::store(&error)),
+        }
+    }
+    Err(Status::unavailable("too many join with this token at once; try again"))
+}
+
+async fn registration<S: Store>(store: &S, node: NodeId) -> Result<Option<(i64, Registration)>, Status> {
+    let reply = store.range(&KeyRange::key(&registry::key(node))).await.map_err(|error| refusal::store(&error))?;
+    let found = reply.kvs.into_iter().next();
+    Ok(found.map(|kv| {
+        let registered = Registration::decode(&kv.value).unwrap_or_else(|| Registration::new("", ""));
+        (kv.mod_revision, registered)
+    }))
+}
+
+/// In a time that does not tell where they differ.
+fn is_same(a: &str, b: &str) -> bool {
+    let differ = a.bytes().zip(b.bytes()).fold(0_u8, |differ, (a, b)| std::hint::black_box(differ | (a ^ b)));
+    a.len() == b.len() && differ == 0
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Who tried bad tokens lately: each address is heard a few times a minute.
+#[derive(Default)]
+pub struct Failures(Mutex<Window>);
+
+struct Window {
+    began: Instant,
+    by_address: HashMap<Option<IpAddr>, u32>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { began: Instant::now(), by_address: HashMap::new() }
+    }
+}
+
+/// How long failures are counted together.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Failures an address may have in that time: a person who mistypes has fewer.
+const FAILURES: u32 = 10;
+/// Addresses told apart; beyond, all others count as one.
+const ADDRESSES: usize = 4096;
+
+impl Failures {
+    /// Whether one more try of `address` is heard.
+    pub fn may_try(&self, address: Option<IpAddr>) -> Result<(), Status> {
+        let window = self.settled();
+        match window.by_address.get(&window.key(address)) {
+            Some(count) if *count >= FAILURES => {
+                Err(Status::resource_exhausted("too many bad tokens from this address; wait a minute"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts one that failed.
+    pub fn failed(&self, address: Option<IpAddr>) {
+        let mut window = self.settled();
+        let key = window.key(address);
+        *window.by_address.entry(key).or_default() += 1;
+    }
+
+    fn settled(&self) -> std::sync::MutexGuard<'_, Window> {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.began.elapsed() >= WINDOW {
+            *window = Window::default();
+        }
+        window
+    }
+}
+
+impl Window {
+    fn key(&self, address: Option<IpAddr>) -> Option<IpAddr> {
+        address.filter(|_| self.by_address.len() < ADDRESSES || self.by_address.contains_key(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! A store in one file, for a control plane without etcd: durable, one process.
+//!
+//! One thread owns the content and the file. Calls queue up for it; all that wait at once are carried out and written in
+//! one commit, and answered when the disk has it. Nobody sees a change, by reading or watching, that a crash could take
+//! back. Its content is in memory as a whole; the file is read once, when it is opened.
+//!
+//! The history is in memory only: after a restart a watch from an older revision is told that it is compacted.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flatnet_model::{EtcdLease, Revision};
+use futures::Stream;
+use futures::stream::{self, StreamExt};
+use tokio::sync::{oneshot, watch};
+
+use crate::store::data::Data;
+use crate::store::{CALL_TIMEOUT, KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
+
+mod disk;
+mod engine;
+
+use disk::Disk;
+pub use disk::OpenError;
+use engine::{Answer, Engine, Request};
+
+/// Calls that may wait for the disk: more than a thousand agents that all start at once have under way, and far less than
+/// memory holds. Beyond, a call fails at once and its caller backs off.
+const QUEUE: usize = 8192;
+
+/// The store; clones are the same one. Its file is closed with the last of them.
+#[derive(Clone)]
+pub struct EmbeddedStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `None` only while it is dropped.
+    requests: Option<SyncSender<Request>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+/// What the thread shares with watches.
+struct Shared {
+    path: PathBuf,
+    data: Mutex<Data>,
+    /// The last revision that is on the disk; sent anew whenever a watch may have something to say.
+    durable: watch::Sender<Revision>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Data> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unavailable(&self, reason: impl Into<String>) -> StoreError {
+        StoreError::Unavailable { endpoint: self.path.display().to_string(), reason: reason.into() }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The thread ends when nobody can ask it any more; the file is free again when this returns.
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did there is nothing to save here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the file at `path`, made if it is not there, and reads it.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let (disk, kept) = Disk::open(path)?;
+        let revision = kept.revision;
+        let data = Data::of(kept, engine::first_lease(), tokio::time::Instant::now());
+        let shared =
+            Arc::new(Shared { path: path.to_owned(), data: Mutex::new(data), durable: watch::Sender::new(revision) });
+        let (requests, receiver) = std::sync::mpsc::sync_channel(QUEUE);
+        let engine = Engine::new(Arc::clone(&shared), disk);
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || engine.run(&receiver))
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        Ok(Self { inner: Arc::new(Inner { requests: Some(requests), thread: Some(thread), shared }) })
+    }
+
+    /// Opens the file at `path`, which must be there.
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        // Empty is how a new one begins.
+        if std::fs::metadata(path).map_err(io)?.len() == 0 {
+            return Err(io(std::io::ErrorKind::InvalidData.into()));
+        }
+        Self::open(path)
+    }
+
+    /// Forgets the history before `revision`.
+    pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.call(|answer| Request::Compact(revision, answer)).await
+    }
+
+    /// Writes everything as it is now into a new file at `path`, which can be opened in this one's place.
+    pub async fn backup(&self, path: PathBuf) -> Result<(), StoreError> {
+        self.call(|answer| Request::Backup(path, answer)).await
+    }
+
+    /// The last revision that is on the disk.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        *self.inner.shared.durable.borrow()
+    }
+
+    async fn call<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StoreError> {
+        let shared = &self.inner.shared;
+        let (answer, reply) = oneshot::channel();
+        let sent = self.inner.requests.as_ref().map(|requests| requests.try_send(request(answer)));
+        match sent {
+            Some(Ok(())) => {}
+            Some(Err(TrySendError::Full(_))) => return Err(shared.unavailable("too many calls wait for the disk")),
+            Some(Err(TrySendError::Disconnected(_))) | None => return Err(shared.unavailable("the store has stopped")),
+        }
+        match tokio::time::timeout(CALL_TIMEOUT, reply).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(shared.unavailable("the store has stopped")),
+            Err(_) => Err(shared.unavailable(format!("the disk did not answer within {} s", CALL_TIMEOUT.as_secs()))),
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    async fn range(&self, range: &KeyRange) -> Result<RangeReply, StoreError> {
+        let range = range.clone();
+        self.call(|answer| Request::Range(range, answer)).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
+        self.call(|answer| Request::Txn(txn, answer)).await
+    }
+
+    async fn lease_grant(&self, ttl: Duration) -> Result<EtcdLease, StoreError> {
+        self.call(|answer| Request::Grant(ttl, answer)).await
+    }
+
+    async fn lease_keep_alive(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        self.call(|answer| Request::KeepAlive(lease, answer)).await
+    }
+
+    async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
+        self.call(|answer| Request::TimeLeft(lease, answer)).await
+    }
+
+    async fn lease_revoke(&self, lease: EtcdLease) -> Result<(), StoreError> {
+        self.call(|answer| Request::Revoke(lease, answer)).await
+    }
+
+    async fn watch(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+    ) -> Result<impl Stream<Item = Result<WatchBatch, StoreError>> + Send + Unpin + 'static, StoreError> {
+        let shared = &self.inner.shared;
+        let at = self.revision();
+        if at + 1 < from {
+            return Err(StoreError::behind(&shared.path.display().to_string(), at, from));
+        }
+        let watcher = Watcher {
+            shared: Arc::clone(shared),
+            durable: shared.durable.subscribe(),
+            range: range.clone(),
+            next: from,
+        };
+        Ok(stream::unfold(Some(watcher), |watcher| async move {
+            let mut watcher = watcher?;
+            let item = watcher.next().await;
+            let rest = item.is_ok().then_some(watcher);
+            Some((item, rest))
+        })
+        .boxed())
+    }
+}
+
+struct Watcher {
+    shared: Arc<Shared>,
+    durable: watch::Receiver<Revision>,
+    range: KeyRange,
+    next: Revision,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Result<WatchBatch, StoreError> {
+        loop {
+            let upto = *self.durable.borrow_and_update();
+            let batch = self.shared.lock().since(&self.range, self.next, upto)?;
+            if let Some(batch) = batch {
+                self.next = batch.revision + 1;
+                return Ok(batch);
+            }
+            if self.durable.changed().await.is_err() {
+                return Err(self.shared.unavailable("the store has stopped"));
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The thread that owns the content: takes calls, changes the content, commits, answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use flatnet_model::{EtcdLease, Revision};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::disk::{Disk, DiskError};
+use crate::random::{OsRandom, Random};
+use crate::store::data::{Changes, Data};
+use crate::store::{KeyRange, RangeReply, StoreError, Txn, TxnReply};
+
+/// Where the result of a call goes.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// One call.
+pub(super) enum Request {
+    Range(KeyRange, Answer<RangeReply>),
+    Txn(Txn, Answer<TxnReply>),
+    Grant(Duration, Answer<EtcdLease>),
+    KeepAlive(EtcdLease, Answer<Duration>),
+    TimeLeft(EtcdLease, Answer<Duration>),
+    Revoke(EtcdLease, Answer<()>),
+    Compact(Revision, Answer<()>),
+    Backup(PathBuf, Answer<()>),
+}
+
+/// Calls carried out in one commit at most: what they change is then a few hundred KiB.
+const BATCH: usize = 512;
+/// Changes kept for watches that were away: at 600 bytes each some 12 MB.
+const HISTORY: usize = 20_000;
+/// When to look again at a disk that refused.
+const DISK_RETRY: Duration = Duration::from_millis(200);
+
+/// Lease ids must not come again after a restart; 62 random bits, as etcd's are random.
+pub(super) fn first_lease() -> i64 {
+    i64::try_from(OsRandom.next_u64() >> 2).unwrap_or(1)
+}
+
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+    disk: Disk,
+    /// The last revision on the disk.
+    durable: Revision,
+    /// Why the disk did not take the last commit; its content is to be read again before anything else.
+    broken: Option<String>,
+}
+
+/// An answer that waits for the disk.
+type Ready = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+impl Engine {
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk) -> Self {
+        let durable = *shared.durable.borrow();
+        Self { shared, disk, durable, broken: None }
+    }
+
+    /// Until nobody can ask any more.
+    pub(super) fn run(mut self, requests: &Receiver<Request>) {
+        loop {
+            let due = self.shared.lock().next_due();
+            let wait = due.map_or(Duration::from_secs(60), |due| due.saturating_duration_since(Instant::now()));
+            let wait = if self.broken.is_some() { DISK_RETRY } else { wait };
+            match requests.recv_timeout(wait) {
+                Ok(first) => {
+                    let batch = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
+                    self.batch(batch);
+                }
+                Err(RecvTimeoutError::Timeout) => self.batch(Vec::new()),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn batch(&mut self, batch: Vec<Request>) {
+        if self.recover().is_err() {
+            let reason = self.broken.clone().unwrap_or_default();
+            for request in batch {
+                refuse(request, self.shared.unavailable(reason.clone()));
+            }
+            return;
+        }
+        let mut answers: Vec<Ready> = Vec::with_capacity(batch.len());
+        let (mut compactions, mut backups) = (Vec::new(), Vec::new());
+        let changes = {
+            let mut data = self.shared.lock();
+            data.settle(Instant::now());
+            for request in batch {
+                match request {
+                    Request::Compact(revision, answer) => compactions.push((revision, answer)),
+                    Request::Backup(path, answer) => backups.push((path, answer)),
+                    request => answers.extend(carry_out(&mut data, request)),
+                }
+            }
+            data.changes(self.durable)
+        };
+        let committed = self.commit(&changes);
+        for answer in answers {
+            answer(committed.clone().map_err(|reason| self.shared.unavailable(reason)));
+        }
+        for (revision, answer) in compactions {
+            self.shared.lock().compact(revision);
+            // Watches that are behind learn of it.
+            self.shared.durable.send_modify(|_| {});
+            drop(answer.send(Ok(())));
+        }
+        for (path, answer) in backups {
+            let kept = self.shared.lock().kept();
+            let done = Disk::write_new(&path, &kept).map_err(|error| self.shared.unavailable(error.to_string()));
+            drop(answer.send(done));
+        }
+    }
+
+    /// Puts what changed on the disk and shows it to watches.
+    fn commit(&mut self, changes: &Changes) -> Result<(), String> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match self.disk.write(changes) {
+            Ok(()) => {
+                self.shared.lock().trim_history(HISTORY);
+                self.durable = changes.revision;
+                self.shared.durable.send_replace(self.durable);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::error!(path = %self.shared.path.display(), error = reason, "the store's disk refused a commit");
+                self.broken = Some(reason.clone());
+                Err(reason)
+            }
+        }
+    }
+
+    /// After a commit that failed: what is in memory may not be on the disk, so the disk's content is read again. Nobody
+    /// saw what it lacks.
+    fn recover(&mut self) -> Result<(), DiskError> {
+        if self.broken.is_none() {
+            return Ok(());
+        }
+        let kept = self.disk.reopen().inspect_err(|error| self.broken = Some(error.to_string()))?;
+        let revision = kept.revision;
+        *self.shared.lock() = Data::of(kept, first_lease(), Instant::now());
+        self.durable = revision;
+        self.shared.durable.send_replace(revision);
+        self.broken = None;
+        tracing::info!(path = %self.shared.path.display(), revision, "the store's disk is back");
+        Ok(())
+    }
+}
+
+/// Carries out one call; its answer, to be given when the disk has what it changed.
+fn carry_out(data: &mut Data, request: Request) -> Option<Ready> {
+    fn ready<T: Send + 'static>(answer: Answer<T>, result: Result<T, StoreError>) -> Option<Ready> {
+        Some(Box::new(move |committed| {
+            // Whoever asked may have given up waiting.
+            let _ = answer.send(committed.and(result));
+        }))
+    }
+    let now = Instant::now();
+    match request {
+        Request::Range(range, answer) => ready(answer, Ok(data.range(&range))),
+        Request::Txn(txn, answer) => ready(answer, data.txn(&txn)),
+        Request::Grant(ttl, answer) => ready(answer, Ok(data.grant(ttl, now))),
+        Request::KeepAlive(lease, answer) => ready(answer, data.keep_alive(lease, now)),
+        Request::TimeLeft(lease, answer) => ready(answer, data.time_left(lease, now)),
+        Request::Revoke(lease, answer) => {
+            data.revoke(lease);
+            ready(answer, Ok(()))
+        }
+        // Taken out before.
+        Request::Compact(..) | Request::Backup(..) => None,
+    }
+}
+
+fn refuse(request: Request, error: StoreError) {
+    match request {
+        Request::Range(_, answer) => drop(answer.send(Err(error))),
+        Request::Txn(_, answer) => drop(answer.send(Err(error))),
+        Request::Grant(_, answer) => drop(answer.send(Err(error))),
+        Request::KeepAlive(_, answer) | Request::TimeLeft(_, answer) => drop(answer.send(Err(error))),
+        Request::Revoke(_, answer) | Request::Compact(_, answer) | Request::Backup(_, answer) => {
+            drop(answer.send(Err(error)));
+        }
+    }
+}

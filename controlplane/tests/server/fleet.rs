@@ -1,0 +1,188 @@
+//! A server in this process and nodes that reach it over TLS.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flatnet_controlplane::allocate::{AcquireError, Claim, ClaimRequest};
+use flatnet_controlplane::client::credentials::Credentials;
+use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress, channel};
+use flatnet_controlplane::flannel::decode_config;
+use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::random::OsRandom;
+use flatnet_controlplane::server::{self, SOCKET, Server, ServerOptions};
+use flatnet_controlplane::store::memory::MemoryStore;
+use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::state::{ConfigState, NetworkState};
+use flatnet_model::{BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, Vni};
+use flatnet_proto::controlplane::v1::admin_client::AdminClient;
+use flatnet_proto::controlplane::v1::node_client::NodeClient;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+use crate::support::ScratchDir;
+
+/// The network of these tests, as flannel's JSON.
+pub const CONFIG: &[u8] = br#"{"Network":"10.50.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
+
+/// A server that ends with the test.
+pub struct Fleet {
+    pub store: MemoryStore,
+    pub dir: ScratchDir,
+    pub address: SocketAddr,
+    pub ca_hash: String,
+    stop: Option<oneshot::Sender<()>>,
+    serving: Option<JoinHandle<()>>,
+}
+
+pub fn keys() -> NetworkKeys {
+    NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
+}
+
+impl Fleet {
+    /// With the network `default`.
+    pub async fn start() -> Self {
+        let fleet = Self::start_empty().await;
+        fleet.store.put(keys().config(), CONFIG, None);
+        fleet.store.put("/flatnet/catalog", "{}", None);
+        fleet
+    }
+
+    /// With nothing in the store.
+    pub async fn start_empty() -> Self {
+        let (store, dir) = (MemoryStore::new(), ScratchDir::new("server"));
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut fleet = Self { store, dir, address: any, ca_hash: String::new(), stop: None, serving: None };
+        fleet.serve().await;
+        fleet
+    }
+
+    /// Serves at the same address with the same directory.
+    pub async fn serve(&mut self) {
+        let options = ServerOptions {
+            store: Arc::new(self.store.client()),
+            store_name: "memory",
+            embedded: None,
+            prefix: FLANNEL_PREFIX.to_owned(),
+            data_dir: self.dir.path().join("data"),
+            listen: self.address,
+            http_listen: None,
+        };
+        let server = Server::open(options).await.unwrap();
+        (self.address, self.ca_hash) = (server.address().unwrap(), server.ca_hash());
+        let (stop, stopped) = oneshot::channel();
+        self.stop = Some(stop);
+        self.serving = Some(tokio::spawn(async move {
+            server.serve(async { stopped.await.unwrap_or_default() }).await.unwrap();
+        }));
+    }
+
+    /// Ends the server.
+    pub async fn stop(&mut self) {
+        drop(self.stop.take());
+        self.serving.take().unwrap().await.unwrap();
+    }
+
+    pub async fn token(&self, uses: u32) -> String {
+        server::create_token(&self.store, Duration::from_secs(3600), uses).await.unwrap().token
+    }
+
+    pub fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(channel::local(&self.dir.path().join("data").join(SOCKET)))
+    }
+
+    pub fn server(&self) -> ServerAddress {
+        ServerAddress { host: self.address.ip().to_string(), port: self.address.port() }
+    }
+
+    /// A node that has not joined yet.
+    pub fn newcomer(&self, number: u8, token: Option<&str>) -> Node {
+        let dir = self.dir.path().join(format!("node{number}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let options = RemoteOptions {
+            servers: vec![self.server()],
+            dir: dir.clone(),
+            node: NodeId::new(u128::from(number)),
+            name: format!("node{number}"),
+            token: token.map(str::to_owned),
+            ca_hash: Some(self.ca_hash.clone()),
+        };
+        let owner = Owner {
+            node: options.node,
+            name: options.name.clone(),
+            nonce: InstanceNonce::new(u128::from(number) + 1000),
+        };
+        Node { remote: Remote::new(options).unwrap(), owner, dir, number }
+    }
+
+    /// A node that joined and is present.
+    pub async fn node(&self, number: u8) -> Node {
+        let token = self.token(1).await;
+        let node = self.newcomer(number, Some(&token));
+        node.remote.announce(&node.owner).await.unwrap();
+        node
+    }
+}
+
+/// One host.
+pub struct Node {
+    pub remote: Remote,
+    pub owner: Owner,
+    pub dir: PathBuf,
+    pub number: u8,
+}
+
+impl Node {
+    /// What it publishes.
+    pub fn publication(&self) -> Publication {
+        Publication {
+            public_ip: Some(Ipv4Addr::new(192, 0, 2, self.number)),
+            public_ipv6: None,
+            backend: BackendKind::Vxlan,
+            data: BackendData::Vxlan { vni: Vni::new(7).ok(), mac: Mac::new([2, 0, 0, 0, 0, self.number]) },
+            data_v6: BackendData::None,
+            besides: Vec::new(),
+        }
+    }
+
+    pub fn request(&self) -> ClaimRequest {
+        ClaimRequest {
+            keys: keys(),
+            owner: self.owner.clone(),
+            publication: self.publication(),
+            wanted: Vec::new(),
+            previous: None,
+            ttl: Duration::from_secs(3600),
+            adopt: true,
+            known: None,
+        }
+    }
+
+    pub async fn acquire(&self) -> Claim {
+        self.try_acquire(&self.request()).await.unwrap()
+    }
+
+    pub async fn try_acquire(&self, request: &ClaimRequest) -> Result<Claim, AcquireError> {
+        self.remote.acquire(request, &state(), &mut OsRandom).await
+    }
+
+    /// Its certificate, used by hand: for calls that no agent makes.
+    pub fn raw(&self, fleet: &Fleet) -> NodeClient<Channel> {
+        let credentials = Credentials::read(&self.dir).unwrap().unwrap();
+        NodeClient::new(channel::tls(&fleet.server(), credentials.client_config().unwrap()).unwrap())
+    }
+
+    /// The same as administrator, which it is not.
+    pub fn raw_admin(&self, fleet: &Fleet) -> AdminClient<Channel> {
+        let credentials = Credentials::read(&self.dir).unwrap().unwrap();
+        AdminClient::new(channel::tls(&fleet.server(), credentials.client_config().unwrap()).unwrap())
+    }
+}
+
+/// The network as an agent knows it.
+fn state() -> NetworkState {
+    let (config, _) = decode_config(CONFIG).unwrap();
+    NetworkState { config: ConfigState::Valid(config), ..NetworkState::default() }
+}

@@ -1,0 +1,260 @@
+//! What a node may not do, tried with a certificate that is valid, another node's; and what nobody without one may.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flatnet_controlplane::client::channel;
+use flatnet_controlplane::flannel::encode_lease;
+use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::store::StoreError;
+use flatnet_controlplane::tls::{self, Trust};
+use flatnet_controlplane::watch::{NetworkView, follow};
+use flatnet_controlplane::wire;
+use flatnet_model::keys::presence;
+use flatnet_proto::controlplane::v1 as proto;
+use proto::admin_client::AdminClient;
+use proto::node_client::NodeClient;
+use tokio::sync::watch;
+use tonic::Code;
+
+use crate::fleet::{Fleet, keys};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_can_neither_publish_nor_renew_nor_release_anothers_lease() {
+    let fleet = Fleet::start().await;
+    let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
+    let claim = victim.acquire().await;
+    let (network, subnets) = ("default".to_owned(), claim.lease.subnets.to_string());
+    let before = fleet.store.dump();
+    let mut raw = thief.raw(&fleet);
+
+    let publication = encode_lease(&thief.publication(), None);
+    let instance = Some(wire::instance(&thief.owner));
+    let publish = proto::PublishRequest { network: network.clone(), subnets: subnets.clone(), instance, publication };
+    assert_eq!(raw.publish(publish).await.unwrap_err().code(), Code::PermissionDenied);
+    let lease = claim.etcd_lease.0;
+    let renew = proto::RenewRequest { network: network.clone(), subnets: subnets.clone(), lease };
+    assert_eq!(raw.renew(renew).await.unwrap_err().code(), Code::PermissionDenied);
+    let release = proto::ReleaseRequest { network, subnets, lease };
+    assert_eq!(raw.release(release).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(fleet.store.dump(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_can_neither_keep_nor_end_anothers_presence_nor_any_lease_by_its_number() {
+    let fleet = Fleet::start().await;
+    let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
+    let claim = victim.acquire().await;
+    let mut raw = thief.raw(&fleet);
+    let of_presence = fleet.store.dump()[presence(victim.owner.node).as_bytes()].lease.unwrap().0;
+    for lease in [of_presence, claim.etcd_lease.0, 0, -1, i64::MAX] {
+        assert_eq!(raw.stay(proto::Presence { lease }).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(raw.withdraw(proto::Presence { lease }).await.unwrap_err().code(), Code::NotFound);
+    }
+    assert!(fleet.store.dump().contains_key(presence(victim.owner.node).as_bytes()));
+    assert!(fleet.store.dump().contains_key(keys().lease(&claim.lease.subnets).as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_cannot_draw_anothers_packets_by_its_tunnels_address() {
+    let fleet = Fleet::start().await;
+    let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
+    victim.acquire().await;
+    let own = thief.acquire().await;
+    let mut stolen = thief.publication();
+    stolen.data = victim.publication().data;
+    let error = thief.remote.publish(&keys(), &own, &stolen).await.unwrap_err();
+    assert!(error.to_string().contains("belongs to the host"), "{error}");
+    let mut request = thief.request();
+    request.publication = stolen;
+    let refused = thief.try_acquire(&request);
+    assert!(refused.await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_cannot_take_over_a_dead_hosts_subnet_by_naming_its_address() {
+    let fleet = Fleet::start().await;
+    let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
+    let claim = victim.acquire().await;
+    let held = fleet.store.dump()[presence(victim.owner.node).as_bytes()].lease.unwrap();
+    victim
+        .remote
+        .withdraw(&flatnet_controlplane::presence::Presence { node: victim.owner.node, lease: held })
+        .await
+        .unwrap();
+    let mut request = thief.request();
+    request.publication.public_ip = victim.publication().public_ip;
+    let taken = thief.try_acquire(&request).await;
+    assert_ne!(taken.unwrap().lease.subnets, claim.lease.subnets, "it does not call from there");
+    assert!(fleet.store.dump().contains_key(keys().lease(&claim.lease.subnets).as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_no_administrator() {
+    let fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    let mut admin = node.raw_admin(&fleet);
+    let mut codes = vec![
+        admin.list_nodes(proto::Nothing {}).await.unwrap_err().code(),
+        admin.list_tokens(proto::Nothing {}).await.unwrap_err().code(),
+        admin.list_networks(proto::Nothing {}).await.unwrap_err().code(),
+        admin.get_status(proto::Nothing {}).await.unwrap_err().code(),
+        admin
+            .create_token(proto::CreateTokenRequest { ttl_secs: 60, uses: 1, ..Default::default() })
+            .await
+            .unwrap_err()
+            .code(),
+        admin.revoke_node(proto::NodeRequest { id: node.owner.node.to_string() }).await.unwrap_err().code(),
+        admin.remove_node(proto::NodeRequest { id: node.owner.node.to_string() }).await.unwrap_err().code(),
+        admin
+            .remove_network(proto::NetworkRequest { name: "default".to_owned(), force: true })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
+            .create_network(proto::ChangeNetworkRequest { name: "x".to_owned(), ..Default::default() })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
+            .update_network(proto::ChangeNetworkRequest { name: "x".to_owned(), ..Default::default() })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
+            .add_peer(proto::PeerRequest { network: "default".to_owned(), ..Default::default() })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
+            .remove_peer(proto::PeerRequest { network: "default".to_owned(), ..Default::default() })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
+            .inspect_network(proto::NetworkRequest { name: "default".to_owned(), force: false })
+            .await
+            .unwrap_err()
+            .code(),
+        admin.revoke_token(proto::TokenRequest { id: "x".to_owned() }).await.unwrap_err().code(),
+    ];
+    codes.push(
+        admin
+            .create_admin(proto::CreateAdminRequest { name: "me".to_owned(), ttl_secs: 3600 })
+            .await
+            .unwrap_err()
+            .code(),
+    );
+    codes.push(admin.backup(proto::BackupRequest { path: "/tmp/x".to_owned() }).await.unwrap_err().code());
+    assert!(codes.iter().all(|code| *code == Code::PermissionDenied), "{codes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrators_certificate_is_no_nodes_and_makes_no_other_administrator() {
+    let fleet = Fleet::start().await;
+    let made =
+        fleet.admin().create_admin(proto::CreateAdminRequest { name: "ops".to_owned(), ttl_secs: 3600 }).await.unwrap();
+    let file = fleet.dir.path().join("ops.pem");
+    std::fs::write(&file, made.into_inner().pem).unwrap();
+    let credentials = flatnet_controlplane::client::credentials::Credentials::of_file(&file).unwrap();
+    let channel = channel::tls(&fleet.server(), credentials.client_config().unwrap()).unwrap();
+    let mut admin = AdminClient::new(channel.clone());
+    assert!(admin.get_status(proto::Nothing {}).await.unwrap().into_inner().ready);
+    let another = admin.create_admin(proto::CreateAdminRequest { name: "x".to_owned(), ttl_secs: 3600 }).await;
+    assert_eq!(another.unwrap_err().code(), Code::PermissionDenied);
+    let mut node = NodeClient::new(channel);
+    let watch = node.watch(proto::WatchRequest { network: "default".to_owned(), position: None }).await;
+    assert_eq!(watch.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_there_is_nothing_but_joining() {
+    let fleet = Fleet::start().await;
+    let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
+    let channel = channel::tls(&fleet.server(), config).unwrap();
+    let mut node = NodeClient::new(channel.clone());
+    let watch = node.watch(proto::WatchRequest { network: "default".to_owned(), position: None }).await;
+    assert_eq!(watch.unwrap_err().code(), Code::PermissionDenied);
+    let mut admin = AdminClient::new(channel);
+    assert_eq!(admin.list_nodes(proto::Nothing {}).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authoritys_certificate_is_not_let_in() {
+    let (fleet, other) = (Fleet::start().await, Fleet::start().await);
+    let stranger = other.node(1).await;
+    let watch = stranger.raw(&fleet).watch(proto::WatchRequest { network: "default".to_owned(), position: None }).await;
+    assert!(watch.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_for_its_own_key_only() {
+    let fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    let (_, csr) = flatnet_controlplane::pki::new_request().unwrap();
+    let refused = node.raw(&fleet).rotate(proto::RotateRequest { csr }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = node.raw(&fleet).rotate(proto::RotateRequest { csr: vec![0; 100_000] }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_is_cut_off_and_gone_from_every_view_within_a_second() {
+    let fleet = Fleet::start().await;
+    let (bad, good) = (fleet.node(1).await, fleet.node(2).await);
+    let claim = bad.acquire().await;
+    let subnets = claim.lease.subnets;
+    let (sender, mut view) = watch::channel(NetworkView::default());
+    let following = tokio::spawn(follow(Arc::new(good.remote.clone()), keys(), Duration::from_secs(60), sender));
+    view.wait_for(|view| view.state.leases.contains_key(&subnets)).await.unwrap();
+    let mut stream = bad
+        .raw(&fleet)
+        .watch(proto::WatchRequest { network: "default".to_owned(), position: None })
+        .await
+        .unwrap()
+        .into_inner();
+    stream.message().await.unwrap();
+
+    let began = Instant::now();
+    fleet.admin().revoke_node(proto::NodeRequest { id: bad.owner.node.to_string() }).await.unwrap();
+    view.wait_for(|view| !view.state.leases.contains_key(&subnets)).await.unwrap();
+    let cut = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended without a word"),
+            Err(status) => break status.code(),
+        }
+    };
+    // On an idle machine it is milliseconds.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(cut, Code::PermissionDenied);
+    assert!(matches!(bad.remote.renew(&keys(), &claim).await, Err(StoreError::Denied { .. })));
+    assert!(bad.remote.announce(&bad.owner).await.is_err());
+    let token = fleet.token(1).await;
+    assert!(fleet.newcomer(1, Some(&token)).remote.announce(&bad.owner).await.is_err(), "nor joins it again");
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_in_the_audit_log_and_no_secret_is() {
+    let fleet = Fleet::start().await;
+    let token = fleet.token(1).await;
+    let node = fleet.newcomer(1, Some(&token));
+    node.remote.announce(&node.owner).await.unwrap();
+    node.acquire().await;
+    let spec = proto::ChangeNetworkRequest {
+        name: "blue".to_owned(),
+        cidr: Some("10.60.0.0/16".to_owned()),
+        ..Default::default()
+    };
+    fleet.admin().create_network(spec).await.unwrap();
+    let log = std::fs::read_to_string(fleet.dir.path().join("data/audit.log")).unwrap();
+    let actions: Vec<String> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["action"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(actions, ["join", "acquire", "create-network"]);
+    let (_, secret) = token.split_once('.').unwrap();
+    assert!(!log.contains(secret));
+    assert!(log.contains(&format!("spiffe://flatnet/node/{}", node.owner.node)));
+}

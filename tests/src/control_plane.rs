@@ -1,0 +1,170 @@
+//! A real control plane's server in a namespace of a lab, to be stopped, killed and robbed of its data.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::agent::{Agent, BRIDGE};
+use crate::lab::Lab;
+use crate::netns::{Namespace, Ran};
+use crate::wait::wait_until;
+
+/// A cold start under load; on an idle machine it is some milliseconds.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// The token with which a test's hosts join.
+const TOKEN_USES: &str = "--token-uses=100";
+
+/// Where the program is: `FLATNET_CONTROLPLANE`, else beside the agent's.
+pub fn find_program() -> Result<PathBuf, String> {
+    let named = std::env::var_os("FLATNET_CONTROLPLANE").map(PathBuf::from);
+    let beside = crate::agent::find_program()?.with_file_name("controlplane");
+    let program = named.unwrap_or(beside);
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(format!(
+        "{} does not exist: run `cargo build -p flatnet-controlplane`, or name the program in FLATNET_CONTROLPLANE",
+        program.display()
+    ))
+}
+
+/// One server; killed when dropped.
+#[derive(Debug)]
+pub struct ControlPlane {
+    namespace: Namespace,
+    address: String,
+    directory: PathBuf,
+    /// Flags of `serve` besides the usual ones.
+    pub flags: Vec<String>,
+    child: Option<Child>,
+    starts: u32,
+}
+
+impl ControlPlane {
+    /// Starts one for `lab` with its own store, and waits until it says how to join it.
+    pub fn start(lab: &Lab, flags: &[&str]) -> Self {
+        let directory = lab.directory.join("controlplane");
+        fs::create_dir_all(&directory).unwrap();
+        let mut server = Self {
+            namespace: Namespace(lab.topology.store().namespace),
+            address: lab.topology.server_address().to_string(),
+            directory,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            child: None,
+            starts: 0,
+        };
+        server.run();
+        server
+    }
+
+    /// Where its data is.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn stdout(&self) -> PathBuf {
+        self.directory.join(format!("stdout-{}", self.starts))
+    }
+
+    /// Starts it again and waits until it says how to join it.
+    pub fn run(&mut self) {
+        assert!(self.child.is_none(), "the control plane is running");
+        self.starts += 1;
+        let log = File::options().create(true).append(true).open(self.directory.join("log")).unwrap();
+        let mut argv = vec![
+            find_program().unwrap().display().to_string(),
+            "serve".to_owned(),
+            format!("--listen={}", self.address),
+            format!("--data-dir={}", self.data_dir().display()),
+            TOKEN_USES.to_owned(),
+        ];
+        argv.extend(self.flags.iter().cloned());
+        let mut command = self.namespace.command(&argv);
+        command.stdin(Stdio::null()).stdout(File::create(self.stdout()).unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        wait_until("the control plane says how to join", START_DEADLINE, || {
+            if self.printed().ends_with('\n') { Ok(()) } else { Err(self.log()) }
+        });
+    }
+
+    /// All that it printed on stdout since it was last started.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        fs::read_to_string(self.stdout()).unwrap_or_default()
+    }
+
+    /// What it logged, over all its lives.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// The arguments after `agent` that it printed.
+    #[must_use]
+    pub fn join_arguments(&self) -> Vec<String> {
+        let printed = self.printed();
+        printed.trim_end().strip_prefix("agent ").unwrap().split(' ').map(str::to_owned).collect()
+    }
+
+    /// An agent with a bridge on host `number` that joins as printed; not started.
+    #[must_use]
+    pub fn agent(&self, lab: &Lab, number: u8) -> Agent {
+        let arguments = self.join_arguments();
+        let directory = lab.directory.join(format!("host{number}"));
+        let flags: Vec<&str> = arguments[2..].iter().map(String::as_str).chain(["--bridge", BRIDGE]).collect();
+        Agent::new(number, lab.host(number), &arguments[1], &directory).with(&flags)
+    }
+
+    /// Starts an agent on every host of `lab` and waits until all know each other.
+    #[must_use]
+    pub fn join_all(&self, lab: &Lab) -> Vec<Agent> {
+        let mut agents: Vec<Agent> = (1..=lab.topology.hosts).map(|number| self.agent(lab, number)).collect();
+        agents.iter_mut().for_each(Agent::start);
+        for agent in &agents {
+            agent.wait_converged(agents.len() - 1);
+        }
+        agents
+    }
+
+    /// Runs another subcommand against this one's data directory.
+    pub fn command(&self, arguments: &[&str]) -> Ran {
+        let (program, dir) = (find_program().unwrap().display().to_string(), self.data_dir().display().to_string());
+        let argv: Vec<&str> =
+            [program.as_str()].into_iter().chain(arguments.iter().copied()).chain(["--data-dir", &dir]).collect();
+        self.namespace.run(&argv)
+    }
+
+    /// Ends it and waits for it.
+    pub fn end(&mut self, signal: Signal) {
+        let mut child = self.child.take().expect("the control plane is not running");
+        kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Removes a file or directory in its data directory.
+    pub fn remove(&self, name: &str) {
+        let path = self.data_dir().join(name);
+        if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+    }
+
+    /// A file in its data directory.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.data_dir().join(Path::new(name))
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Ended by itself: then there is nothing to do.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

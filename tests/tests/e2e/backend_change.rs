@@ -1,0 +1,175 @@
+//! A live network gets another backend: every pair goes on speaking, whoever follows late, and the old devices go.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use flatnet_tests::Families;
+use flatnet_tests::agent::Agent;
+use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::oracle;
+use flatnet_tests::pinger::{self, Pinger};
+use flatnet_tests::suite::{Need, Test};
+use flatnet_tests::wait::{SOON, pause, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Pings a second of each stream, so that many may be lost where a second may be.
+const SECOND: usize = 100;
+
+pub fn tests() -> Vec<Test> {
+    let test = |name: &str, body: fn()| Test::new(name, body).needing(Need::Gre).needing(Need::Wireguard);
+    vec![
+        test("a_live_network_changes_its_backend_and_options::ipv4", || changed(Families::V4)),
+        test("a_live_network_changes_its_backend_and_options::ipv6", || changed(Families::V6)),
+        test("a_host_that_does_not_follow_is_reached_as_before", lagging),
+        test("a_backend_that_one_host_cannot_have_takes_nobody_from_it", impossible),
+    ]
+}
+
+fn shape(families: Families) -> Shape {
+    Shape { hosts: 3, backend: "vxlan", overlay: families, underlay: families }
+}
+
+fn update(agent: &Agent, options: &[&str]) {
+    let ran = agent.command(&[&["network", "update", "default"], options].concat());
+    assert_eq!(ran.code, 0, "{options:?}: {}{}", ran.stdout, ran.stderr);
+}
+
+/// What each lease says it receives by: the backend, and how many besides.
+fn published(lab: &Lab) -> Vec<(String, usize)> {
+    let said = |lease: &serde_json::Value| {
+        let besides = lease["Flatnet"]["Besides"].as_array().map_or(0, Vec::len);
+        (lease["BackendType"].as_str().unwrap_or_default().to_owned(), besides)
+    };
+    lab.etcd.subnets().iter().map(|(_, lease)| said(lease)).collect()
+}
+
+/// Waits until every host has followed to `backend` and let go of the one before, so that only `devices` are left.
+fn wait_followed(lab: &Lab, agents: &[Agent], backend: &str, devices: &[&str]) {
+    wait_until("every host has followed", SOON, || {
+        let said = published(lab);
+        let all = said.iter().all(|said| *said == (backend.to_owned(), 0));
+        if all { Ok(()) } else { Err(format!("{said:?}\n{}", agents[0].log())) }
+    });
+    for agent in agents {
+        agent.wait_converged(agents.len() - 1);
+        wait_until("the old device is gone", SOON, || {
+            let tunnels = oracle::own_links(&agent.host).into_iter().filter(|name| name.starts_with("flat"));
+            let tunnels: Vec<String> = tunnels.filter(|name| name.contains(['.', 'g'])).collect();
+            if tunnels == devices { Ok(()) } else { Err(format!("host{}: {tunnels:?}", agent.number)) }
+        });
+    }
+}
+
+fn address(agent: &Agent) -> IpAddr {
+    agent.subnet().container_addresses().next().unwrap()
+}
+
+/// A stream of pings from every container to every other.
+fn streams(lab: &Lab, agents: &[Agent]) -> Vec<(String, Pinger)> {
+    let mut streams = Vec::new();
+    for from in agents {
+        for to in agents.iter().filter(|to| to.number != from.number) {
+            let name = format!("c{}>c{}", from.number, to.number);
+            streams.push((name, Pinger::start(lab, &lab.container(from.number), address(to))));
+        }
+    }
+    streams
+}
+
+/// Ends the streams; the most that one lost, and by how many pings that is.
+fn most_lost(streams: Vec<(String, Pinger)>) -> (String, usize, u64) {
+    let losses = streams.into_iter().map(|(name, stream)| (name, stream.stop()));
+    let lost = losses.map(|(name, losses)| (name, losses.lost.len(), losses.sent));
+    lost.max_by_key(|(_, lost, _)| *lost).unwrap()
+}
+
+fn changed(families: Families) {
+    let lab = Lab::new(&shape(families));
+    let agents = lab.join_all();
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let v6 = families == Families::V6;
+    let pick = |v4: &'static str, six: &'static str| vec![if v6 { six } else { v4 }];
+    let steps: [(&[&str], &str, Vec<&str>); 7] = [
+        (&["--backend", "gre", "--key", "5"], "gre", pick("flatgre5", "flat6gre")),
+        (&["--key", "9"], "gre", pick("flatgre9", "flat6gre")),
+        (&["--backend", "wireguard"], "wireguard", pick("flatwg.51820", "flatwg.51821")),
+        (&["--backend", "host-gw"], "host-gw", vec![]),
+        (&["--backend", "vxlan", "--vni", "7"], "vxlan", pick("flat.7", "flat6.7")),
+        (&["--vni", "9"], "vxlan", pick("flat.9", "flat6.9")),
+        (&["--mtu", "1400"], "vxlan", pick("flat.9", "flat6.9")),
+    ];
+    for (options, backend, devices) in steps {
+        let streams = streams(&lab, &agents);
+        pause(Duration::from_millis(300));
+        let since = Instant::now();
+        update(&agents[0], options);
+        wait_followed(&lab, &agents, backend, &devices);
+        let took = since.elapsed();
+        pause(Duration::from_millis(700));
+        let (stream, lost, sent) = most_lost(streams);
+        println!(
+            "figure: backend change {families:?}, {}: the worst stream ({stream}) lost {lost} of {sent} at 100/s; all hosts had followed after {} ms",
+            options.join(" "),
+            took.as_millis()
+        );
+        assert!(lost <= SECOND, "{options:?}: {stream} lost {lost} of {sent}\n{}", agents[0].log());
+        pinger::assert_all_pairs(&lab, &agents);
+    }
+}
+
+fn signal(agent: &Agent, signal: Signal) {
+    kill(Pid::from_raw(agent.pid().unwrap().try_into().unwrap()), signal).unwrap();
+}
+
+fn lagging() {
+    let lab = Lab::new(&shape(Families::V4));
+    let mut agents = lab.join_all();
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    signal(&agents[2], Signal::SIGSTOP);
+    let streams = streams(&lab, &agents);
+    update(&agents[0], &["--backend", "wireguard"]);
+    wait_until("two hosts have followed", SOON, || {
+        let said = published(&lab);
+        let followed = said.iter().filter(|said| **said == ("wireguard".to_owned(), 1)).count();
+        if followed == 2 { Ok(()) } else { Err(format!("{said:?}\n{}", agents[0].log())) }
+    });
+    pause(Duration::from_secs(1));
+    let (stream, lost, sent) = most_lost(streams);
+    println!(
+        "figure: backend change, one of three stopped: the worst stream ({stream}) lost {lost} of {sent} at 100/s"
+    );
+    assert!(lost <= SECOND, "{stream} lost {lost} of {sent}");
+    pinger::assert_all_pairs(&lab, &agents);
+    // What was before is known after a restart too.
+    agents[0].end(Signal::SIGKILL);
+    agents[0].start();
+    agents[0].wait_converged(2);
+    pinger::assert_all_pairs(&lab, &agents);
+    assert!(oracle::link(&agents[0].host, "flat.1").is_some());
+    signal(&agents[2], Signal::SIGCONT);
+    wait_followed(&lab, &agents, "wireguard", &["flatwg.51820"]);
+    pinger::assert_all_pairs(&lab, &agents);
+}
+
+fn impossible() {
+    let lab = Lab::new(&shape(Families::V4));
+    let agents = lab.join_all();
+    lab.attach_all(&agents);
+    // The port of the tunnel is somebody else's on one host.
+    lab.host(3).ok("ip link add holder type vxlan id 999 dstport 51820");
+    lab.host(3).ok("ip link set holder up");
+    update(&agents[0], &["--backend", "wireguard"]);
+    agents[2].wait_for_problem("kernel-refused");
+    wait_until("two hosts have followed", SOON, || {
+        let said = published(&lab);
+        let followed = said.iter().filter(|said| **said == ("wireguard".to_owned(), 1)).count();
+        if followed == 2 { Ok(()) } else { Err(format!("{said:?}\n{}", agents[0].log())) }
+    });
+    pinger::assert_all_pairs(&lab, &agents);
+    lab.host(3).ok("ip link del holder");
+    wait_followed(&lab, &agents, "wireguard", &["flatwg.51820"]);
+    pinger::assert_all_pairs(&lab, &agents);
+}

@@ -1,0 +1,230 @@
+//! A control plane instead of an etcd: joined by token over TLS, killed, wiped, and managed.
+
+use std::time::Duration;
+
+use flatnet_tests::agent::{Agent, program};
+use flatnet_tests::control_plane::ControlPlane;
+use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::netns::run;
+use flatnet_tests::pinger::{self, Pinger};
+use flatnet_tests::suite::Test;
+use flatnet_tests::wait::{SOON, pause, wait_until};
+use nix::sys::signal::Signal;
+
+/// The network of these tests, created by the server.
+const INIT: &[&str] = &["--init=10.100.0.0/16"];
+/// How long traffic is watched while something is away, and once it is back.
+const WHILE: Duration = Duration::from_secs(2);
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test::new("hosts_join_a_control_plane_by_token_and_all_pairs_ping", join_by_token).on_backend("vxlan"),
+        Test::new("a_control_plane_killed_under_traffic_loses_no_packet", killed_under_traffic).on_backend("vxlan"),
+        Test::new("a_wiped_control_plane_renumbers_nobody", wiped).on_backend("vxlan"),
+        Test::new("a_revoked_node_is_gone_from_every_peer", revoked).on_backend("vxlan"),
+        Test::new("an_administrator_manages_networks_from_elsewhere", administrator),
+        Test::new("a_control_plane_moves_to_an_etcd_and_renumbers_nobody", migrated).on_backend("vxlan"),
+        Test::new("the_lab_runs_on_an_etcd_too", lab_on_etcd).on_backend("vxlan"),
+    ]
+}
+
+fn subnets(agents: &[Agent]) -> Vec<String> {
+    agents.iter().map(|agent| format!("{:?}", agent.subnet())).collect()
+}
+
+fn join_by_token() {
+    let lab = Lab::without_network(&Shape::vxlan(3));
+    let server = ControlPlane::start(&lab, INIT);
+    assert_eq!(server.printed().lines().count(), 1, "exactly one line: {}", server.printed());
+    let agents = server.join_all(&lab);
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+
+    let token = &server.join_arguments()[3];
+    let (_, secret) = token.split_once('.').unwrap();
+    for log in agents.iter().map(Agent::log).chain([server.log()]) {
+        assert!(!log.contains(secret), "the token's secret is in a log");
+    }
+    let nodes = server.command(&["node", "ls"]);
+    assert_eq!((nodes.code, nodes.stdout.matches(" present ").count()), (0, 3), "{}", nodes.stdout);
+    let status = server.command(&["status"]);
+    assert_eq!(status.code, 0, "{}{}", status.stdout, status.stderr);
+    assert!(status.stdout.starts_with("ready\n"), "{}", status.stdout);
+
+    let mut agents = agents;
+    let left = agents.remove(0);
+    assert_eq!(left.command(&["leave"]).code, 0);
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+}
+
+fn killed_under_traffic() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let mut server = ControlPlane::start(&lab, INIT);
+    let agents = server.join_all(&lab);
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let before = subnets(&agents);
+    let to = agents[1].subnet().container_addresses().next().unwrap();
+    let stream = Pinger::start(&lab, &lab.container(1), to);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        server.end(signal);
+        for agent in &agents {
+            agent.wait_for_problem("store-unreachable");
+        }
+        pause(WHILE);
+        server.run();
+        for agent in &agents {
+            agent.wait_converged(1);
+        }
+    }
+    pause(WHILE);
+    let losses = stream.stop();
+    assert!(losses.sent > 300, "{losses:?}");
+    assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
+    println!("figure: a control plane killed twice under traffic: {} packets, 0 lost", losses.sent);
+    assert_eq!(subnets(&agents), before);
+}
+
+fn wiped() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let mut server = ControlPlane::start(&lab, INIT);
+    let mut agents = server.join_all(&lab);
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let before = subnets(&agents);
+    let to = agents[1].subnet().container_addresses().next().unwrap();
+    let stream = Pinger::start(&lab, &lab.container(1), to);
+
+    // The store alone: nodes put network and leases back, with the certificates they have.
+    server.end(Signal::SIGKILL);
+    server.flags.clear();
+    server.remove("store.redb");
+    server.run();
+    let holds = |server: &ControlPlane| {
+        wait_until("both nodes hold their leases again", SOON * 2, || {
+            let nodes = server.command(&["node", "ls"]);
+            if nodes.stdout.matches("default:").count() == 2 { Ok(()) } else { Err(nodes.stdout) }
+        });
+    };
+    holds(&server);
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+    assert_eq!(subnets(&agents), before);
+
+    // Everything, the authority too: hosts join the new one with what it prints, and keep what they have.
+    server.end(Signal::SIGKILL);
+    server.remove("");
+    server.run();
+    for agent in &mut agents {
+        agent.end(Signal::SIGTERM);
+        *agent = server.agent(&lab, agent.number);
+        agent.start();
+    }
+    holds(&server);
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+    assert_eq!(subnets(&agents), before);
+    let losses = stream.stop();
+    assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
+    println!("figure: a control plane wiped twice under traffic: {} packets, 0 lost, nobody renumbered", losses.sent);
+}
+
+fn revoked() {
+    let lab = Lab::without_network(&Shape::vxlan(3));
+    let server = ControlPlane::start(&lab, INIT);
+    let agents = server.join_all(&lab);
+    let bad = agents[2].status().unwrap()["node"]["id"].as_str().unwrap().to_owned();
+    let ran = server.command(&["node", "revoke", &bad]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for agent in &agents[..2] {
+        agent.wait_converged(1);
+    }
+    let problem = agents[2].wait_for_problem("store-unreachable");
+    assert!(problem["message"].as_str().unwrap().contains("revoked"), "{problem}");
+    assert!(server.command(&["node", "ls"]).stdout.contains(" revoked "));
+}
+
+fn administrator() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let server = ControlPlane::start(&lab, &[]);
+    let credentials = lab.directory.join("ops.pem").display().to_string();
+    assert_eq!(server.command(&["admin", "create", "ops", "--output", &credentials]).code, 0);
+    let endpoint = server.join_arguments()[1].clone();
+    let agent_program = program().display().to_string();
+    let network = |arguments: &[&str], credentials: Option<&str>| {
+        let mut argv = vec![agent_program.as_str(), "network"];
+        argv.extend(arguments);
+        argv.extend(["--endpoint", endpoint.as_str()]);
+        argv.extend(credentials.iter().flat_map(|file| ["--credentials", file]));
+        run(&mut lab.host(1).command(&argv))
+    };
+    let create = ["create", "blue", "--cidr", "10.60.0.0/16"];
+    assert_eq!(network(&create, None).code, 4, "nobody without credentials");
+    let made = network(&create, Some(&credentials));
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert_eq!(network(&create, Some(&credentials)).code, 6, "it exists");
+    let overlapping = network(&["create", "red", "--cidr", "10.60.1.0/24"], Some(&credentials));
+    assert_eq!(overlapping.code, 6, "{}", overlapping.stderr);
+    let listed = network(&["ls", "--json"], Some(&credentials));
+    assert!(listed.stdout.contains("10.60.0.0/16"), "{}{}", listed.stdout, listed.stderr);
+    let peer = [
+        "peer",
+        "add",
+        "blue",
+        "--subnet",
+        "10.60.9.0/24",
+        "--public-ip",
+        "192.168.33.99",
+        "--mac",
+        "02:00:00:00:00:09",
+    ];
+    assert_eq!(network(&peer, Some(&credentials)).code, 0);
+    assert_eq!(network(&["peer", "rm", "blue", "--subnet", "10.60.9.0/24"], Some(&credentials)).code, 0);
+    assert_eq!(network(&["inspect", "blue"], Some(&credentials)).code, 0);
+    assert_eq!(network(&["rm", "blue"], Some(&credentials)).code, 0);
+    assert_eq!(network(&["inspect", "blue"], Some(&credentials)).code, 9);
+}
+
+fn migrated() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let mut server = ControlPlane::start(&lab, INIT);
+    let agents = server.join_all(&lab);
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let before = subnets(&agents);
+    let to = agents[1].subnet().container_addresses().next().unwrap();
+    let stream = Pinger::start(&lab, &lab.container(1), to);
+
+    let backup = server.file("../backup.redb").display().to_string();
+    assert_eq!(server.command(&["backup", &backup]).code, 0, "while it runs");
+    server.end(Signal::SIGTERM);
+    let from = server.data_dir().display().to_string();
+    let etcd = lab.topology.endpoint();
+    let program = flatnet_tests::control_plane::find_program().unwrap().display().to_string();
+    let moved = run(&mut lab.host(1).command(&[program.as_str(), "migrate", "--from", &from, "--to", &etcd]));
+    assert_eq!(moved.code, 0, "{}", moved.stderr);
+    server.flags = vec!["--store=etcd".to_owned(), format!("--endpoints={etcd}")];
+    server.run();
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+    wait_until("both hold their leases in etcd", SOON, || {
+        let leases = lab.etcd.subnets();
+        if leases.len() == 2 { Ok(()) } else { Err(format!("{leases:?}")) }
+    });
+    assert_eq!(subnets(&agents), before);
+    let losses = stream.stop();
+    assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
+}
+
+fn lab_on_etcd() {
+    let mut command = std::process::Command::new(program());
+    command.args(["lab", "demo", "--hosts", "2", "--store", "etcd"]).stdin(std::process::Stdio::null());
+    let ran = run(&mut command);
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("all 2 pairs reachable"), "{}", ran.stdout);
+}
