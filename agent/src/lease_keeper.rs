@@ -38,7 +38,7 @@ use decide::in_force;
 /// What the daemon asks of the keeper.
 #[derive(Debug)]
 pub enum LeaseAsk {
-    /// Give the lease back.
+    /// Give the lease back and end: a keeper without a lease that went on would claim one.
     Release(oneshot::Sender<Result<(), String>>),
     /// Give a lost subnet up and take a new one.
     Renumber(oneshot::Sender<Result<(), String>>),
@@ -92,7 +92,7 @@ struct Run {
 }
 
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// Runs for ever.
+    /// Runs until the lease is given back, for ever without that.
     pub async fn run(mut self, mut asks: mpsc::Receiver<LeaseAsk>) {
         let previous = self.holding.borrow().held.as_ref().map(|held| held.subnets);
         let previous = previous.or_else(|| self.dir.read_subnet(self.keys.network()).ok().flatten());
@@ -120,7 +120,14 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             tokio::select! {
                 biased;
                 Some(ask) = asks.recv() => match ask {
-                    LeaseAsk::Release(reply) => drop(reply.send(self.release(&mut run).await)),
+                    LeaseAsk::Release(reply) => {
+                        // Nothing more is written, also if that failed: whoever leaves stops this task only after the
+                        // answer, and on a busy host that is late enough for a new claim, which nobody would give back.
+                        let released = self.release(&mut run).await;
+                        // Whoever asked may have stopped waiting.
+                        let _ = reply.send(released);
+                        return;
+                    }
                     LeaseAsk::Renumber(reply) => drop(reply.send(self.renumber(&mut run))),
                 },
                 () = timer => {}

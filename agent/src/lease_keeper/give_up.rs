@@ -8,6 +8,7 @@ use super::{LeaseKeeper, Run};
 use crate::report::chain;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
+    /// Gives the lease back. Nothing may be claimed or published afterwards: the keeper ends.
     pub(super) async fn release(&mut self, run: &mut Run) -> Result<(), String> {
         match run.claim.take() {
             Some(claim) => {
@@ -15,7 +16,6 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                     let network = self.keys.network();
                     format!("network {network}: the lease stays until it expires: {}", chain(&error))
                 })?;
-                run.machine.renumber();
                 self.dir.write_subnet(self.keys.network(), None).map_err(|error| chain(&error))
             }
             None if run.machine.subnets().is_none() => Ok(()),

@@ -149,6 +149,12 @@ impl Host {
         self.store.put(keys().lease(&subnets), value, None)
     }
 
+    async fn release(&self) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(LeaseAsk::Release(reply)).await.unwrap();
+        answer.await.unwrap()
+    }
+
     async fn renumber(&self) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(LeaseAsk::Renumber(reply)).await.unwrap();
@@ -249,6 +255,37 @@ async fn only_a_lost_subnet_is_given_up_for_another() {
     assert!(host.codes().is_empty());
     let written = std::fs::read_to_string(host.dir.join("state/default.subnet")).unwrap();
     assert_eq!(written.trim(), other.to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_given_back_is_not_claimed_again_however_long_the_keeper_is_left_running() {
+    let host = Host::start("release", CONFIG).await;
+    host.held().await;
+    host.release().await.unwrap();
+    let revision = host.store.revision();
+    // What wakes a keeper: time, another underlay, and news of the network.
+    sleep(RECONNECTED).await;
+    host.outcome.send_modify(|outcome| outcome.underlay = Some(underlay(20)));
+    host.store.put(keys().config(), SMALL, None);
+    sleep(TTL).await;
+    assert_eq!(host.own(), None);
+    assert_eq!(host.store.revision(), revision + 1, "only the configuration was written");
+    assert!(!host.dir.join("state/default.subnet").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_could_not_be_given_back_is_left_to_expire() {
+    let host = Host::start("release-fails", CONFIG).await;
+    let subnets = host.held().await;
+    host.client.set_link(Link::Down);
+    host.release().await.unwrap_err();
+    host.client.set_link(Link::Up);
+    let revision = host.store.revision();
+    sleep(TTL - RECONNECTED).await;
+    assert_eq!(host.own().map(|lease| lease.subnets), Some(subnets));
+    assert_eq!(host.store.revision(), revision);
+    sleep(RECONNECTED * 2).await;
+    assert_eq!(host.own(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ pub struct Outcome {
     pub judgements: BTreeMap<NetworkName, Judgement>,
     /// What became of each network with a lease.
     pub networks: Vec<NetworkOutcome>,
-    /// Objects the kernel refused, or that depend on one.
+    /// Objects the kernel refused, or that depend on one, or in whose place is one that is not ours.
     pub failed: BTreeSet<ObjectKey>,
     /// What is wrong on this host.
     pub problems: Vec<Problem>,
@@ -50,7 +50,7 @@ pub enum PeerState {
     Programmed,
     /// Known, not looked at yet.
     Pending,
-    /// The kernel refused, or what it publishes cannot be used.
+    /// The kernel refused, something that is not ours is in the way, or what it publishes cannot be used.
     Failed,
     /// Another backend's.
     Ignored,

@@ -352,6 +352,8 @@ impl<K: Kernel> Reconciler<K> {
         };
         // After a failure the kernel may hold anything at that key: look before the next change.
         self.known = failed.is_empty().then_some(Known { dump: known, scope });
+        // Not tried, and not there either: what depends on it for others must know. Looking again would change nothing.
+        failed.extend(conflicts.iter().map(|conflict| conflict.object.key()));
         problems.splice(0..0, desired.problems.iter().cloned());
         problems.sort();
         problems.dedup();

@@ -203,6 +203,22 @@ async fn a_refused_operation_is_said_and_tried_again_with_growing_waits_until_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_device_in_whose_place_is_a_foreign_one_counts_as_not_there_until_that_goes() {
+    let kernel = FakeKernel::new(facts());
+    let device = IfName::new("flat.7").unwrap();
+    kernel.edit_foreign(|foreign| drop(foreign.links.insert(device, "dummy".to_owned())));
+    let host = Host::start("foreign-device", kernel, Source::Store, 1);
+    sleep(SETTLED).await;
+    assert_eq!(host.problems(), [ProblemCode::ForeignObject]);
+    assert!(host.outcome.borrow().failed.contains(&ObjectKey::Link(device)));
+    assert_eq!(host.tried(ObjectKind::Link), 0, "what is not ours is left alone");
+    host.kernel.edit_foreign(|foreign| foreign.links.clear());
+    sleep(Duration::from_secs(65)).await;
+    assert!(host.outcome.borrow().failed.is_empty());
+    assert!(host.outcome.borrow().complete);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_depends_on_a_refused_device_is_not_tried_and_what_does_not_is_done() {
     let kernel = FakeKernel::new(facts());
     kernel.fail(Strike::Kind(ObjectKind::Link), EBUSY);

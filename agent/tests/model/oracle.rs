@@ -6,7 +6,7 @@ use flatnet_controlplane::flannel::{decode_change, decode_config};
 use flatnet_controlplane::store::memory::MemoryStore;
 use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_core::backend;
-use flatnet_core::desired::{HostInput, NetworkInput, desired};
+use flatnet_core::desired::{HostInput, NetworkInput, WayOutcome, desired};
 use flatnet_core::object::KernelState;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition;
@@ -14,7 +14,7 @@ use flatnet_core::underlay::{self, Selection};
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::{NetworkKeys, presence};
 use flatnet_model::state::{ConfigState, NetworkState};
-use flatnet_model::{IpFamily, Lease, NetworkConfig, NodeId, SubnetKey, ipam};
+use flatnet_model::{IpFamily, Lease, NetworkConfig, NodeId, Revision, SubnetKey, ipam};
 use ipnet::IpNet;
 
 use crate::world::{Slot, World};
@@ -52,6 +52,13 @@ pub fn unreadable_leases(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String>
 pub fn strangers(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
     let state = state(&store.dump(), keys);
     state.leases.values().filter(|lease| lease.owner.is_none()).map(|lease| keys.lease(&lease.subnets)).collect()
+}
+
+/// The lease of `node` that was written after `revision`, if there is one.
+pub fn written_since(store: &MemoryStore, keys: &NetworkKeys, node: NodeId, revision: Revision) -> Option<SubnetKey> {
+    let state = state(&store.dump(), keys);
+    let mut leases = state.leases.values();
+    leases.find(|lease| lease.is_owned_by(node) && lease.mod_revision > revision).map(|lease| lease.subnets)
 }
 
 /// Whether `subnets` could have been leased under `config`.
@@ -173,8 +180,12 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
                     None => now.config.clone(),
                 };
                 let others = || state.leases.values().filter(|lease| !lease.is_owned_by(node));
-                // Nothing is given up by a node that has not published what comes after it.
-                let published = state.leases.values().any(|lease| lease.is_owned_by(node));
+                // Nothing is given up by a node that has not published what comes after it. Whether it should have is
+                // looked at with its lease below.
+                let has_followed = |lease: &Lease| {
+                    lease.backend == now.config.backend.kind() && lease.under(&now.config.backend).is_some()
+                };
+                let published = state.leases.values().any(|lease| lease.is_owned_by(node) && has_followed(lease));
                 let all_follow = published
                     && others().all(|lease| lease.owner.is_none() || lease.under(&now.config.backend).is_some());
                 let unneeded = |backend: &&flatnet_model::BackendConfig| {
@@ -225,11 +236,17 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     let wanted =
         desired(&HostInput { node, wireguard: Err(&none), underlay: &underlay, facts: &facts, networks: &inputs });
     codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));
+    let own_links = slot.kernel.state().links;
     for (network, held) in world.networks.iter().zip(&held) {
         let Some((own, config, state, _)) = held else { continue };
         let name = network.keys.network();
         let made = wanted.networks.iter().find(|made| made.name == *name);
-        let ways: Vec<_> = made.into_iter().flat_map(|made| &made.ways).collect();
+        // A tunnel whose device is somebody else's takes no packets: peers must not be told of it.
+        let is_there = |way: &&WayOutcome| {
+            let devices = &way.devices;
+            !devices.iter().any(|device| slot.foreign.links.contains_key(device) && !own_links.contains_key(device))
+        };
+        let ways: Vec<_> = made.into_iter().flat_map(|made| &made.ways).filter(is_there).collect();
         let published = match ways.iter().any(|way| way.backend != config.backend) {
             true => transition::publication(node, None, name, config, &underlay, &ways),
             false => backend::publication(node, None, name, config, &underlay),

@@ -249,9 +249,17 @@ impl World {
     pub async fn leave(&mut self, index: usize, purge: bool) {
         let Some(mut running) = self.slots[index].running.take() else { return };
         running.log.leaving.store(true, Ordering::Relaxed);
+        let before = self.store.revision();
         let failures = running.node.leave(purge).await;
         self.trace.say(format!("n{index} left (purge {purge}): {failures:?}"));
         self.slots[index].running = Some(running);
+        // Looked at now: later it would have expired, or have been taken for another run's.
+        let node = self.owner(index).node;
+        for network in &self.networks {
+            if let Some(left) = oracle::written_since(&self.store, &network.keys, node, before) {
+                self.trace.violation(format!("n{index} left, and wrote {left} after it was asked to"));
+            }
+        }
         self.kill(index).await;
         let (state, run) = self.dirs(index);
         let slot = &mut self.slots[index];
