@@ -254,7 +254,8 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         own_lease(node, *own, state, published.ok().as_ref(), &mut codes, &mut may)?;
     }
     let kernel = slot.kernel.state();
-    let blocked = !starting && in_the_way(slot, &wanted.state, &kernel);
+    // Also while another network has no lease: those that have one are programmed.
+    let blocked = in_the_way(slot, &wanted.state, &kernel);
     if blocked {
         codes.insert("foreign-object".to_owned());
     }

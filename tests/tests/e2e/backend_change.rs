@@ -1,6 +1,5 @@
 //! A live network gets another backend: every pair goes on speaking, whoever follows late, and the old devices go.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use flatnet_tests::Families;
