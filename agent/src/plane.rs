@@ -85,6 +85,10 @@ impl ControlPlane for Plane {
         each!(self, plane => plane.create_network(flannel_prefix, name, spec).await)
     }
 
+    fn knows_what_was_removed(&self) -> bool {
+        each!(self, plane => plane.knows_what_was_removed())
+    }
+
     async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
         each!(self, plane => plane.restore_config(keys, value).await)
     }

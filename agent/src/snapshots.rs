@@ -32,7 +32,10 @@ pub async fn keep(
         let mut spacing = SPACING;
         let bytes = {
             let view = port.view.borrow_and_update();
-            (view.source == Source::Store).then(|| snapshot::encode(&keys, &view))
+            // While a wiped store lacks the network's configuration, what is on disk is the proof that it had one: its
+            // revision is from before, and the one of now would be reached again by the next wiped store.
+            let lost = view.suspect.as_ref().is_some_and(|suspect| suspect.kept_config);
+            (view.source == Source::Store && !lost).then(|| snapshot::encode(&keys, &view))
         };
         if let Some(bytes) = bytes {
             spacing = spacing_after(bytes.len());

@@ -385,6 +385,10 @@ impl ControlPlane for Remote {
         }))
     }
 
+    fn knows_what_was_removed(&self) -> bool {
+        true
+    }
+
     async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
         let message = proto::RestoreNetworkRequest { network: keys.network().to_string(), config: value };
         let reply = self.call(CALL_TIMEOUT, async |mut client| client.restore_network(message).await).await;

@@ -114,12 +114,34 @@ pub async fn create<S: Store>(
 ///
 /// No other network is looked at: the configuration was in force, and agents hold subnets of it.
 pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
-    let txn = Txn {
-        when: vec![Compare::ModRevision(keys.config(), 0)],
-        // Whoever is about to create a network looks again.
-        then: vec![put(keys.config(), value), put(CATALOG.to_owned(), catalog::RECORD.to_vec())],
-    };
-    Ok(matches!(store.txn(txn).await?, TxnReply::Done(_)))
+    for _ in 0..ATTEMPTS {
+        let config = store.range(&KeyRange::key(&keys.config())).await?;
+        if !config.kvs.is_empty() {
+            return Ok(false);
+        }
+        let catalog = store.range(&KeyRange::key(CATALOG)).await?.kvs.into_iter().next();
+        let by_nodes_alone = catalog.as_ref().is_none_or(|kv| is_restored(&kv.value));
+        let record = if by_nodes_alone { catalog::RESTORED } else { catalog::RECORD };
+        let txn = Txn {
+            when: vec![
+                Compare::ModRevision(keys.config(), 0),
+                Compare::ModRevision(CATALOG.to_owned(), catalog.map_or(0, |kv| kv.mod_revision)),
+            ],
+            // Whoever is about to create a network looks again.
+            then: vec![put(keys.config(), value.clone()), put(CATALOG.to_owned(), record.to_vec())],
+        };
+        if let TxnReply::Done(_) = store.txn(txn).await? {
+            return Ok(true);
+        }
+    }
+    let reason = "networks keep changing".to_owned();
+    Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason })
+}
+
+/// Whether the catalog's record says that [`restore`] wrote it last: nobody has looked after networks since.
+#[must_use]
+pub fn is_restored(record: &[u8]) -> bool {
+    record == catalog::RESTORED
 }
 
 /// A network from its records as a server sends them; `None` without a configuration.

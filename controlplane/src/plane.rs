@@ -65,6 +65,12 @@ pub trait ControlPlane: Send + Sync + 'static {
         spec: &NetworkSpec,
     ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
+    /// Whether it tells by itself a configuration that was lost from one that somebody removed: then it is offered whatever
+    /// its revision, which a wiped store may have reached again.
+    fn knows_what_was_removed(&self) -> bool {
+        false
+    }
+
     /// Offers the configuration in force here to a store that lost it; whether it had none: [`networks::restore`].
     fn restore_config(
         &self,

@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use flatnet_model::Revision;
 use flatnet_proto::controlplane::v1 as proto;
 use proto::admin_server::AdminServer;
 use proto::enrollment_server::EnrollmentServer;
@@ -22,7 +22,7 @@ use tonic::{Response, Status};
 
 use crate::pki::{self, Authority, Identity, PkiError, SERVER_LIFETIME};
 use crate::store::embedded::EmbeddedStore;
-use crate::store::{KeyRange, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::tls;
 
 mod admin;
@@ -123,8 +123,8 @@ pub(crate) struct Context<S> {
     audit: Audit,
     failures: tokens::Failures,
     metrics: Metrics,
-    /// Whether the store held no network when this server first read it.
-    blank: AtomicBool,
+    /// What looks at the store showed, one after the other.
+    looks: tokio::sync::Mutex<Looks>,
     /// Whether the store answers; why not.
     ready: watch::Sender<Result<(), String>>,
     /// Set once, when the server ends.
@@ -150,10 +150,25 @@ impl<S: Store> Context<S> {
         })
     }
 
-    /// Whether nodes may put networks back: the store was blank when this server came to it.
-    fn was_wiped(&self) -> bool {
-        self.blank.load(Ordering::Relaxed)
+    /// Looks whether nodes may put networks back: the store was blank when this server came to it or was wiped under it,
+    /// and nobody but nodes has written networks since.
+    async fn was_wiped(&self) -> Result<bool, StoreError> {
+        let mut looks = self.looks.lock().await;
+        let look = node::look(self.store.as_ref(), &self.prefix).await?;
+        let went_back = looks.newest.is_none_or(|newest| look.revision < newest);
+        looks.wiped = look.is_blank && (looks.wiped || went_back);
+        looks.newest = Some(look.revision);
+        Ok(looks.wiped || look.is_restored)
     }
+}
+
+/// What a server remembers of its looks at the store.
+#[derive(Default)]
+struct Looks {
+    /// The store's revision at the last one.
+    newest: Option<Revision>,
+    /// It was blank at the first one, or has gone back to being so.
+    wiped: bool,
 }
 
 /// A server with everything opened, not serving yet.
@@ -199,7 +214,7 @@ impl<S: Store> Server<S> {
             audit,
             failures: tokens::Failures::default(),
             metrics: Metrics::default(),
-            blank: AtomicBool::new(false),
+            looks: tokio::sync::Mutex::default(),
             ready: watch::Sender::new(Err("the store has not answered yet".to_owned())),
             stopping: watch::Sender::new(false),
         });
@@ -209,6 +224,15 @@ impl<S: Store> Server<S> {
     /// Where it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Ends when the store has answered: from then on it is known whether it was blank, and may be written.
+    pub fn looked(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ready = self.context.ready.subscribe();
+        async move {
+            // A server that is gone is waited for by nobody.
+            let _ = ready.wait_for(Result::is_ok).await;
+        }
     }
 
     /// `sha256:…` of the authority's certificate.
@@ -316,15 +340,10 @@ async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig
 
 /// Asks the store every second whether it answers, by reading, which takes a quorum.
 async fn probe<S: Store>(context: Arc<Context<S>>) {
-    let mut first = true;
     loop {
-        let answer = match node::is_blank(context.store.as_ref()).await {
-            Ok(blank) => {
-                if std::mem::take(&mut first) && blank {
-                    context.blank.store(true, Ordering::Relaxed);
-                }
-                Ok(())
-            }
+        // Each look counts, also when no node offers anything: it may be that the store goes back between two of them.
+        let answer = match context.was_wiped().await {
+            Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
         };
         context.ready.send_if_modified(|ready| {
@@ -344,9 +363,4 @@ async fn probe<S: Store>(context: Arc<Context<S>>) {
 /// Makes a join token in the store of a server: the first one, for whoever starts it.
 pub async fn create_token<S: Store>(store: &S, ttl: Duration, uses: u32) -> Result<NewToken, StoreError> {
     tokens::create(store, ttl, uses, None).await
-}
-
-/// Whether the store of a server can be read: for those who wait for it.
-pub async fn answers<S: Store>(store: &S) -> bool {
-    store.range(&KeyRange::key("/flatnet/catalog")).await.is_ok()
 }

@@ -212,11 +212,13 @@ impl<P: ControlPlane> Follower<P> {
     }
 
     /// Writes the configuration back that a wiped store lacks, so that a fleet gets over it without help. One that somebody
-    /// removed (the revision went on) stays away.
+    /// removed (the revision went on, or the control plane says so) stays away.
     async fn restore_config(&self) -> Result<(), StoreError> {
+        let judges = self.plane.knows_what_was_removed();
         let value = {
             let view = self.view.borrow();
-            let lost = view.suspect.as_ref().is_some_and(|suspect| suspect.kept_config && suspect.revision_went_back);
+            let suspect = view.suspect.as_ref().filter(|suspect| suspect.kept_config);
+            let lost = suspect.is_some_and(|suspect| judges || suspect.revision_went_back);
             view.config_value.clone().filter(|_| lost)
         };
         let Some(value) = value else { return Ok(()) };

@@ -61,6 +61,30 @@ impl ControlPlane {
         server
     }
 
+    /// Starts another one on the same etcd, with the same authority, at the next port.
+    #[must_use]
+    pub fn replica(&self, lab: &Lab) -> Self {
+        let directory = lab.directory.join("replica");
+        let address = lab.topology.server_address();
+        let address = std::net::SocketAddr::new(address.ip(), address.port() + 1).to_string();
+        let replica = Self {
+            namespace: self.namespace.clone(),
+            address,
+            directory,
+            flags: self.flags.clone(),
+            child: None,
+            starts: 0,
+        };
+        fs::create_dir_all(replica.data_dir().join("pki")).unwrap();
+        for file in fs::read_dir(self.file("pki")).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), replica.file("pki").join(file.file_name())).unwrap();
+        }
+        let mut replica = replica;
+        replica.run();
+        replica
+    }
+
     /// Where its data is.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
@@ -133,10 +157,18 @@ impl ControlPlane {
 
     /// Runs another subcommand against this one's data directory.
     pub fn command(&self, arguments: &[&str]) -> Ran {
+        self.commands()(arguments)
+    }
+
+    /// The same for another thread, whatever becomes of the server meanwhile.
+    pub fn commands(&self) -> impl Fn(&[&str]) -> Ran + Send + use<> {
         let (program, dir) = (find_program().unwrap().display().to_string(), self.data_dir().display().to_string());
-        let argv: Vec<&str> =
-            [program.as_str()].into_iter().chain(arguments.iter().copied()).chain(["--data-dir", &dir]).collect();
-        self.namespace.run(&argv)
+        let namespace = self.namespace.clone();
+        move |arguments| {
+            let argv: Vec<&str> =
+                [program.as_str()].into_iter().chain(arguments.iter().copied()).chain(["--data-dir", &dir]).collect();
+            namespace.run(&argv)
+        }
     }
 
     /// Ends it and waits for it.

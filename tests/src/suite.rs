@@ -14,7 +14,7 @@ const AT_ONCE: usize = 2;
 const VM_LABS_AT_ONCE: usize = 1;
 
 /// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
-const PASSED_ON: [&str; 3] = ["FLATNET_AGENT", "FLATNET_DEB", "FLATNET_VM_DIR"];
+const PASSED_ON: [&str; 4] = ["FLATNET_AGENT", "FLATNET_CONTROLPLANE", "FLATNET_DEB", "FLATNET_VM_DIR"];
 
 /// A test: its name, a sentence in snake case, and what it does.
 pub struct Test {

@@ -71,6 +71,8 @@ pub enum NodeCommand {
     Ls(ListArgs),
     /// End a node's rights: it is cut off and removed from every peer
     Revoke(NodeArgs),
+    /// Take a node's subnets out of all networks and give it none, for a host that is to be emptied
+    Drain(DrainArgs),
     /// Remove a node that is gone; its id may join again with another key
     Rm(NodeArgs),
 }
@@ -80,6 +82,18 @@ pub enum NodeCommand {
 pub struct NodeArgs {
     /// The node's id
     id: NodeId,
+    #[command(flatten)]
+    dir: DataDir,
+}
+
+/// Which node, and which way.
+#[derive(Args, Clone, Debug)]
+pub struct DrainArgs {
+    /// The node's id
+    id: NodeId,
+    /// Give it subnets again
+    #[arg(long)]
+    undo: bool,
     #[command(flatten)]
     dir: DataDir,
 }
@@ -178,6 +192,13 @@ pub async fn node(command: NodeCommand) -> Result<(), Failure> {
             say(&format!("node {} revoked: cut off, its leases removed", args.id));
             Ok(())
         }
+        NodeCommand::Drain(args) => {
+            let message = proto::DrainNodeRequest { id: args.id.to_string(), undo: args.undo };
+            args.dir.admin()?.drain_node(message).await.map_err(Failure::said)?;
+            let done = if args.undo { "gets subnets again" } else { "drained: its subnets are out of all networks" };
+            say(&format!("node {} {done}", args.id));
+            Ok(())
+        }
         NodeCommand::Rm(args) => {
             let message = proto::NodeRequest { id: args.id.to_string() };
             args.dir.admin()?.remove_node(message).await.map_err(Failure::said)?;
@@ -189,10 +210,11 @@ pub async fn node(command: NodeCommand) -> Result<(), Failure> {
 
 async fn list_nodes(args: &ListArgs) -> Result<(), Failure> {
     let list = args.dir.admin()?.list_nodes(proto::Nothing {}).await.map_err(Failure::said)?.into_inner();
-    let state = |node: &proto::NodeInfo| match (node.revoked, node.present) {
-        (true, _) => "revoked",
-        (false, true) => "present",
-        (false, false) => "away",
+    let state = |node: &proto::NodeInfo| match (node.revoked, node.drained, node.present) {
+        (true, _, _) => "revoked",
+        (false, true, _) => "drained",
+        (false, false, true) => "present",
+        (false, false, false) => "away",
     };
     if args.json {
         let nodes: Vec<_> = list

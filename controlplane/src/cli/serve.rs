@@ -159,9 +159,12 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let address = server.address().map_err(|error| Failure::new(Exit::Internal, "no address").caused_by(error))?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
     let (ca_hash, prepare_args, prefix) = (server.ca_hash(), args.clone(), args.etcd.etcd_prefix.clone());
+    let looked = server.looked();
     let (failed, mut failure) = tokio::sync::mpsc::channel(1);
     // Beside the server: an etcd that is away for now keeps nobody from being told so.
     let prepare = tokio::spawn(async move {
+        // Not before the server knows whether the store was blank: nodes may then put networks back.
+        looked.await;
         if let Err(error) = prepare(store.as_ref(), &prefix, &prepare_args, &ca_hash, address).await {
             // Whoever listens ends with the process.
             let _ = failed.send(error).await;
@@ -218,11 +221,7 @@ async fn prepare(
             }
         }
     }
-    if args.quiet {
-        while !crate::server::answers(store).await {
-            tokio::time::sleep(AGAIN).await;
-        }
-    } else {
+    if !args.quiet {
         let token = loop {
             match crate::server::create_token(store, args.token_ttl, args.token_uses).await {
                 Ok(made) => break made,

@@ -8,8 +8,10 @@ use super::{NetworkInfo, put};
 use crate::flannel::{decode_change, decode_config};
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, WatchEvent, Write};
 
-/// The record: only its revision says something.
+/// The record: its revision says that networks changed.
 pub(super) const RECORD: &[u8] = br#"{"version":1}"#;
+/// Likewise, while nobody but nodes has written networks since the store was blank.
+pub(super) const RESTORED: &[u8] = br#"{"version":1,"restored":true}"#;
 
 pub(super) struct Catalog {
     /// Revision of the catalog record; 0: there is none yet.

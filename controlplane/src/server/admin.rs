@@ -97,6 +97,7 @@ impl<S: Store> AdminService<S> {
                     name: found.name.clone(),
                     joined: found.joined,
                     revoked: found.revoked,
+                    drained: found.drained,
                     present: present.iter().any(|kv| kv.key == keys::presence(*id).as_bytes()),
                     leases: all.iter().flat_map(of_network).collect(),
                 }
@@ -108,13 +109,27 @@ impl<S: Store> AdminService<S> {
         let id = wire::node(id)?;
         let failed = |error: StoreError| refusal::store(&error);
         // First: from here on it can write nothing that would have to be removed again.
-        let known = registry::revoke(self.store(), id).await.map_err(failed)?;
-        node::remove_records(self.store(), &self.context.prefix, id).await?;
+        let known = registry::change(self.store(), id, |found| found.revoked = true).await.map_err(failed)?;
+        node::remove_leases(self.store(), &self.context.prefix, id).await?;
+        node::remove_presence(self.store(), id).await?;
         if forget && known {
             let txn = Txn { when: Vec::new(), then: vec![Write::Delete(registry::key(id))] };
             self.store().txn(txn).await.map_err(failed)?;
         }
         if known { Ok(proto::Nothing {}) } else { Err(Status::not_found(format!("no node {id} joined"))) }
+    }
+
+    async fn drain(&self, id: &str, undo: bool) -> Result<proto::Nothing, Status> {
+        let id = wire::node(id)?;
+        // First: from here on it gets none that would have to be removed again.
+        let known = registry::change(self.store(), id, |found| found.drained = !undo).await;
+        if !known.map_err(|error| refusal::store(&error))? {
+            return Err(Status::not_found(format!("no node {id} joined")));
+        }
+        if !undo {
+            node::remove_leases(self.store(), &self.context.prefix, id).await?;
+        }
+        Ok(proto::Nothing {})
     }
 
     async fn peer(&self, message: &proto::PeerRequest, add: bool) -> Result<proto::Nothing, Status> {
@@ -185,8 +200,6 @@ impl<S: Store> Admin for AdminService<S> {
         let result = async {
             let (name, spec) = (wire::network(&message.name)?, wire::spec(&message)?);
             let made = networks::create(self.store(), &self.context.prefix, &name, &spec).await;
-            // From here on somebody looks after this store's networks.
-            self.context.blank.store(false, std::sync::atomic::Ordering::Relaxed);
             self.records(&self.info(made)?).await
         };
         self.noted(&peer, "create-network", &message.name, result.await)
@@ -306,6 +319,13 @@ impl<S: Store> Admin for AdminService<S> {
         let peer = caller::admin(&request)?;
         let id = request.into_inner().id;
         self.noted(&peer, "revoke-node", &id, self.end_node(&id, false).await)
+    }
+
+    async fn drain_node(&self, request: Request<proto::DrainNodeRequest>) -> Result<Response<proto::Nothing>, Status> {
+        let peer = caller::admin(&request)?;
+        let proto::DrainNodeRequest { id, undo } = request.into_inner();
+        let action = if undo { "undrain-node" } else { "drain-node" };
+        self.noted(&peer, action, &id, self.drain(&id, undo).await)
     }
 
     async fn remove_node(&self, request: Request<proto::NodeRequest>) -> Result<Response<proto::Nothing>, Status> {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use flatnet_model::keys::{CATALOG, NetworkKeys, presence as presence_key};
 use flatnet_model::state::{ConfigState, NetworkState};
-use flatnet_model::{BackendData, EtcdLease, IpFamily, Lease, NetworkConfig, NodeId, Owner, Publication, SubnetKey};
+use flatnet_model::{
+    BackendData, EtcdLease, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, Owner, Publication, Revision,
+    SubnetKey,
+};
 use flatnet_proto::controlplane::v1 as proto;
 use futures::Stream;
 use proto::node_server::Node;
@@ -97,6 +100,13 @@ impl<S: Store> NodeService<S> {
         let publication = wire::publication(&message.publication, any_subnets()?)?;
         if !TTL_SECS.contains(&message.ttl_secs) {
             return Err(Status::invalid_argument(format!("a lease lives {TTL_SECS:?} s")));
+        }
+        let drained = registry::is_drained(self.store(), caller.node).await.map_err(|error| refusal::store(&error))?;
+        if drained {
+            return Err(refusal::not_allowed(
+                "this node is drained: it gets no subnets",
+                "an administrator did that: controlplane node drain --undo ends it",
+            ));
         }
         self.check_nobody_elses(&keys, caller.node, &publication).await?;
         let config = self.config_for(&keys, caller.node, previous, &message.config).await?;
@@ -192,7 +202,7 @@ impl<S: Store> NodeService<S> {
         if !there.map_err(|error| refusal::store(&error))?.kvs.is_empty() {
             return Ok(false);
         }
-        if !self.context.was_wiped() {
+        if !self.context.was_wiped().await.map_err(|error| refusal::store(&error))? {
             return Err(refusal::not_allowed(
                 "networks are created by administrators",
                 "this store was not wiped since the server started: controlplane network create puts a network back",
@@ -439,13 +449,31 @@ impl<S: Store> Node for NodeService<S> {
     }
 }
 
-/// Whether a store holds nothing of a network yet: its catalog was never written.
-pub(super) async fn is_blank<S: Store>(store: &S) -> Result<bool, StoreError> {
-    Ok(store.range(&KeyRange::key(CATALOG)).await?.kvs.is_empty())
+/// What a look at the store showed.
+pub(super) struct Look {
+    /// It holds no network, and nobody ever wrote one: whoever changes networks leaves the catalog behind, and the network
+    /// `default` may be somebody else's doing.
+    pub(super) is_blank: bool,
+    /// Nobody but nodes has written networks since it was blank.
+    pub(super) is_restored: bool,
+    /// As of when.
+    pub(super) revision: Revision,
 }
 
-/// Removes a node's leases in every network, and its presence.
-pub(super) async fn remove_records<S: Store>(store: &S, prefix: &str, node: NodeId) -> Result<(), Status> {
+/// Looks whether a store holds anything of a network, and who wrote it.
+pub(super) async fn look<S: Store>(store: &S, prefix: &str) -> Result<Look, StoreError> {
+    let default = NetworkKeys::new(&NetworkName::default_network(), prefix);
+    let config = store.range(&KeyRange::key(&default.config())).await?;
+    let catalog = store.range(&KeyRange::key(CATALOG)).await?;
+    Ok(Look {
+        is_blank: catalog.kvs.is_empty() && config.kvs.is_empty(),
+        is_restored: catalog.kvs.first().is_some_and(|kv| networks::is_restored(&kv.value)),
+        revision: catalog.revision,
+    })
+}
+
+/// Removes a node's leases in every network.
+pub(super) async fn remove_leases<S: Store>(store: &S, prefix: &str, node: NodeId) -> Result<(), Status> {
     let failed = |error: StoreError| refusal::store(&error);
     let all = networks::list(store, prefix).await.map_err(|error| refusal::network(&error))?;
     for network in &all {
@@ -456,6 +484,12 @@ pub(super) async fn remove_records<S: Store>(store: &S, prefix: &str, node: Node
             allocate::release(store, &network.keys, &claim).await.map_err(failed)?;
         }
     }
+    Ok(())
+}
+
+/// Ends a node's presence.
+pub(super) async fn remove_presence<S: Store>(store: &S, node: NodeId) -> Result<(), Status> {
+    let failed = |error: StoreError| refusal::store(&error);
     let found = store.range(&KeyRange::key(&presence_key(node))).await.map_err(failed)?.kvs.into_iter().next();
     match found.and_then(|kv| kv.lease) {
         Some(lease) => store.lease_revoke(lease).await.map_err(failed),

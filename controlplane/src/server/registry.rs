@@ -38,6 +38,9 @@ pub struct Registration {
     /// Its certificates count for nothing any more.
     #[serde(default)]
     pub revoked: bool,
+    /// It gets no leases.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 impl Registration {
@@ -45,7 +48,14 @@ impl Registration {
     #[must_use]
     pub fn new(name: &str, key_hash: &str) -> Self {
         let joined = unix_seconds(SystemTime::now());
-        Self { version: VERSION, name: name.to_owned(), key_sha256: key_hash.to_owned(), joined, revoked: false }
+        Self {
+            version: VERSION,
+            name: name.to_owned(),
+            key_sha256: key_hash.to_owned(),
+            joined,
+            revoked: false,
+            drained: false,
+        }
     }
 
     /// What is written.
@@ -171,14 +181,24 @@ pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_h
     store.txn(txn).await.map(drop)
 }
 
-/// Marks a node revoked; whether it is known.
-pub async fn revoke<S: Store>(store: &S, node: NodeId) -> Result<bool, StoreError> {
+/// Whether a node gets no leases: by the store itself, which knows before its followers do.
+pub async fn is_drained<S: Store>(store: &S, node: NodeId) -> Result<bool, StoreError> {
+    let found = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next();
+    Ok(found.and_then(|kv| Registration::decode(&kv.value)).is_some_and(|found| found.drained))
+}
+
+/// Changes a node's registration; whether it is known.
+pub async fn change<S: Store>(
+    store: &S,
+    node: NodeId,
+    change: impl Fn(&mut Registration) + Send,
+) -> Result<bool, StoreError> {
     for _ in 0..ATTEMPTS {
         let Some(kv) = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next() else {
             return Ok(false);
         };
         let mut found = Registration::decode(&kv.value).unwrap_or_else(|| Registration::new("", ""));
-        found.revoked = true;
+        change(&mut found);
         let txn = Txn {
             when: vec![Compare::ModRevision(key(node), kv.mod_revision)],
             then: vec![Write::Put { key: key(node), value: found.encode(), lease: None }],

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::allocate::ClaimRequest;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::watch::{Connection, NetworkView, follow};
@@ -134,4 +135,78 @@ async fn a_wiped_store_gets_its_network_and_leases_back_from_the_nodes_and_nobod
     };
     let refused = node.raw(&fleet).restore_network(message).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_store_that_grew_past_what_nodes_had_seen_gets_its_network_back_all_the_same() {
+    let mut fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    let claim = node.acquire().await;
+    let (sender, mut view) = watch::channel(NetworkView::default());
+    let following = tokio::spawn(follow(Arc::new(node.remote.clone()), keys(), SOON * 10, sender));
+    until(&mut view, "the lease", |view| view.state.leases.len() == 1).await;
+    fleet.stop().await;
+    fleet.store.wipe();
+    let seen = view.borrow().state.revision;
+    while fleet.store.revision() <= seen + 10 {
+        fleet.store.put("/flatnet/elsewhere", "others write too", None);
+    }
+    fleet.serve().await;
+    let config = keys().config().into_bytes();
+    until(&mut view, "the network is back", |view| {
+        view.rewinds > 0 && view.suspect.as_ref().is_none_or(|suspect| !suspect.kept_config)
+    })
+    .await;
+    assert!(fleet.store.dump().contains_key(&config));
+    let request = ClaimRequest { previous: Some(claim.lease.subnets), ..node.request() };
+    node.remote.announce(&node.owner).await.unwrap();
+    assert_eq!(node.try_acquire(&request).await.unwrap().lease.subnets, claim.lease.subnets);
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_wiped_under_a_running_server_gets_its_network_back() {
+    let fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    let (sender, mut view) = watch::channel(NetworkView::default());
+    let following = tokio::spawn(follow(Arc::new(node.remote.clone()), keys(), SOON * 10, sender));
+    until(&mut view, "the network", |view| view.state.valid_config().is_some()).await;
+    fleet.store.wipe();
+    let config = keys().config().into_bytes();
+    tokio::time::timeout(SOON, async {
+        while !fleet.store.dump().contains_key(&config) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    until(&mut view, "the network", |view| view.state.valid_config().is_some()).await;
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_an_administrator_removed_is_not_put_back_by_a_node_that_was_away() {
+    let mut fleet = Fleet::start_empty().await;
+    let spec = proto::ChangeNetworkRequest {
+        name: "default".to_owned(),
+        cidr: Some("10.50.0.0/16".to_owned()),
+        ..Default::default()
+    };
+    fleet.admin().create_network(spec).await.unwrap();
+    let node = fleet.node(1).await;
+    let (sender, mut view) = watch::channel(NetworkView::default());
+    let following = tokio::spawn(follow(Arc::new(node.remote.clone()), keys(), SOON, sender));
+    until(&mut view, "the network", |view| view.state.valid_config().is_some()).await;
+    following.abort();
+    let seen = view.borrow().clone();
+    // Another start of the server does not forget that somebody looks after the networks: the store says so.
+    fleet.stop().await;
+    fleet.serve().await;
+    let remove = proto::NetworkRequest { name: "default".to_owned(), force: true };
+    fleet.admin().remove_network(remove).await.unwrap();
+    let (sender, mut view) = watch::channel(seen);
+    let following = tokio::spawn(follow(Arc::new(node.remote.clone()), keys(), SOON, sender));
+    until(&mut view, "that it is gone", |view| view.rewinds > 0 && view.connection == Connection::Connected).await;
+    assert!(!fleet.store.dump().contains_key(keys().config().as_bytes()));
+    following.abort();
 }

@@ -107,6 +107,11 @@ async fn a_node_is_no_administrator() {
         admin.revoke_node(proto::NodeRequest { id: node.owner.node.to_string() }).await.unwrap_err().code(),
         admin.remove_node(proto::NodeRequest { id: node.owner.node.to_string() }).await.unwrap_err().code(),
         admin
+            .drain_node(proto::DrainNodeRequest { id: node.owner.node.to_string(), undo: true })
+            .await
+            .unwrap_err()
+            .code(),
+        admin
             .remove_network(proto::NetworkRequest { name: "default".to_owned(), force: true })
             .await
             .unwrap_err()
@@ -233,6 +238,34 @@ async fn a_revoked_node_is_cut_off_and_gone_from_every_view_within_a_second() {
     let token = fleet.token(1).await;
     assert!(fleet.newcomer(1, Some(&token)).remote.announce(&bad.owner).await.is_err(), "nor joins it again");
     following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_has_no_lease_and_gets_none_until_that_is_undone() {
+    let fleet = Fleet::start().await;
+    let (node, other) = (fleet.node(1).await, fleet.node(2).await);
+    let (claim, kept) = (node.acquire().await, other.acquire().await);
+    let lease_keys = || {
+        let prefix = keys().subnets().into_bytes();
+        fleet.store.dump().into_keys().filter(move |key| key.starts_with(&prefix)).collect::<Vec<_>>()
+    };
+    let drain = |undo| proto::DrainNodeRequest { id: node.owner.node.to_string(), undo };
+    fleet.admin().drain_node(drain(false)).await.unwrap();
+    assert_eq!(lease_keys(), [keys().lease(&kept.lease.subnets).into_bytes()]);
+    let mut request = node.request();
+    request.previous = Some(claim.lease.subnets);
+    let refused = node.try_acquire(&request).await.unwrap_err().to_string();
+    assert!(refused.contains("drained"), "{refused}");
+    assert!(node.remote.publish(&keys(), &claim, &node.publication()).await.is_err());
+    assert!(matches!(node.remote.renew(&keys(), &claim).await, Err(StoreError::LeaseGone(_))));
+    node.remote.announce(&node.owner).await.unwrap();
+    let listed = fleet.admin().list_nodes(proto::Nothing {}).await.unwrap().into_inner().nodes;
+    assert_eq!(listed.iter().filter(|listed| listed.drained && listed.present).count(), 1);
+
+    fleet.admin().drain_node(drain(true)).await.unwrap();
+    assert_eq!(node.try_acquire(&request).await.unwrap().lease.subnets, claim.lease.subnets, "what it had");
+    let nobody = proto::DrainNodeRequest { id: format!("{:032x}", 77), undo: false };
+    assert_eq!(fleet.admin().drain_node(nobody).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread")]

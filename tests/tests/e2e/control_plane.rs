@@ -1,5 +1,8 @@
 //! A control plane instead of an etcd: joined by token over TLS, killed, wiped, and managed.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flatnet_tests::agent::{Agent, program};
@@ -21,6 +24,9 @@ pub fn tests() -> Vec<Test> {
         Test::new("hosts_join_a_control_plane_by_token_and_all_pairs_ping", join_by_token).on_backend("vxlan"),
         Test::new("a_control_plane_killed_under_traffic_loses_no_packet", killed_under_traffic).on_backend("vxlan"),
         Test::new("a_wiped_control_plane_renumbers_nobody", wiped).on_backend("vxlan"),
+        Test::new("an_older_backup_put_back_renumbers_nobody", put_back).on_backend("vxlan"),
+        Test::new("a_control_plane_killed_amid_writes_loses_nothing_acknowledged", killed_amid_writes),
+        Test::new("agents_move_to_another_replica_and_lose_nothing", replicas).on_backend("vxlan"),
         Test::new("a_revoked_node_is_gone_from_every_peer", revoked).on_backend("vxlan"),
         Test::new("an_administrator_manages_networks_from_elsewhere", administrator),
         Test::new("a_control_plane_moves_to_an_etcd_and_renumbers_nobody", migrated).on_backend("vxlan"),
@@ -57,6 +63,27 @@ fn join_by_token() {
     for agent in &agents {
         agent.wait_converged(1);
     }
+    drop(left);
+    joined_by_token_file(&lab, &server, token, secret);
+}
+
+/// A host that takes its token out of a file shows it to nobody who can list processes.
+fn joined_by_token_file(lab: &Lab, server: &ControlPlane, token: &str, secret: &str) {
+    let arguments = server.join_arguments();
+    let file = lab.directory.join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let directory = lab.directory.join("anew");
+    let file = format!("--token-file={}", file.display());
+    let mut agent = Agent::new(1, lab.host(1), &arguments[1], &directory).with(&[&file, &arguments[4], &arguments[5]]);
+    agent.start();
+    agent.wait_converged(2);
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
+    let seen: Vec<String> = lines.filter(|line| line.contains(&file)).collect();
+    assert!(!seen.is_empty() && seen.iter().all(|line| !line.contains(secret)), "{seen:?}");
+    assert!(!agent.log().contains(secret));
+    assert_eq!(agent.command(&["leave"]).code, 0);
 }
 
 fn killed_under_traffic() {
@@ -102,13 +129,14 @@ fn wiped() {
     server.flags.clear();
     server.remove("store.redb");
     server.run();
-    let holds = |server: &ControlPlane| {
+    let holds = |server: &ControlPlane, agents: &[Agent]| {
         wait_until("both nodes hold their leases again", SOON * 2, || {
-            let nodes = server.command(&["node", "ls"]);
-            if nodes.stdout.matches("default:").count() == 2 { Ok(()) } else { Err(nodes.stdout) }
+            let nodes = server.command(&["node", "ls"]).stdout;
+            let logs = || agents.iter().map(Agent::log).chain([server.log()]).collect::<Vec<_>>().join("\n");
+            if nodes.matches("default:").count() == 2 { Ok(()) } else { Err(format!("{nodes}\n{}", logs())) }
         });
     };
-    holds(&server);
+    holds(&server, &agents);
     for agent in &agents {
         agent.wait_converged(1);
     }
@@ -123,7 +151,7 @@ fn wiped() {
         *agent = server.agent(&lab, agent.number);
         agent.start();
     }
-    holds(&server);
+    holds(&server, &agents);
     for agent in &agents {
         agent.wait_converged(1);
     }
@@ -131,6 +159,128 @@ fn wiped() {
     let losses = stream.stop();
     assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
     println!("figure: a control plane wiped twice under traffic: {} packets, 0 lost, nobody renumbered", losses.sent);
+}
+
+fn put_back() {
+    let lab = Lab::without_network(&Shape::vxlan(3));
+    let mut server = ControlPlane::start(&lab, INIT);
+    let mut agents: Vec<Agent> = (1..=2).map(|number| server.agent(&lab, number)).collect();
+    agents.iter_mut().for_each(Agent::start);
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+    let backup = server.file("../backup.redb").display().to_string();
+    assert_eq!(server.command(&["backup", &backup]).code, 0);
+    // What the backup does not know: another host, and a network.
+    let mut late = server.agent(&lab, 3);
+    late.start();
+    agents.push(late);
+    for agent in &agents {
+        agent.wait_converged(2);
+    }
+    lab.attach_all(&agents);
+    let before = subnets(&agents);
+    let to = agents[2].subnet().container_addresses().next().unwrap();
+    let stream = Pinger::start(&lab, &lab.container(1), to);
+
+    server.end(Signal::SIGTERM);
+    let restored = server.command(&["restore", &backup]);
+    assert_eq!(restored.code, 0, "{}", restored.stderr);
+    server.run();
+    wait_until("all three hold their leases", SOON * 2, || {
+        let nodes = server.command(&["node", "ls"]).stdout;
+        if nodes.matches("default:").count() == 3 { Ok(()) } else { Err(format!("{nodes}\n{}", agents[2].log())) }
+    });
+    for agent in &agents {
+        agent.wait_converged(2);
+    }
+    assert_eq!(subnets(&agents), before);
+    let losses = stream.stop();
+    assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
+    println!("figure: an older backup put back under traffic: {} packets, 0 lost, nobody renumbered", losses.sent);
+}
+
+fn killed_amid_writes() {
+    /// Kills, and how long each server writes before it.
+    const LIVES: [u64; 6] = [150, 400, 220, 310, 180, 500];
+    let lab = Lab::without_network(&Shape::vxlan(1));
+    let mut server = ControlPlane::start(&lab, &[]);
+    let mut acknowledged: Vec<String> = Vec::new();
+    for (life, millis) in (0u8..).zip(LIVES) {
+        let run = server.commands();
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = Arc::clone(&stop);
+        let writing = std::thread::spawn(move || {
+            let mut done = Vec::new();
+            for number in 0u8..=255 {
+                if writer.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (name, cidr) = (format!("n{life}-{number}"), format!("10.{}.{number}.0/24", 100 + life));
+                let made = run(&["network", "create", &name, "--cidr", &cidr, "--subnet-len", "28"]);
+                if made.code == 0 {
+                    done.push(name);
+                }
+            }
+            done
+        });
+        pause(Duration::from_millis(millis));
+        server.end(Signal::SIGKILL);
+        stop.store(true, Ordering::Relaxed);
+        acknowledged.extend(writing.join().unwrap());
+        server.run();
+        let listed = server.command(&["network", "ls"]);
+        assert_eq!(listed.code, 0, "{}", listed.stderr);
+        let there: BTreeSet<&str> = listed.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        let lost: Vec<&String> = acknowledged.iter().filter(|name| !there.contains(name.as_str())).collect();
+        assert!(lost.is_empty(), "acknowledged and gone: {lost:?}\n{}", listed.stdout);
+    }
+    assert!(acknowledged.len() >= LIVES.len(), "too little was written to say anything: {acknowledged:?}");
+    println!("figure: killed {} times amid writes: {} networks acknowledged, 0 lost", LIVES.len(), acknowledged.len());
+}
+
+fn replicas() {
+    let lab = Lab::without_network(&Shape::vxlan(3));
+    let etcd = format!("--endpoints={}", lab.topology.endpoint());
+    let mut first = ControlPlane::start(&lab, &["--store=etcd", &etcd, INIT[0]]);
+    let mut second = first.replica(&lab);
+    let other = second.join_arguments()[1].clone();
+    let agent = |number| first.agent(&lab, number).with(&[other.as_str()]);
+    let mut agents: Vec<Agent> = (1..=3).map(agent).collect();
+    agents[..2].iter_mut().for_each(Agent::start);
+    for agent in &agents[..2] {
+        agent.wait_converged(1);
+    }
+    lab.attach_all(&agents[..2]);
+    let before = subnets(&agents[..2]);
+    let to = agents[1].subnet().container_addresses().next().unwrap();
+    let stream = Pinger::start(&lab, &lab.container(1), to);
+
+    // The one that all use goes, without a word; who comes now finds the other one, and all hear of it.
+    first.end(Signal::SIGKILL);
+    let began = std::time::Instant::now();
+    agents[2].start();
+    for agent in &agents {
+        agent.wait_converged(2);
+    }
+    println!("figure: a replica killed: a newcomer known to all after {} ms", began.elapsed().as_millis());
+    first.run();
+    // And back again, while a host leaves.
+    second.end(Signal::SIGKILL);
+    let left = agents.pop().unwrap();
+    wait_until("the third host leaves", SOON, || {
+        let ran = left.command(&["leave"]);
+        if ran.code == 0 { Ok(()) } else { Err(ran.stderr) }
+    });
+    for agent in &agents {
+        agent.wait_converged(1);
+    }
+    assert_eq!(subnets(&agents), before);
+    let losses = stream.stop();
+    assert!(losses.lost.is_empty(), "{losses:?}\n{}", agents[0].log());
+    second.run();
+    let nodes = second.command(&["node", "ls"]).stdout;
+    assert_eq!(nodes.matches("default:").count(), 2, "{nodes}");
 }
 
 fn revoked() {
