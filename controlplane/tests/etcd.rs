@@ -10,12 +10,16 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::allocate::{ClaimRequest, Origin, acquire};
+use flatnet_controlplane::allocate::{self, ClaimRequest, Origin, acquire};
+use flatnet_controlplane::flannel::decode_config;
+use flatnet_controlplane::migrate;
+use flatnet_controlplane::presence;
 use flatnet_controlplane::random::OsRandom;
-use flatnet_controlplane::store::etcd::EtcdStore;
-use flatnet_controlplane::store::{KeyRange, Store, StoreError};
+use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_controlplane::store::{KeyRange, Store, StoreError, Txn, Write};
 use flatnet_controlplane::watch::{Connection, NetworkView, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication};
 use futures::StreamExt;
 use support::{Etcd, connect, free_port};
@@ -205,4 +209,81 @@ async fn a_password_is_needed_and_an_expired_token_renewed() {
         }
     }
     last.unwrap();
+}
+
+/// The network as an agent knows it.
+fn state() -> NetworkState {
+    let (config, _) = decode_config(CONFIG.as_bytes()).unwrap();
+    NetworkState { config: ConfigState::Valid(config), ..NetworkState::default() }
+}
+
+/// What `controlplane etcd-roles` prints, done as printed, makes a user who can be one node and nothing else.
+#[tokio::test]
+async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
+    let etcd = configured().await;
+    let (mine, other) = (request(1), request(2));
+    let others = acquire(&etcd.store(), &other, &state(), &mut OsRandom).await.unwrap();
+    let subnet: ipnet::IpNet = "10.100.77.0/24".parse().unwrap();
+    let text = migrate::etcd_roles(keys().network(), FLANNEL_PREFIX, mine.owner.node, &[subnet]).unwrap();
+    let user = format!("flatnet-{}", mine.owner.node);
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let words: Vec<String> =
+            line.strip_prefix("etcdctl ").unwrap().split(' ').map(|word| word.trim_matches('\'').to_owned()).collect();
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let with_password = format!("{user}:secret");
+        if words[..2] == ["user", "add"] {
+            // Asked for on a terminal otherwise.
+            words[2] = &with_password;
+        }
+        etcd.ctl(&words);
+    }
+    etcd.ctl(&["user", "add", "root:secret"]);
+    etcd.ctl(&["user", "grant-role", "root", "root"]);
+    etcd.ctl(&["auth", "enable"]);
+    let store = EtcdStore::connect(EtcdOptions {
+        endpoints: vec![etcd.url()],
+        user: Some((user, "secret".to_owned())),
+        ..EtcdOptions::default()
+    })
+    .unwrap();
+
+    // It is its node: a lease on the subnet reserved, kept alive, changed, given back; presence; the view.
+    let wish = ClaimRequest { wanted: vec![subnet], ..mine.clone() };
+    let claim = acquire(&store, &wish, &state(), &mut OsRandom).await.unwrap();
+    assert_eq!(claim.lease.subnets.to_string(), "10.100.77.0-24");
+    assert!(allocate::keep_alive(&store, &claim).await.unwrap() > Duration::from_secs(60));
+    let mut publication = mine.publication.clone();
+    publication.public_ip = Some(Ipv4Addr::new(192, 168, 33, 99));
+    let claim = allocate::update(&store, &keys(), &claim, &publication).await.unwrap();
+    let held = presence::announce(&store, &mine.owner).await.unwrap();
+    presence::keep_alive(&store, &held).await.unwrap();
+    let (mut view, following) = followed(store.clone()).await;
+    until(&mut view, |view| view.state.leases.len() == 2).await;
+    following.abort();
+
+    // And nothing else.
+    let denied = |result: Result<flatnet_controlplane::store::TxnReply, StoreError>| {
+        assert!(matches!(result, Err(StoreError::Denied { .. })), "{result:?}");
+    };
+    let foreign = [
+        keys().lease(&others.lease.subnets),
+        keys().config(),
+        keys().node_claim(other.owner.node),
+        flatnet_model::keys::presence(other.owner.node),
+        flatnet_model::keys::CATALOG.to_owned(),
+        "/coreos.com/network/subnets/10.100.78.0-24".to_owned(),
+        "/flatnet/controlplane/nodes/x".to_owned(),
+    ];
+    for key in foreign {
+        let put = Write::Put { key: key.clone(), value: b"{}".to_vec(), lease: None };
+        denied(store.txn(Txn { when: vec![], then: vec![put] }).await);
+        denied(store.txn(Txn { when: vec![], then: vec![Write::Delete(key)] }).await);
+    }
+    assert!(store.lease_revoke(others.etcd_lease).await.is_err(), "another's lease");
+    assert!(matches!(store.range(&KeyRange::key("/elsewhere")).await, Err(StoreError::Denied { .. })));
+
+    presence::withdraw(&store, &held).await.unwrap();
+    allocate::release(&store, &keys(), &claim).await.unwrap();
+    let left = etcd.ctl(&["--user", "root:secret", "get", "--prefix", "--keys-only", &keys().subnets()]);
+    assert_eq!(left.split_whitespace().collect::<Vec<_>>(), [keys().lease(&others.lease.subnets)]);
 }
