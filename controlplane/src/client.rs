@@ -31,6 +31,7 @@ pub mod credentials;
 mod enroll;
 mod feed;
 
+use channel::Transport;
 use credentials::Credentials;
 
 /// The longest answer taken, in bytes: a part of a snapshot is 1,000 records of 600 bytes; the rest is room for values of
@@ -82,6 +83,7 @@ pub struct Remote {
 
 struct Inner {
     options: RemoteOptions,
+    transport: Transport,
     state: Mutex<State>,
     /// Joining happens once, however many calls wait for it.
     joining: tokio::sync::Mutex<()>,
@@ -108,13 +110,19 @@ struct Failed {
 impl Remote {
     /// Reads the credentials there are; connects with the first call.
     pub fn new(options: RemoteOptions) -> Result<Self, credentials::CredentialsError> {
+        Self::over(Transport::Tls, options)
+    }
+
+    /// The same over `transport`.
+    pub fn over(transport: Transport, options: RemoteOptions) -> Result<Self, credentials::CredentialsError> {
         let credentials = Credentials::read(&options.dir)?.filter(|found| {
             // Told to believe another authority: what this one signed counts for nothing.
             let known = options.ca_hash.as_ref().is_none_or(|hash| *hash == found.authority_hash());
             known && found.is_for(options.node)
         });
         let state = State { credentials: credentials.map(Arc::new), ..State::default() };
-        Ok(Self { inner: Arc::new(Inner { options, state: Mutex::new(state), joining: tokio::sync::Mutex::new(()) }) })
+        let (state, joining) = (Mutex::new(state), tokio::sync::Mutex::new(()));
+        Ok(Self { inner: Arc::new(Inner { options, transport, state, joining }) })
     }
 
     /// Whether it can reach a control plane at all: with a certificate, or with what it takes to get one.
@@ -218,7 +226,8 @@ impl Inner {
         let mut state = self.lock();
         let server = self.server(state.index).ok_or_else(|| Status::failed_precondition("no server is named"))?;
         let tls = credentials.client_config().map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let channel = channel::tls(server, tls).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let channel = self.transport.channel(server, tls, Some(credentials.certificate()));
+        let channel = channel.map_err(|error| Status::failed_precondition(error.to_string()))?;
         state.channel = Some(channel.clone());
         Ok((channel, state.generation))
     }
@@ -241,7 +250,7 @@ impl Inner {
             state.index
         };
         let server = self.server(index).ok_or_else(|| Status::failed_precondition("no server is named"))?;
-        let joined = enroll::join(&self.options, server).await;
+        let joined = enroll::join(&self.options, &self.transport, server).await;
         let mut state = self.lock();
         match joined {
             Ok(joined) => {

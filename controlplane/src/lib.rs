@@ -21,6 +21,8 @@ pub mod plane;
 pub mod presence;
 pub mod random;
 pub mod server;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod snapshot;
 pub mod store;
 pub mod tls;

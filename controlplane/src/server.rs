@@ -36,6 +36,8 @@ mod listener;
 mod metrics;
 mod node;
 mod registry;
+#[cfg(feature = "simulation")]
+mod replica;
 mod tokens;
 
 use audit::Audit;
@@ -44,6 +46,8 @@ use listener::SharedConfig;
 use metrics::Metrics;
 use registry::Registry;
 
+#[cfg(feature = "simulation")]
+pub use replica::{Replica, Stranger};
 pub use tokens::NewToken;
 
 /// The local socket's name in the data directory.
@@ -132,6 +136,24 @@ pub(crate) struct Context<S> {
 }
 
 impl<S: Store> Context<S> {
+    fn new(store: Arc<S>, store_name: &'static str, prefix: String, authority: Authority, audit: Audit) -> Self {
+        Self {
+            hubs: Hubs::new(Arc::clone(&store)),
+            store,
+            store_name,
+            embedded: None,
+            prefix,
+            authority,
+            registry: Arc::default(),
+            audit,
+            failures: tokens::Failures::default(),
+            metrics: Metrics::default(),
+            looks: tokio::sync::Mutex::default(),
+            ready: watch::Sender::new(Err("the store has not answered yet".to_owned())),
+            stopping: watch::Sender::new(false),
+        }
+    }
+
     /// Counts an answer.
     fn done<T>(&self, method: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
         self.metrics.answered(method, result.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok));
@@ -203,21 +225,8 @@ impl<S: Store> Server<S> {
         };
         let socket_path = dir.join(SOCKET);
         let socket = listener::bind_local(&socket_path).map_err(io(&socket_path))?;
-        let context = Arc::new(Context {
-            hubs: Hubs::new(Arc::clone(&options.store)),
-            store: options.store,
-            store_name: options.store_name,
-            embedded: options.embedded,
-            prefix: options.prefix,
-            authority,
-            registry: Arc::default(),
-            audit,
-            failures: tokens::Failures::default(),
-            metrics: Metrics::default(),
-            looks: tokio::sync::Mutex::default(),
-            ready: watch::Sender::new(Err("the store has not answered yet".to_owned())),
-            stopping: watch::Sender::new(false),
-        });
+        let context = Context::new(options.store, options.store_name, options.prefix, authority, audit);
+        let context = Arc::new(Context { embedded: options.embedded, ..context });
         Ok(Self { context, listener, http, socket, socket_path, tls })
     }
 

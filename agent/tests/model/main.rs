@@ -13,14 +13,18 @@
 
 mod chance;
 mod kernel;
+mod net;
 mod oracle;
+mod plane;
 mod run;
+mod servers;
 mod steps;
 mod store;
 mod trace;
 mod world;
 
 use store::Mutant;
+use world::Way;
 
 /// Seeds run when nobody says how many: about a minute and a half on two cores.
 const SEEDS: u64 = 2_000;
@@ -38,6 +42,12 @@ const REGRESSIONS: &[u64] = &[
     1752,
 ];
 
+/// Seeds of the whole system run when nobody says how many.
+const SYSTEM_SEEDS: u64 = 1_000;
+
+/// Seeds of it that once failed.
+const SYSTEM_REGRESSIONS: &[u64] = &[];
+
 /// How often a single seed is run: tokio's own order of wakes does not follow from it.
 const REPEATS: u32 = 20;
 
@@ -49,28 +59,46 @@ fn number(variable: &str) -> Option<u64> {
 fn report(failed: &run::Failed) -> ! {
     eprintln!("{}", failed.trace);
     panic!(
-        "seed {}: {}\nagain: FLATNET_SEED={} cargo test -p flatnet-agent --test model",
-        failed.seed, failed.why, failed.seed
+        "seed {}: {}\nagain: FLATNET_SEED={} cargo test -p flatnet-agent --test model {}",
+        failed.seed,
+        failed.why,
+        failed.seed,
+        match failed.way {
+            Way::Direct => "whatever_happens",
+            Way::Servers => "with_servers",
+        }
     );
 }
 
 #[test]
 fn whatever_happens_nothing_forbidden_does_and_when_it_stops_everything_is_exact() {
+    run_seeds("model", Way::Direct, REGRESSIONS, SEEDS);
+}
+
+/// The same with one to three servers between the nodes and the store, and a network between all of them.
+#[test]
+fn with_servers_between_too() {
+    run_seeds("system", Way::Servers, SYSTEM_REGRESSIONS, SYSTEM_SEEDS);
+}
+
+fn run_seeds(kind: &str, way: Way, regressions: &[u64], seeds: u64) {
     if let Some(seed) = number("FLATNET_SEED") {
         for _ in 0..REPEATS {
-            run::one(seed, Mutant::None).unwrap_or_else(|failed| report(&failed));
+            run::one(seed, way, Mutant::None).unwrap_or_else(|failed| report(&failed));
         }
         return;
     }
-    for seed in REGRESSIONS {
-        run::one(*seed, Mutant::None).unwrap_or_else(|failed| report(&failed));
+    for seed in regressions {
+        run::one(*seed, way, Mutant::None).unwrap_or_else(|failed| report(&failed));
     }
-    let count = number("FLATNET_SEEDS").unwrap_or(SEEDS);
+    let count = number("FLATNET_SEEDS").unwrap_or(seeds);
     let first = number("FLATNET_FIRST_SEED").unwrap_or(1);
-    match run::many(first, count, Mutant::None) {
+    let began = std::time::Instant::now();
+    match run::many(first, count, way, Mutant::None) {
         Ok(passed) => assert_eq!(passed, count),
         Err(failed) => report(&failed),
     }
+    eprintln!("{kind}: {count} seeds in {:.0} s", began.elapsed().as_secs_f64());
 }
 
 /// Every failure of many seeds by its kind, for working on the model.
@@ -80,7 +108,9 @@ fn survey() {
     let mut kinds = std::collections::BTreeMap::<String, (u64, Vec<u64>)>::new();
     let first = number("FLATNET_FIRST_SEED").unwrap_or(1);
     let count = number("FLATNET_SEEDS").unwrap_or(200);
-    for failed in run::all(first, count) {
+    for failed in
+        run::all(first, count, if std::env::var_os("FLATNET_SYSTEM").is_some() { Way::Servers } else { Way::Direct })
+    {
         let kind: String = failed.why.chars().filter(|c| !c.is_ascii_digit()).take(150).collect();
         let entry = kinds.entry(kind).or_default();
         entry.0 += 1;
@@ -93,6 +123,8 @@ fn survey() {
     }
 }
 
+/// The same behind servers.
+const SYSTEM_MUTANT_SEEDS: u64 = 1_000;
 /// Seeds within which a mutant must be caught.
 const MUTANT_SEEDS: u64 = 100;
 
@@ -101,7 +133,17 @@ fn an_allocator_that_does_not_compare_is_caught() {
     if number("FLATNET_SEED").is_some() {
         return;
     }
-    let failed = run::many(1, MUTANT_SEEDS, Mutant::NoCompare).expect_err("it must be caught");
+    let failed = run::many(1, MUTANT_SEEDS, Way::Direct, Mutant::NoCompare).expect_err("it must be caught");
+    assert!(failed.why.contains("two owners") || failed.why.contains("renumbered"), "{failed:?}");
+}
+
+#[test]
+fn an_allocator_that_does_not_compare_is_caught_behind_servers_too() {
+    if number("FLATNET_SEED").is_some() {
+        return;
+    }
+    let failed = run::many(1, SYSTEM_MUTANT_SEEDS, Way::Servers, Mutant::NoCompare).expect_err("it must be caught");
+    eprintln!("caught by seed {}: {}", failed.seed, failed.why);
     assert!(failed.why.contains("two owners") || failed.why.contains("renumbered"), "{failed:?}");
 }
 
@@ -110,6 +152,6 @@ fn a_differ_that_walks_the_desired_side_only_is_caught() {
     if number("FLATNET_SEED").is_some() {
         return;
     }
-    let failed = run::many(1, MUTANT_SEEDS, Mutant::DesiredSideOnly).expect_err("it must be caught");
+    let failed = run::many(1, MUTANT_SEEDS, Way::Direct, Mutant::DesiredSideOnly).expect_err("it must be caught");
     assert!(failed.why.contains("too much"), "{failed:?}");
 }

@@ -99,7 +99,12 @@ pub async fn settled(world: &World) -> Result<(), String> {
         restored(world, &content, &network.keys)?;
         owned_by_the_living(world, &content, &network.keys)?;
     }
+    let revoked = world.revoked();
     for slot in world.slots.iter().filter(|slot| slot.running.is_some()) {
+        if revoked.contains(&world.owner(slot.index).node) {
+            // What it held is not there any more, which is looked at above; what it still does is its own.
+            continue;
+        }
         host(world, slot, &content).await.map_err(|why| format!("n{}: {why}", slot.index))?;
     }
     Ok(())
@@ -108,7 +113,9 @@ pub async fn settled(world: &World) -> Result<(), String> {
 /// The nodes that run are present, and nobody else.
 fn present(world: &World, content: &Content) -> Result<(), String> {
     let found: BTreeSet<Vec<u8>> = content.keys().filter(|key| key.starts_with(b"/flatnet/nodes/")).cloned().collect();
+    let revoked = world.revoked();
     let running = world.slots.iter().filter(|slot| slot.running.is_some());
+    let running = running.filter(|slot| !revoked.contains(&world.owner(slot.index).node));
     let wanted: BTreeSet<Vec<u8>> = running.map(|slot| presence(world.owner(slot.index).node).into_bytes()).collect();
     if found == wanted { Ok(()) } else { Err(format!("{} nodes are present, {} run", found.len(), wanted.len())) }
 }
@@ -131,13 +138,16 @@ fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), 
 /// Each lease of ours is of a node that runs, one at most each.
 fn owned_by_the_living(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
     let state = state(content, keys);
-    let mut seen = BTreeSet::new();
+    let (mut seen, revoked) = (BTreeSet::new(), world.revoked());
     for lease in state.leases.values() {
         let Some(owner) = &lease.owner else { continue };
         let running =
             world.slots.iter().any(|slot| slot.running.is_some() && world.owner(slot.index).node == owner.node);
         if !running {
             return Err(format!("{} is still there, of {}, which is gone", lease.subnets, owner.name));
+        }
+        if revoked.contains(&owner.node) {
+            return Err(format!("{} is still there, of {}, which was revoked", lease.subnets, owner.name));
         }
         if !seen.insert(owner.node) {
             return Err(format!("{} has two leases", owner.name));
@@ -251,6 +261,15 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
             true => transition::publication(node, None, name, config, &underlay, &ways),
             false => backend::publication(node, None, name, config, &underlay),
         };
+        let stored = configuration(&world.store, &network.keys);
+        if world.servers.is_some() && stored.is_some_and(|stored| !fits(&stored, *own)) {
+            // What was lost outside of the network as it is now, a server gives to nobody again; the node says so.
+            may.insert("subnet-outside".to_owned());
+            if state.leases.values().all(|lease| !lease.is_owned_by(node)) {
+                may.insert("subnet-lost".to_owned());
+                continue;
+            }
+        }
         own_lease(node, *own, state, published.ok().as_ref(), &mut codes, &mut may)?;
     }
     let kernel = slot.kernel.state();

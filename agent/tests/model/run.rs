@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::steps;
 use crate::store::Mutant;
-use crate::world::World;
+use crate::world::{Way, World};
 
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
@@ -23,6 +23,8 @@ pub fn panicked() -> Option<String> {
 pub struct Failed {
     /// Which.
     pub seed: u64,
+    /// Of which kind.
+    pub way: Way,
     /// What was wrong.
     pub why: String,
     /// What happened last.
@@ -30,7 +32,7 @@ pub struct Failed {
 }
 
 /// Runs one seed.
-pub fn one(seed: u64, mutant: Mutant) -> Result<(), Failed> {
+pub fn one(seed: u64, way: Way, mutant: Mutant) -> Result<(), Failed> {
     hook();
     PANIC.with_borrow_mut(|panic| *panic = None);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -40,14 +42,14 @@ pub fn one(seed: u64, mutant: Mutant) -> Result<(), Failed> {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut world = World::new(seed, mutant);
-        steps::run(&mut world).await.map_err(|why| Failed { seed, why, trace: world.trace.tail() })
+        let mut world = World::new(seed, way, mutant);
+        steps::run(&mut world).await.map_err(|why| Failed { seed, way, why, trace: world.trace.tail() })
     })
 }
 
 /// Runs `count` seeds from `first` on until one fails; how many passed.
-pub fn many(first: u64, count: u64, mutant: Mutant) -> Result<u64, Box<Failed>> {
-    let (passed, mut failed) = spread(first, count, mutant, Stop::AtFirst);
+pub fn many(first: u64, count: u64, way: Way, mutant: Mutant) -> Result<u64, Box<Failed>> {
+    let (passed, mut failed) = spread(first, count, way, mutant, Stop::AtFirst);
     failed.sort_by_key(|failed| failed.seed);
     match failed.into_iter().next() {
         Some(failed) => Err(Box::new(failed)),
@@ -56,8 +58,8 @@ pub fn many(first: u64, count: u64, mutant: Mutant) -> Result<u64, Box<Failed>> 
 }
 
 /// Runs `count` seeds from `first` on; all that fail.
-pub fn all(first: u64, count: u64) -> Vec<Failed> {
-    spread(first, count, Mutant::None, Stop::AtEnd).1
+pub fn all(first: u64, count: u64, way: Way) -> Vec<Failed> {
+    spread(first, count, way, Mutant::None, Stop::AtEnd).1
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,7 +69,7 @@ enum Stop {
 }
 
 /// Runs seeds on all processors.
-fn spread(first: u64, count: u64, mutant: Mutant, stop: Stop) -> (u64, Vec<Failed>) {
+fn spread(first: u64, count: u64, way: Way, mutant: Mutant, stop: Stop) -> (u64, Vec<Failed>) {
     let next = AtomicU64::new(first);
     let end = first + count;
     let failed = Mutex::new(Vec::new());
@@ -81,7 +83,7 @@ fn spread(first: u64, count: u64, mutant: Mutant, stop: Stop) -> (u64, Vec<Faile
                     if seed >= end || (stop == Stop::AtFirst && !failed.lock().unwrap().is_empty()) {
                         return;
                     }
-                    match one(seed, mutant) {
+                    match one(seed, way, mutant) {
                         Ok(()) => drop(passed.fetch_add(1, Ordering::Relaxed)),
                         Err(failure) => failed.lock().unwrap().push(failure),
                     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flatnet_controlplane::flannel::encode_lease;
-use flatnet_controlplane::store::memory::{Fault, Link};
+use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
 use flatnet_core::object::{Foreign, NexthopId, RouteKey};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_kernel::fake::Strike;
@@ -31,6 +31,9 @@ const ACTIONS: [Action; 4] = [Action::Create, Action::Change, Action::Replace, A
 /// Runs the world through its steps and to its end.
 pub async fn run(world: &mut World) -> Result<(), String> {
     let steps = 8 + world.chance.below(40);
+    for server in 0..world.servers.as_ref().map_or(0, |servers| servers.clients.len()) {
+        world.start_server(server).await;
+    }
     for index in 0..world.slots.len() {
         if !world.chance.one_in(4) {
             world.start(index).await;
@@ -44,7 +47,11 @@ pub async fn run(world: &mut World) -> Result<(), String> {
             _ => world.chance.millis(20_000, 80_000),
         };
         world.pass(pause).await?;
-        step(world).await;
+        if world.servers.is_some() && world.chance.one_in(3) {
+            world.server_step().await;
+        } else {
+            step(world).await;
+        }
         world.look().await?;
     }
     calm(world).await?;
@@ -103,6 +110,9 @@ async fn step(world: &mut World) {
             let slot = &mut world.slots[index];
             slot.address += 1;
             slot.readdress();
+            if let Some(servers) = &world.servers {
+                servers.net.set_address(index, slot.underlay());
+            }
             world.trace.say(format!("n{index} has another underlay address"));
         }
         77..85 => drift(world, index),
@@ -127,13 +137,14 @@ async fn go_back(world: &mut World, revision: Revision) {
     if world.store.revision() >= revision + FEW {
         return;
     }
-    let links: Vec<Link> = world.slots.iter().map(|slot| slot.client.link()).collect();
-    for slot in &world.slots {
-        slot.client.set_link(Link::Down);
+    let clients = world.clients();
+    let links: Vec<Link> = clients.iter().map(MemoryStore::link).collect();
+    for client in &clients {
+        client.set_link(Link::Down);
     }
     tokio::time::sleep(AWAY).await;
-    for (slot, link) in world.slots.iter().zip(links) {
-        slot.client.set_link(link);
+    for (client, link) in clients.iter().zip(links) {
+        client.set_link(link);
     }
 }
 
@@ -161,8 +172,10 @@ fn faults(world: &mut World, index: usize) {
             _ => Fault::Delay(chance.millis(3_000, 15_000)),
         })
         .collect();
-    world.trace.say(format!("n{index} faults {faults:?}"));
-    world.slots[index].client.fault_next(faults);
+    let clients = world.clients();
+    let number = index % clients.len();
+    world.trace.say(format!("client {number} of the store faults {faults:?}"));
+    clients[number].fault_next(faults);
 }
 
 /// The store is away, or back, for everybody.
@@ -448,6 +461,7 @@ async fn renumber(world: &mut World, index: usize) {
 /// The faults stop, and operators put right what only they can.
 async fn calm(world: &mut World) -> Result<(), String> {
     world.trace.say("faults stop");
+    world.calm_servers().await;
     for index in 0..world.slots.len() {
         let slot = &world.slots[index];
         slot.client.clear_faults();

@@ -28,11 +28,22 @@ use tokio::time::Instant;
 use crate::chance::Chance;
 use crate::kernel::ModelKernel;
 use crate::oracle;
+use crate::plane::ModelPlane;
+use crate::servers::{Servers, two_networks};
 use crate::store::{ModelStore, Mutant};
 use crate::trace::{RunLog, Trace};
 
 /// How long the service manager waits before it starts an agent again that ended.
 const RESTART: Duration = Duration::from_secs(2);
+
+/// What is between the hosts and the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Nothing.
+    Direct,
+    /// One to three servers.
+    Servers,
+}
 
 /// One network, and the configuration it began with.
 #[derive(Clone)]
@@ -46,7 +57,7 @@ pub struct Network {
 /// A running agent.
 pub struct Running {
     /// Its tasks.
-    pub node: Node<ModelStore, ModelKernel>,
+    pub node: Node<ModelPlane, ModelKernel>,
     log: Arc<RunLog>,
     dir: Arc<StateDir>,
 }
@@ -65,6 +76,8 @@ pub struct Slot {
     pub member: bool,
     /// Which installation this is: another one has another identity.
     pub installation: usize,
+    /// Whether the agent was started with a token to join servers with.
+    pub has_token: bool,
     /// Which boot this is.
     pub boot: usize,
     /// Which underlay address it has.
@@ -95,6 +108,8 @@ pub struct World {
     pub chance: Chance,
     /// The operator's way to the store.
     pub store: MemoryStore,
+    /// The servers between the hosts and the store, if there are any.
+    pub servers: Option<Servers>,
     /// The hosts.
     pub slots: Vec<Slot>,
     /// The networks, in the order in which hosts join them.
@@ -126,10 +141,10 @@ impl Drop for World {
 
 impl World {
     /// Hosts without agents, and a store with networks.
-    pub fn new(seed: u64, mutant: Mutant) -> Self {
+    pub fn new(seed: u64, way: Way, mutant: Mutant) -> Self {
         let mut chance = Chance::new(seed);
         let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
-        let dir = base.join(format!("flatnet-model-{}-{seed:x}-{mutant:?}", std::process::id()));
+        let dir = base.join(format!("flatnet-model-{}-{seed:x}-{way:?}-{mutant:?}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         let store = MemoryStore::new();
         let networks = networks(&mut chance);
@@ -138,6 +153,10 @@ impl World {
         }
         let hosts = 2 + chance.below(4);
         let slots = (0..hosts).map(|index| slot(index, &store, &mut chance)).collect();
+        let servers = (way == Way::Servers).then(|| {
+            let (count, bits) = (1 + chance.below(3), chance.bits());
+            Servers::new(hosts, count, &store, dir.join("servers"), Chance::new(bits))
+        });
         let ttl = Duration::from_secs(chance.pick(&[20, 60]));
         let trace = Trace::new();
         trace.say(format!("{hosts} hosts, ttl {} s", ttl.as_secs()));
@@ -147,6 +166,7 @@ impl World {
         Self {
             chance,
             store,
+            servers,
             slots,
             networks,
             ttl,
@@ -203,10 +223,15 @@ impl World {
             trace: self.trace.clone(),
         });
         let slot = &mut self.slots[index];
-        let store = ModelStore { inner: slot.client.clone(), log: Arc::clone(&log), mutant: self.mutant };
+        let inner = slot.client.clone();
+        let plane = match &self.servers {
+            None => ModelPlane::Direct(ModelStore { inner, log: Arc::clone(&log), mutant: self.mutant }),
+            Some(_) => self.join_servers(&owner, index, Arc::clone(&log)).await,
+        };
+        let slot = &mut self.slots[index];
         let kernel = ModelKernel::new(slot.kernel.clone(), Arc::clone(&log), self.mutant);
         let node = Node::start(NodeParts {
-            plane: Arc::new(store),
+            plane: Arc::new(plane),
             kernel: Arc::new(kernel),
             sysctls: SysctlRecord::open(Arc::clone(&dir)).unwrap(),
             wireguard: WireguardIdentity::new(Arc::clone(&dir), Default::default()),
@@ -291,14 +316,36 @@ impl World {
         self.trace.say(format!("n{index} reboots"));
     }
 
-    fn dirs(&self, index: usize) -> (PathBuf, PathBuf) {
+    /// Its numbers all follow from this.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// What is broken on purpose.
+    pub fn mutant(&self) -> Mutant {
+        self.mutant
+    }
+
+    /// Who talks to the store: the hosts, or the servers.
+    pub fn clients(&self) -> Vec<MemoryStore> {
+        match &self.servers {
+            Some(servers) => servers.clients.clone(),
+            None => self.slots.iter().map(|slot| slot.client.clone()).collect(),
+        }
+    }
+
+    /// The state and run directory of a host.
+    pub fn dirs(&self, index: usize) -> (PathBuf, PathBuf) {
         let host = self.dir.join(format!("n{index}"));
         (host.join("state"), host.join("run"))
     }
 
     /// Changes a node's way to the store. Who is cut off may find a store that has grown past what was seen of it.
     pub fn link(&mut self, index: usize, link: Link) {
-        self.slots[index].client.set_link(link);
+        match &self.servers {
+            Some(servers) => servers.net.set_host(index, link),
+            None => self.slots[index].client.set_link(link),
+        }
         if link != Link::Up {
             self.owed.retain(|_, witness| *witness != index);
         }
@@ -311,6 +358,10 @@ impl World {
         const FAR: Revision = 30;
         self.went_back = true;
         self.owed.clear();
+        if self.servers.is_some() {
+            // Servers take a lost network's configuration from nodes only when they came to an empty store.
+            return;
+        }
         for slot in self.slots.iter().filter(|slot| slot.client.link() == Link::Up) {
             let Some(running) = &slot.running else { continue };
             for port in &running.node.status().ports {
@@ -326,6 +377,9 @@ impl World {
 
     /// Whoever has found out that a configuration was lost with the store brings it back.
     fn look_for_the_lost(&mut self) {
+        if self.servers.is_some() {
+            return;
+        }
         for slot in &self.slots {
             let Some(running) = &slot.running else { continue };
             for port in &running.node.status().ports {
@@ -385,6 +439,9 @@ impl World {
             if let Some(two) = oracle::two_owners(&self.store, &keys) {
                 return Err(two);
             }
+            if let Some(two) = two_networks(self) {
+                return Err(two);
+            }
             self.checked = Some(revision);
         }
         if let Some(panic) = crate::run::panicked() {
@@ -425,6 +482,11 @@ impl Slot {
             }
         }
         Ok(())
+    }
+
+    /// Its IPv4 address.
+    pub fn underlay(&self) -> IpAddr {
+        underlay_addresses(self.index, self.address)[0].addr()
     }
 
     /// Makes the underlay what [`Self::address`] says.
@@ -472,6 +534,7 @@ fn slot(index: usize, store: &MemoryStore, chance: &mut Chance) -> Slot {
         running: None,
         member: false,
         installation: 0,
+        has_token: false,
         boot: 0,
         address: 0,
         restart_at: None,

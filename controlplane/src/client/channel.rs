@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -19,6 +20,36 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A server that does not answer a ping within this, sent every so often, is gone: an agent is at another one within 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// How servers are reached.
+#[derive(Clone, Default)]
+pub enum Transport {
+    /// By TLS over TCP.
+    #[default]
+    Tls,
+    /// As a simulation says.
+    #[cfg(feature = "simulation")]
+    Simulated(Arc<dyn crate::simulation::Dial>),
+}
+
+impl Transport {
+    /// A connection to `server`, made with the first call and again after it broke; `shown`: the certificate in `config`.
+    pub fn channel(
+        &self,
+        server: &ServerAddress,
+        config: ClientConfig,
+        shown: Option<&CertificateDer<'static>>,
+    ) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+        match self {
+            Self::Tls => {
+                let _in_config = shown;
+                tls(server, config)
+            }
+            #[cfg(feature = "simulation")]
+            Self::Simulated(dial) => Ok(crate::simulation::channel(dial, server, shown, KEEP_ALIVE)),
+        }
+    }
+}
 
 /// A connection to `server`, made with the first call and again after it broke.
 pub fn tls(server: &ServerAddress, config: ClientConfig) -> Result<Channel, Box<dyn Error + Send + Sync>> {

@@ -152,6 +152,11 @@ impl Credentials {
         self.holder.not_after.duration_since(now).unwrap_or(Duration::ZERO) < NODE_LIFETIME * 2 / 3
     }
 
+    /// The certificate.
+    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
     /// A client that shows them.
     pub fn client_config(&self) -> Result<ClientConfig, rustls::Error> {
         let key = PrivatePkcs8KeyDer::from(self.key.serialize_der()).into();

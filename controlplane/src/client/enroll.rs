@@ -4,13 +4,18 @@ use flatnet_proto::controlplane::v1 as proto;
 use proto::enrollment_client::EnrollmentClient;
 use tonic::Status;
 
+use super::channel::Transport;
 use super::credentials::{self, Credentials};
 use super::{RemoteOptions, ServerAddress, channel};
 use crate::tls::{self, Trust};
 use crate::wire::refusal;
 
 /// Joins at `server` and keeps what it answers.
-pub(super) async fn join(options: &RemoteOptions, server: &ServerAddress) -> Result<Credentials, Status> {
+pub(super) async fn join(
+    options: &RemoteOptions,
+    transport: &Transport,
+    server: &ServerAddress,
+) -> Result<Credentials, Status> {
     let (Some(token), Some(ca_hash)) = (&options.token, &options.ca_hash) else {
         return Err(refusal::not_allowed(
             "this node has no certificate that is good now",
@@ -22,7 +27,8 @@ pub(super) async fn join(options: &RemoteOptions, server: &ServerAddress) -> Res
     let csr = crate::pki::request_for(&key).map_err(|error| Status::internal(error.to_string()))?;
     let config = tls::client(&Trust::Hash(ca_hash.clone()), None)
         .map_err(|error| Status::failed_precondition(error.to_string()))?;
-    let channel = channel::tls(server, config).map_err(|error| Status::failed_precondition(error.to_string()))?;
+    let channel =
+        transport.channel(server, config, None).map_err(|error| Status::failed_precondition(error.to_string()))?;
     let message =
         proto::JoinRequest { token: token.clone(), csr, node: options.node.to_string(), name: options.name.clone() };
     let reply = EnrollmentClient::new(channel).join(message).await.map_err(channel::with_causes)?;

@@ -110,6 +110,16 @@ impl<S: Store> NodeService<S> {
         }
         self.check_nobody_elses(&keys, caller.node, &publication).await?;
         let config = self.config_for(&keys, caller.node, previous, &message.config).await?;
+        if let (ConfigState::Valid(config), Some(previous)) = (&config, previous)
+            && !is_inside(config, previous)
+        {
+            // Of a family that the network has no more, the library would choose a new subnet: containers live in this one.
+            return Err(refusal::acquire(&allocate::AcquireError::Moved {
+                subnets: previous,
+                network: keys.network().to_string(),
+                expected: config.pools().map(|pool| pool.network().to_string()).collect::<Vec<_>>().join(", "),
+            }));
+        }
         let hub = self.hub(&keys)?;
         hub.ready(0, FIRST_READ).await;
         let request = ClaimRequest {

@@ -1,0 +1,112 @@
+//! A server of a simulation: every service, and no listener. Dropped, it crashes where it stands.
+
+use std::io::Result;
+use std::net::IpAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::audit::Audit;
+use super::caller::Peer;
+use super::{Context, PKI, ServerError, grpc, probe, routes};
+use crate::pki::{self, Authority};
+use crate::store::Store;
+
+/// Connections that are ready and not yet taken.
+const READY: usize = 64;
+
+/// The other end of a connection that a simulation makes.
+#[derive(Clone, Debug)]
+pub enum Stranger {
+    /// Somebody on the server's machine.
+    Local,
+    /// A host, with the certificate it shows.
+    Host(IpAddr, Option<CertificateDer<'static>>),
+}
+
+/// One server.
+pub struct Replica {
+    incoming: mpsc::Sender<Result<Connection>>,
+    ca_hash: String,
+    _tasks: JoinSet<()>,
+}
+
+impl Replica {
+    /// Starts one; those that share `dir` share its authority.
+    pub async fn start<S: Store>(store: Arc<S>, prefix: &str, dir: &Path) -> std::result::Result<Self, ServerError> {
+        let io = |source| ServerError::Io { path: dir.to_owned(), source };
+        crate::files::create_dir(dir, 0o700).map_err(io)?;
+        let authority = Authority::open(&dir.join(PKI))?;
+        let ca_hash = authority.hash();
+        let audit = Audit::open(dir).map_err(io)?;
+        let context = Arc::new(Context::new(store, "memory", prefix.to_owned(), authority, audit));
+        let mut tasks = JoinSet::new();
+        let (registry, store) = (Arc::clone(&context.registry), Arc::clone(&context.store));
+        tasks.spawn(async move { registry.run(store).await });
+        tasks.spawn(probe(Arc::clone(&context)));
+        let (incoming, connections) = mpsc::channel(READY);
+        let serving = grpc().add_routes(routes(&context).await?).serve_with_incoming(ReceiverStream::new(connections));
+        // Ends with the simulation's connections.
+        tasks.spawn(async move { drop(serving.await) });
+        Ok(Self { incoming, ca_hash, _tasks: tasks })
+    }
+
+    /// `sha256:…` of the authority's certificate.
+    #[must_use]
+    pub fn ca_hash(&self) -> &str {
+        &self.ca_hash
+    }
+
+    /// Takes a connection; whether there was room for it.
+    #[must_use]
+    pub fn accept(&self, stream: DuplexStream, from: Stranger) -> bool {
+        let peer = match from {
+            Stranger::Local => Peer::Local,
+            Stranger::Host(address, shown) => {
+                Peer::Remote { address, holder: shown.and_then(|certificate| pki::holder(&certificate)) }
+            }
+        };
+        self.incoming.try_send(Ok(Connection { stream, peer })).is_ok()
+    }
+}
+
+struct Connection {
+    stream: DuplexStream,
+    peer: Peer,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,44 @@
+//! What a simulation puts in the place of TCP and TLS: the services and the clients are the real ones, what is between
+//! them is up to the simulation.
+
+use std::io::Result;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::client::ServerAddress;
+
+pub use crate::server::{Replica, Stranger};
+pub use rustls::pki_types::CertificateDer;
+
+/// Makes connections, as one host does.
+pub trait Dial: Send + Sync + 'static {
+    /// A connection to `server`, to which `shown` is shown.
+    fn dial(
+        &self,
+        server: &ServerAddress,
+        shown: Option<&CertificateDer<'static>>,
+    ) -> BoxFuture<'static, Result<DuplexStream>>;
+}
+
+/// A connection to `server`, made with the first call and again after it broke; pinged every `keep_alive`.
+pub fn channel(
+    dial: &Arc<dyn Dial>,
+    server: &ServerAddress,
+    shown: Option<&CertificateDer<'static>>,
+    keep_alive: Duration,
+) -> Channel {
+    let (dial, server, shown) = (Arc::clone(dial), server.clone(), shown.cloned());
+    Endpoint::from_static("http://controlplane")
+        .http2_keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let dialed = dial.dial(&server, shown.as_ref());
+            async move { dialed.await.map(TokioIo::new) }
+        }))
+}
