@@ -57,6 +57,10 @@ bench: setup ## How fast, how big, beside `ip -batch` and flannel's figures: pri
 	$(CARGO) build --release -p flatnet-agent
 	FLATNET_AGENT=target/release/agent $(CARGO) bench -p flatnet-tests --bench scale
 
+.PHONY: bench-controlplane
+bench-controlplane: setup ## A thousand agents at one control plane before an etcd; the embedded store beside its disk
+	$(CARGO) bench -p flatnet-controlplane --bench fleet
+
 lint: ## Formatting, clippy, documentation, dependency rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -14,6 +14,8 @@ pub mod cli;
 pub mod client;
 pub mod files;
 pub mod flannel;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod migrate;
 pub mod networks;
 pub mod pki;

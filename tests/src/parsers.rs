@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "network_config", run: network_config },
     Target { name: "lease_value", run: lease_value },
     Target { name: "lease_key", run: lease_key },
@@ -38,6 +38,10 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "nfnetlink", run: nfnetlink },
     Target { name: "iptables_listing", run: iptables_listing },
     Target { name: "legacy_table", run: legacy_table },
+    Target { name: "node_request", run: node_request },
+    Target { name: "server_answer", run: server_answer },
+    Target { name: "join_token", run: join_token },
+    Target { name: "certificate", run: certificate },
 ];
 
 fn keys() -> NetworkKeys {
@@ -148,6 +152,26 @@ pub fn iptables_listing(bytes: &[u8]) {
 /// The entries of the older ip_tables.
 pub fn legacy_table(bytes: &[u8]) {
     fuzzing::legacy_table(bytes);
+}
+
+/// A message of a node or an administrator.
+pub fn node_request(bytes: &[u8]) {
+    flatnet_controlplane::fuzzing::requests(bytes);
+}
+
+/// A message of a server.
+pub fn server_answer(bytes: &[u8]) {
+    flatnet_controlplane::fuzzing::answers(bytes);
+}
+
+/// What somebody joins with.
+pub fn join_token(bytes: &[u8]) {
+    flatnet_controlplane::fuzzing::token(bytes);
+}
+
+/// A certificate, or a request for one.
+pub fn certificate(bytes: &[u8]) {
+    flatnet_controlplane::fuzzing::certificate(bytes);
 }
 
 #[cfg(test)]

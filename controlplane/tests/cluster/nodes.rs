@@ -1,0 +1,227 @@
+//! Nodes that come and go, and what each knows.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flatnet_controlplane::allocate::{Claim, ClaimRequest};
+use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress};
+use flatnet_controlplane::flannel::decode_lease;
+use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::random::OsRandom;
+use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_controlplane::store::{KeyRange, Store};
+use flatnet_controlplane::watch::{NetworkView, follow};
+use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
+use flatnet_model::{
+    BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
+};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Longer than any fault: what is lost is lost by a fault, not by time.
+const TTL: Duration = Duration::from_secs(600);
+
+pub fn keys() -> NetworkKeys {
+    NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
+}
+
+/// What all of them share.
+#[derive(Default)]
+struct Shared {
+    joins: AtomicU32,
+    leaves: AtomicU32,
+    /// Nobody comes or goes any more.
+    still: AtomicBool,
+    /// What each was told that it has; one that is asking or leaving has an entry no longer.
+    held: Mutex<BTreeMap<NodeId, SubnetKey>>,
+}
+
+/// The nodes.
+pub struct Load {
+    shared: Arc<Shared>,
+    views: Vec<watch::Receiver<NetworkView>>,
+    count: usize,
+}
+
+impl Load {
+    pub fn start(count: u8, servers: &[(SocketAddr, String)], token: &str, dir: &Path) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut views = Vec::new();
+        for number in 1..=count {
+            let dir = dir.join(format!("node{number}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            let address = |(address, _): &(SocketAddr, String)| ServerAddress {
+                host: address.ip().to_string(),
+                port: address.port(),
+            };
+            let remote = Remote::new(RemoteOptions {
+                servers: servers.iter().map(address).collect(),
+                dir,
+                node: NodeId::new(u128::from(number)),
+                name: format!("node{number}"),
+                token: Some(token.to_owned()),
+                ca_hash: Some(servers[0].1.clone()),
+            });
+            let remote = remote.unwrap();
+            let (sender, view) = watch::channel(NetworkView::default());
+            tokio::spawn(follow(Arc::new(remote.clone()), keys(), TTL, sender));
+            tokio::spawn(come_and_go(number, remote, Arc::clone(&shared), view.clone()));
+            views.push(view);
+        }
+        Self { shared, views, count: usize::from(count) }
+    }
+
+    pub fn joins(&self) -> u32 {
+        self.shared.joins.load(Ordering::Relaxed)
+    }
+
+    pub fn leaves(&self) -> u32 {
+        self.shared.leaves.load(Ordering::Relaxed)
+    }
+
+    /// From now on nobody leaves.
+    pub fn stay(&self) {
+        self.shared.still.store(true, Ordering::Relaxed);
+    }
+
+    pub async fn everybody_has_a_lease(&self, limit: Duration) {
+        let began = Instant::now();
+        while self.joins() < u32::try_from(self.count).unwrap() {
+            assert!(began.elapsed() < limit, "only {} joined", self.joins());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Whether everybody has what it was told, and every view is what the store says.
+    pub async fn compare(&self, store: &EtcdStore) -> Result<(), String> {
+        let owners = owners(store).await?;
+        let held = self.shared.held.lock().unwrap().clone();
+        if held.len() != self.count {
+            return Err(format!("{} of {} nodes have a lease", held.len(), self.count));
+        }
+        for (node, subnets) in &held {
+            if owners.get(subnets) != Some(node) {
+                return Err(format!(
+                    "{subnets} was given to {node} and is not its any more: {:?}",
+                    owners.get(subnets)
+                ));
+            }
+        }
+        for (index, view) in self.views.iter().enumerate() {
+            let view = view.borrow();
+            let seen = view.state.leases.values();
+            let seen: BTreeMap<_, _> =
+                seen.filter_map(|lease| Some((lease.subnets, lease.owner.as_ref()?.node))).collect();
+            if seen != owners {
+                return Err(format!("node{} sees {} leases, there are {}", index + 1, seen.len(), owners.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks all the time whether somebody has what another one was told that it has.
+    pub fn look_for_two_owners(&self, store: EtcdStore) -> Watching {
+        let (stop, mut stopped) = watch::channel(());
+        let shared = Arc::clone(&self.shared);
+        let task = tokio::spawn(async move {
+            loop {
+                // Told before the store is read and after: it had it all the time.
+                let before = shared.held.lock().unwrap().clone();
+                if let Ok(owners) = owners(&store).await {
+                    let after = shared.held.lock().unwrap().clone();
+                    for (node, subnets) in before.iter().filter(|(node, subnets)| after.get(*node) == Some(*subnets)) {
+                        match owners.get(subnets) {
+                            Some(owner) if owner == node => {}
+                            other => return Some(format!("{subnets} is {node}'s and the store says {other:?}")),
+                        }
+                    }
+                }
+                tokio::select! {
+                    _ = stopped.changed() => return None,
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
+            }
+        });
+        Watching { stop, task }
+    }
+}
+
+/// One that looks.
+pub struct Watching {
+    stop: watch::Sender<()>,
+    task: JoinHandle<Option<String>>,
+}
+
+impl Watching {
+    /// What it found.
+    pub async fn stop(self) -> Option<String> {
+        drop(self.stop);
+        self.task.await.unwrap()
+    }
+}
+
+async fn owners(store: &EtcdStore) -> Result<BTreeMap<SubnetKey, NodeId>, String> {
+    let reply = store.range(&KeyRange::prefix(&keys().subnets())).await.map_err(|error| error.to_string())?;
+    let mut owners = BTreeMap::new();
+    for kv in reply.kvs {
+        let name = String::from_utf8(kv.key.clone()).unwrap();
+        let subnets: SubnetKey = name.strip_prefix(&keys().subnets()).unwrap().parse().unwrap();
+        owners.insert(subnets, decode_lease(subnets, &kv).unwrap().owner.unwrap().node);
+    }
+    Ok(owners)
+}
+
+fn publication(number: u8) -> Publication {
+    Publication {
+        public_ip: Some(Ipv4Addr::new(192, 0, 2, number)),
+        public_ipv6: None,
+        backend: BackendKind::Vxlan,
+        data: BackendData::Vxlan { vni: Vni::new(7).ok(), mac: Mac::new([2, 0, 0, 0, 0, number]) },
+        data_v6: BackendData::None,
+        besides: Vec::new(),
+    }
+}
+
+/// Joins, stays a while, leaves, again and again; whatever fails is tried again.
+async fn come_and_go(number: u8, remote: Remote, shared: Arc<Shared>, mut view: watch::Receiver<NetworkView>) {
+    let node = NodeId::new(u128::from(number));
+    let owner = Owner { node, name: format!("node{number}"), nonce: InstanceNonce::new(u128::from(number) + 1000) };
+    let again = Duration::from_millis(100 + 17 * u64::from(number));
+    let known = |view: &NetworkView| view.state.valid_config().is_some();
+    let state = view.wait_for(known).await.unwrap().state.clone();
+    let mut round = u64::from(number);
+    loop {
+        let request = ClaimRequest {
+            keys: keys(),
+            owner: owner.clone(),
+            publication: publication(number),
+            wanted: Vec::new(),
+            previous: None,
+            ttl: TTL,
+            adopt: true,
+            known: None,
+        };
+        let claim: Claim = loop {
+            match remote.acquire(&request, &state, &mut OsRandom).await {
+                Ok(claim) => break claim,
+                Err(_) => tokio::time::sleep(again).await,
+            }
+        };
+        shared.held.lock().unwrap().insert(node, claim.lease.subnets);
+        shared.joins.fetch_add(1, Ordering::Relaxed);
+        round = round.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        tokio::time::sleep(Duration::from_millis(300 + (round >> 33) % 2_000)).await;
+        if shared.still.load(Ordering::Relaxed) {
+            return;
+        }
+        shared.held.lock().unwrap().remove(&node);
+        while remote.release(&keys(), &claim).await.is_err() {
+            tokio::time::sleep(again).await;
+        }
+        shared.leaves.fetch_add(1, Ordering::Relaxed);
+    }
+}
