@@ -68,19 +68,20 @@ impl Members {
         self.children[index] = Some(child);
     }
 
-    fn ctl(&self, arguments: &[&str]) -> String {
+    /// What it printed, if it succeeded.
+    fn ctl(&self, arguments: &[&str]) -> Option<String> {
         let ran = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--dial-timeout=1s", "--command-timeout=2s", "--endpoints", &self.endpoints().join(",")])
             .args(arguments)
             .output()
             .unwrap();
-        if ran.status.success() { String::from_utf8_lossy(&ran.stdout).into_owned() } else { String::new() }
+        ran.status.success().then(|| String::from_utf8_lossy(&ran.stdout).into_owned())
     }
 
     async fn wait(&self) {
         let began = Instant::now();
-        while self.ctl(&["endpoint", "health"]).is_empty() {
+        while self.ctl(&["endpoint", "health"]).is_none() {
             assert!(began.elapsed() < START, "the members do not answer");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -89,7 +90,7 @@ impl Members {
     /// Which one leads.
     fn leader(&self) -> usize {
         // endpoint, id, version, size, leader, …
-        let status = self.ctl(&["endpoint", "status"]);
+        let status = self.ctl(&["endpoint", "status"]).unwrap_or_default();
         let leads = |line: &str| line.split(", ").nth(4) == Some("true");
         let line = status.lines().find(|line| leads(line)).unwrap_or_default();
         self.endpoints().iter().position(|endpoint| line.starts_with(endpoint.as_str())).unwrap_or(0)
@@ -130,13 +131,13 @@ impl Members {
                 "the leader is left alone"
             }
             3 => {
-                let status = self.ctl(&["endpoint", "status", "--write-out=json"]);
+                let status = self.ctl(&["endpoint", "status", "--write-out=json"]).expect("all of them answer");
                 let at = status
                     .split("\"revision\":")
                     .nth(1)
                     .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
                 let revision = at.expect("a revision").to_owned();
-                self.ctl(&["compact", &revision]);
+                self.ctl(&["compact", &revision]).expect("it compacts");
                 self.kill((self.leader() + 1) % 3);
                 "compacted, and a follower is killed"
             }
