@@ -56,6 +56,7 @@ fuzz: setup ## Every parser with libFuzzer, FUZZ_SECS (300) each; `make unit` ha
 bench: setup ## How fast, how big, beside `ip -batch` and flannel's figures: prints the table of docs/benchmarks.md
 	$(CARGO) build --release -p flatnet-agent
 	FLATNET_AGENT=target/release/agent $(CARGO) bench -p flatnet-tests --bench scale
+	$(CARGO) bench -p flatnet-tests --bench store
 
 .PHONY: bench-controlplane
 bench-controlplane: setup ## A thousand agents at one control plane before an etcd; the embedded store beside its disk

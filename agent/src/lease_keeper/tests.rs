@@ -203,18 +203,6 @@ async fn an_own_lease_that_somebody_deletes_is_claimed_again_at_once_and_held_al
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_claims_nothing_again_however_long_the_task_still_runs() {
-    let host = Host::start("leaving", CONFIG).await;
-    host.held().await;
-    let (reply, answer) = oneshot::channel();
-    host.asks.send(LeaseAsk::Release(reply)).await.unwrap();
-    answer.await.unwrap().unwrap();
-    let revision = host.store.revision();
-    sleep(TTL).await;
-    assert_eq!((host.leases().len(), host.store.revision()), (0, revision));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_subnet_that_another_took_is_kept_and_said_and_claimed_again_when_it_is_free() {
     let host = Host::start("taken", CONFIG).await;
     let subnets = host.held().await;
