@@ -6,8 +6,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr,
     reason = "these are tests: a surprise fails them, and figures are printed"
 )]
 

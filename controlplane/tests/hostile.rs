@@ -1,11 +1,6 @@
 //! Hostile clients by the thousand at a real server process: its memory stays bounded, and an honest node goes on.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "these are tests: a surprise fails them, and figures are printed"
-)]
+#![expect(clippy::unwrap_used, reason = "these are tests: a surprise fails them, and figures are printed")]
 
 #[cfg(test)]
 mod support;

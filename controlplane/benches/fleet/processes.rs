@@ -34,6 +34,7 @@ fn free_port() -> u16 {
 }
 
 /// Waits until `ready`.
+#[expect(clippy::disallowed_methods, reason = "nothing else runs while a process is waited for")]
 pub fn wait(what: &str, mut ready: impl FnMut() -> bool) {
     let began = Instant::now();
     while !ready() {
