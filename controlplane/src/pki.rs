@@ -147,20 +147,35 @@ impl Authority {
             files::replace(&certificate_path, certificate.pem().as_bytes(), 0o644)
                 .map_err(io("write", &certificate_path))?;
         }
-        let pem = std::fs::read_to_string(&certificate_path).map_err(io("read", &certificate_path))?;
-        let key = std::fs::read_to_string(&key_path).map_err(io("read", &key_path))?;
-        let certificate = certificate_of_pem(&pem)
-            .ok_or_else(|| PkiError::Invalid(format!("{} holds no certificate", certificate_path.display())))?;
+        Self::read(&certificate_path, &key_path)
+    }
+
+    /// Reads an authority that somebody else made: an intermediate of the user's own, say. Whoever joins trusts this
+    /// certificate and none above it.
+    pub fn read(certificate_path: &Path, key_path: &Path) -> Result<Self, PkiError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PkiError::Io { what: "read", path, source }
+        };
+        let invalid = |what: &str| PkiError::Invalid(format!("{} {what}", certificate_path.display()));
+        let pem = std::fs::read_to_string(certificate_path).map_err(io(certificate_path))?;
+        let key = std::fs::read_to_string(key_path).map_err(io(key_path))?;
+        let certificate = certificate_of_pem(&pem).ok_or_else(|| invalid("holds no certificate"))?;
         let key = KeyPair::from_pem(&key)
             .map_err(|_| PkiError::Invalid(format!("{} holds no private key", key_path.display())))?;
-        let (not_after, key_info) = validity(&certificate)
-            .ok_or_else(|| PkiError::Invalid(format!("{} cannot be read", certificate_path.display())))?;
+        let (not_after, key_info) = validity(&certificate).ok_or_else(|| invalid("cannot be read"))?;
         if key_info != key.subject_public_key_info() {
             return Err(PkiError::Invalid(format!(
                 "{} is not the key of {}",
                 key_path.display(),
                 certificate_path.display()
             )));
+        }
+        if !may_sign(&certificate) {
+            return Err(invalid("is not an authority's: it may not sign certificates"));
+        }
+        if not_after <= SystemTime::now() {
+            return Err(invalid("has ended"));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
         Ok(Self { issuer, certificate, not_after })
@@ -312,6 +327,13 @@ pub fn holder(certificate: &[u8]) -> Option<Holder> {
     }
     let not_after = timestamp(parsed.validity().not_after.timestamp());
     Some(Holder { identity, key_hash: sha256(parsed.public_key().raw), not_after })
+}
+
+/// Whether a certificate is an authority's (RFC 5280 §4.2.1.3 and §4.2.1.9).
+fn may_sign(certificate: &[u8]) -> bool {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
+    let usage = parsed.key_usage().ok().flatten();
+    parsed.is_ca() && usage.is_none_or(|usage| usage.value.key_cert_sign())
 }
 
 /// When a certificate ends, and its SubjectPublicKeyInfo.

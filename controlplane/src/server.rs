@@ -77,6 +77,8 @@ pub struct ServerOptions<S> {
     pub prefix: String,
     /// The authority, the socket and the audit log are there.
     pub data_dir: PathBuf,
+    /// An authority of the user's own, certificate and key as PEM files; without, one is made in `data_dir`.
+    pub authority: Option<(PathBuf, PathBuf)>,
     /// Where agents come to.
     pub listen: SocketAddr,
     /// /metrics, /healthz, /readyz.
@@ -212,7 +214,10 @@ impl<S: Store> Server<S> {
             move |source| ServerError::Io { path, source }
         };
         crate::files::create_dir(&dir, 0o700).map_err(io(&dir))?;
-        let authority = Authority::open(&dir.join(PKI))?;
+        let authority = match options.authority {
+            Some((certificate, key)) => Authority::read(&certificate, &key)?,
+            None => Authority::open(&dir.join(PKI))?,
+        };
         let audit = Audit::open(&dir).map_err(io(&dir.join("audit.log")))?;
         let tls = Arc::new(RwLock::new(Arc::new(tls_config(&authority)?)));
         let listen = |address| async move {

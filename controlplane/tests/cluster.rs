@@ -59,6 +59,7 @@ async fn nothing_is_lost_or_given_twice_while_members_die_hang_and_restart() {
             embedded: None,
             prefix: FLANNEL_PREFIX.to_owned(),
             data_dir: dir.path().join("controlplane"),
+            authority: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             http_listen: None,
         };

@@ -32,6 +32,12 @@ pub struct ServeArgs {
     listen: SocketAddr,
     #[command(flatten)]
     dir: DataDir,
+    /// An authority of your own that signs hosts' certificates (PEM) [default: one is made in the data directory]
+    #[arg(long, value_name = "FILE", env = "FLATNET_CA_CERT", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// The key (PEM) of that authority
+    #[arg(long, value_name = "FILE", env = "FLATNET_CA_KEY", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
     /// What hosts are told to join: HOST or HOST:PORT [default: this host's name, or the address listened on]
     #[arg(long, value_name = "HOST", env = "FLATNET_ADVERTISE")]
     advertise: Option<String>,
@@ -152,6 +158,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         },
         prefix: args.etcd.etcd_prefix.clone(),
         data_dir: args.dir.data_dir.clone(),
+        authority: args.ca_cert.clone().zip(args.ca_key.clone()),
         listen: args.listen,
         http_listen: args.http_listen,
     });

@@ -22,6 +22,49 @@ fn an_authority_is_made_once_and_is_its_owners_alone() {
     std::fs::remove_dir_all(other).unwrap();
 }
 
+/// A root and an intermediate that it signed, as a company has them; certificate and key of the intermediate.
+fn of_a_company(dir: &Path, is_ca: IsCa, not_after: SystemTime) -> (PathBuf, PathBuf) {
+    let made = |is_ca: IsCa, usages: Vec<KeyUsagePurpose>| {
+        let mut params = params(&[], SystemTime::now(), SERVER_LIFETIME, "Example").unwrap();
+        (params.is_ca, params.key_usages) = (is_ca, usages);
+        params
+    };
+    let root_key = KeyPair::generate().unwrap();
+    let root = made(IsCa::Ca(BasicConstraints::Unconstrained), vec![KeyUsagePurpose::KeyCertSign]);
+    let root = Issuer::new(root, root_key);
+    let usage = if is_ca == IsCa::NoCa { KeyUsagePurpose::DigitalSignature } else { KeyUsagePurpose::KeyCertSign };
+    let (mut params, key) = (made(is_ca, vec![usage]), KeyPair::generate().unwrap());
+    params.not_before = (not_after - SERVER_LIFETIME).into();
+    params.not_after = not_after.into();
+    let certificate = params.signed_by(&key, &root).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    let paths = (dir.join("their.pem"), dir.join("their.key"));
+    std::fs::write(&paths.0, certificate.pem()).unwrap();
+    std::fs::write(&paths.1, key.serialize_pem()).unwrap();
+    paths
+}
+
+#[test]
+fn an_authority_of_the_users_own_signs_and_what_is_none_is_refused() {
+    let dir = scratch("theirs");
+    let soon = SystemTime::now() + SERVER_LIFETIME;
+    let ca = || IsCa::Ca(BasicConstraints::Constrained(0));
+    let (certificate, key) = of_a_company(&dir, ca(), soon);
+    let authority = Authority::read(&certificate, &key).unwrap();
+    let (issued, _) = authority.issue_with_key(&Identity::Server, SERVER_LIFETIME).unwrap();
+    let (_, leaf) = x509_parser::parse_x509_certificate(&issued.certificate).unwrap();
+    let (_, theirs) = x509_parser::parse_x509_certificate(authority.certificate()).unwrap();
+    assert_eq!(leaf.issuer(), theirs.subject());
+    assert_ne!(theirs.issuer().to_string(), "");
+    let why = |paths: (PathBuf, PathBuf)| Authority::read(&paths.0, &paths.1).unwrap_err().to_string();
+    assert!(why(of_a_company(&dir, IsCa::NoCa, soon)).contains("may not sign"));
+    assert!(why(of_a_company(&dir, ca(), SystemTime::now() - NODE_LIFETIME)).contains("has ended"));
+    assert!(why((certificate.clone(), dir.join("none"))).contains("cannot read"));
+    std::fs::write(&certificate, "no PEM").unwrap();
+    assert!(why((certificate, key)).contains("no certificate"));
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
 #[test]
 fn a_certificate_says_who_the_authority_says_and_nothing_of_what_the_request_says() {
     let dir = scratch("names");

@@ -33,6 +33,7 @@ pub struct Fleet {
     pub dir: ScratchDir,
     pub address: SocketAddr,
     pub ca_hash: String,
+    authority: Option<(PathBuf, PathBuf)>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
 }
@@ -54,9 +55,17 @@ impl Fleet {
     pub async fn start_empty() -> Self {
         let (store, dir) = (MemoryStore::new(), ScratchDir::new("server"));
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut fleet = Self { store, dir, address: any, ca_hash: String::new(), stop: None, serving: None };
+        let (ca_hash, authority) = (String::new(), None);
+        let mut fleet = Self { store, dir, authority, address: any, ca_hash, stop: None, serving: None };
         fleet.serve().await;
         fleet
+    }
+
+    /// Goes on with the authority in `certificate` and `key`, PEM files.
+    pub async fn change_authority(&mut self, certificate: PathBuf, key: PathBuf) {
+        self.stop().await;
+        self.authority = Some((certificate, key));
+        self.serve().await;
     }
 
     /// Serves at the same address with the same directory.
@@ -67,6 +76,7 @@ impl Fleet {
             embedded: None,
             prefix: FLANNEL_PREFIX.to_owned(),
             data_dir: self.dir.path().join("data"),
+            authority: self.authority.clone(),
             listen: self.address,
             http_listen: None,
         };

@@ -210,3 +210,36 @@ async fn a_network_that_an_administrator_removed_is_not_put_back_by_a_node_that_
     assert!(!fleet.store.dump().contains_key(keys().config().as_bytes()));
     following.abort();
 }
+
+/// A root and an intermediate that it signed, as a company has them; certificate and key of the intermediate as PEM.
+fn of_a_company() -> (String, String) {
+    let made = |name: &str| {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params
+    };
+    let root = rcgen::Issuer::new(made("Example root"), rcgen::KeyPair::generate().unwrap());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = made("Example networks").signed_by(&key, &root).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_join_an_authority_of_the_users_own_and_no_longer_the_one_before() {
+    let mut fleet = Fleet::start().await;
+    let before = fleet.node(1).await;
+    let (certificate, key) = of_a_company();
+    let paths = (fleet.dir.path().join("their.pem"), fleet.dir.path().join("their.key"));
+    std::fs::write(&paths.0, certificate).unwrap();
+    std::fs::write(&paths.1, key).unwrap();
+    let old = fleet.ca_hash.clone();
+    fleet.change_authority(paths.0, paths.1).await;
+    assert_ne!(fleet.ca_hash, old);
+    let node = fleet.node(2).await;
+    assert!(node.acquire().await.lease.is_owned_by(node.owner.node));
+    assert!(fleet.newcomer(2, None).remote.announce(&node.owner).await.is_ok(), "by its certificate alone");
+    // The server does not have the authority that this one believes.
+    assert!(before.remote.announce(&before.owner).await.is_err());
+}

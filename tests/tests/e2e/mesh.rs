@@ -124,7 +124,7 @@ fn assert_wireguard(agent: &Agent, family: &str, peers: &[&(String, Value)]) {
 fn assert_gre(host: &Namespace, family: &str, local: &str, peers: &[&(String, Value)]) {
     let (device, flag, kind, public_ip, mtu) = match family {
         "v4" => ("flatgre0", "-4", "ip", "PublicIP", 1476),
-        _ => ("flat6gre", "-6", "ip6", "PublicIPv6", 1456),
+        _ => ("flat6gre", "-6", "ip6", "PublicIPv6", 1452),
     };
     let link = oracle::link(host, device).unwrap_or_else(|| panic!("{device} does not exist"));
     assert_eq!(link["mtu"], mtu);

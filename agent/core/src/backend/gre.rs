@@ -37,12 +37,15 @@ pub(super) struct Gre(pub(super) GreConfig);
 impl Backend for Gre {
     fn overhead(&self, underlay: IpFamily) -> Overhead {
         // RFC 2784: 4 bytes of flags and protocol; RFC 2890: 4 of key.
-        let header = if self.0.key.is_none() { 4 } else { 8 };
+        const HEADER: u32 = 4;
+        const KEY: u32 = 4;
         match underlay {
             // RFC 791: 20 bytes without options.
-            IpFamily::V4 => Overhead(20 + header),
-            // RFC 8200: 40 bytes; no encapsulation limit (RFC 2473 §4.1.1), which would be 8 more.
-            IpFamily::V6 => Overhead(40 + header),
+            IpFamily::V4 if self.0.key.is_none() => Overhead(20 + HEADER),
+            IpFamily::V4 => Overhead(20 + HEADER + KEY),
+            // RFC 8200: 40 bytes; no encapsulation limit (RFC 2473 §4.1.1), which would be 8 more. A network without a key
+            // shares its device with those that have one, and that has one MTU.
+            IpFamily::V6 => Overhead(40 + HEADER + KEY),
         }
     }
 
