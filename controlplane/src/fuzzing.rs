@@ -1,6 +1,6 @@
 //! Entrances for fuzzing: what the other end of a connection sends, as any bytes.
 //!
-//! Only with the feature `fuzzing`. What is *not* here: the targets, which are with the tests.
+//! No interface of the crate: hidden from its documentation. What is *not* here: the targets, which are with the tests.
 
 use flatnet_model::NodeId;
 use flatnet_proto::controlplane::v1 as proto;

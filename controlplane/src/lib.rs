@@ -14,7 +14,7 @@ pub mod cli;
 pub mod client;
 pub mod files;
 pub mod flannel;
-#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzzing;
 pub mod migrate;
 pub mod networks;

@@ -12,7 +12,6 @@
 
 mod elements;
 mod events;
-#[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod iptables;
 mod legacy;

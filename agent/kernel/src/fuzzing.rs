@@ -1,6 +1,6 @@
 //! Entrances for fuzzing: the parsers of what the kernel and other programs say, with any bytes for an answer.
 //!
-//! Only with the feature `fuzzing`. What is *not* here: the targets, which are with the tests.
+//! No interface of the crate: hidden from its documentation. What is *not* here: the targets, which are with the tests.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -7,7 +7,7 @@ mod dependency;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod firewall;
-#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzzing;
 mod kernel;
 pub mod memory;

@@ -153,11 +153,18 @@ impl<S: Store> NodeService<S> {
         let stored = found.and_then(|kv| decode_config(&kv.value).ok()).map(|(config, _)| config);
         let offered = Some(offered).filter(|json| !json.is_empty() && json.len() <= CONFIG_LIMIT);
         let offered = offered.and_then(|json| decode_config(json).ok()).map(|(config, _)| config);
-        if let (Some(previous), Some(offered)) = (previous, offered)
+        if let (Some(previous), Some(offered)) = (previous, &offered)
             && stored.as_ref().is_none_or(|stored| !is_inside(stored, previous))
             && matches!(self.own_lease(keys, previous, node).await, Ok(Some(_)))
         {
-            return Ok(ConfigState::Valid(offered));
+            return Ok(ConfigState::Valid(offered.clone()));
+        }
+        if let (Some(stored), Some(offered)) = (&stored, &offered)
+            && !would_fit(stored, offered, previous)
+        {
+            // The node has not read yet that the network was changed: it would hold a subnet that is not in the network it
+            // knows. It asks again.
+            return Err(refusal::acquire(&allocate::AcquireError::Busy(1)));
         }
         Ok(stored.map_or(ConfigState::Missing, ConfigState::Valid))
     }
@@ -314,6 +321,14 @@ fn not_yours(keys: &NetworkKeys, subnets: SubnetKey) -> Status {
 /// What a publication says does not depend on the subnets it is for.
 fn any_subnets() -> Result<SubnetKey, Status> {
     wire::subnets("0.0.0.0-0")
+}
+
+/// Whether what is claimed under `stored`, `previous` if that is something, is also of the network as the node knows it.
+fn would_fit(stored: &NetworkConfig, known: &NetworkConfig, previous: Option<SubnetKey>) -> bool {
+    match previous {
+        Some(previous) => is_inside(known, previous),
+        None => (&stored.v4, &stored.v6) == (&known.v4, &known.v6),
+    }
 }
 
 fn is_inside(config: &NetworkConfig, subnets: SubnetKey) -> bool {

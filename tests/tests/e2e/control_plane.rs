@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatnet_tests::agent::{Agent, program};
 use flatnet_tests::control_plane::ControlPlane;
@@ -31,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("an_administrator_manages_networks_from_elsewhere", administrator),
         Test::new("a_control_plane_moves_to_an_etcd_and_renumbers_nobody", migrated).on_backend("vxlan"),
         Test::new("the_lab_runs_on_an_etcd_too", lab_on_etcd).on_backend("vxlan"),
+        Test::new("a_hundred_hosts_join_at_once_and_ping_round_a_ring", hundred).on_backend("vxlan"),
     ]
 }
 
@@ -84,6 +85,38 @@ fn joined_by_token_file(lab: &Lab, server: &ControlPlane, token: &str, secret: &
     assert!(!seen.is_empty() && seen.iter().all(|line| !line.contains(secret)), "{seen:?}");
     assert!(!agent.log().contains(secret));
     assert_eq!(agent.command(&["leave"]).code, 0);
+}
+
+fn hundred() {
+    const HOSTS: u8 = 100;
+    /// The other tests run beside it; alone it is a few seconds.
+    const ALL: Duration = Duration::from_secs(120);
+    let lab = Lab::without_network(&Shape::vxlan(HOSTS));
+    let server = ControlPlane::start(&lab, INIT);
+    let mut agents: Vec<Agent> = (1..=HOSTS).map(|number| server.agent(&lab, number)).collect();
+    let since = Instant::now();
+    agents.iter_mut().for_each(Agent::start);
+    let started = since.elapsed();
+    for agent in &agents {
+        wait_until("it is converged with all the others", ALL, || {
+            let status = agent.status().unwrap_or_default();
+            let peers = status.pointer("/networks/0/peers").and_then(|peers| peers.as_array()).map_or(0, Vec::len);
+            if status["state"] == "converged" && peers == usize::from(HOSTS) - 1 { Ok(()) } else { Err(agent.log()) }
+        });
+    }
+    let converged = since.elapsed();
+    assert_eq!(subnets(&agents).into_iter().collect::<BTreeSet<_>>().len(), usize::from(HOSTS), "a subnet twice");
+    lab.attach_all(&agents);
+    for (from, to) in agents.iter().zip(agents.iter().cycle().skip(1)) {
+        for address in to.subnet().container_addresses() {
+            pinger::assert_reaches(&lab.container(from.number), address);
+        }
+    }
+    println!(
+        "figure: {HOSTS} hosts at one control plane: processes started in {} ms, all converged with all after {} ms",
+        started.as_millis(),
+        converged.as_millis()
+    );
 }
 
 fn killed_under_traffic() {

@@ -56,7 +56,6 @@ impl Netfilter {
     }
 
     /// With `socket` in the kernel's place.
-    #[cfg(feature = "fuzzing")]
     pub(super) fn over(socket: OwnedFd) -> Self {
         Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], send_limit: RECEIVE_BYTES }
     }

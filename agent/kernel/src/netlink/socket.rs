@@ -126,7 +126,6 @@ impl Channel {
     }
 
     /// With `socket` in the kernel's place.
-    #[cfg(feature = "fuzzing")]
     pub(crate) fn over(socket: std::os::fd::OwnedFd) -> Self {
         use std::os::fd::{FromRawFd, IntoRawFd};
         #[expect(unsafe_code, reason = "netlink_sys takes descriptors by number only")]
