@@ -20,7 +20,7 @@ demo: setup ## Three hosts, three containers, one flat network, on this machine;
 test: unit e2e hostile faults soak-short ## All tests
 
 unit: setup ## Unit, property and conformance tests
-	$(CARGO) test --workspace --exclude flatnet-tests
+	$(CARGO) test --workspace --exclude flatnet-tests --no-fail-fast
 	$(CARGO) test -p flatnet-tests --lib
 
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
