@@ -120,6 +120,7 @@ fn eight_thousand_peers_are_swapped_read_and_changed_one_by_one() {
                 object: Object::Ruleset { ruleset: wanted().0, elements: elements.clone() },
             };
             let swapped = median(async || apply(&kernel, whole.clone()).await).await;
+            until_listed(&kernel, elements.len()).await;
             let read = median(async || assert_eq!(sources(&kernel).await.len(), elements.len())).await;
             let extra = peer(family, count);
             let mut single = Vec::new();
@@ -150,6 +151,21 @@ fn eight_thousand_peers_are_swapped_read_and_changed_one_by_one() {
             );
         }
     });
+}
+
+/// Waits until the set lists `count` elements, several times over: the kernel enlarges its hash table in the background
+/// (lib/rhashtable.c), and a dump that runs meanwhile misses some without a word (net/netfilter/nf_tables_api.c goes on by
+/// their number).
+async fn until_listed(kernel: &NetlinkKernel, count: usize) {
+    let mut whole = 0;
+    for _ in 0..100 {
+        whole = if sources(kernel).await.len() == count { whole + 1 } else { 0 };
+        if whole == 5 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{count} elements are not listed");
 }
 
 fn hexadecimal(address: IpAddr) -> String {
