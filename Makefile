@@ -36,7 +36,7 @@ faults: setup ## Every fault of docs/reliability.md done to a running overlay; p
 
 SIMULATION_SEEDS ?= 10000
 simulation: setup ## Servers, agents, store and network under faults in paused time, SIMULATION_SEEDS (10,000) times
-	FLATNET_SEEDS=$(SIMULATION_SEEDS) $(CARGO) test -p flatnet-agent --test model with_servers -- --nocapture
+	FLATNET_SEEDS=$(SIMULATION_SEEDS) $(CARGO) test --workspace --exclude flatnet-tests --test model with_servers -- --nocapture
 
 .PHONY: soak soak-short
 

@@ -33,7 +33,7 @@ fn followed(shape: &Shape) {
                         "flat.1" => 50,
                         "flat6.1" => 70,
                         "flatgre0" => 24,
-                        "flat6gre" => 44,
+                        "flat6gre" => 48,
                         "flatwg.51820" => 60,
                         "flatwg.51821" => 80,
                         other => panic!("{other}"),
