@@ -1,6 +1,9 @@
 # Flatnet. `make demo` and `make test` need Debian or Ubuntu, Rust (rustup.rs) and make; the rest they install.
 
 CARGO ?= cargo
+# One set of features for all that is built to be tested (agent/Cargo.toml says why).
+TESTING = --features flatnet-agent/testing
+BUILD_TESTED = $(CARGO) build $(TESTING) -p flatnet-agent -p flatnet-controlplane
 
 .PHONY: help build release demo test unit e2e lint fmt setup
 
@@ -17,32 +20,42 @@ demo: setup ## Three hosts, three containers, one flat network, on this machine;
 	$(CARGO) build -p flatnet-agent -p flatnet-controlplane
 	target/debug/agent lab demo
 
-test: unit e2e hostile faults soak-short ## All tests
+test: unit e2e hostile faults cluster-short soak-short ## All tests
 
 unit: setup ## Unit, property and conformance tests
-	$(CARGO) test --workspace --exclude flatnet-tests --no-fail-fast
+	$(CARGO) test $(TESTING) --workspace --exclude flatnet-tests --no-fail-fast
 	$(CARGO) test -p flatnet-tests --lib
 
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
-	$(CARGO) build -p flatnet-agent -p flatnet-controlplane
+	$(BUILD_TESTED)
 	$(CARGO) test -p flatnet-tests --test e2e --test doctor
 
 .PHONY: faults
 faults: setup ## Every fault of docs/reliability.md done to a running overlay; prints the figures
-	$(CARGO) build -p flatnet-agent
+	$(BUILD_TESTED)
 	$(CARGO) test -p flatnet-tests --test faults
+
+.PHONY: cluster cluster-short
+
+CLUSTER_SECS ?= 300
+cluster: setup ## An etcd of three, two servers, nodes that come and go, and every fault for CLUSTER_SECS (300); prints the figures
+	$(BUILD_TESTED)
+	CLUSTER_SECS=$(CLUSTER_SECS) $(CARGO) test -p flatnet-tests --test cluster
+
+cluster-short: # every fault once, for every change
+	@$(MAKE) --no-print-directory cluster CLUSTER_SECS=0
 
 .PHONY: simulation
 
 SIMULATION_SEEDS ?= 10000
 simulation: setup ## Servers, agents, store and network under faults in paused time, SIMULATION_SEEDS (10,000) times
-	FLATNET_SEEDS=$(SIMULATION_SEEDS) $(CARGO) test --workspace --exclude flatnet-tests --test model with_servers -- --nocapture
+	FLATNET_SYSTEM_SEEDS=$(SIMULATION_SEEDS) $(CARGO) test $(TESTING) --workspace --exclude flatnet-tests --test model with_servers -- --nocapture
 
 .PHONY: soak soak-short
 
 SOAK_SECS ?= 600
 soak: setup ## Twenty agents and a fault every second for SOAK_SECS (600): exact afterwards, and nothing leaked
-	$(CARGO) build -p flatnet-agent
+	$(BUILD_TESTED)
 	SOAK_SECS=$(SOAK_SECS) $(CARGO) test -p flatnet-tests --test soak
 
 soak-short: # a minute of it, for every change
@@ -51,7 +64,7 @@ soak-short: # a minute of it, for every change
 .PHONY: hostile fuzz
 
 hostile: setup ## Hostile frames at real agents: what strangers, lying peers and containers send comes out of no tunnel
-	$(CARGO) build -p flatnet-agent
+	$(BUILD_TESTED)
 	$(CARGO) test -p flatnet-tests --test hostile
 
 FUZZ_SECS ?= 300
@@ -71,6 +84,7 @@ bench-controlplane: setup ## A thousand agents at one control plane before an et
 lint: ## Formatting, clippy, documentation, dependency rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p flatnet-agent -p flatnet-controlplane -- -D warnings # as shipped: without what tests need
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 	@if command -v cargo-deny >/dev/null; then \
 		$(CARGO) deny check bans licenses sources; \
@@ -118,7 +132,8 @@ test-package: deb ## Install the package in a clean Debian and boot it (root, de
 
 # What virtual machines boot from is made once for every list of packages, and kept there.
 VM_DIR ?= target/vm
-# The programs of the other tests, linked once more so that they run on any Debian: nothing else is compiled a second time.
+# The agent of the other tests, linked once more so that it runs on any Debian: nothing else is compiled a second time. The
+# control plane is as it is: built alone it would be, with 60 of what it stands on; this machine must not be newer than Debian 12.
 # What is shipped is built by `make deb`; `make test-package` installs that.
 STATICALLY = -C target-feature=+crt-static -C strip=symbols
 
@@ -130,11 +145,15 @@ vm-image: setup-vm ## Make the virtual machines' kernel and root file system (ro
 	tests/vm/image $(VM_DIR) target/debug/guest
 
 test-vm: vm-image ## In virtual machines: Debian's kernel, bad lines, reboots, the installed package (root)
-	$(CARGO) rustc -p flatnet-agent --bin agent -- $(STATICALLY)
+	$(BUILD_TESTED)
+	strip -o $(VM_DIR)/controlplane target/debug/controlplane
+	controlplane/packaging/deb $(VM_DIR)/controlplane $(VM_DIR)
+	$(CARGO) rustc -p flatnet-agent --features testing --bin agent -- $(STATICALLY)
 	install -m 755 target/debug/agent $(VM_DIR)/agent
 	agent/packaging/deb $(VM_DIR)/agent $(VM_DIR)
 	FLATNET_AGENT=$(abspath $(VM_DIR)/agent) FLATNET_VM_DIR=$(abspath $(VM_DIR)) \
 		FLATNET_DEB=$$(ls -t $(abspath $(VM_DIR))/flatnet-agent_*.deb | head -n 1) \
+		FLATNET_CONTROLPLANE_DEB=$$(ls -t $(abspath $(VM_DIR))/flatnet-controlplane_*.deb | head -n 1) \
 		$(CARGO) test -p flatnet-tests --test vm
 
 .PHONY: vagrant-validate

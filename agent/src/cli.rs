@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. People script against it, so names, exit codes and `--json` output are stable.
 
 mod completions;
+mod conceal;
 pub mod config_file;
 mod docker_opts;
 mod doctor;
@@ -137,11 +138,18 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Lab(command) = cli.command {
         return lab::run(command);
     }
+    let concealed = match &cli.command {
+        Command::Join(args) => conceal::token(args.token.as_ref()),
+        _ => Ok(()),
+    };
     let runtime = runtime(&cli.command)?;
     let done = |()| ExitCode::SUCCESS;
     let ended = match cli.command {
         Command::Join(args) => {
             telemetry::start(cli.log_level, cli.log_format)?;
+            if let Err(error) = concealed {
+                tracing::warn!(%error, "the token stays in the process list; --token-file keeps it out");
+            }
             runtime.block_on(crate::daemon::run(*args)).map(done)
         }
         Command::Network(command) => runtime.block_on(network::run(*command)).map(done),

@@ -21,6 +21,7 @@ use crate::node::Node;
 use crate::plane::Plane;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
+use crate::wall_clock;
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};
 
@@ -59,6 +60,7 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
         }
     });
     let mut node = Node::start(parts);
+    let clock = tokio::spawn(wall_clock::keep(Arc::clone(&dir), node.rotation()));
     let mut tasks = Tasks::start(listeners, process, node.status(), node.metrics(), node.ready.clone());
     let ended = loop {
         tokio::select! {
@@ -70,6 +72,8 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
             }
             Some(ask) = tasks.asks.recv() => match ask {
                 Ask::Leave { purge, reply } => {
+                    // It would write a key that nobody needs any more.
+                    clock.abort();
                     let mut failures = node.leave(purge).await;
                     failures.extend(stay_away(&dir));
                     tracing::info!(purge, "left");
@@ -98,6 +102,7 @@ pub async fn run(args: JoinArgs) -> Result<(), Failure> {
         }
     };
     certificate.abort();
+    clock.abort();
     notify(&NotifyState::Stopping);
     tracing::info!("stopping");
     match &ended {

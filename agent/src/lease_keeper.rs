@@ -80,6 +80,8 @@ pub struct LeaseKeeper<P> {
 struct Run {
     machine: LeaseMachine,
     claim: Option<Claim>,
+    /// Whether the store did not answer the last attempt to claim: it may have been carried out.
+    unanswered: bool,
     /// The configuration's problem, and that of the last attempt.
     config_problem: Option<Problem>,
     attempt_problem: Option<Problem>,
@@ -99,6 +101,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let mut run = Run {
             machine: LeaseMachine::new(previous),
             claim: None,
+            unanswered: false,
             config_problem: None,
             attempt_problem: None,
             remember_at: Duration::ZERO,
@@ -158,12 +161,18 @@ impl<P: ControlPlane> LeaseKeeper<P> {
     }
 
     fn hold(&self, subnets: SubnetKey, config: &NetworkConfig, before: Vec<BackendConfig>) {
-        let held = Held { subnets, config: config.clone(), before, expires: Some(SystemTime::now() + self.ttl) };
-        self.holding.send_modify(|holding| holding.held = Some(held));
+        let expires = Some(SystemTime::now() + self.ttl);
+        self.holding.send_modify(|holding| {
+            let unread = holding.held.take().map(|held| held.unread).unwrap_or_default();
+            holding.held = Some(Held { subnets, config: config.clone(), before, unread, expires });
+        });
     }
 
     /// Publishes what changed besides the hold itself: problems, and a configuration that came into force.
     fn publish(&self, run: &Run) {
+        if let LeaseState::Held(held) = run.machine.state() {
+            self.read_back(held.revision);
+        }
         let mut problems: Vec<Problem> = run.config_problem.iter().chain(&run.attempt_problem).cloned().collect();
         problems.extend(self.taken(run));
         let held = self.holding.borrow().held.as_ref().map(|held| held.subnets);
@@ -184,7 +193,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 (None, Some(config)) if !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
                         self.remember_config(&config, &[]);
-                        holding.held = Some(Held { subnets, config, before: Vec::new(), expires: None });
+                        holding.held =
+                            Some(Held { subnets, config, before: Vec::new(), unread: Vec::new(), expires: None });
                         changed = true;
                     }
                 }

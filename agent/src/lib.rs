@@ -33,4 +33,5 @@ pub mod store_address;
 pub mod sysctl_record;
 pub mod telemetry;
 pub mod underlay_record;
+mod wall_clock;
 pub mod wireguard_key;

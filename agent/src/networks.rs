@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
-use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, SubnetKey};
+use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, Publication, SubnetKey};
 use tokio::sync::watch;
 
 /// This node's hold on one network, as the lease keeper publishes it.
@@ -25,6 +25,8 @@ pub struct Held {
     pub config: NetworkConfig,
     /// Earlier backends of the network that this host still receives by ([`flatnet_core::transition`]), the latest first.
     pub before: Vec<BackendConfig>,
+    /// What was written into the lease, or may have been, since it was last read, while the network changes its backend.
+    pub unread: Vec<Publication>,
     /// When the lease ends unless renewed; `None` while the store has not confirmed it in this run.
     pub expires: Option<SystemTime>,
 }

@@ -146,6 +146,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             parts.owner.clone(),
             fatal_sender.clone(),
             parts.random.clone(),
+            outcome.clone(),
         );
         let mut running = Running::default();
         let (mut ports, mut leases, mut problems, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -310,7 +311,8 @@ fn join<P: ControlPlane, K: Kernel>(
     });
     let config = in_force(&parts.dir, &name).or_else(|| Some((from_disk.state.valid_config().cloned()?, Vec::new())));
     let fitting = previous.zip(config).filter(|(subnets, (config, _))| lease_keeper::fits(config, *subnets));
-    let held = fitting.map(|(subnets, (config, before))| Held { subnets, config, before, expires: None });
+    let held =
+        fitting.map(|(subnets, (config, before))| Held { subnets, config, before, unread: Vec::new(), expires: None });
     let (view_sender, view) = watch::channel(from_disk);
     let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
     let port = NetworkPort { name, view, holding };

@@ -13,7 +13,7 @@ use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{NetworkName, Owner, Publication};
+use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
 use futures::stream::{BoxStream, Stream, StreamExt};
 
 /// One of them.
@@ -64,8 +64,8 @@ impl ControlPlane for Plane {
         each!(self, plane => plane.release(keys, claim).await)
     }
 
-    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
-        each!(self, plane => plane.announce(who).await)
+    async fn announce(&self, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
+        each!(self, plane => plane.announce(who, ranges).await)
     }
 
     async fn stay(&self, presence: &Presence) -> Result<Duration, StoreError> {

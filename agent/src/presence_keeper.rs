@@ -7,9 +7,10 @@ use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::presence::{self, PRESENCE_TTL, PresenceError};
 use flatnet_controlplane::random::{Backoff, NodeRandom};
 use flatnet_controlplane::store::StoreError;
-use flatnet_model::Owner;
+use flatnet_model::{HostRanges, Owner};
 use tokio::sync::{Mutex, mpsc, watch};
 
+use crate::reconciler::Outcome;
 use crate::report::{Exit, Failure};
 
 /// First wait after the store did not answer.
@@ -20,6 +21,9 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Renewals after which the key is looked at again, every [`PRESENCE_TTL`]: its lease can live on without it, when somebody
 /// deleted it or a backup was put back. So a living node is missing for no longer than a dead one is still there.
 const ANNOUNCE_EVERY: u32 = 3;
+
+/// How long what this host uses must stay as it is before it is announced: a route seldom comes alone.
+const SETTLES: Duration = Duration::from_secs(1);
 
 /// Whether this node may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub struct PresenceKeeper<P> {
     owner: Owner,
     fatal: mpsc::Sender<Failure>,
     random: NodeRandom,
+    outcome: watch::Receiver<Outcome>,
     state: watch::Sender<Presence>,
     held: Arc<Mutex<Option<presence::Presence>>>,
 }
@@ -49,6 +54,7 @@ impl<P> Clone for PresenceKeeper<P> {
             owner: self.owner.clone(),
             fatal: self.fatal.clone(),
             random: self.random.clone(),
+            outcome: self.outcome.clone(),
             state: self.state.clone(),
             held: Arc::clone(&self.held),
         }
@@ -57,8 +63,22 @@ impl<P> Clone for PresenceKeeper<P> {
 
 impl<P: ControlPlane> PresenceKeeper<P> {
     /// Announces nothing yet.
-    pub fn new(plane: Arc<P>, owner: Owner, fatal: mpsc::Sender<Failure>, random: NodeRandom) -> Self {
-        Self { plane, owner, fatal, random, state: watch::Sender::new(Presence::Unknown), held: Arc::default() }
+    pub fn new(
+        plane: Arc<P>,
+        owner: Owner,
+        fatal: mpsc::Sender<Failure>,
+        random: NodeRandom,
+        outcome: watch::Receiver<Outcome>,
+    ) -> Self {
+        Self {
+            plane,
+            owner,
+            fatal,
+            random,
+            outcome,
+            state: watch::Sender::new(Presence::Unknown),
+            held: Arc::default(),
+        }
     }
 
     /// Whether this node may act in its own name.
@@ -94,12 +114,17 @@ impl<P: ControlPlane> PresenceKeeper<P> {
 
     async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<(), PresenceError> {
         let mut random = self.random.clone();
-        let announced = self.plane.announce(&self.owner).await?;
+        let mut outcome = self.outcome.clone();
+        let ranges = outcome.borrow().ranges.clone().unwrap_or_default();
+        let announced = self.plane.announce(&self.owner, &ranges).await?;
         *self.held.lock().await = Some(announced);
         self.state.send_if_modified(|state| std::mem::replace(state, Presence::Confirmed) != Presence::Confirmed);
         backoff.reset();
         for _ in 0..ANNOUNCE_EVERY {
-            tokio::time::sleep(PRESENCE_TTL / 3).await;
+            tokio::select! {
+                () = tokio::time::sleep(PRESENCE_TTL / 3) => {}
+                () = other_ranges(&mut outcome, &ranges) => return Ok(()),
+            }
             // A store that is away for a moment does not end the presence; only its lease being gone does.
             while let Err(error) = self.plane.stay(&announced).await {
                 if matches!(error, StoreError::LeaseGone(_)) {
@@ -119,4 +144,14 @@ impl<P: ControlPlane> PresenceKeeper<P> {
             None => Ok(()),
         }
     }
+}
+
+/// Waits until this host uses other addresses than `announced`, and until what changes with them has changed too.
+async fn other_ranges(outcome: &mut watch::Receiver<Outcome>, announced: &HostRanges) {
+    let changed = |outcome: &Outcome| outcome.ranges.as_ref().is_some_and(|ranges| ranges != announced);
+    if outcome.wait_for(changed).await.is_err() {
+        // Nobody looks any more.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(SETTLES).await;
 }

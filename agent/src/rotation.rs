@@ -17,6 +17,7 @@ use crate::wireguard_key::WireguardIdentity;
 const PUBLISHED: Duration = Duration::from_secs(10);
 
 /// What a rotation works with.
+#[derive(Clone)]
 pub struct Rotation {
     /// This node.
     pub node: NodeId,
@@ -44,14 +45,15 @@ pub enum RotationError {
 }
 
 impl Rotation {
+    /// Whether any network uses the key.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.ports.iter().any(is_wireguard)
+    }
+
     /// Makes a new key, and returns it once every lease of this node says so.
     pub async fn run(mut self) -> Result<WireguardKey, RotationError> {
-        let wireguard = |port: &NetworkPort| {
-            let holding = port.holding.borrow();
-            let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
-            holding.held.as_ref().is_some_and(|held| held.backends().any(is_wireguard))
-        };
-        self.ports.retain(wireguard);
+        self.ports.retain(is_wireguard);
         if self.ports.is_empty() {
             return Err(RotationError::NoNetwork);
         }
@@ -78,6 +80,11 @@ impl Rotation {
         }
         Ok(key)
     }
+}
+
+fn is_wireguard(port: &NetworkPort) -> bool {
+    let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
+    port.holding.borrow().held.as_ref().is_some_and(|held| held.backends().any(is_wireguard))
 }
 
 /// Whether what is published is `key`, or nothing.

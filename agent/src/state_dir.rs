@@ -18,6 +18,7 @@ use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::client::credentials;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
@@ -206,6 +207,23 @@ impl StateDir {
         replace(&self.wireguard_key(), format!("{base64}\n").as_bytes(), 0o600)
     }
 
+    fn clock(&self) -> PathBuf {
+        self.state.join("clock")
+    }
+
+    /// The latest time by the wall clock at which this node's WireGuard key may have been used, if that was written down.
+    #[must_use]
+    pub fn read_clock(&self) -> Option<SystemTime> {
+        let secs = String::from_utf8_lossy(&read(&self.clock()).ok()??).trim().parse().ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(secs))
+    }
+
+    /// Writes it down: seconds since 1970.
+    pub fn write_clock(&self, latest: SystemTime) -> Result<(), StateDirError> {
+        let secs = latest.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        replace(&self.clock(), format!("{secs}\n").as_bytes(), 0o600)
+    }
+
     /// Settings changed by us and what they were before, one `path=value` a line.
     pub fn read_sysctls(&self) -> Result<String, StateDirError> {
         Ok(read(&self.run.join("sysctls"))?
@@ -223,6 +241,7 @@ impl StateDir {
         let mut files = vec![
             self.state.join("node-id"),
             self.wireguard_key(),
+            self.clock(),
             self.state.join("underlay"),
             self.state.join(credentials::KEY_FILE),
             self.state.join(credentials::CERTIFICATE_FILE),

@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use flatnet_controlplane::watch::{Connection, NetworkView};
+use flatnet_controlplane::watch::{Connection, NetworkView, Sign};
 use flatnet_core::desired::{NetworkOutcome, PeerOutcome};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::state::ConfigState;
@@ -132,7 +132,8 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
         )),
         ConfigState::Missing | ConfigState::Valid(_) => {}
     }
-    if let Some(suspect) = &view.suspect {
+    // Leases that are only missing are no problem: their hosts left, or claim them again.
+    if let Some(suspect) = view.suspect.as_ref().filter(|suspect| suspect.sign > Sign::Missing) {
         problems.push(Problem::new(
             ProblemCode::StoreSuspect,
             &suspect.reason,

@@ -91,7 +91,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Admin(command) => manage::admin(command).await.map(done),
             Command::Status(args) => manage::status(args).await,
             Command::Backup(args) => store::backup(args).await.map(done),
-            Command::Restore(args) => store::restore(&args).map(done),
+            Command::Restore(args) => store::restore(args).await.map(done),
             Command::Migrate(args) => store::migrate(args).await.map(done),
             Command::EtcdRoles(args) => store::etcd_roles(args).await.map(done),
         }

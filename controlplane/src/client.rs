@@ -5,11 +5,11 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{EtcdLease, NetworkName, NodeId, Owner, Publication};
+use flatnet_model::{EtcdLease, HostRanges, NetworkName, NodeId, Owner, Publication};
 use flatnet_proto::controlplane::v1 as proto;
 use futures::Stream;
 use proto::node_client::NodeClient;
@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::allocate::{AcquireError, Claim, ClaimRequest, UpdateError};
+use crate::clock;
 use crate::networks::{NetworkError, NetworkSpec};
 use crate::plane::ControlPlane;
 use crate::plane::feed::{News, Position};
@@ -34,7 +35,7 @@ mod feed;
 use channel::Transport;
 use credentials::Credentials;
 
-/// The longest answer taken, in bytes: a part of a snapshot is 1,000 records of 600 bytes; the rest is room for values of
+/// The longest answer taken, in bytes: a part of a snapshot is 64 records of 600 bytes; the rest is room for values of
 /// others, which a store holds up to 1.5 MB each of.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 /// How long a token that was refused is not tried again: a server hears ten bad ones a minute of one address.
@@ -97,6 +98,8 @@ struct State {
     /// Counts connections, so that late news of an old one does not end a new one.
     generation: u64,
     credentials: Option<Arc<Credentials>>,
+    /// What is asked for when joining: signed once, however often nobody answers.
+    request: Option<Arc<[u8]>>,
     /// Until when a token that was refused is not tried again, and what was said.
     refused: Option<(Instant, Status)>,
 }
@@ -136,9 +139,14 @@ impl Remote {
     pub async fn keep_certificate(self) {
         /// How often is looked: often enough for a clock that was set.
         const LOOK: Duration = Duration::from_secs(60);
+        /// And so many times in a certificate's life: who was cut off for most of it has little time left.
+        const LOOKS: u32 = 60;
+        const SHORTEST: Duration = Duration::from_secs(1);
         loop {
-            tokio::time::sleep(LOOK).await;
-            let due = self.inner.credentials().is_some_and(|credentials| credentials.is_due(SystemTime::now()));
+            let lifetime = self.inner.credentials().map(|credentials| credentials.holder().lifetime);
+            let wait = lifetime.map_or(LOOK, |lifetime| (lifetime / LOOKS).clamp(SHORTEST, LOOK));
+            tokio::time::sleep(wait).await;
+            let due = self.inner.credentials().is_some_and(|credentials| credentials.holder().is_due(clock::now()));
             if !due {
                 continue;
             }
@@ -225,7 +233,7 @@ impl Inner {
         let credentials = self.ready_credentials().await?;
         let mut state = self.lock();
         let server = self.server(state.index).ok_or_else(|| Status::failed_precondition("no server is named"))?;
-        let tls = credentials.client_config().map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let tls = credentials.client_config();
         let channel = self.transport.channel(server, tls, Some(credentials.certificate()));
         let channel = channel.map_err(|error| Status::failed_precondition(error.to_string()))?;
         state.channel = Some(channel.clone());
@@ -236,7 +244,7 @@ impl Inner {
     async fn ready_credentials(&self) -> Result<Arc<Credentials>, Status> {
         let _one = self.joining.lock().await;
         if let Some(found) = self.credentials()
-            && !found.is_over(SystemTime::now())
+            && !found.holder().is_over(clock::now())
         {
             return Ok(found);
         }
@@ -250,7 +258,7 @@ impl Inner {
             state.index
         };
         let server = self.server(index).ok_or_else(|| Status::failed_precondition("no server is named"))?;
-        let joined = enroll::join(&self.options, &self.transport, server).await;
+        let joined = enroll::join(&self.options, &self.transport, server, || self.request()).await;
         let mut state = self.lock();
         match joined {
             Ok(joined) => {
@@ -259,12 +267,27 @@ impl Inner {
                 Ok(joined)
             }
             Err(status) => {
+                if status.code() != Code::Unavailable {
+                    // Answered: the next one is made for whatever key there is by then.
+                    state.request = None;
+                }
                 if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) {
                     state.refused = Some((Instant::now() + REFUSED_AGAIN, status.clone()));
                 }
                 Err(status)
             }
         }
+    }
+
+    /// What this node asks for when it joins.
+    fn request(&self) -> Result<Arc<[u8]>, Status> {
+        let made = self.lock().request.clone();
+        if let Some(request) = made {
+            return Ok(request);
+        }
+        let request = enroll::request(&self.options)?;
+        self.lock().request = Some(Arc::clone(&request));
+        Ok(request)
     }
 
     /// What the end of a call means for the connection it used.
@@ -362,8 +385,8 @@ impl ControlPlane for Remote {
         reply.map(drop).map_err(|failed| failed.store())
     }
 
-    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
-        let message = proto::AnnounceRequest { instance: Some(wire::instance(who)) };
+    async fn announce(&self, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
+        let message = wire::announce(who, ranges);
         let reply = self.call(ANNOUNCE_TIMEOUT, async |mut client| client.announce(message).await).await;
         let reply = reply.map_err(|failed| refusal::read_presence(&failed.server, &failed.status))?;
         Ok(Presence { node: who.node, lease: EtcdLease(reply.lease) })

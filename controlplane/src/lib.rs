@@ -12,6 +12,7 @@
 pub mod allocate;
 pub mod cli;
 pub mod client;
+mod clock;
 pub mod files;
 pub mod flannel;
 #[doc(hidden)]

@@ -6,6 +6,7 @@ use flatnet_model::keys::{NetworkKeys, presence};
 use flatnet_model::{EtcdLease, NetworkName, NodeId, SubnetKey};
 use ipnet::IpNet;
 
+use crate::flannel::decode_config;
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 
 /// Keys a transaction creates; etcd takes 128 operations (`--max-txn-ops`).
@@ -65,6 +66,24 @@ pub async fn copy<A: Store, B: Store>(from: &A, to: &B) -> Result<usize, Migrate
     Ok(kvs.len())
 }
 
+/// Makes every network's configuration anew, as it is: of a store that was put back. By that alone all who knew the store before
+/// can tell, also when others have written into it by the time they look, and keep the leases that it lacks until their owners
+/// have claimed them again.
+pub async fn make_networks_anew<S: Store>(store: &S) -> Result<(), StoreError> {
+    let everything = KeyRange { start: "\0".to_owned(), end: "\u{10ffff}".to_owned() };
+    for kv in store.range(&everything).await?.kvs {
+        let Ok(key) = String::from_utf8(kv.key) else { continue };
+        if !key.ends_with("/config") || decode_config(&kv.value).is_err() {
+            continue;
+        }
+        let put = Write::Put { key: key.clone(), value: kv.value, lease: kv.lease };
+        for write in [Write::Delete(key), put] {
+            store.txn(Txn { when: Vec::new(), then: vec![write] }).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Commands for `etcdctl` that reserve `subnets` for `node` and make a user who can be that node and nothing else: read
 /// what is flatnet's, write the node's own lease, claims and presence.
 pub fn etcd_roles(
@@ -113,6 +132,23 @@ mod tests {
 
     use super::*;
     use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn a_network_of_a_store_put_back_is_another_one_with_the_same_words() {
+        let store = MemoryStore::new();
+        let config = r#"{"Network":"10.1.0.0/16"}"#;
+        for key in ["/coreos.com/network/config", "/elsewhere/blue/config"] {
+            store.put(key, config, None);
+        }
+        store.put("/coreos.com/network/subnets/10.1.1.0-24", "{}", None);
+        let before = store.dump();
+        make_networks_anew(&store).await.unwrap();
+        for (key, kv) in store.dump() {
+            assert_eq!(kv.value, before[&key].value);
+            let is_network = key.ends_with(b"/config");
+            assert_eq!(kv.create_revision > before[&key].create_revision, is_network, "{key:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn everything_is_moved_once_and_moving_again_goes_on() {

@@ -17,6 +17,7 @@ use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply
 mod catalog;
 mod draft;
 mod error;
+mod hosts;
 
 use catalog::{Catalog, read};
 pub use error::NetworkError;
@@ -67,7 +68,7 @@ pub struct NetworkInfo {
     pub rejected: Vec<(String, String)>,
 }
 
-/// Whether hosts that hold leases are in the way.
+/// Whether hosts that hold leases, or that use a range themselves, are in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
     /// They are.
@@ -79,12 +80,14 @@ pub enum Force {
 /// How often a change is tried while others change networks too.
 const ATTEMPTS: u32 = 10;
 
-/// Creates a network; Type and a VNI of its own are always written.
+/// Creates a network; Type and a VNI of its own are always written. Refused while hosts use its range themselves, unless
+/// forced: a route that only leads past the network, as one to the whole of 10.0.0.0/8, does it no harm.
 pub async fn create<S: Store>(
     store: &S,
     flannel_prefix: &str,
     name: &NetworkName,
     spec: &NetworkSpec,
+    force: Force,
 ) -> Result<NetworkInfo, NetworkError> {
     let keys = NetworkKeys::new(name, flannel_prefix);
     let mut outcome_unknown = false;
@@ -99,6 +102,9 @@ pub async fn create<S: Store>(
         let others = catalog.others(name);
         let (value, config) = draft::create(name, spec, &others).map_err(|source| invalid(name, source))?;
         draft::check_against(name, &config, &others)?;
+        if force == Force::No {
+            hosts::check(store, name, &config, None).await?;
+        }
         let txn = catalog.change(Compare::ModRevision(keys.config(), 0), put(keys.config(), value));
         match store.txn(txn).await {
             Ok(TxnReply::Done(_)) => return inspect(store, flannel_prefix, name).await,
@@ -177,6 +183,9 @@ pub async fn update<S: Store>(
         let stranded = stranded(found, &config);
         if force == Force::No && !stranded.is_empty() {
             return Err(NetworkError::Strands { name: name.clone(), leases: stranded });
+        }
+        if force == Force::No {
+            hosts::check(store, name, &config, found.config.as_ref().ok()).await?;
         }
         if value == found.config_value {
             return Ok(found.clone());

@@ -14,7 +14,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::files;
+use crate::{clock, files};
 
 /// The DNS name in every server's certificate. `.internal` is nobody's on the Internet (ICANN, 2024).
 pub const SERVER_NAME: &str = "controlplane.flatnet.internal";
@@ -78,8 +78,24 @@ pub struct Holder {
     pub identity: Identity,
     /// SHA-256 of the public key (SubjectPublicKeyInfo), hexadecimal.
     pub key_hash: String,
+    /// How long it is good in all.
+    pub lifetime: Duration,
     /// When it ends.
     pub not_after: SystemTime,
+}
+
+impl Holder {
+    /// Whether the certificate has ended.
+    #[must_use]
+    pub fn is_over(&self, now: SystemTime) -> bool {
+        self.not_after <= now
+    }
+
+    /// Whether it is time to renew it: after a third of its life.
+    #[must_use]
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        self.not_after.duration_since(now).unwrap_or(Duration::ZERO) < self.lifetime * 2 / 3
+    }
 }
 
 /// Why there is no certificate.
@@ -136,7 +152,7 @@ impl Authority {
         };
         if !certificate_path.exists() {
             let key = KeyPair::generate()?;
-            let now = SystemTime::now();
+            let now = clock::now();
             let mut params = params(&[], now, AUTHORITY_LIFETIME, "Flatnet")?;
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -174,7 +190,7 @@ impl Authority {
         if !may_sign(&certificate) {
             return Err(invalid("is not an authority's: it may not sign certificates"));
         }
-        if not_after <= SystemTime::now() {
+        if not_after <= clock::now() {
             return Err(invalid("has ended"));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
@@ -223,7 +239,7 @@ impl Authority {
     }
 
     fn sign(&self, identity: &Identity, key: &impl PublicKeyData, lifetime: Duration) -> Result<Issued, PkiError> {
-        let now = SystemTime::now();
+        let now = clock::now();
         let name = identity.to_string();
         let mut names = vec![SanType::URI(name.as_str().try_into()?)];
         if *identity == Identity::Server {
@@ -325,8 +341,14 @@ pub fn holder(certificate: &[u8]) -> Option<Holder> {
     if uris.next().is_some() {
         return None;
     }
-    let not_after = timestamp(parsed.validity().not_after.timestamp());
-    Some(Holder { identity, key_hash: sha256(parsed.public_key().raw), not_after })
+    let (begins, ends) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    let whole = Duration::from_secs(u64::try_from(ends.saturating_sub(begins)).unwrap_or(0));
+    Some(Holder {
+        identity,
+        key_hash: sha256(parsed.public_key().raw),
+        lifetime: whole.saturating_sub(CLOCK_SKEW),
+        not_after: timestamp(ends),
+    })
 }
 
 /// Whether a certificate is an authority's (RFC 5280 §4.2.1.3 and §4.2.1.9).

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{NetworkName, Owner, Publication};
+use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
 use futures::Stream;
 
 use crate::allocate::{self, AcquireError, Claim, ClaimRequest, UpdateError};
-use crate::networks::{self, NetworkError, NetworkSpec};
+use crate::networks::{self, Force, NetworkError, NetworkSpec};
 use crate::presence::{self, Presence, PresenceError};
 use crate::random::Random;
 use crate::store::{Store, StoreError};
 
+pub mod contents;
 pub mod feed;
 
 use feed::{News, Position};
@@ -48,8 +49,13 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Gives a lease back: [`allocate::release`].
     fn release(&self, keys: &NetworkKeys, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Claims the node's presence, waiting out that of its run before: [`presence::announce`].
-    fn announce(&self, who: &Owner) -> impl Future<Output = Result<Presence, PresenceError>> + Send;
+    /// Claims the node's presence, waiting out that of its run before, or says what its host uses now:
+    /// [`presence::announce`].
+    fn announce(
+        &self,
+        who: &Owner,
+        ranges: &HostRanges,
+    ) -> impl Future<Output = Result<Presence, PresenceError>> + Send;
 
     /// Keeps it alive once. [`StoreError::LeaseGone`]: announce again.
     fn stay(&self, presence: &Presence) -> impl Future<Output = Result<Duration, StoreError>> + Send;
@@ -57,7 +63,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Ends it.
     fn withdraw(&self, presence: &Presence) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Creates a network if it is not there.
+    /// Creates a network if it is not there. Not checked against what hosts use themselves: it is asked for again whenever
+    /// the store lost it, by hosts that live in it.
     fn create_network(
         &self,
         flannel_prefix: &str,
@@ -78,8 +85,8 @@ pub trait ControlPlane: Send + Sync + 'static {
         value: Vec<u8>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// What there is of a network, then what changes: resumed after `position` if the store's history leads on from there,
-    /// else beginning with a snapshot. Ends with an error when it breaks, within 5 s also when the server falls silent.
+    /// What there is of a network, then what changes: beginning with a snapshot, or resumed after `position` by whoever
+    /// held the same records by then and has kept what changed since: a server. Ends with an error when it breaks, within 5 s also when the server falls silent.
     fn feed(
         &self,
         keys: &NetworkKeys,
@@ -118,8 +125,8 @@ impl<S: Store> ControlPlane for S {
         allocate::release(self, keys, claim).await
     }
 
-    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
-        presence::announce(self, who).await
+    async fn announce(&self, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
+        presence::announce(self, who, ranges).await
     }
 
     async fn stay(&self, presence: &Presence) -> Result<Duration, StoreError> {
@@ -136,7 +143,7 @@ impl<S: Store> ControlPlane for S {
         name: &NetworkName,
         spec: &NetworkSpec,
     ) -> Result<(), NetworkError> {
-        networks::create(self, flannel_prefix, name, spec).await.map(drop)
+        networks::create(self, flannel_prefix, name, spec, Force::Yes).await.map(drop)
     }
 
     async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
@@ -146,8 +153,8 @@ impl<S: Store> ControlPlane for S {
     async fn feed(
         &self,
         keys: &NetworkKeys,
-        position: Option<Position>,
+        _position: Option<Position>,
     ) -> Result<impl Stream<Item = Result<News, StoreError>> + Send + Unpin + 'static, StoreError> {
-        feed::open(self, keys, position).await
+        feed::open(self, keys).await
     }
 }

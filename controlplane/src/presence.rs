@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use flatnet_model::{EtcdLease, InstanceNonce, NodeId, Owner};
+use flatnet_model::keys::excerpt;
+use flatnet_model::{EtcdLease, HostRanges, InstanceNonce, NodeId, Owner, Revision};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -48,6 +49,38 @@ struct Record {
     version: u32,
     name: String,
     nonce: InstanceNonce,
+    /// [`HostRanges`]; as text, so that one that cannot be read spoils nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    resolvers: Vec<String>,
+}
+
+impl Record {
+    fn new(who: &Owner, ranges: &HostRanges) -> Self {
+        Self {
+            version: VERSION,
+            name: who.name.clone(),
+            nonce: who.nonce,
+            routes: ranges.prefixes().iter().map(ToString::to_string).collect(),
+            resolvers: ranges.resolvers().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Whether a record of this node's says what `new` says.
+    fn says_the_same(&self, new: &Self) -> bool {
+        self.name == new.name && self.routes == new.routes && self.resolvers == new.resolvers
+    }
+}
+
+/// What a present node says about itself: its name, and what its host uses. `None`: that is no presence.
+#[must_use]
+pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
+    let record: Record = serde_json::from_slice(value).ok()?;
+    // Bounded before they are looked at: whoever can write the store can write anything.
+    let routes = record.routes.iter().take(HostRanges::PREFIXES).filter_map(|text| text.parse().ok());
+    let resolvers = record.resolvers.iter().take(HostRanges::RESOLVERS).filter_map(|text| text.parse().ok());
+    Some((excerpt(&record.name), HostRanges::new(routes, resolvers)))
 }
 
 /// How often the key of another copy is looked at while its time runs out.
@@ -59,16 +92,17 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// time again.
 const RENEWALS: u32 = 2;
 
-/// Claims the presence of `who`.
+/// Claims the presence of `who`, whose host uses `ranges` itself; one that is held says them from then on.
 ///
 /// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its lease
 /// is renewed meanwhile, or the key still there after its TTL, somebody lives who has a copy of our state directory.
-pub async fn announce<S: Store>(store: &S, who: &Owner) -> Result<Presence, PresenceError> {
+pub async fn announce<S: Store>(store: &S, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
     let mut ends = Instant::now() + PRESENCE_TTL + MARGIN;
     let mut granted = None;
+    let new = Record::new(who, ranges);
     let mut signs = SignsOfLife::default();
     loop {
-        let other = match attempt(store, who, &mut granted).await {
+        let other = match attempt(store, who.node, &new, &mut granted).await {
             Ok(Attempt::Held(presence)) => return Ok(presence),
             Ok(Attempt::Again) => None,
             Ok(Attempt::Other(other, lease)) => {
@@ -137,19 +171,26 @@ impl SignsOfLife {
     }
 }
 
-async fn attempt<S: Store>(store: &S, who: &Owner, granted: &mut Option<EtcdLease>) -> Result<Attempt, StoreError> {
-    let key = flatnet_model::keys::presence(who.node);
+async fn attempt<S: Store>(
+    store: &S,
+    node: NodeId,
+    new: &Record,
+    granted: &mut Option<EtcdLease>,
+) -> Result<Attempt, StoreError> {
+    let key = flatnet_model::keys::presence(node);
     let found = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
     if let Some(kv) = &found
         && let Some(lease) = kv.lease
         // Without a lease, or unreadable, nobody can be keeping it alive.
         && let Ok(record) = serde_json::from_slice::<Record>(&kv.value)
     {
-        if record.nonce != who.nonce {
+        if record.nonce != new.nonce {
             return Ok(Attempt::Other(record, lease));
         }
         match store.lease_keep_alive(lease).await {
-            Ok(_) => return Ok(Attempt::Held(Presence { node: who.node, lease })),
+            Ok(_) if record.says_the_same(new) => return Ok(Attempt::Held(Presence { node, lease })),
+            // It goes on under its lease, and says what is true now.
+            Ok(_) => return put(store, key, kv.mod_revision, node, new, lease).await,
             Err(StoreError::LeaseGone(_)) => {}
             Err(error) => return Err(error),
         }
@@ -158,20 +199,33 @@ async fn attempt<S: Store>(store: &S, who: &Owner, granted: &mut Option<EtcdLeas
         Some(lease) => lease,
         None => *granted.insert(store.lease_grant(PRESENCE_TTL).await?),
     };
-    let record = Record { version: VERSION, name: who.name.clone(), nonce: who.nonce };
+    let revision = found.map_or(0, |kv| kv.mod_revision);
+    let written = put(store, key, revision, node, new, lease).await;
+    if let Err(StoreError::LeaseGone(_)) = written {
+        *granted = None;
+        return Ok(Attempt::Again);
+    }
+    written
+}
+
+/// Writes the record over the one of `revision`.
+async fn put<S: Store>(
+    store: &S,
+    key: String,
+    revision: Revision,
+    node: NodeId,
+    new: &Record,
+    lease: EtcdLease,
+) -> Result<Attempt, StoreError> {
     // Strings and numbers only: this cannot fail.
-    let value = serde_json::to_vec(&record).unwrap_or_default();
+    let value = serde_json::to_vec(new).unwrap_or_default();
     let txn = Txn {
-        when: vec![Compare::ModRevision(key.clone(), found.map_or(0, |kv| kv.mod_revision))],
+        when: vec![Compare::ModRevision(key.clone(), revision)],
         then: vec![Write::Put { key, value, lease: Some(lease) }],
     };
     match store.txn(txn).await {
-        Ok(TxnReply::Done(_)) => Ok(Attempt::Held(Presence { node: who.node, lease })),
+        Ok(TxnReply::Done(_)) => Ok(Attempt::Held(Presence { node, lease })),
         Ok(TxnReply::Refused(_)) | Err(StoreError::Unavailable { .. }) => Ok(Attempt::Again),
-        Err(StoreError::LeaseGone(_)) => {
-            *granted = None;
-            Ok(Attempt::Again)
-        }
         Err(error) => Err(error),
     }
 }

@@ -33,9 +33,11 @@ mod http;
 mod hub;
 mod keys;
 mod listener;
+mod look;
 mod metrics;
 mod node;
 mod registry;
+mod removal;
 #[cfg(feature = "simulation")]
 mod replica;
 mod tokens;
@@ -124,10 +126,13 @@ pub(crate) struct Context<S> {
     embedded: Option<EmbeddedStore>,
     prefix: String,
     authority: Authority,
+    /// How long a node's certificate is good.
+    node_lifetime: Duration,
     registry: Arc<Registry>,
     hubs: Hubs<S>,
     audit: Audit,
     failures: tokens::Failures,
+    line: tokens::Line,
     metrics: Metrics,
     /// What looks at the store showed, one after the other.
     looks: tokio::sync::Mutex<Looks>,
@@ -146,9 +151,11 @@ impl<S: Store> Context<S> {
             embedded: None,
             prefix,
             authority,
+            node_lifetime: pki::NODE_LIFETIME,
             registry: Arc::default(),
             audit,
             failures: tokens::Failures::default(),
+            line: tokens::Line::default(),
             metrics: Metrics::default(),
             looks: tokio::sync::Mutex::default(),
             ready: watch::Sender::new(Err("the store has not answered yet".to_owned())),
@@ -178,7 +185,7 @@ impl<S: Store> Context<S> {
     /// and nobody but nodes has written networks since.
     async fn was_wiped(&self) -> Result<bool, StoreError> {
         let mut looks = self.looks.lock().await;
-        let look = node::look(self.store.as_ref(), &self.prefix).await?;
+        let look = look::look(self.store.as_ref(), &self.prefix).await?;
         let went_back = looks.newest.is_none_or(|newest| look.revision < newest);
         looks.wiped = look.is_blank && (looks.wiped || went_back);
         looks.newest = Some(look.revision);
@@ -270,7 +277,10 @@ impl<S: Store> Server<S> {
         if let Some(http) = self.http {
             tasks.spawn(http::serve(http, Arc::clone(&self.context)));
         }
-        let routes = routes(&self.context).await?;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(flatnet_proto::DESCRIPTORS)
+            .build_v1()?;
+        let routes = routes(&self.context).await.add_service(reflection).prepare();
         let remote = grpc().add_routes(routes.clone());
         let remote =
             remote.serve_with_incoming_shutdown(listener::tls(self.listener, self.tls), until(stopped.clone()));
@@ -304,7 +314,7 @@ fn grpc() -> Grpc {
         .http2_max_header_list_size(16 * 1024)
 }
 
-async fn routes<S: Store>(context: &Arc<Context<S>>) -> Result<Routes, ServerError> {
+async fn routes<S: Store>(context: &Arc<Context<S>>) -> Routes {
     /// The longest request taken, in bytes.
     const REQUEST: usize = 1024 * 1024;
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -322,18 +332,13 @@ async fn routes<S: Store>(context: &Arc<Context<S>>) -> Result<Routes, ServerErr
             }
         }
     });
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(flatnet_proto::DESCRIPTORS)
-        .build_v1()?;
     let enrollment = enrollment::EnrollmentService { context: Arc::clone(context) };
     let node = node::NodeService { context: Arc::clone(context) };
     let admin = admin::AdminService { context: Arc::clone(context) };
-    let routes = Routes::new(health_service)
-        .add_service(reflection)
+    Routes::new(health_service)
         .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 * 1024))
         .add_service(NodeServer::new(node).max_decoding_message_size(REQUEST))
-        .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST));
-    Ok(routes.prepare())
+        .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST))
 }
 
 fn tls_config(authority: &Authority) -> Result<rustls::ServerConfig, ServerError> {
@@ -381,5 +386,5 @@ pub async fn create_token<S: Store>(store: &S, ttl: Duration, uses: u32) -> Resu
 
 /// Uses a token for a node of no name, as whoever joins does.
 pub(crate) async fn use_token<S: Store>(store: &S, token: &str, node: flatnet_model::NodeId) -> Result<(), Status> {
-    tokens::use_for(store, token, node, "", "").await
+    tokens::use_for(store, &tokens::Line::default(), token, node, "", "").await
 }

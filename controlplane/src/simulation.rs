@@ -2,8 +2,8 @@
 //! them is up to the simulation.
 
 use std::io::Result;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
@@ -14,6 +14,21 @@ use crate::client::ServerAddress;
 
 pub use crate::server::{Replica, Stranger};
 pub use rustls::pki_types::CertificateDer;
+
+/// When the time of day began to follow tokio's clock, on both.
+static BEGAN: OnceLock<(tokio::time::Instant, SystemTime)> = OnceLock::new();
+
+/// From now on the time of day passes as tokio's does, which a simulation lets pass as it likes.
+pub fn follow_tokios_clock() {
+    BEGAN.get_or_init(|| (tokio::time::Instant::now(), SystemTime::now()));
+}
+
+/// The simulated time of day; the real one if nobody has begun to simulate it.
+#[must_use]
+pub fn time_of_day() -> SystemTime {
+    let Some((instant, time)) = BEGAN.get() else { return SystemTime::now() };
+    *time + tokio::time::Instant::now().saturating_duration_since(*instant)
+}
 
 /// Makes connections, as one host does.
 pub trait Dial: Send + Sync + 'static {

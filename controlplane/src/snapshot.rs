@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flannel::{decode_change, decode_config, encode_lease};
 use crate::store::{KeyValue, WatchEvent};
-use crate::watch::{NetworkView, Source, Suspect};
+use crate::watch::{NetworkView, Sign, Source, Suspect};
 
 /// The format; another one is not read.
 const VERSION: u32 = 1;
@@ -55,7 +55,9 @@ struct Record {
 #[must_use]
 pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let kept = view.suspect.as_ref().map(|suspect| &suspect.kept);
+    // What is only missing is gone for whoever is started next.
+    let suspect = view.suspect.as_ref().filter(|suspect| suspect.sign > Sign::Missing);
+    let kept = suspect.map(|suspect| &suspect.kept);
     let leases = view.state.leases.values().map(|lease| Record {
         subnets: lease.subnets.to_string(),
         value: text(&encode_lease(&lease.publication(), lease.owner.as_ref())),
@@ -71,8 +73,8 @@ pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
         config: view.config_value.as_deref().map(text),
         config_created: view.config_created,
         leases: leases.collect(),
-        suspect: view.suspect.as_ref().map(|suspect| suspect.reason.clone()),
-        revision_went_back: view.suspect.as_ref().is_some_and(|suspect| suspect.revision_went_back),
+        suspect: suspect.map(|suspect| suspect.reason.clone()),
+        revision_went_back: suspect.is_some_and(|suspect| suspect.sign == Sign::Revision),
     };
     // Strings and numbers only: this cannot fail.
     serde_json::to_vec(&file).unwrap_or_default()
@@ -120,7 +122,7 @@ pub fn decode(keys: &NetworkKeys, bytes: &[u8]) -> Result<NetworkView, InvalidSn
         reason,
         kept,
         kept_config: false,
-        revision_went_back: file.revision_went_back,
+        sign: if file.revision_went_back { Sign::Revision } else { Sign::Older },
     });
     Ok(view)
 }

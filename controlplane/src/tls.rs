@@ -60,7 +60,7 @@ pub enum Trust {
 pub fn client(
     trust: &Trust,
     identity: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
-) -> Result<ClientConfig, Error> {
+) -> Result<Arc<ClientConfig>, Error> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Authority(authority) => verifier(authority)?,
         Trust::Hash(hash) => Arc::new(Pinned { hash: hash.clone(), provider: provider() }),
@@ -74,7 +74,7 @@ pub fn client(
         None => config.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(config)
+    Ok(Arc::new(config))
 }
 
 /// The name every server is looked for by.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::flannel::ConfigWarning;
 use crate::plane::ControlPlane;
+use crate::plane::contents::Contents;
 use crate::plane::feed::{News, Position};
 use crate::random::{Backoff, OsRandom, Random};
 use crate::store::{StoreError, WatchBatch};
@@ -58,8 +59,20 @@ pub struct Suspect {
     pub kept: BTreeSet<SubnetKey>,
     /// Whether the configuration in the view is the one from before because the store has none.
     pub kept_config: bool,
-    /// Whether its revision went back: then nobody removed what it lacks, and the configuration is written back.
-    pub revision_went_back: bool,
+    /// What says so.
+    pub sign: Sign,
+}
+
+/// What makes a store suspect: the later here, the surer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sign {
+    /// It lacks leases that nobody was seen to give up. Most often their hosts left while the store was away; but it may have
+    /// been put back, and have grown past what was known of it before this node looked again.
+    Missing,
+    /// Something in it is older than it was, or was made anew.
+    Older,
+    /// Its revision went back: nobody removed what it lacks, and the configuration is written back.
+    Revision,
 }
 
 /// One network as last known.
@@ -87,8 +100,9 @@ pub struct NetworkView {
 
 /// Keeps `view` equal to what the store says of the network of `keys`, for ever.
 ///
-/// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL. A view that begins as a
-/// snapshot from disk ([`crate::snapshot::decode`]) is kept until the first snapshot of the store.
+/// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL. Those that are only missing
+/// ([`Sign::Missing`]) are kept for 700 ms. A view that begins as a snapshot from disk
+/// ([`crate::snapshot::decode`]) is kept until the first snapshot of the store.
 pub async fn follow<P: ControlPlane>(
     plane: Arc<P>,
     keys: NetworkKeys,
@@ -106,8 +120,9 @@ pub async fn follow_with<P: ControlPlane>(
     view: watch::Sender<NetworkView>,
     mut random: impl Random,
 ) {
+    let contents = Contents::new(&keys);
     let mut follower =
-        Follower { plane, keys, grace, view, snapshot_needed: true, lost_at: None, grace_ends: None, grace_left: None };
+        Follower { plane, keys, grace, view, snapshot_needed: true, contents, grace_ends: None, grace_left: None };
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let began = Instant::now();
@@ -136,9 +151,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(700);
 /// After a refusal (password, rights), which only somebody can change.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
-/// The longest absence after which the store's history is taken up where it was left: longer than an election or a
-/// broken connection, shorter than it takes anybody to stop a cluster and put a backup back.
-const RESUME_WITHIN: Duration = Duration::from_secs(5);
+/// How long leases are kept that are only missing: most owners are back by then, since they wait no longer to reconnect, and
+/// what is really gone is gone within 1 s.
+const MISSING: Duration = Duration::from_millis(700);
 /// A session that held this long was a good one.
 const STEADY: Duration = Duration::from_secs(2);
 
@@ -149,8 +164,8 @@ struct Follower<P> {
     view: watch::Sender<NetworkView>,
     /// Whether the next session begins with a snapshot rather than where the last one ended.
     snapshot_needed: bool,
-    /// Since when the store is away.
-    lost_at: Option<Instant>,
+    /// What the view was made from.
+    contents: Contents,
     /// When leases kept from before a wipe are given up.
     grace_ends: Option<Instant>,
     /// What was left of it when the store was lost: while nobody can claim, it stands still.
@@ -183,6 +198,7 @@ impl<P: ControlPlane> Follower<P> {
             })?;
             match news {
                 News::Snapshot(reply) => {
+                    self.contents.replace(&reply.kvs);
                     self.modify(|keys, view| fold::snapshot(keys, view, &reply));
                     self.restore_config().await?;
                     self.connected();
@@ -199,16 +215,8 @@ impl<P: ControlPlane> Follower<P> {
 
     /// Where to go on; `None`: with a snapshot.
     fn position(&self) -> Option<Position> {
-        if self.snapshot_needed || self.lost_at.is_some_and(|lost| lost.elapsed() > RESUME_WITHIN) {
-            return None;
-        }
-        let view = self.view.borrow();
-        let newest = view.state.leases.values().max_by_key(|lease| lease.mod_revision);
-        Some(Position {
-            revision: view.state.revision,
-            config_created: view.config_created,
-            newest: newest.map(|lease| (lease.subnets, lease.create_revision, lease.mod_revision)),
-        })
+        let revision = self.view.borrow().state.revision;
+        (!self.snapshot_needed).then(|| Position { revision, contents: self.contents.fingerprint() })
     }
 
     /// Writes the configuration back that a wiped store lacks, so that a fleet gets over it without help. One that somebody
@@ -218,7 +226,7 @@ impl<P: ControlPlane> Follower<P> {
         let value = {
             let view = self.view.borrow();
             let suspect = view.suspect.as_ref().filter(|suspect| suspect.kept_config);
-            let lost = suspect.is_some_and(|suspect| judges || suspect.revision_went_back);
+            let lost = suspect.is_some_and(|suspect| judges || suspect.sign == Sign::Revision);
             view.config_value.clone().filter(|_| lost)
         };
         let Some(value) = value else { return Ok(()) };
@@ -229,6 +237,9 @@ impl<P: ControlPlane> Follower<P> {
     }
 
     fn apply(&mut self, batch: &WatchBatch) {
+        for event in &batch.events {
+            self.contents.apply(event);
+        }
         if batch.events.is_empty() {
             // Only how far the store is: nobody needs to be woken for that.
             self.view.send_if_modified(|view| {
@@ -243,25 +254,32 @@ impl<P: ControlPlane> Follower<P> {
     /// Changes the view in place, and starts or ends the grace as the change demands.
     fn modify(&mut self, change: impl FnOnce(&NetworkKeys, &mut NetworkView)) {
         let keys = &self.keys;
-        let mut suspect = None;
+        let mut became = None;
         self.view.send_modify(|view| {
-            let before = view.suspect.as_ref().map(|suspect| suspect.reason.clone());
+            let before = view.suspect.as_ref().map(|suspect| (suspect.sign, suspect.reason.clone()));
             change(keys, view);
             view.connection = Connection::Connected;
-            suspect = view.suspect.as_ref().map(|now| (now.reason.clone(), before.as_ref() != Some(&now.reason)));
+            became = view.suspect.as_ref().map(|now| {
+                let is_new = before.as_ref().is_none_or(|(sign, reason)| (*sign, reason) != (now.sign, &now.reason));
+                (now.sign, now.reason.clone(), is_new)
+            });
         });
-        match suspect {
-            None => (self.grace_ends, self.grace_left) = (None, None),
-            Some((reason, new)) if new || self.grace_ends.is_none() => {
-                if new {
-                    tracing::warn!(network = %self.keys.network(), reason, "the store was wiped or put back");
-                }
-                let left = if new { None } else { self.grace_left.take() };
-                self.grace_left = None;
-                self.grace_ends = Some(Instant::now() + left.unwrap_or(self.grace));
-            }
-            Some(_) => {}
+        let Some((sign, reason, is_new)) = became else {
+            (self.grace_ends, self.grace_left) = (None, None);
+            return;
+        };
+        if !is_new && self.grace_ends.is_some() {
+            return;
         }
+        let network = keys.network();
+        match sign {
+            _ if !is_new => {}
+            Sign::Missing => tracing::info!(%network, reason, "kept for a moment"),
+            Sign::Older | Sign::Revision => tracing::warn!(%network, reason, "the store was wiped or put back"),
+        }
+        let whole = if sign == Sign::Missing { self.grace.min(MISSING) } else { self.grace };
+        let left = self.grace_left.take().filter(|_| !is_new).unwrap_or(whole);
+        self.grace_ends = Some(Instant::now() + left);
     }
 
     fn end_grace(&mut self) {
@@ -270,7 +288,6 @@ impl<P: ControlPlane> Follower<P> {
     }
 
     fn connected(&mut self) {
-        self.lost_at = None;
         if let Some(left) = self.grace_left.take() {
             self.grace_ends = Some(Instant::now() + left);
         }
@@ -285,7 +302,6 @@ impl<P: ControlPlane> Follower<P> {
     }
 
     fn lost(&mut self, error: &StoreError) {
-        self.lost_at.get_or_insert_with(Instant::now);
         if let Some(ends) = self.grace_ends.take() {
             self.grace_left = Some(ends.saturating_duration_since(Instant::now()));
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use flatnet_model::ipam::Exhausted;
 use flatnet_model::keys::{NetworkKeys, excerpt};
-use flatnet_model::{EtcdLease, Lease, NetworkName, Owner, Publication, SubnetKey};
+use flatnet_model::{EtcdLease, HostRanges, Lease, NetworkName, Owner, Publication, SubnetKey};
 use flatnet_proto::controlplane::v1 as proto;
 use ipnet::IpNet;
 use proto::refusal::Kind;
@@ -14,6 +14,7 @@ use tonic::Status;
 use crate::allocate::{Claim, Origin};
 use crate::flannel::{decode_lease, encode_lease};
 use crate::networks::NetworkSpec;
+use crate::plane::contents::Fingerprint;
 use crate::plane::feed::Position;
 use crate::store::{KeyValue, WatchBatch, WatchEvent};
 
@@ -63,6 +64,27 @@ pub fn node_name(text: &str) -> Result<String, Status> {
         Ok(text.to_owned())
     } else {
         Err(invalid("not a node's name", text))
+    }
+}
+
+/// Reads what a node's host uses itself.
+pub fn ranges(request: &proto::AnnounceRequest) -> Result<HostRanges, Status> {
+    if request.routes.len() > HostRanges::PREFIXES || request.resolvers.len() > HostRanges::RESOLVERS {
+        return Err(invalid("more routes or resolvers than a host says", ""));
+    }
+    let routes = request.routes.iter().map(|text| text.parse::<IpNet>().map_err(|_| invalid("not a range", text)));
+    let resolvers = request.resolvers.iter();
+    let resolvers = resolvers.map(|text| text.parse::<IpAddr>().map_err(|_| invalid("not an address", text)));
+    Ok(HostRanges::new(routes.collect::<Result<Vec<_>, _>>()?, resolvers.collect::<Result<Vec<_>, _>>()?))
+}
+
+/// Says who runs, and what its host uses itself.
+#[must_use]
+pub fn announce(owner: &Owner, ranges: &HostRanges) -> proto::AnnounceRequest {
+    proto::AnnounceRequest {
+        instance: Some(instance(owner)),
+        routes: ranges.prefixes().iter().map(ToString::to_string).collect(),
+        resolvers: ranges.resolvers().iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -150,23 +172,13 @@ pub fn batch(prefix: &str, batch: proto::Batch) -> WatchBatch {
 /// Says where a watch goes on.
 #[must_use]
 pub fn position(position: &Position) -> proto::Position {
-    proto::Position {
-        revision: position.revision,
-        config_created: position.config_created,
-        newest: position.newest.map(|(subnets, create_revision, mod_revision)| proto::NewestLease {
-            subnets: subnets.to_string(),
-            create_revision,
-            mod_revision,
-        }),
-    }
+    proto::Position { revision: position.revision, contents: position.contents.0 }
 }
 
 /// Reads where a watch goes on.
-pub fn read_position(position: &proto::Position) -> Result<Position, Status> {
-    let newest = position.newest.as_ref().map(|newest| -> Result<_, Status> {
-        Ok((subnets(&newest.subnets)?, newest.create_revision, newest.mod_revision))
-    });
-    Ok(Position { revision: position.revision, config_created: position.config_created, newest: newest.transpose()? })
+#[must_use]
+pub fn read_position(position: &proto::Position) -> Position {
+    Position { revision: position.revision, contents: Fingerprint(position.contents) }
 }
 
 /// Says what is held.

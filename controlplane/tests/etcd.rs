@@ -20,7 +20,9 @@ use flatnet_controlplane::store::{KeyRange, Store, StoreError, Txn, Write};
 use flatnet_controlplane::watch::{Connection, NetworkView, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::{ConfigState, NetworkState};
-use flatnet_model::{BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication};
+use flatnet_model::{
+    BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication,
+};
 use futures::StreamExt;
 use support::{Etcd, connect, free_port};
 use tokio::sync::watch;
@@ -255,7 +257,7 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     let mut publication = mine.publication.clone();
     publication.public_ip = Some(Ipv4Addr::new(192, 168, 33, 99));
     let claim = allocate::update(&store, &keys(), &claim, &publication).await.unwrap();
-    let held = presence::announce(&store, &mine.owner).await.unwrap();
+    let held = presence::announce(&store, &mine.owner, &HostRanges::default()).await.unwrap();
     presence::keep_alive(&store, &held).await.unwrap();
     let (mut view, following) = followed(store.clone()).await;
     until(&mut view, |view| view.state.leases.len() == 2).await;

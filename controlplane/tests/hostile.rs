@@ -13,7 +13,7 @@ use flatnet_controlplane::client::credentials::Credentials;
 use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress, channel};
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::tls::{self, Trust};
-use flatnet_model::{InstanceNonce, NodeId, Owner};
+use flatnet_model::{HostRanges, InstanceNonce, NodeId, Owner};
 use flatnet_proto::controlplane::v1 as proto;
 use proto::enrollment_client::EnrollmentClient;
 use proto::node_client::NodeClient;
@@ -105,7 +105,7 @@ impl Process {
     /// A connection with the certificate of a node that joined.
     fn raw(&self, number: u8) -> NodeClient<tonic::transport::Channel> {
         let credentials = Credentials::read(&self.dir.path().join(format!("node{number}"))).unwrap().unwrap();
-        NodeClient::new(channel::tls(&self.address, credentials.client_config().unwrap()).unwrap())
+        NodeClient::new(channel::tls(&self.address, credentials.client_config()).unwrap())
     }
 }
 
@@ -113,10 +113,10 @@ impl Process {
 async fn thousands_of_bad_tokens_silent_connections_and_unread_watches_cost_a_bounded_memory() {
     let server = Process::start().await;
     let (honest, owner) = server.node(1).await;
-    let presence = honest.announce(&owner).await.expect("an honest node joins");
+    let presence = honest.announce(&owner, &HostRanges::default()).await.expect("an honest node joins");
     // Before the bad tokens: whoever shares an address with their sender waits a minute.
     let (slow, slow_owner) = server.node(2).await;
-    slow.announce(&slow_owner).await.expect("another one joins");
+    slow.announce(&slow_owner, &HostRanges::default()).await.expect("another one joins");
     let before = server.resident();
     let mut longest = Duration::ZERO;
 

@@ -1,6 +1,7 @@
 //! A real control plane's server in a namespace of a lab, to be stopped, killed and robbed of its data.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -32,6 +33,11 @@ pub fn find_program() -> Result<PathBuf, String> {
     ))
 }
 
+/// Where a server on host `number` listens.
+fn host_address(lab: &Lab, number: u8) -> SocketAddr {
+    SocketAddr::new(lab.topology.host(number).v4.into(), lab.topology.server_address().port())
+}
+
 /// One server; killed when dropped.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -47,11 +53,21 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one for `lab` with its own store, and waits until it says how to join it.
     pub fn start(lab: &Lab, flags: &[&str]) -> Self {
+        let store = Namespace(lab.topology.store().namespace);
+        Self::start_in(lab, store, lab.topology.server_address(), flags)
+    }
+
+    /// Likewise on host `number`.
+    pub fn start_on(lab: &Lab, number: u8, flags: &[&str]) -> Self {
+        Self::start_in(lab, lab.host(number), host_address(lab, number), flags)
+    }
+
+    fn start_in(lab: &Lab, namespace: Namespace, address: SocketAddr, flags: &[&str]) -> Self {
         let directory = lab.directory.join("controlplane");
         fs::create_dir_all(&directory).unwrap();
         let mut server = Self {
-            namespace: Namespace(lab.topology.store().namespace),
-            address: lab.topology.server_address().to_string(),
+            namespace,
+            address: address.to_string(),
             directory,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             child: None,
@@ -64,13 +80,21 @@ impl ControlPlane {
     /// Starts another one on the same etcd, with the same authority, at the next port.
     #[must_use]
     pub fn replica(&self, lab: &Lab) -> Self {
-        let directory = lab.directory.join("replica");
         let address = lab.topology.server_address();
-        let address = std::net::SocketAddr::new(address.ip(), address.port() + 1).to_string();
-        let replica = Self {
-            namespace: self.namespace.clone(),
-            address,
-            directory,
+        self.replica_in(lab, self.namespace.clone(), SocketAddr::new(address.ip(), address.port() + 1))
+    }
+
+    /// Likewise on host `number`.
+    #[must_use]
+    pub fn replica_on(&self, lab: &Lab, number: u8) -> Self {
+        self.replica_in(lab, lab.host(number), host_address(lab, number))
+    }
+
+    fn replica_in(&self, lab: &Lab, namespace: Namespace, address: SocketAddr) -> Self {
+        let mut replica = Self {
+            namespace,
+            address: address.to_string(),
+            directory: lab.directory.join("replica"),
             flags: self.flags.clone(),
             child: None,
             starts: 0,
@@ -80,9 +104,14 @@ impl ControlPlane {
             let file = file.unwrap();
             fs::copy(file.path(), replica.file("pki").join(file.file_name())).unwrap();
         }
-        let mut replica = replica;
         replica.run();
         replica
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address.parse().unwrap()
     }
 
     /// Where its data is.

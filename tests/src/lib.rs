@@ -21,10 +21,12 @@
 )]
 
 pub mod agent;
+pub mod clock;
 pub mod control_plane;
 pub mod etcd;
 pub mod flannel;
 pub mod lab;
+pub mod members;
 pub mod netns;
 pub mod oracle;
 pub mod parsers;

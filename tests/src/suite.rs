@@ -4,9 +4,12 @@ use std::cell::Cell;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use flatnet_agent::lab::sandbox;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// Labs at a time: each has an etcd and several agents, and machines have as few as two cores.
 const AT_ONCE: usize = 2;
@@ -14,7 +17,11 @@ const AT_ONCE: usize = 2;
 const VM_LABS_AT_ONCE: usize = 1;
 
 /// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
-const PASSED_ON: [&str; 4] = ["FLATNET_AGENT", "FLATNET_CONTROLPLANE", "FLATNET_DEB", "FLATNET_VM_DIR"];
+const PASSED_ON: [&str; 6] =
+    ["FLATNET_AGENT", "FLATNET_CONTROLPLANE", "FLATNET_DEB", "FLATNET_CONTROLPLANE_DEB", "FLATNET_VM_DIR", TIME_BUDGET];
+
+/// For how many seconds tests are begun; those that are left after that are shown as ignored, and are counted.
+const TIME_BUDGET: &str = "FLATNET_TEST_SECS";
 
 /// A test: its name, a sentence in snake case, and what it does.
 pub struct Test {
@@ -67,6 +74,13 @@ impl Test {
         self.needs.extend([Need::Vms, Need::Package]);
         self
     }
+
+    /// It installs the agent's and the control plane's.
+    #[must_use]
+    pub fn of_both_packages(mut self) -> Self {
+        self.needs.extend([Need::Vms, Need::Package, Need::ControlPlanePackage]);
+        self
+    }
 }
 
 /// Something a machine may lack.
@@ -82,6 +96,8 @@ pub enum Need {
     Vms,
     /// The agent's Debian package.
     Package,
+    /// The control plane's.
+    ControlPlanePackage,
     /// openssl(1), to make certificates.
     Openssl,
 }
@@ -117,6 +133,9 @@ impl Need {
             Self::Package => crate::vm::package()
                 .is_none()
                 .then(|| "no Debian package is named in FLATNET_DEB: `make test-vm` makes one".to_owned()),
+            Self::ControlPlanePackage => crate::vm::control_plane_package()
+                .is_none()
+                .then(|| "no Debian package is named in FLATNET_CONTROLPLANE_DEB: `make test-vm` makes one".to_owned()),
         }
     }
 }
@@ -202,19 +221,35 @@ fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let mut ignored = 0;
+    let budget = match TimeBudget::from_environment() {
+        Ok(budget) => budget,
+        Err(message) => {
+            eprintln!("none of the {} tests ran: {message}", tests.len());
+            return ExitCode::from(2);
+        }
+    };
+    let ignored = Arc::new(AtomicUsize::new(0));
     let trials = tests.into_iter().map(|test| {
         let missing: Vec<String> =
             if arguments.list { Vec::new() } else { test.needs.iter().filter_map(|need| need.missing()).collect() };
         if !missing.is_empty() {
-            ignored += 1;
+            ignored.fetch_add(1, Ordering::Relaxed);
             eprintln!("IGNORED {}: {}", test.name, missing.join("; "));
         }
-        let body = test.body;
-        Trial::test(test.name, move || run(body)).with_ignored_flag(!missing.is_empty())
+        let (name, body, ignored) = (test.name.clone(), test.body, Arc::clone(&ignored));
+        let runner = move || match budget.used_up() {
+            None => run(body).map(|()| Completion::Completed),
+            Some(reason) => {
+                ignored.fetch_add(1, Ordering::Relaxed);
+                eprintln!("IGNORED {name}: {reason}");
+                Ok(Completion::ignored_with(reason))
+            }
+        };
+        Trial::ignorable_test(test.name, runner).with_ignored_flag(!missing.is_empty())
     });
     let trials: Vec<Trial> = trials.collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let ignored = ignored.load(Ordering::Relaxed);
     if ignored > 0 {
         eprintln!("{ignored} tests could NOT run on this machine (see IGNORED above)");
     }
@@ -227,6 +262,28 @@ thread_local! {
 }
 
 /// Runs a test; a panic becomes its message, with the place, and is shown once: with the other failures at the end.
+/// How long tests may be begun.
+#[derive(Clone, Copy)]
+struct TimeBudget {
+    began: Instant,
+    length: Option<Duration>,
+}
+
+impl TimeBudget {
+    fn from_environment() -> Result<Self, String> {
+        let text = std::env::var(TIME_BUDGET).ok();
+        let secs =
+            text.map(|text| text.parse().map_err(|_| format!("{TIME_BUDGET}={text} is not a number of seconds")));
+        Ok(Self { began: Instant::now(), length: secs.transpose()?.map(Duration::from_secs) })
+    }
+
+    /// Why no more tests are begun, if that is so.
+    fn used_up(&self) -> Option<String> {
+        let length = self.length.filter(|length| self.began.elapsed() >= *length)?;
+        Some(format!("the time for these tests is used up ({TIME_BUDGET}={})", length.as_secs()))
+    }
+}
+
 fn run(body: impl FnOnce()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
         let message = panic.downcast_ref::<String>().cloned();

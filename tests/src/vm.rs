@@ -34,4 +34,4 @@ pub use capture::Capture;
 pub use flatnet_agent::lab::vm::{Boot, Image, Ran};
 pub use host::Vm;
 pub use lab::{VmLab, VmShape};
-pub use template::package;
+pub use template::{control_plane_package, package};

@@ -10,6 +10,8 @@
 
 #[path = "vm/bad_lines.rs"]
 mod bad_lines;
+#[path = "vm/control_plane.rs"]
+mod control_plane;
 #[path = "vm/cookbook.rs"]
 mod cookbook;
 #[path = "vm/gre.rs"]
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         wireguard::tests(),
         bad_lines::tests(),
         servers::tests(),
+        control_plane::tests(),
         quick_start::tests(),
         cookbook::tests(),
         vagrant::tests(),

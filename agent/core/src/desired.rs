@@ -21,6 +21,7 @@ use crate::backend::{self, Draft, NetworkCtx};
 use crate::facts::HostFacts;
 use crate::object::{Datapath, KernelState};
 use crate::problem::Problem;
+use crate::transition::Said;
 use crate::underlay::Underlay;
 
 /// Everything about this host that the desired state depends on.
@@ -49,6 +50,8 @@ pub struct NetworkInput<'a> {
     pub before: &'a [BackendConfig],
     /// The subnets this host has leased.
     pub own: SubnetKey,
+    /// What peers know of this host's lease on them.
+    pub said: Said<'a>,
     /// The leases that hold (`NetworkState::resolve`), our own left out.
     pub peers: &'a [&'a Lease],
     /// A bridge for containers to make, with the subnets' first addresses.
@@ -98,7 +101,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             overlays: &overlays,
         };
         let before = accepted.beside(network);
-        match refusal.map_or_else(|| ways::build(&ctx, &before, &mut draft), Err) {
+        match refusal.map_or_else(|| ways::build(&ctx, &before, network.said, &mut draft), Err) {
             Ok(built) => {
                 shared::add(host, network, &built, &mut draft);
                 firewall.push(shared::firewall_network(network, &built));
@@ -143,7 +146,16 @@ pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -
         // One that is refused is not in the way.
         let _ = accepted.admit(host, *network, &mut unimportant);
     }
-    let candidate = NetworkInput { name, config, before: &[], own, peers: &[], bridge: None, masquerade: false };
+    let candidate = NetworkInput {
+        name,
+        config,
+        before: &[],
+        own,
+        said: Said::default(),
+        peers: &[],
+        bridge: None,
+        masquerade: false,
+    };
     accepted.consider(host, &candidate)
 }
 

@@ -17,6 +17,10 @@ pub struct HostFacts {
     pub routes: Vec<(IpAddr, Option<RouteTo>)>,
     /// Interface of the default route with the lowest metric, per family.
     pub default_route: Vec<(IpFamily, IfName)>,
+    /// Where this host's routes lead, besides default routes and ours: of the main table, the first few thousand.
+    pub destinations: Vec<Destination>,
+    /// Whom this host asks for names.
+    pub resolvers: Vec<IpAddr>,
     /// iptables chains that have a policy or rule that could drop packets.
     pub dropping_chains: BTreeSet<DroppingChain>,
     /// What this kernel can do.
@@ -48,6 +52,15 @@ pub struct Interface {
     pub addresses: Vec<IpNet>,
     /// Whether it is one of ours.
     pub ours: bool,
+}
+
+/// The destination of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Its prefix.
+    pub net: IpNet,
+    /// The interface it leads into; of several ways the first.
+    pub device: Option<IfName>,
 }
 
 /// Which way packets to an address leave.

@@ -160,11 +160,17 @@ fn anonymous_set<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFa
 /// The prefixes of `family`, host bits cleared, none within another, in order.
 fn merged<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> Vec<IpNet> {
     let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());
-    for prefix in prefixes {
+    for prefix in prefixes.into_iter().filter(|prefix| IpFamily::of(prefix.addr()) == family) {
         match prefix {
             IpNet::V4(prefix) => v4.push(prefix.trunc()),
             IpNet::V6(prefix) => v6.push(prefix.trunc()),
         }
+    }
+    // One is the rule, and aggregating even that is work.
+    match (v4.as_slice(), v6.as_slice()) {
+        ([one], []) => return vec![IpNet::V4(*one)],
+        ([], [one]) => return vec![IpNet::V6(*one)],
+        _ => {}
     }
     match family {
         IpFamily::V4 => Ipv4Net::aggregate(&v4).into_iter().map(IpNet::V4).collect(),

@@ -9,6 +9,7 @@ use crate::backend::vtep_mac;
 use crate::desired::{Desired, HostInput, NetworkInput, desired};
 use crate::facts::{Features, GreSupport, HostFacts, Interface};
 use crate::object::Datapath;
+use crate::transition::Said;
 use crate::underlay::Underlay;
 
 pub(crate) const NODE: NodeId = NodeId::new(0xa);
@@ -112,7 +113,16 @@ pub(crate) fn with(
     let name = NetworkName::default_network();
     let peers: Vec<&Lease> = peers.iter().collect();
     let own: SubnetKey = own.parse().unwrap();
-    let network = NetworkInput { name: &name, config, before: &[], own, peers: &peers, bridge: None, masquerade: true };
+    let network = NetworkInput {
+        name: &name,
+        config,
+        before: &[],
+        said: Said::default(),
+        own,
+        peers: &peers,
+        bridge: None,
+        masquerade: true,
+    };
     desired(&HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
 }
 

@@ -47,6 +47,8 @@ pub struct Held {
     pub expires_at: Duration,
     /// When to keep it alive next.
     keep_alive_at: Duration,
+    /// Since when the store is followed without its having shown our last write.
+    unseen_since: Option<Duration>,
 }
 
 /// What the latest view of the store says of our subnets.
@@ -71,6 +73,8 @@ pub struct Input<'a> {
     pub seen: Seen<'a>,
     /// The store's revision the view is as of: an older one than our own last write says nothing about us.
     pub seen_revision: Revision,
+    /// Whether the view follows the store now.
+    pub followed: bool,
     /// What we want to publish; `None` while that is not known (no underlay, no usable configuration).
     pub wanted: Option<&'a Publication>,
 }
@@ -100,6 +104,10 @@ pub enum Action {
 /// timeout is 1 s); the longest lets a thousand agents knock on a recovering store less than 50 times a second.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
+
+/// How long a followed store may take to show our own write. It takes milliseconds; a store that was put back to before
+/// that write, when the view had not seen it either, never does.
+const UNSEEN: Duration = Duration::from_secs(10);
 
 /// The machine.
 #[derive(Clone, Debug)]
@@ -149,13 +157,25 @@ impl LeaseMachine {
             LeaseState::Held(held) => match input.wanted {
                 Some(wanted) if *wanted != held.published => Action::Publish(wanted.clone()),
                 _ if input.now >= held.keep_alive_at => Action::KeepAlive,
-                _ => Action::Nothing { until: Some(held.keep_alive_at) },
+                _ => {
+                    let doubted = held.unseen_since.map(|since| since.saturating_add(UNSEEN));
+                    Action::Nothing { until: Some(doubted.map_or(held.keep_alive_at, |at| at.min(held.keep_alive_at))) }
+                }
             },
         }
     }
 
     /// Takes note of what the view says.
     fn look(&mut self, input: &Input<'_>) {
+        if let LeaseState::Held(held) = &mut self.state {
+            let unseen = input.followed && input.seen_revision < held.revision;
+            held.unseen_since = unseen.then(|| held.unseen_since.unwrap_or(input.now));
+            if held.unseen_since.is_some_and(|since| input.now >= since.saturating_add(UNSEEN)) {
+                // Claiming it again finds out what the store has of us.
+                self.lost();
+                return;
+            }
+        }
         match &mut self.state {
             LeaseState::Held(held) if input.seen_revision >= held.revision => match input.seen {
                 Seen::Nothing => {}
@@ -187,7 +207,7 @@ impl LeaseMachine {
         random: u64,
     ) {
         self.succeeded();
-        let held = Held { subnets, published, revision, expires_at: now, keep_alive_at: now };
+        let held = Held { subnets, published, revision, expires_at: now, keep_alive_at: now, unseen_since: None };
         self.state = LeaseState::Held(held);
         self.kept_alive(now, ttl, random);
     }
@@ -198,6 +218,7 @@ impl LeaseMachine {
         if let LeaseState::Held(held) = &mut self.state {
             held.published = published;
             held.revision = revision;
+            held.unseen_since = None;
         }
     }
 

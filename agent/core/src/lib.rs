@@ -17,6 +17,7 @@ pub mod drift;
 pub mod env_file;
 pub mod facts;
 pub mod firewall;
+pub mod host_ranges;
 pub mod lease_machine;
 pub mod object;
 pub mod op;

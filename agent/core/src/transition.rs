@@ -5,6 +5,10 @@
 //! it receives by. Each says for how long it still sends to anybody by the old one; when no lease says so any more, and none
 //! names the old one as its backend, the old one goes. A host that is slow, or cut off from the store, is waited for:
 //! what it last said still stands in its lease.
+//!
+//! Nobody sends by a backend before it has read in its own lease that it does, and nobody gives one up before it has read in its
+//! own lease that it has. The store orders the two: whoever wrote second had read what the first wrote. So hosts may lag,
+//! and networks may change back, in any order.
 
 use flatnet_model::{BackendConfig, Besides, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey};
 
@@ -12,6 +16,29 @@ use crate::backend;
 use crate::desired::WayOutcome;
 use crate::problem::Problem;
 use crate::underlay::Underlay;
+
+/// What peers know of this host's lease, as far as is known here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Said<'a> {
+    /// The lease as it was last read.
+    pub read: Option<&'a Lease>,
+    /// All that was written since, or may have been.
+    pub unread: &'a [Publication],
+}
+
+impl Said<'_> {
+    /// Whether all peers that looked know that this host may send by `backend`.
+    #[must_use]
+    pub fn sends_by(&self, backend: &BackendConfig) -> bool {
+        self.read.is_none_or(|own| own.under(backend).is_some_and(|(_, sends)| sends))
+            && self.unread.iter().all(|written| written.sends_by(backend))
+    }
+
+    /// Whether a peer may still believe that this host receives by `backend`.
+    fn receives_by(&self, backend: &BackendConfig) -> bool {
+        !self.unread.is_empty() || self.read.is_some_and(|own| own.under(backend).is_some())
+    }
+}
 
 /// The earlier backends after the configuration changed from `old` to `new`, given those of before: the latest first.
 #[must_use]
@@ -39,8 +66,8 @@ fn stands_beside(old: &BackendConfig, new: &BackendConfig) -> bool {
     }
 }
 
-/// Those of `before` that must still be received by, given what the store says (`own`: this host's lease, `peers`: all
-/// others) and what the last pass made of it. None goes before this host has published the configured one.
+/// Those of `before` that this host goes on saying it receives by, given what the store says (`own`: this host's lease,
+/// `peers`: all others) and what the last pass made of it. None goes before this host has published the configured one.
 #[must_use]
 pub fn needed(
     before: &[BackendConfig],
@@ -59,6 +86,13 @@ pub fn needed(
         by_us || peers.iter().any(|peer| peer.under(backend).is_some_and(|(_, sends)| sends))
     };
     before.iter().filter(is_needed).cloned().collect()
+}
+
+/// Those of `before` that this host still receives by: those it goes on saying so of, and those of which a peer may still
+/// believe it.
+#[must_use]
+pub fn kept(before: &[BackendConfig], needed: &[BackendConfig], said: &Said<'_>) -> Vec<BackendConfig> {
+    before.iter().filter(|backend| needed.contains(backend) || said.receives_by(backend)).cloned().collect()
 }
 
 /// What to publish while the network changes: the first of `ready` as the backend, the others besides. `ready` are those by

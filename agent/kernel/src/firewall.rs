@@ -5,6 +5,7 @@
 //! | the table | swapped whole in one transaction by `nft -f -` |
 //! | an element | over netlink, in microseconds: it counts into the time from lease to first packet |
 //! | is the table as we loaded it? | a digest of what the kernel has, compared with the one right after the swap |
+//! | the guard under `nft flush ruleset` | a copy of what filters, in a table that only this process can delete |
 //! | iptables | `iptables-restore`, atomically; `iptables -S` only when the kernel's table changed |
 //!
 //! Sockets belong to the network namespace [`Firewall::new`] was called in; programs run in that of the process. Dropping
@@ -13,12 +14,14 @@
 mod elements;
 mod events;
 pub(crate) mod fuzzing;
+mod held;
 mod iptables;
 mod legacy;
 mod listing;
 mod memory;
 mod netfilter;
 mod program;
+mod replica;
 mod swap;
 mod table;
 mod wire;
@@ -26,7 +29,7 @@ mod wire;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{KernelState, PeerSource, Ruleset};
@@ -35,6 +38,7 @@ use futures::Stream;
 
 use crate::{KernelError, Scope, Wake};
 use elements::Change;
+use held::Held;
 use iptables::{Cache, Wanted, Which};
 use memory::Memory;
 use netfilter::Netfilter;
@@ -52,6 +56,8 @@ const SWAP_TRIES: usize = 3;
 /// The firewall of one network namespace.
 pub struct Firewall {
     netfilter: Arc<Mutex<Netfilter>>,
+    /// Locked after the socket, or alone.
+    held: Arc<Mutex<Held>>,
     memory: Mutex<Memory>,
     iptables: tokio::sync::Mutex<Cache>,
 }
@@ -66,6 +72,7 @@ impl Firewall {
     pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
         Ok(Self {
             netfilter: Arc::new(Mutex::new(Netfilter::open()?)),
+            held: Arc::default(),
             memory: Mutex::new(Memory::load(memory)),
             iptables: tokio::sync::Mutex::default(),
         })
@@ -87,16 +94,14 @@ impl Firewall {
         });
         let (digest, contents) = read.await.map_err(failed("nftables"))?;
         let odd = contents.iter().any(|set| set.odd > 0);
-        into.ruleset = digest.map(|digest| self.recall(digest, odd));
+        let known = digest.and_then(|digest| lock(&self.memory).recall(digest).filter(|_| !odd).cloned());
         into.peer_sources.extend(contents.into_iter().flat_map(|set| set.sources));
+        if let (Some(digest), Some(_)) = (digest, &known) {
+            lock(&self.held).compare(digest, &into.peer_sources);
+        }
+        into.ruleset = digest.map(|_| known.unwrap_or_else(|| Ruleset { body: DRIFTED.to_owned() }));
         into.iptables = self.with_listings(Cache::rules).await?;
         Ok(())
-    }
-
-    fn recall(&self, digest: Digest, odd: bool) -> Ruleset {
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = memory.recall(digest).filter(|_| !odd).cloned();
-        known.unwrap_or_else(|| Ruleset { body: DRIFTED.to_owned() })
     }
 
     /// The iptables chains that can drop packets. Where iptables' own program is missing this is a guess on the safe side;
@@ -141,15 +146,20 @@ impl Firewall {
     }
 
     async fn delete_table(&self, op: &Op) -> OpOutcome {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).forget();
-        match self.blocking(|netfilter| table::delete(netfilter, Family::Inet, Ruleset::TABLE)).await {
+        lock(&self.memory).forget();
+        let held = Arc::clone(&self.held);
+        let delete = move |netfilter: &mut Netfilter| {
+            table::delete(netfilter, Family::Inet, Ruleset::TABLE)?;
+            lock(&held).delete(netfilter)
+        };
+        match self.blocking(delete).await {
             Ok(()) => OpOutcome::Done,
             Err(error) => refuse_with(op, &error),
         }
     }
 
     async fn swap(&self, op: &Op, ruleset: &Ruleset, elements: &[PeerSource]) -> OpOutcome {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        lock(&self.memory).forget();
         let mut look = Ok((0, None));
         let mut loaded = Loaded::Whole;
         for _ in 0..SWAP_TRIES {
@@ -171,14 +181,48 @@ impl Firewall {
         }
         match look {
             Ok((_, Some(digest))) => {
-                self.memory.lock().unwrap_or_else(PoisonError::into_inner).remember(digest, ruleset.clone());
+                lock(&self.memory).remember(digest, ruleset.clone());
+                self.copy(digest, Some(elements)).await;
                 match loaded {
                     Loaded::Whole => OpOutcome::Done,
                     Loaded::WithoutElements => self.fill(op, elements).await,
                 }
             }
             Ok((_, None)) => refuse(op, None, "the table was loaded and is gone again: somebody else deletes it"),
-            Err(error) => refuse_with(op, &error),
+            Err(error) => {
+                // It may have been made for other peers, and drop those that are new.
+                self.unhold().await;
+                refuse_with(op, &error)
+            }
+        }
+    }
+
+    /// Brings the held copy of the guard up to date with the table, if that has the ruleset `wanted`, as the last dump
+    /// found that it is not.
+    pub async fn hold(&self, wanted: Option<&Ruleset>) {
+        let Some(wanted) = wanted else { return self.unhold().await };
+        let loaded = lock(&self.memory).digest_of(wanted);
+        if let Some(digest) = loaded.filter(|digest| lock(&self.held).is_due(*digest)) {
+            self.copy(digest, None).await;
+        }
+    }
+
+    /// Holds a copy of the table that looks like `digest`; `elements`: those of its sets, if they are known. What fails is
+    /// said by the copy itself.
+    async fn copy(&self, digest: Digest, elements: Option<&[PeerSource]>) {
+        let (held, elements) = (Arc::clone(&self.held), elements.map(<[PeerSource]>::to_vec));
+        let copy = move |netfilter: &mut Netfilter| {
+            lock(&held).copy(netfilter, digest, elements);
+            Ok(())
+        };
+        // It fails with the runtime only.
+        let _ = self.blocking(copy).await;
+    }
+
+    async fn unhold(&self) {
+        let held = Arc::clone(&self.held);
+        if let Err(error) = self.blocking(move |netfilter| lock(&held).delete(netfilter)).await {
+            tracing::error!(error = with_causes(&error), "cannot delete the held copy of the guard");
         }
     }
 
@@ -186,7 +230,7 @@ impl Firewall {
     async fn fill(&self, op: &Op, elements: &[PeerSource]) -> OpOutcome {
         let elements: BTreeSet<PeerSource> = elements.iter().copied().collect();
         let changes: Vec<Change> = elements.into_iter().map(|source| Change { create: true, source }).collect();
-        match self.blocking(move |netfilter| elements::apply(netfilter, &changes)).await {
+        match self.blocking(move |netfilter| elements::apply(netfilter, Ruleset::TABLE, &changes)).await {
             Ok(results) => of_errno(op, results.into_iter().find(|errno| *errno != 0).unwrap_or_default()),
             Err(error) => refuse_with(op, &error),
         }
@@ -198,7 +242,16 @@ impl Firewall {
             _ => None,
         };
         let changes: Vec<Change> = ops.iter().filter_map(source).collect();
-        match self.blocking(move |netfilter| elements::apply(netfilter, &changes)).await {
+        let held = Arc::clone(&self.held);
+        let apply = move |netfilter: &mut Netfilter| {
+            let mut held = lock(&held);
+            // Both tables judge a packet: what the copy lets in last and shuts out first would be lost meanwhile.
+            held.create(netfilter, &changes);
+            let results = elements::apply(netfilter, Ruleset::TABLE, &changes)?;
+            held.remove(netfilter, &changes);
+            Ok(results)
+        };
+        match self.blocking(apply).await {
             Ok(results) => std::iter::zip(ops, results).map(|(op, errno)| of_errno(op, errno)).collect(),
             Err(error) => ops.iter().map(|op| refuse_with(op, &error)).collect(),
         }
@@ -244,9 +297,14 @@ impl Firewall {
         work: impl FnOnce(&mut Netfilter) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let netfilter = Arc::clone(&self.netfilter);
-        let work = move || work(&mut netfilter.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = move || work(&mut lock(&netfilter));
         tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
     }
+}
+
+/// A lock whose holder panicked is still good: what it guards is compared with the kernel by every dump.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Link, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Link, Ruleset, Sysctl};
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -180,6 +180,10 @@ impl Kernel for NetlinkKernel {
             }
         }
         outcomes
+    }
+
+    async fn hold(&self, wanted: Option<&Ruleset>) {
+        self.firewall.hold(wanted).await;
     }
 
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {

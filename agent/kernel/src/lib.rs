@@ -13,6 +13,7 @@ mod kernel;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
+mod resolvers;
 mod sysctl;
 mod userspace;
 pub mod wireguard;
@@ -22,7 +23,7 @@ use std::future::Future;
 use std::net::IpAddr;
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, SetName, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Ruleset, SetName, Sysctl};
 use flatnet_core::op::{Op, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -77,6 +78,14 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Carries out `ops` in order; one outcome each. What depends on a failed one is skipped, the rest goes on.
     fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;
+
+    /// Ends a pass: brings up to date what lives no longer than this process, the held copy of the guard ([`firewall`]).
+    /// `wanted`: the ruleset that should be loaded; `None`: none should, and nothing is held. Costs nothing where nothing
+    /// is to be done.
+    fn hold(&self, wanted: Option<&Ruleset>) -> impl Future<Output = ()> + Send {
+        let _ = wanted;
+        std::future::ready(())
+    }
 
     /// Who can carry GRE over an underlay of `family`; `None`: nobody. Looking makes the kernel load its module, so it is
     /// asked only where a network wants it; a module that appears or goes later is noticed.

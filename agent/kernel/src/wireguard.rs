@@ -9,6 +9,7 @@
 
 pub(crate) mod control;
 mod keyring;
+pub(crate) mod takeover;
 pub(crate) mod userspace;
 
 pub use keyring::{Keyring, PrivateKey};

@@ -76,7 +76,7 @@ pub struct ChangeArgs {
     /// Further fields of flannel's Backend, as a JSON object
     #[arg(long, value_name = "JSON")]
     backend_json: Option<String>,
-    /// `update`: also when leases would end up outside the network
+    /// Although hosts use the range themselves; `update`: also when leases would end up outside the network
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -169,7 +169,7 @@ pub struct PeerRemoveArgs {
 pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
-            let info = args.target.open().await?.create(&args.name, &args.spec()).await?;
+            let info = args.target.open().await?.create(&args.name, &args.spec(), force(args.force)).await?;
             say(&format!("network {} created: {}\n", args.name, summary(&info)))
         }
         NetworkCommand::Update(args) => {
@@ -313,6 +313,7 @@ pub fn failure(error: &NetworkError) -> Failure {
         NetworkError::KeyInUse { .. } => (Exit::Conflict, "leave out --key to get a free one"),
         NetworkError::InUse { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
         NetworkError::Strands { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
+        NetworkError::UsedByHosts { .. } => (Exit::Conflict, NetworkError::USED_BY_HOSTS_HINT),
         NetworkError::PeerOverlap { .. } => {
             (Exit::Conflict, "choose a subnet that no host has: `agent network inspect`")
         }

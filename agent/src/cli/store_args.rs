@@ -231,8 +231,7 @@ impl StoreTarget {
                 .caused_by(chain(error))
         };
         let credentials = Credentials::of_file(path).map_err(|error| invalid(&error))?;
-        let config = credentials.client_config().map_err(|error| invalid(&error))?;
-        let channel = channel::tls(server, config).map_err(|error| invalid(error.as_ref()))?;
+        let channel = channel::tls(server, credentials.client_config()).map_err(|error| invalid(error.as_ref()))?;
         Ok(Target::Server(AdminClient::new(channel)))
     }
 }

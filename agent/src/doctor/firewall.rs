@@ -15,10 +15,20 @@ use super::packet::Packet;
 use super::ruleset::{Fate, Rules};
 use crate::preflight;
 
-/// The nftables ruleset; why it cannot be had.
+/// Everybody else's nftables tables, as `nft -j list ruleset` would list them; why they cannot be had. Table by table, because
+/// nft before 1.1.0 garbles the JSON of a table that has a flag, as that has which a running agent holds.
 pub(super) async fn ruleset() -> Result<Value, String> {
-    let text = output("nft", &["-j", "list", "ruleset"]).await?;
-    serde_json::from_str(&text).map_err(|error| format!("nft's listing: {error}"))
+    let tables = output("nft", &["list", "tables"]).await?;
+    let mut listed = Vec::new();
+    for (family, name) in tables.lines().filter_map(|line| line.strip_prefix("table ")?.split_once(' ')) {
+        if super::ruleset::is_ours(name) {
+            continue;
+        }
+        let text = output("nft", &["-j", "list", "table", family, name]).await?;
+        let listing: Value = serde_json::from_str(&text).map_err(|error| format!("nft's listing: {error}"))?;
+        listed.extend(listing["nftables"].as_array().into_iter().flatten().cloned());
+    }
+    Ok(serde_json::json!({ "nftables": listed }))
 }
 
 /// The rules of iptables-legacy's table `raw`, if there is one: asking otherwise would make it.

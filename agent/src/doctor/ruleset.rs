@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use flatnet_core::object::Ruleset;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -128,7 +129,7 @@ impl Rules {
     pub(super) fn direct_routing_drops(&self, subnets: &[IpNet]) -> Vec<String> {
         let mut found = Vec::new();
         for (key, chain) in &self.chains {
-            let early = chain.hook.as_deref() == Some("prerouting") && key.1 != "flatnet";
+            let early = chain.hook.as_deref() == Some("prerouting") && !is_ours(&key.1);
             for rule in chain.rules.iter().filter(|_| early) {
                 let drops = rule.iter().any(|part| part.get("drop").is_some());
                 let target = rule.iter().filter_map(|part| part.get("match")).find_map(|body| {
@@ -147,7 +148,12 @@ impl Rules {
 /// Ours, and the chains that iptables-nft keeps: those are looked at as iptables prints them.
 fn is_known((family, table, chain): &ChainKey) -> bool {
     let iptables = family != "inet" && table == "filter" && ["INPUT", "FORWARD", "OUTPUT"].contains(&chain.as_str());
-    table == "flatnet" || iptables
+    is_ours(table) || iptables
+}
+
+/// The table, and the copy of it that a running agent holds.
+pub(super) fn is_ours(table: &str) -> bool {
+    [Ruleset::TABLE, Ruleset::HELD].contains(&table)
 }
 
 /// Whether a rule has a part that may decide and is not understood.

@@ -50,7 +50,13 @@ impl Agent {
     fn converge(&self) {
         let config = flatnet_controlplane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
         self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
-        let held = Held { subnets: "10.100.7.0-24".parse().unwrap(), config, before: Vec::new(), expires: None };
+        let held = Held {
+            subnets: "10.100.7.0-24".parse().unwrap(),
+            config,
+            before: Vec::new(),
+            unread: Vec::new(),
+            expires: None,
+        };
         self.holding.send_modify(|holding| holding.held = Some(held));
         self.view.send_modify(|view| view.connection = flatnet_controlplane::watch::Connection::Connected);
         self.passed(true);

@@ -37,8 +37,10 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         // the network, this node's peers would lose it.
         let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
         let mut random = self.random.clone();
+        self.writing(&publication);
         let result = self.plane.acquire(&request, &state, &mut random).await;
         let now = run.started.elapsed();
+        run.unanswered = matches!(result, Err(AcquireError::Store(_)));
         match result {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
@@ -52,6 +54,9 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             }
             Err(error) => {
                 run.claim = None;
+                if !run.unanswered {
+                    self.nothing_unread();
+                }
                 self.refused(run, &error, now, random.next_u64()).await;
             }
         }
@@ -92,6 +97,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         };
         // What is published anew is mostly another address of this host.
         self.plane.moved();
+        self.writing(&publication);
         match self.plane.publish(&self.keys, claim, &publication).await {
             Ok(claim) => {
                 tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");

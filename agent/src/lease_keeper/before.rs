@@ -1,11 +1,11 @@
 //! The earlier backends of a network that is changing its backend: when there is one more, and when one is done with.
 
 use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, Source};
+use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::desired::WayOutcome;
 use flatnet_core::op::ObjectKey;
-use flatnet_core::transition;
-use flatnet_model::{BackendConfig, NetworkConfig};
+use flatnet_core::transition::{self, Said};
+use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision};
 
 use super::LeaseKeeper;
 use crate::reconciler::Outcome;
@@ -26,35 +26,95 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         if before.is_empty() {
             return before;
         }
-        let ways = {
-            let outcome = self.outcome.borrow();
-            outcome.networks.iter().find(|done| done.name == *network).map(|done| done.ways.clone()).unwrap_or_default()
-        };
         let view = self.view.borrow();
-        if view.connection != Connection::Connected || view.source != Source::Store || view.suspect.is_some() {
-            return before;
-        }
-        let is_own = |lease: &&flatnet_model::Lease| lease.is_owned_by(self.owner.node);
-        let own = view.state.leases.get(&subnets).filter(is_own);
-        let peers: Vec<&flatnet_model::Lease> = view.state.leases.values().filter(|lease| !is_own(lease)).collect();
-        let needed = transition::needed(&before, config, own, &peers, &ways);
-        for done in before.iter().filter(|backend| !needed.contains(backend)) {
+        let needed = self.needed(config, &before, &view, &self.outcome.borrow());
+        let holding = self.holding.borrow();
+        let unread = holding.held.as_ref().map(|held| held.unread.as_slice()).unwrap_or_default();
+        let read = view.state.leases.get(&subnets).filter(|lease| lease.is_owned_by(self.owner.node));
+        let kept = transition::kept(&before, &needed, &Said { read, unread });
+        for done in before.iter().filter(|backend| !kept.contains(backend)) {
             let backend = done.kind();
             tracing::info!(network = %network, %backend, "no host sends by the network's earlier backend any more");
         }
-        needed
+        kept
     }
 
-    /// The backends by which this host receives, that of `config` first, as the last pass left them: those whose devices are
-    /// there.
-    pub(super) fn ready<'o>(&self, outcome: &'o Outcome, config: &NetworkConfig) -> Vec<&'o WayOutcome> {
+    /// Those of `before` that this host goes on saying it receives by.
+    fn needed(
+        &self,
+        config: &NetworkConfig,
+        before: &[BackendConfig],
+        view: &NetworkView,
+        outcome: &Outcome,
+    ) -> Vec<BackendConfig> {
+        if view.connection != Connection::Connected || view.source != Source::Store || view.suspect.is_some() {
+            return before.to_vec();
+        }
+        let network = outcome.networks.iter().find(|done| done.name == *self.keys.network());
+        let ways = network.map(|done| done.ways.as_slice()).unwrap_or_default();
+        let (own, peers): (Vec<&Lease>, Vec<&Lease>) =
+            view.state.leases.values().partition(|lease| lease.is_owned_by(self.owner.node));
+        let held = self.holding.borrow().held.as_ref().map(|held| held.subnets);
+        let own = own.into_iter().find(|lease| held == Some(lease.subnets));
+        transition::needed(before, config, own, &peers, ways)
+    }
+
+    /// Takes note of what is about to be written into the lease: until it is read back, peers may know it or not.
+    pub(super) fn writing(&self, publication: &Publication) {
+        self.holding.send_if_modified(|holding| match &mut holding.held {
+            // Nothing to be careful about while there is one way only.
+            Some(held) if !held.before.is_empty() || !publication.besides.is_empty() => {
+                if !held.unread.contains(publication) {
+                    held.unread.push(publication.clone());
+                }
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Forgets what was to be written: it is not, as the store answered, or it has been read.
+    pub(super) fn nothing_unread(&self) {
+        self.holding.send_if_modified(|holding| match &mut holding.held {
+            Some(held) if !held.unread.is_empty() => {
+                held.unread.clear();
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Forgets what was written if the view, as of the last answered write's `revision` or later, shows what became of it. One
+    /// that was not answered is forgotten too: what became of that the view shows as soon as the store is followed again.
+    pub(super) fn read_back(&self, revision: Revision) {
+        // Not borrowed any more when the hold is written: whoever reads that may be waiting for the view.
+        let is_read = {
+            let view = self.view.borrow();
+            view.source == Source::Store && view.state.revision >= revision
+        };
+        if is_read {
+            self.nothing_unread();
+        }
+    }
+
+    /// The backends by which this host says it receives, that of `config` first, as the last pass left them: those that are
+    /// needed and whose devices are there.
+    pub(super) fn ready<'o>(
+        &self,
+        view: &NetworkView,
+        outcome: &'o Outcome,
+        config: &NetworkConfig,
+    ) -> Vec<&'o WayOutcome> {
         let network = outcome.networks.iter().find(|network| network.name == *self.keys.network());
         let is_there = |way: &&WayOutcome| {
             way.devices.iter().all(|device| !outcome.failed.contains(&ObjectKey::Link(*device)))
                 && (!matches!(way.backend, BackendConfig::Wireguard(_)) || outcome.wireguard.is_some())
         };
-        let mut ready: Vec<&WayOutcome> =
-            network.into_iter().flat_map(|network| &network.ways).filter(is_there).collect();
+        let before = self.holding.borrow().held.as_ref().map(|held| held.before.clone()).unwrap_or_default();
+        let needed = self.needed(config, &before, view, outcome);
+        let is_done = |way: &&WayOutcome| before.contains(&way.backend) && !needed.contains(&way.backend);
+        let ways = network.into_iter().flat_map(|network| &network.ways);
+        let mut ready: Vec<&WayOutcome> = ways.filter(|way| is_there(way) && !is_done(way)).collect();
         ready.sort_by_key(|way| way.backend != config.backend);
         ready
     }

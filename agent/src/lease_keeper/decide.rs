@@ -30,7 +30,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         run.followed = followed;
         let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
         run.config_problem = problem;
-        let wanted = match self.publication(config.as_ref()) {
+        let wanted = match self.publication(&view, config.as_ref()) {
             Some(Ok(publication)) => Some(publication),
             Some(Err(problem)) => {
                 run.config_problem = Some(problem);
@@ -43,7 +43,13 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             Some(subnets) => self.seen(&view, subnets, published.as_ref()),
             None => Seen::Nothing,
         };
-        let input = Input { now, seen, seen_revision: view.state.revision, wanted: wanted.as_ref() };
+        let input = Input {
+            now,
+            seen,
+            seen_revision: view.state.revision,
+            followed: followed && view.source == Source::Store,
+            wanted: wanted.as_ref(),
+        };
         let action = run.machine.next(&input);
         run.forget_what_no_longer_holds(config.is_some());
         (action, config)
@@ -96,7 +102,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
     }
 
     /// What to publish; `None` while that is not known, or not yet known to be servable by this host.
-    fn publication(&self, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
+    fn publication(&self, view: &NetworkView, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
         let outcome = self.outcome.borrow();
         let (config, underlay) = (config?, outcome.underlay.as_ref()?);
         if self.holding.borrow().held.is_none() {
@@ -113,7 +119,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 return Some(Err(problem.clone()));
             }
         }
-        let ready = self.ready(&outcome, config);
+        let ready = self.ready(view, &outcome, config);
         if ready.iter().any(|way| way.backend != config.backend) {
             // The network changes its backend: peers are told what is received here by now.
             let (node, key, name) = (self.owner.node, outcome.wireguard, self.keys.network());

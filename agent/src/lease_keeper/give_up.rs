@@ -1,6 +1,8 @@
 //! Giving a subnet up: to the store when leaving, or for another one.
 
+use flatnet_controlplane::allocate::{Claim, Origin};
 use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_core::problem::ProblemCode;
 
@@ -10,20 +12,35 @@ use crate::report::chain;
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Gives the lease back. Nothing may be claimed or published afterwards: the keeper ends.
     pub(super) async fn release(&mut self, run: &mut Run) -> Result<(), String> {
-        match run.claim.take() {
+        let network = self.keys.network();
+        match run.claim.take().or_else(|| self.claim_in_view()) {
             Some(claim) => {
                 self.plane.release(&self.keys, &claim).await.map_err(|error| {
-                    let network = self.keys.network();
                     format!("network {network}: the lease stays until it expires: {}", chain(&error))
                 })?;
-                self.dir.write_subnet(self.keys.network(), None).map_err(|error| chain(&error))
+                self.dir.write_subnet(network, None).map_err(|error| chain(&error))
             }
+            None if run.unanswered => Err(format!(
+                "network {network}: the store did not answer the last attempt to claim a lease; if it was carried out, that \
+                 lease stays until it expires"
+            )),
             None if run.machine.subnets().is_none() => Ok(()),
             None => Err(format!(
-                "network {}: the lease was not confirmed by the store in this run; it stays until it expires",
-                self.keys.network()
+                "network {network}: the lease was not confirmed by the store in this run; it stays until it expires"
             )),
         }
+    }
+
+    /// What the store says that this node has: claimed by an attempt whose answer was lost, or in an earlier run.
+    fn claim_in_view(&self) -> Option<Claim> {
+        let view = self.view.borrow();
+        let kept = view.suspect.as_ref().map(|suspect| &suspect.kept);
+        let lease = view.state.leases.values().find(|lease| {
+            lease.is_owned_by(self.owner.node) && kept.is_none_or(|kept| !kept.contains(&lease.subnets))
+        })?;
+        let is_followed = view.source == Source::Store && view.connection == Connection::Connected;
+        let etcd_lease = lease.etcd_lease.filter(|_| is_followed)?;
+        Some(Claim { lease: lease.clone(), etcd_lease, origin: Origin::Refreshed })
     }
 
     pub(super) fn renumber(&mut self, run: &mut Run) -> Result<(), String> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flatnet_controlplane::flannel::decode_lease;
 use flatnet_controlplane::random::SeededRandom;
-use flatnet_controlplane::store::memory::{Link, MemoryStore};
+use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
 use flatnet_controlplane::watch::follow_with;
 use flatnet_core::problem::ProblemCode;
 use flatnet_core::underlay::Underlay;
@@ -61,11 +61,18 @@ impl Drop for Host {
 impl Host {
     /// A keeper that starts in a store with `config`; `name` keeps the files of tests apart.
     async fn start(name: &str, config: &str) -> Self {
+        let mut host = Self::new(name, config);
+        host.run().await;
+        host
+    }
+
+    /// The same with a keeper that is still to be started.
+    fn new(name: &str, config: &str) -> Self {
         let store = MemoryStore::new();
         store.put(keys().config(), config, None);
         let dir = std::env::temp_dir().join(format!("flatnet-lease-keeper-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
-        let mut host = Self {
+        Self {
             client: store.client(),
             store,
             dir,
@@ -76,9 +83,7 @@ impl Host {
             tasks: Vec::new(),
             presence: watch::Sender::new(Presence::Confirmed),
             fatal: mpsc::channel(1).1,
-        };
-        host.run().await;
-        host
+        }
     }
 
     /// Starts the keeper, or starts it anew as a restarted agent does.
@@ -92,8 +97,13 @@ impl Host {
         let subnets = dir.read_subnet(keys().network()).unwrap();
         let config = dir.read_config(keys().network()).unwrap();
         let config = config.map(|json| flatnet_controlplane::flannel::decode_config(&json).unwrap().0);
-        let held =
-            subnets.zip(config).map(|(subnets, config)| Held { subnets, config, before: Vec::new(), expires: None });
+        let held = subnets.zip(config).map(|(subnets, config)| Held {
+            subnets,
+            config,
+            before: Vec::new(),
+            unread: Vec::new(),
+            expires: None,
+        });
         let (view_sender, view) = watch::channel(NetworkView::default());
         let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
         let (asks, receiver) = mpsc::channel(1);
@@ -286,6 +296,34 @@ async fn a_lease_that_could_not_be_given_back_is_left_to_expire() {
     assert_eq!(host.store.revision(), revision);
     sleep(RECONNECTED * 2).await;
     assert_eq!(host.own(), None);
+}
+
+/// Whichever call it was whose answer is lost, and what would undo it fails: whether the store is there to look in or not.
+#[tokio::test(start_paused = true)]
+async fn a_host_that_leaves_after_a_claim_that_was_not_answered_leaves_no_lease_or_says_so() {
+    /// Calls until the first lease is held, and one more.
+    const CALLS: usize = 9;
+    let (mut stays, mut looked_up) = (0, 0);
+    for lost in 0..CALLS {
+        for link in [Link::Up, Link::Down] {
+            let mut host = Host::new(&format!("unanswered-{lost}-{link:?}"), CONFIG);
+            let answered = std::iter::repeat_n(Fault::None, lost);
+            host.client.fault_next(answered.chain([Fault::LoseReply, Fault::Fail]));
+            host.run().await;
+            sleep(AT_ONCE).await;
+            let unknown = host.own().is_some() && host.holding.borrow().held.is_none();
+            host.client.set_link(link);
+            sleep(AT_ONCE).await;
+            let released = host.release().await;
+            match &released {
+                Ok(()) => assert_eq!(host.own(), None, "{lost} {link:?}"),
+                Err(said) => assert!(said.contains("stays until it expires"), "{said}"),
+            }
+            looked_up += u32::from(unknown && released.is_ok());
+            stays += u32::from(unknown && released.is_err());
+        }
+    }
+    assert!(stays > 0 && looked_up > 0, "{stays} said that it may stay, {looked_up} were found in the store");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use flatnet_core::desired::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
-use flatnet_model::{NetworkConfig, NetworkName, Revision, WireguardKey};
+use flatnet_model::{HostRanges, NetworkConfig, NetworkName, Revision, WireguardKey};
 use tokio::time::Instant;
 
 /// What the last pass found and did.
@@ -32,6 +32,8 @@ pub struct Outcome {
     pub wireguard: Option<WireguardKey>,
     /// The store's revision it was reconciled with.
     pub revision: Revision,
+    /// What this host uses itself; `None` until it was looked at.
+    pub ranges: Option<HostRanges>,
 }
 
 /// Whether this host could serve a network, so that a lease may be taken.

@@ -7,13 +7,18 @@ use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
 use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
+use flatnet_core::host_ranges;
 use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::transition::Said;
 use flatnet_core::underlay;
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, Vni, WireguardKey};
+use flatnet_model::{
+    BackendConfig, HostRanges, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, SubnetKey, Vni,
+    WireguardKey,
+};
 use tokio::time::Instant;
 
 use super::{Judgement, Known, Look, Outcome, Reconciler};
@@ -28,6 +33,8 @@ struct Wanted {
     /// Whether everything that may be wanted is known, so that what is not wanted may go.
     prune: Prune,
     revision: Revision,
+    /// What this host uses itself.
+    ranges: HostRanges,
     /// The key that WireGuard devices should have, if there is any.
     wireguard: Option<WireguardKey>,
 }
@@ -204,6 +211,8 @@ impl<K: Kernel> Reconciler<K> {
             port.view.mark_unchanged();
         }
         let wireguard = self.wireguard_key(&held);
+        let subnets: Vec<SubnetKey> = held.iter().flatten().map(|held| held.subnets).collect();
+        let ranges = host_ranges::own(&self.facts, &subnets);
         // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
         let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
         // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
@@ -220,6 +229,7 @@ impl<K: Kernel> Reconciler<K> {
                 problems,
                 prune: Prune::No,
                 revision,
+                ranges,
                 wireguard: None,
             };
         };
@@ -243,13 +253,20 @@ impl<K: Kernel> Reconciler<K> {
                 }
             })
             .collect();
+        let said: Vec<Said<'_>> = std::iter::zip(&views, &held)
+            .map(|(view, held)| {
+                let Some(held) = held else { return Said::default() };
+                let own = |lease: &&Lease| lease.is_owned_by(self.host.node);
+                Said { read: view.state.leases.get(&held.subnets).filter(own), unread: &held.unread }
+            })
+            .collect();
         let mut bridge = self.host.bridge;
         let inputs: Vec<NetworkInput<'_>> = self
             .ports
             .iter()
             .zip(&held)
-            .zip(&peers)
-            .filter_map(|((port, held), peers)| {
+            .zip(std::iter::zip(&peers, &said))
+            .filter_map(|((port, held), (peers, said))| {
                 let held = held.as_ref()?;
                 let bridge = bridge.take();
                 Some(NetworkInput {
@@ -257,6 +274,7 @@ impl<K: Kernel> Reconciler<K> {
                     config: &held.config,
                     before: &held.before,
                     own: held.subnets,
+                    said: *said,
                     peers,
                     bridge,
                     masquerade: self.host.masquerade,
@@ -279,7 +297,7 @@ impl<K: Kernel> Reconciler<K> {
                 Some((port.name.clone(), self.judge(&input, &port.name, config)))
             })
             .collect();
-        Wanted { desired, judgements, problems, prune, revision, wireguard: wireguard.ok() }
+        Wanted { desired, judgements, problems, prune, revision, ranges, wireguard: wireguard.ok() }
     }
 
     /// This host's WireGuard key, made only once a network needs one.
@@ -301,7 +319,7 @@ impl<K: Kernel> Reconciler<K> {
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
         wanted.keep_guard(&known.state);
-        let Wanted { desired, judgements, mut problems, prune, revision, wireguard } = wanted;
+        let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard } = wanted;
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
             self.say_drift(drift(&left, &known.state, &ops));
@@ -332,6 +350,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
             };
             self.metrics.op(op.object.kind(), op.action, result);
+        }
+        // While not everything that may be wanted is known, no guard goes.
+        if prune == Prune::Yes || desired.state.ruleset.is_some() {
+            self.kernel.hold(desired.state.ruleset.as_ref()).await;
         }
         problems.extend(conflicts.iter().map(in_the_way));
         problems.extend(
@@ -365,6 +387,7 @@ impl<K: Kernel> Reconciler<K> {
             problems,
             complete: complete && conflicts.is_empty(),
             revision,
+            ranges: Some(ranges),
             wireguard,
             ..Outcome::default()
         });

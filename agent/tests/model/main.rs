@@ -2,7 +2,7 @@
 //! random steps and faults that follow from a seed. What must never be is looked for all the time; when the faults stop,
 //! everything must become exact.
 //!
-//! `FLATNET_SEEDS` says how many seeds are run, `FLATNET_SEED` runs a single one.
+//! `FLATNET_SEEDS` says how many seeds are run (`FLATNET_SYSTEM_SEEDS`: of the whole system), `FLATNET_SEED` runs a single one.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,6 +22,8 @@ mod steps;
 mod store;
 mod trace;
 mod world;
+
+use std::io::Write;
 
 use store::Mutant;
 use world::Way;
@@ -48,6 +50,13 @@ const SYSTEM_SEEDS: u64 = 1_000;
 /// Seeds of it that once failed.
 const SYSTEM_REGRESSIONS: &[u64] = &[
     26, // A node was given a subnet outside the network it knew: it had not read yet that the network had been changed.
+    // A watch went on in another history that had reached the same revision: something was deleted or put there, or the lease
+    // or the configuration of that revision was another one.
+    2582, 4087, 7046, 9968, //
+    6274, // A store put back to before a node's last write, which the node had not read either.
+    4693, // A network that got a second family renumbered a node whose lease was lost.
+    9844, // A claim that was not answered stayed when its node left.
+    9014, // What a refused claim would have said of how a host is reached was taken for said.
 ];
 
 /// How often a single seed is run: tokio's own order of wakes does not follow from it.
@@ -93,14 +102,17 @@ fn run_seeds(kind: &str, way: Way, regressions: &[u64], seeds: u64) {
     for seed in regressions {
         run::one(*seed, way, Mutant::None).unwrap_or_else(|failed| report(&failed));
     }
-    let count = number("FLATNET_SEEDS").unwrap_or(seeds);
+    let of_system = if way == Way::Servers { number("FLATNET_SYSTEM_SEEDS") } else { None };
+    let count = of_system.or_else(|| number("FLATNET_SEEDS")).unwrap_or(seeds);
     let first = number("FLATNET_FIRST_SEED").unwrap_or(1);
-    let began = std::time::Instant::now();
     match run::many(first, count, way, Mutant::None) {
-        Ok(passed) => assert_eq!(passed, count),
+        Ok((passed, took)) => {
+            assert_eq!(passed, count);
+            // Also where the test runner keeps what passing tests say.
+            let _ = writeln!(std::io::stderr(), "figure: {kind}: {count} seeds in {:.0} s", took.as_secs_f64());
+        }
         Err(failed) => report(&failed),
     }
-    eprintln!("{kind}: {count} seeds in {:.0} s", began.elapsed().as_secs_f64());
 }
 
 /// Every failure of many seeds by its kind, for working on the model.

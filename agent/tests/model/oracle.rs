@@ -9,7 +9,7 @@ use flatnet_core::backend;
 use flatnet_core::desired::{HostInput, NetworkInput, WayOutcome, desired};
 use flatnet_core::object::KernelState;
 use flatnet_core::problem::{Problem, ProblemCode};
-use flatnet_core::transition;
+use flatnet_core::transition::{self, Said};
 use flatnet_core::underlay::{self, Selection};
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::{NetworkKeys, presence};
@@ -237,9 +237,11 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         .zip(&held)
         .zip(&resolved)
         .filter_map(|((network, held), peers)| {
-            let (own, config, _, before) = held.as_ref()?;
+            let (own, config, state, before) = held.as_ref()?;
             let name = network.keys.network();
-            Some(NetworkInput { name, config, before, own: *own, peers, bridge: None, masquerade: true })
+            let read = state.leases.get(own).filter(|lease| lease.is_owned_by(node));
+            let said = Said { read, unread: &[] };
+            Some(NetworkInput { name, config, before, own: *own, said, peers, bridge: None, masquerade: true })
         })
         .collect();
     let none = Problem::new(ProblemCode::WireguardNoKey, "no network of the model is WireGuard's", "", "");

@@ -13,8 +13,9 @@ use flatnet_controlplane::random::Random;
 use flatnet_controlplane::store::StoreError;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
-use flatnet_model::{NetworkName, Owner, Publication};
+use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
 use futures::stream::{BoxStream, Stream, StreamExt};
+use tokio::task::JoinSet;
 
 use crate::store::ModelStore;
 use crate::trace::RunLog;
@@ -24,14 +25,21 @@ pub enum ModelPlane {
     /// To the store.
     Direct(ModelStore),
     /// To servers.
-    Servers(Remote, Arc<RunLog>),
+    Servers {
+        /// The client.
+        remote: Remote,
+        /// What it says.
+        log: Arc<RunLog>,
+        /// What renews its certificate as long as it runs.
+        _certificate: JoinSet<()>,
+    },
 }
 
 macro_rules! each {
     ($self:ident, $plane:ident => $call:expr) => {
         match $self {
             Self::Direct($plane) => $call,
-            Self::Servers($plane, _) => $call,
+            Self::Servers { remote: $plane, .. } => $call,
         }
     };
 }
@@ -48,7 +56,7 @@ impl ControlPlane for ModelPlane {
         random: &mut impl Random,
     ) -> Result<Claim, AcquireError> {
         let result = each!(self, plane => plane.acquire(request, state, random).await);
-        if let Self::Servers(_, log) = self {
+        if let Self::Servers { log, .. } = self {
             let said = result.as_ref().map(|claim| claim.lease.subnets);
             log.trace.say(format!("{} acquire (had {:?}) -> {said:?}", log.name, request.previous));
         }
@@ -66,7 +74,7 @@ impl ControlPlane for ModelPlane {
 
     async fn renew(&self, keys: &NetworkKeys, claim: &Claim) -> Result<Duration, StoreError> {
         let result = each!(self, plane => plane.renew(keys, claim).await);
-        if let (Self::Servers(_, log), Err(error)) = (self, &result) {
+        if let (Self::Servers { log, .. }, Err(error)) = (self, &result) {
             log.trace.say(format!("{} renew {} -> {error}", log.name, claim.lease.subnets));
         }
         result
@@ -76,9 +84,9 @@ impl ControlPlane for ModelPlane {
         each!(self, plane => plane.release(keys, claim).await)
     }
 
-    async fn announce(&self, who: &Owner) -> Result<Presence, PresenceError> {
-        let result = each!(self, plane => plane.announce(who).await);
-        if let (Self::Servers(_, log), Err(error)) = (self, &result) {
+    async fn announce(&self, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
+        let result = each!(self, plane => plane.announce(who, ranges).await);
+        if let (Self::Servers { log, .. }, Err(error)) = (self, &result) {
             log.trace.say(format!("{} announce -> {error:?}", log.name));
         }
         result
@@ -113,7 +121,7 @@ impl ControlPlane for ModelPlane {
         let stream: BoxStream<'static, _> = match self {
             // Its store notes what is read.
             Self::Direct(store) => store.feed(keys, position).await?.boxed(),
-            Self::Servers(remote, log) => {
+            Self::Servers { remote, log, .. } => {
                 let (log, all) = (Arc::clone(log), keys.all());
                 let news = remote.feed(keys, position).await?;
                 news.inspect(move |news| match news {

@@ -1,9 +1,11 @@
 //! Seeds, one after the other and on all processors.
 
 use std::cell::RefCell;
-use std::sync::Mutex;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use flatnet_controlplane::simulation;
 
 use crate::steps;
 use crate::store::Mutant;
@@ -41,25 +43,26 @@ pub fn one(seed: u64, way: Way, mutant: Mutant) -> Result<(), Failed> {
         .event_interval(7)
         .build()
         .unwrap();
+    simulation::follow_tokios_clock();
     runtime.block_on(async {
         let mut world = World::new(seed, way, mutant);
         steps::run(&mut world).await.map_err(|why| Failed { seed, way, why, trace: world.trace.tail() })
     })
 }
 
-/// Runs `count` seeds from `first` on until one fails; how many passed.
-pub fn many(first: u64, count: u64, way: Way, mutant: Mutant) -> Result<u64, Box<Failed>> {
-    let (passed, mut failed) = spread(first, count, way, mutant, Stop::AtFirst);
+/// Runs `count` seeds from `first` on until one fails; how many passed, and how long they took.
+pub fn many(first: u64, count: u64, way: Way, mutant: Mutant) -> Result<(u64, Duration), Box<Failed>> {
+    let (passed, took, mut failed) = spread(first, count, way, mutant, Stop::AtFirst);
     failed.sort_by_key(|failed| failed.seed);
     match failed.into_iter().next() {
         Some(failed) => Err(Box::new(failed)),
-        None => Ok(passed),
+        None => Ok((passed, took)),
     }
 }
 
 /// Runs `count` seeds from `first` on; all that fail.
 pub fn all(first: u64, count: u64, way: Way) -> Vec<Failed> {
-    spread(first, count, way, Mutant::None, Stop::AtEnd).1
+    spread(first, count, way, Mutant::None, Stop::AtEnd).2
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,8 +71,11 @@ enum Stop {
     AtEnd,
 }
 
-/// Runs seeds on all processors.
-fn spread(first: u64, count: u64, way: Way, mutant: Mutant, stop: Stop) -> (u64, Vec<Failed>) {
+/// Runs seeds on all processors; nobody else's meanwhile, so that what they took says something.
+fn spread(first: u64, count: u64, way: Way, mutant: Mutant, stop: Stop) -> (u64, Duration, Vec<Failed>) {
+    static ALL_PROCESSORS: Mutex<()> = Mutex::new(());
+    let _mine = ALL_PROCESSORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let began = Instant::now();
     let next = AtomicU64::new(first);
     let end = first + count;
     let failed = Mutex::new(Vec::new());
@@ -91,7 +97,7 @@ fn spread(first: u64, count: u64, way: Way, mutant: Mutant, stop: Stop) -> (u64,
             });
         }
     });
-    (passed.into_inner(), failed.into_inner().unwrap())
+    (passed.into_inner(), began.elapsed(), failed.into_inner().unwrap())
 }
 
 /// Keeps the panics of a seed's tasks, which the runtime would swallow.

@@ -1,22 +1,24 @@
 //! The servers between hosts and the store, and what happens to them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flatnet_controlplane::client::channel::Transport;
-use flatnet_controlplane::client::credentials::CERTIFICATE_FILE;
+use flatnet_controlplane::client::credentials::{CERTIFICATE_FILE, Credentials};
 use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress};
+use flatnet_controlplane::pki::NODE_LIFETIME;
 use flatnet_controlplane::server;
-use flatnet_controlplane::simulation::Replica;
+use flatnet_controlplane::simulation::{Replica, time_of_day};
 use flatnet_controlplane::store::memory::{Link, MemoryStore};
 use flatnet_model::keys::FLANNEL_PREFIX;
 use flatnet_model::{NodeId, Owner};
 use flatnet_proto::controlplane::v1 as proto;
 use hyper_util::rt::TokioIo;
 use proto::admin_client::AdminClient;
+use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::chance::Chance;
@@ -39,6 +41,8 @@ pub struct Servers {
     /// Each one's way to the store.
     pub clients: Vec<MemoryStore>,
     dir: PathBuf,
+    /// How long nodes' certificates are good.
+    node_lifetime: Duration,
     ca_hash: String,
     starts: u64,
     made: u32,
@@ -46,11 +50,15 @@ pub struct Servers {
 
 impl Servers {
     /// None runs yet.
-    pub fn new(hosts: usize, count: usize, store: &MemoryStore, dir: PathBuf, chance: Chance) -> Self {
+    pub fn new(hosts: usize, count: usize, store: &MemoryStore, dir: PathBuf, mut chance: Chance) -> Self {
+        /// Renewed after a minute: a host that is cut off or down for two may be too late.
+        const SHORT: Duration = Duration::from_secs(180);
+        let node_lifetime = if chance.one_in(3) { SHORT } else { NODE_LIFETIME };
         Self {
             net: Net::new(hosts, count, chance),
             clients: (0..count).map(|_| store.client()).collect(),
             dir,
+            node_lifetime,
             ca_hash: String::new(),
             starts: 0,
             made: 0,
@@ -78,7 +86,8 @@ impl World {
         };
         log.trace.say(format!("server{index} starts"));
         let store = ModelStore { inner: servers.clients[index].clone(), log: Arc::new(log), mutant };
-        let replica = Replica::start(Arc::new(store), FLANNEL_PREFIX, &servers.dir).await.unwrap();
+        let replica = Replica::start(Arc::new(store), FLANNEL_PREFIX, &servers.dir, servers.node_lifetime);
+        let replica = replica.await.unwrap();
         servers.ca_hash = replica.ca_hash().to_owned();
         servers.net.set_replica(index, Some(replica));
     }
@@ -86,7 +95,10 @@ impl World {
     /// A node's way to them; with a token if it has no certificate.
     pub async fn join_servers(&mut self, owner: &Owner, host: usize, log: Arc<RunLog>) -> ModelPlane {
         let state = self.dirs(host).0;
-        self.slots[host].has_token = !state.join(CERTIFICATE_FILE).exists();
+        self.slots[host].has_token = !has_certificate(&state);
+        if self.slots[host].has_token && state.join(CERTIFICATE_FILE).exists() {
+            log.trace.say(format!("{}'s certificate is over", log.name));
+        }
         let token = if self.slots[host].has_token {
             let ttl = Duration::from_secs(self.chance.pick(&[20, 3600]));
             Some(server::create_token(&self.store, ttl, 1).await.unwrap().token)
@@ -108,7 +120,10 @@ impl World {
             ca_hash: Some(servers.ca_hash.clone()),
         };
         let transport = Transport::Simulated(servers.net.dialer(host));
-        ModelPlane::Servers(Remote::over(transport, options).unwrap(), log)
+        let remote = Remote::over(transport, options).unwrap();
+        let mut certificate = JoinSet::new();
+        certificate.spawn(remote.clone().keep_certificate());
+        ModelPlane::Servers { remote, log, _certificate: certificate }
     }
 
     /// An administrator at a server.
@@ -227,13 +242,20 @@ impl World {
             }
         }
         for host in 0..hosts {
-            let joined = self.dirs(host).0.join(CERTIFICATE_FILE).exists();
-            if self.slots[host].running.is_some() && !joined {
+            if self.slots[host].running.is_some() && !has_certificate(&self.dirs(host).0) {
                 self.kill(host).await;
                 self.start(host).await;
             }
         }
     }
+}
+
+/// Whether a node has a certificate that is good until it can renew it.
+fn has_certificate(state: &Path) -> bool {
+    /// What it needs to reach a server again, one of which is away.
+    const TO_RENEW: Duration = Duration::from_secs(30);
+    let found = Credentials::read(state).unwrap();
+    found.is_some_and(|found| !found.holder().is_over(time_of_day() + TO_RENEW))
 }
 
 fn is_revoked(store: &MemoryStore, node: NodeId) -> bool {

@@ -15,7 +15,7 @@ use flatnet_agent::underlay_record::UnderlayRecord;
 use flatnet_agent::wireguard_key::WireguardIdentity;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
-use flatnet_controlplane::watch::{Connection, Source};
+use flatnet_controlplane::watch::{Connection, Sign, Source};
 use flatnet_core::facts::{DroppingChain, Features, HostFacts, Interface};
 use flatnet_core::object::{Foreign, IptablesChain, IptablesVariant, KernelState};
 use flatnet_core::underlay::Selection;
@@ -35,6 +35,10 @@ use crate::trace::{RunLog, Trace};
 
 /// How long the service manager waits before it starts an agent again that ended.
 const RESTART: Duration = Duration::from_secs(2);
+
+/// What an agent asked of a server before it was cut off may be carried out this long afterwards: a call's time and the
+/// slowest way there. No later run of it can know of that; such a lease expires.
+const UNDER_WAY: Duration = Duration::from_secs(20);
 
 /// What is between the hosts and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub struct Slot {
     pub address: usize,
     /// When an agent that ended is started again.
     pub restart_at: Option<Instant>,
+    /// When an agent was cut off here for the last time.
+    pub cut_off: Option<Instant>,
     /// The subnet of each network that containers live in.
     pub held: BTreeMap<NetworkName, SubnetKey>,
     /// What was planted in the kernel and is not ours.
@@ -262,6 +268,7 @@ impl World {
     pub async fn kill(&mut self, index: usize) {
         let Some(Running { node, dir, .. }) = self.slots[index].running.take() else { return };
         self.owed.retain(|_, witness| *witness != index);
+        self.slots[index].cut_off = Some(Instant::now());
         drop(node);
         // A write to the disk that is under way ends with the process in reality; here it is waited for.
         while Arc::strong_count(&dir) > 1 {
@@ -281,7 +288,9 @@ impl World {
         // Looked at now: later it would have expired, or have been taken for another run's. Where giving back failed, what
         // was being written when it was asked to leave may be there, and that is said.
         let node = self.owner(index).node;
-        for network in self.networks.iter().filter(|_| failures.is_empty()) {
+        let cut_off = self.slots[index].cut_off.filter(|_| self.servers.is_some());
+        let is_answerable = failures.is_empty() && cut_off.is_none_or(|at| at.elapsed() >= UNDER_WAY);
+        for network in self.networks.iter().filter(|_| is_answerable) {
             if let Some(left) = oracle::written_since(&self.store, &network.keys, node, before) {
                 self.trace.violation(format!("n{index} left, and wrote {left} after it was asked to"));
             }
@@ -290,7 +299,7 @@ impl World {
         let (state, run) = self.dirs(index);
         let slot = &mut self.slots[index];
         slot.member = false;
-        slot.restart_at = None;
+        (slot.restart_at, slot.cut_off) = (None, None);
         slot.held.clear();
         if !purge {
             return;
@@ -384,7 +393,7 @@ impl World {
             let Some(running) = &slot.running else { continue };
             for port in &running.node.status().ports {
                 let view = port.view.borrow();
-                let lost = view.suspect.as_ref().is_some_and(|now| now.kept_config && now.revision_went_back);
+                let lost = view.suspect.as_ref().is_some_and(|now| now.kept_config && now.sign == Sign::Revision);
                 let follows = view.connection == Connection::Connected && slot.client.link() == Link::Up;
                 if lost && follows && !self.removed.contains(&port.name) {
                     self.owed.insert(port.name.clone(), slot.index);
@@ -538,6 +547,7 @@ fn slot(index: usize, store: &MemoryStore, chance: &mut Chance) -> Slot {
         boot: 0,
         address: 0,
         restart_at: None,
+        cut_off: None,
         held: BTreeMap::new(),
         foreign: Foreign::default(),
     }

@@ -13,7 +13,7 @@ use flatnet_controlplane::store::{Store, Txn, Write};
 use flatnet_controlplane::watch::{NetworkView, Source, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
-    BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
+    BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
 };
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -132,7 +132,9 @@ async fn agent(number: u32, options: RemoteOptions) -> (watch::Receiver<NetworkV
     let (sender, mut view) = watch::channel(NetworkView::default());
     let following = tokio::spawn(follow(Arc::new(remote.clone()), keys(), TTL, sender));
     let again = Duration::from_millis(200 + u64::from(number % 100) * 8);
-    while remote.announce(&owner).await.is_err() {
+    let began = Instant::now();
+    while let Err(error) = remote.announce(&owner, &HostRanges::default()).await {
+        assert!(began.elapsed() < DEADLINE, "agent{number} is not present: {error}");
         tokio::time::sleep(again).await;
     }
     let known = |view: &NetworkView| view.source == Source::Store && view.state.valid_config().is_some();
@@ -147,7 +149,8 @@ async fn agent(number: u32, options: RemoteOptions) -> (watch::Receiver<NetworkV
         adopt: true,
         known: None,
     };
-    while remote.acquire(&request, &state, &mut OsRandom).await.is_err() {
+    while let Err(error) = remote.acquire(&request, &state, &mut OsRandom).await {
+        assert!(began.elapsed() < DEADLINE, "agent{number} has no lease: {error}");
         tokio::time::sleep(again).await;
     }
     (view, following)

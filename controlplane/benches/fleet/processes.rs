@@ -132,6 +132,9 @@ impl Server {
             .arg(format!("--data-dir={}", dir.display()))
             .arg(format!("--token-uses={uses}"))
             .args(flags)
+            // As its unit does (packaging/flatnet-controlplane.service.in).
+            .env("MALLOC_ARENA_MAX", "2")
+            .env("MALLOC_TRIM_THRESHOLD_", "131072")
             .stdout(File::create(&printed).unwrap())
             .stderr(File::create(scratch.0.join("controlplane.log")).unwrap())
             .stdin(Stdio::null())

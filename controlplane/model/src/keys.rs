@@ -14,6 +14,8 @@ use crate::subnet::{SubnetKey, key_form};
 pub const FLANNEL_PREFIX: &str = "/coreos.com/network";
 /// The prefix under which every further network has its own.
 pub const NETWORKS: &str = "/flatnet/networks/";
+/// Under which every node's presence is.
+pub const NODES: &str = "/flatnet/nodes/";
 /// A record whose revision changes with every network created, changed or removed: comparing it makes choosing a free
 /// VNI or checking for overlap a compare-and-swap over all networks.
 pub const CATALOG: &str = "/flatnet/catalog";
@@ -103,7 +105,7 @@ impl NetworkKeys {
 /// A node's presence: there while the node is alive and connected.
 #[must_use]
 pub fn presence(node: NodeId) -> String {
-    format!("/flatnet/nodes/{node}")
+    format!("{NODES}{node}")
 }
 
 /// `text` cut to what may stand in an error or a log line: hostile input is never printed whole.

@@ -140,6 +140,16 @@ pub struct Publication {
     pub besides: Vec<Besides>,
 }
 
+impl Publication {
+    /// Whether it says that its node may send by `backend`.
+    #[must_use]
+    pub fn sends_by(&self, backend: &BackendConfig) -> bool {
+        let of =
+            |besides: &Besides| besides.used && receives(&besides.backend, [&besides.data, &besides.data_v6], backend);
+        receives(&self.backend, [&self.data, &self.data_v6], backend) || self.besides.iter().any(of)
+    }
+}
+
 impl Lease {
     /// What its holder publishes.
     #[must_use]

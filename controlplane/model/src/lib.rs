@@ -8,6 +8,7 @@
 //! (`flatnet_core::object`).
 
 pub mod backend;
+pub mod host_ranges;
 pub mod ipam;
 pub mod keys;
 pub mod lease;
@@ -20,6 +21,7 @@ pub mod subnet;
 pub mod wireguard;
 
 pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig};
+pub use host_ranges::{HostRange, HostRanges};
 pub use lease::{BackendData, Besides, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};
 pub use network::{NetworkConfig, NetworkName};

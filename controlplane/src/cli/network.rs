@@ -42,6 +42,9 @@ pub struct CreateArgs {
     /// MTU for containers [default: the underlay's less the overhead]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65_535))]
     mtu: Option<u32>,
+    /// Although hosts use the range themselves
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     dir: DataDir,
 }
@@ -77,7 +80,7 @@ pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
                 mtu: args.mtu,
                 ..NetworkSpec::default()
             };
-            let message = wire::change_request(&args.name, &spec, false);
+            let message = wire::change_request(&args.name, &spec, args.force);
             args.dir.admin()?.create_network(message).await.map_err(Failure::said)?;
             say(&format!("network {} created", args.name));
             Ok(())

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::DataDir;
 use super::report::{Exit, Failure, print};
-use crate::networks::{self, NetworkError, NetworkSpec};
+use crate::networks::{self, Force, NetworkError, NetworkSpec};
 use crate::server::{Server, ServerError, ServerOptions};
 use crate::store::any::AnyStore;
 use crate::store::embedded::EmbeddedStore;
@@ -220,7 +220,8 @@ async fn prepare(
     }
     for (name, spec) in specs {
         loop {
-            match networks::create(store, prefix, &name, &spec).await {
+            // Hosts that live in it may be there already: a store that was lost gets its networks back.
+            match networks::create(store, prefix, &name, &spec, Force::Yes).await {
                 Ok(_) => break tracing::info!(network = %name, "network created"),
                 Err(NetworkError::Exists(_)) => break,
                 Err(NetworkError::Store(_) | NetworkError::Busy(_)) => tokio::time::sleep(AGAIN).await,

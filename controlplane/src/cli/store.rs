@@ -87,7 +87,7 @@ pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
 }
 
 /// Of a server that is stopped.
-pub fn restore(args: &RestoreArgs) -> Result<(), Failure> {
+pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     // Opening it tells whether it is one.
     drop(EmbeddedStore::open_existing(&args.file).map_err(|error| {
         Failure::new(Exit::InvalidConfig, error.to_string()).hint("name a file that `controlplane backup` wrote")
@@ -96,16 +96,40 @@ pub fn restore(args: &RestoreArgs) -> Result<(), Failure> {
     let io = |error: std::io::Error| {
         Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error)
     };
+    crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
     if path.exists() {
         // Held by a server that runs.
         drop(open(&args.dir.data_dir)?);
-        std::fs::rename(&path, path.with_extension("redb.before")).map_err(io)?;
     }
-    crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
-    let bytes = std::fs::read(&args.file).map_err(io)?;
+    let bytes = put_back(&std::fs::read(&args.file).map_err(io)?, &path.with_extension("redb.scratch")).await?;
+    if path.exists() {
+        let before = path.with_extension("redb.before");
+        match std::fs::remove_file(&before) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        // There is a store at any time: a server that found none would begin with an empty one.
+        std::fs::hard_link(&path, &before).map_err(io)?;
+    }
     crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
     say(&format!("{} restored; what was there is beside it as store.redb.before", path.display()));
     Ok(())
+}
+
+/// `backup` as it is put back, by way of a file at `scratch`.
+async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
+    let failure = |error: String| Failure::new(Exit::InvalidConfig, error);
+    let io = |error: std::io::Error| failure(format!("cannot write {}", scratch.display())).caused_by(error);
+    crate::files::replace(scratch, backup, 0o600).map_err(io)?;
+    let marked = async {
+        let store = EmbeddedStore::open_existing(scratch).map_err(|error| failure(error.to_string()))?;
+        migrate::make_networks_anew(&store).await.map_err(|error| failure(error.to_string()))?;
+        drop(store);
+        std::fs::read(scratch).map_err(io)
+    };
+    let marked = marked.await;
+    std::fs::remove_file(scratch).map_err(io)?;
+    marked
 }
 
 /// Of a server that is stopped.
@@ -130,4 +154,45 @@ pub async fn etcd_roles(args: EtcdRolesArgs) -> Result<(), Failure> {
     let text = migrate::etcd_roles(&args.network, &args.etcd_prefix, args.node, &args.subnet)
         .map_err(|error| Failure::new(Exit::InvalidConfig, error))?;
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{KeyRange, Store, Txn, Write};
+
+    #[tokio::test]
+    async fn a_store_put_back_has_its_networks_made_anew_and_the_one_before_beside_it() {
+        const CONFIG: &str = "/coreos.com/network/config";
+        let dir = std::env::temp_dir().join(format!("flatnet-restore-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let data_dir = dir.join("data");
+        crate::files::create_dir(&data_dir, 0o700).unwrap();
+        let (path, file) = (data_dir.join(STORE_FILE), dir.join("backup"));
+        let put = |key: &str, value: &str| Txn {
+            when: Vec::new(),
+            then: vec![Write::Put { key: key.to_owned(), value: value.as_bytes().to_vec(), lease: None }],
+        };
+        let store = EmbeddedStore::open(&path).unwrap();
+        store.txn(put(CONFIG, r#"{"Network":"10.1.0.0/16"}"#)).await.unwrap();
+        let before = store.range(&KeyRange::key(CONFIG)).await.unwrap().kvs.remove(0);
+        store.backup(file.clone()).await.unwrap();
+        store.txn(put("/later", "")).await.unwrap();
+        drop(store);
+
+        restore(RestoreArgs { file, dir: DataDir { data_dir: data_dir.clone() } }).await.unwrap();
+        let store = open(&data_dir).unwrap();
+        let now = store.range(&KeyRange::key(CONFIG)).await.unwrap().kvs.remove(0);
+        assert_eq!(now.value, before.value);
+        assert!(now.create_revision > before.create_revision, "{now:?}");
+        assert!(store.range(&KeyRange::key("/later")).await.unwrap().kvs.is_empty());
+        let mut files: Vec<_> = std::fs::read_dir(&data_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, [STORE_FILE, "store.redb.before"]);
+        drop(store);
+        let beside = EmbeddedStore::open_existing(&path.with_extension("redb.before")).unwrap();
+        assert_eq!(beside.range(&KeyRange::key("/later")).await.unwrap().kvs.len(), 1);
+        drop(beside);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -37,7 +37,7 @@ impl Transport {
     pub fn channel(
         &self,
         server: &ServerAddress,
-        config: ClientConfig,
+        config: Arc<ClientConfig>,
         shown: Option<&CertificateDer<'static>>,
     ) -> Result<Channel, Box<dyn Error + Send + Sync>> {
         match self {
@@ -52,8 +52,8 @@ impl Transport {
 }
 
 /// A connection to `server`, made with the first call and again after it broke.
-pub fn tls(server: &ServerAddress, config: ClientConfig) -> Result<Channel, Box<dyn Error + Send + Sync>> {
-    let connector = TlsConnector::from(Arc::new(config));
+pub fn tls(server: &ServerAddress, config: Arc<ClientConfig>) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+    let connector = TlsConnector::from(config);
     let name = tls::server_name()?;
     let ServerAddress { host, port } = server.clone();
     // Only for the request's header; where it goes is the connector's.

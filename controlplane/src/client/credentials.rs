@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use flatnet_model::NodeId;
 use flatnet_proto::controlplane::v1 as proto;
@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::files;
-use crate::pki::{self, Holder, Identity, NODE_LIFETIME, PkiError};
+use crate::pki::{self, Holder, Identity, PkiError};
 use crate::tls::{self, Trust};
 
 /// The node's private key, in its state directory.
@@ -48,6 +48,8 @@ pub struct Credentials {
     certificate: CertificateDer<'static>,
     authority: CertificateDer<'static>,
     holder: Holder,
+    /// What they are to a connection: reading a key is work, and who is cut off connects a few times a second.
+    config: Arc<ClientConfig>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -96,7 +98,10 @@ impl Credentials {
         if pki::sha256(&key.subject_public_key_info()) != holder.key_hash {
             return Err(invalid("the certificate is for another key"));
         }
-        Ok(Self { key, certificate, authority, holder })
+        let der = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let config = tls::client(&Trust::Authority(authority.clone()), Some((certificate.clone(), der)))
+            .map_err(|error| CredentialsError::Invalid(error.to_string()))?;
+        Ok(Self { key, certificate, authority, holder, config })
     }
 
     /// What the authority answered to a request with `key`.
@@ -140,16 +145,10 @@ impl Credentials {
         self.holder.identity == Identity::Node(node)
     }
 
-    /// Whether the certificate has ended.
+    /// Whose the certificate is, and until when.
     #[must_use]
-    pub fn is_over(&self, now: SystemTime) -> bool {
-        self.holder.not_after <= now
-    }
-
-    /// Whether it is time to renew it: after a third of its life.
-    #[must_use]
-    pub fn is_due(&self, now: SystemTime) -> bool {
-        self.holder.not_after.duration_since(now).unwrap_or(Duration::ZERO) < NODE_LIFETIME * 2 / 3
+    pub fn holder(&self) -> &Holder {
+        &self.holder
     }
 
     /// The certificate.
@@ -158,9 +157,9 @@ impl Credentials {
     }
 
     /// A client that shows them.
-    pub fn client_config(&self) -> Result<ClientConfig, rustls::Error> {
-        let key = PrivatePkcs8KeyDer::from(self.key.serialize_der()).into();
-        tls::client(&Trust::Authority(self.authority.clone()), Some((self.certificate.clone(), key)))
+    #[must_use]
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
     }
 }
 

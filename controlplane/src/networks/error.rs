@@ -82,6 +82,16 @@ pub enum NetworkError {
         /// Their keys.
         leases: Vec<String>,
     },
+    /// Hosts use its range themselves.
+    #[error("network {name}: {ranges}: {count} hosts use a part of it themselves: {shown}", count = .hosts.len(), shown = first_few(.hosts))]
+    UsedByHosts {
+        /// The network.
+        name: NetworkName,
+        /// Its ranges that are new.
+        ranges: String,
+        /// Which hosts, and what they use.
+        hosts: Vec<String>,
+    },
     /// A peer's subnet overlaps a lease.
     #[error("network {name}: {subnets} overlaps {other}")]
     PeerOverlap {
@@ -114,6 +124,11 @@ pub enum NetworkError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl NetworkError {
+    /// What to do about [`NetworkError::UsedByHosts`].
+    pub const USED_BY_HOSTS_HINT: &'static str = "choose a range that no host uses; if those are only wider routes that lead elsewhere, --force: on a host the network's own routes win";
 }
 
 fn first_few(keys: &[String]) -> String {

@@ -15,7 +15,7 @@ fn spec(cidr: &str) -> NetworkSpec {
 }
 
 async fn make(store: &MemoryStore, network: &str, spec: &NetworkSpec) -> Result<NetworkInfo, NetworkError> {
-    create(store, FLANNEL_PREFIX, &name(network), spec).await
+    create(store, FLANNEL_PREFIX, &name(network), spec, Force::No).await
 }
 
 fn text(info: &NetworkInfo) -> &str {
@@ -26,6 +26,12 @@ async fn host(store: &MemoryStore, network: &str, subnet: &str) {
     let lease = store.lease_grant(Duration::from_secs(60)).await.unwrap();
     let key = NetworkKeys::new(&name(network), FLANNEL_PREFIX).lease(&subnet.parse().unwrap());
     store.put(key, r#"{"PublicIP":"192.168.33.1","BackendType":"host-gw"}"#, Some(lease));
+}
+
+/// A host that is there, and says what it uses itself.
+fn present(store: &MemoryStore, number: u128, more: &str) {
+    let record = format!(r#"{{"version":1,"name":"host{number}","nonce":"{number:032x}"{more}}}"#);
+    store.put(flatnet_model::keys::presence(flatnet_model::NodeId::new(number)), record, None);
 }
 
 fn peer() -> Publication {
@@ -72,6 +78,51 @@ async fn gre_networks_have_a_key_each_and_the_default_one_none() {
     let to_gre = NetworkSpec { backend: Some("gre".into()), ..NetworkSpec::default() };
     let moved = update(&store, FLANNEL_PREFIX, &name("grey"), &to_gre, Force::No).await.unwrap();
     assert!(text(&moved).contains(r#""Backend":{"Type":"gre","Key":4099}"#));
+}
+
+#[tokio::test]
+async fn a_range_that_hosts_use_themselves_is_refused_by_their_names_unless_forced() {
+    let store = MemoryStore::new();
+    // Of an earlier release; with nothing that clashes; with a route; with a resolver; with both families.
+    present(&store, 1, "");
+    present(&store, 2, r#","routes":["192.168.33.0/24","0.0.0.0/0"],"resolvers":["127.0.0.53"]"#);
+    present(&store, 3, r#","routes":["192.168.33.0/24","10.20.30.0/24"]"#);
+    present(&store, 4, r#","resolvers":["10.20.0.2"]"#);
+    present(&store, 5, r#","routes":["10.21.0.0/16","fd00:20::/32"]"#);
+    store.put("/flatnet/nodes/not-a-node", "garbage", None);
+    let error = make(&store, "blue", &spec("10.20.0.0/16")).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "network blue: 10.20.0.0/16: 2 hosts use a part of it themselves: \
+         host3 (00000000000000000000000000000003) has a route to 10.20.30.0/24, \
+         host4 (00000000000000000000000000000004) asks the resolver 10.20.0.2"
+    );
+    let six = NetworkSpec { cidr6: Some("fd00:20:1::/48".parse().unwrap()), ..NetworkSpec::default() };
+    let error = make(&store, "blue", &six).await.unwrap_err().to_string();
+    assert!(error.contains("host5") && error.contains("fd00:20::/32"), "{error}");
+    let written = store.dump();
+    assert!(!written.keys().any(|key| key.starts_with(b"/flatnet/networks/")), "nothing was written");
+    make(&store, "red", &spec("10.22.0.0/16")).await.unwrap();
+    create(&store, FLANNEL_PREFIX, &name("blue"), &spec("10.20.0.0/16"), Force::Yes).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_answers_only_for_the_range_it_brings() {
+    let store = MemoryStore::new();
+    make(&store, "blue", &spec("10.20.0.0/16")).await.unwrap();
+    // What hosts have in the range that is there already is theirs to say.
+    present(&store, 1, r#","routes":["10.20.30.0/24","10.0.0.0/8","10.40.0.0/24"]"#);
+    let mtu = NetworkSpec { mtu: Some(1400), ..NetworkSpec::default() };
+    update(&store, FLANNEL_PREFIX, &name("blue"), &mtu, Force::No).await.unwrap();
+    let change = |cidr: &str, force| {
+        let (store, spec) = (store.clone(), spec(cidr));
+        async move { update(&store, FLANNEL_PREFIX, &name("blue"), &spec, force).await }
+    };
+    assert!(change("10.20.0.0/15", Force::No).await.is_ok(), "what overlaps already is no news");
+    present(&store, 2, r#","routes":["10.40.0.0/24"]"#);
+    let error = change("10.40.0.0/16", Force::No).await.unwrap_err();
+    assert!(matches!(&error, NetworkError::UsedByHosts { hosts, .. } if hosts.len() == 1), "{error}");
+    change("10.40.0.0/16", Force::Yes).await.unwrap();
 }
 
 #[tokio::test]
@@ -206,13 +257,22 @@ async fn two_at_once_never_get_one_vni_and_a_lost_answer_is_no_failure() {
     for number in 0..5_u8 {
         let client = store.client();
         client.fault_next([
+            // Three reads of networks, one of hosts, the write.
+            Fault::None,
             Fault::None,
             Fault::None,
             Fault::None,
             if number == 0 { Fault::LoseReply } else { Fault::None },
         ]);
         tasks.spawn(async move {
-            create(&client, FLANNEL_PREFIX, &name(&format!("n{number}")), &spec(&format!("10.{number}.0.0/16"))).await
+            create(
+                &client,
+                FLANNEL_PREFIX,
+                &name(&format!("n{number}")),
+                &spec(&format!("10.{number}.0.0/16")),
+                Force::No,
+            )
+            .await
         });
     }
     for result in tasks.join_all().await {

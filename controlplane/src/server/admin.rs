@@ -10,7 +10,7 @@ use proto::admin_server::Admin;
 use tonic::{Request, Response, Status};
 
 use super::caller::{self, Peer};
-use super::{Context, node, registry, tokens};
+use super::{Context, registry, removal, tokens};
 use crate::networks::{self, Force, NetworkError, NetworkInfo};
 use crate::pki::{self, Identity};
 use crate::store::{KeyRange, Store, StoreError, Txn, Write};
@@ -81,7 +81,7 @@ impl<S: Store> AdminService<S> {
     async fn nodes(&self) -> Result<Vec<proto::NodeInfo>, Status> {
         let failed = |error: StoreError| refusal::store(&error);
         let all = networks::list(self.store(), &self.context.prefix).await.map_err(|error| refusal::network(&error))?;
-        let present = self.store().range(&KeyRange::prefix("/flatnet/nodes/")).await.map_err(failed)?.kvs;
+        let present = self.store().range(&KeyRange::prefix(keys::NODES)).await.map_err(failed)?.kvs;
         let known = self.context.registry.all();
         Ok(known
             .iter()
@@ -110,8 +110,8 @@ impl<S: Store> AdminService<S> {
         let failed = |error: StoreError| refusal::store(&error);
         // First: from here on it can write nothing that would have to be removed again.
         let known = registry::change(self.store(), id, |found| found.revoked = true).await.map_err(failed)?;
-        node::remove_leases(self.store(), &self.context.prefix, id).await?;
-        node::remove_presence(self.store(), id).await?;
+        removal::leases(self.store(), &self.context.prefix, id).await?;
+        removal::presence(self.store(), id).await?;
         if forget && known {
             let txn = Txn { when: Vec::new(), then: vec![Write::Delete(registry::key(id))] };
             self.store().txn(txn).await.map_err(failed)?;
@@ -127,7 +127,7 @@ impl<S: Store> AdminService<S> {
             return Err(Status::not_found(format!("no node {id} joined")));
         }
         if !undo {
-            node::remove_leases(self.store(), &self.context.prefix, id).await?;
+            removal::leases(self.store(), &self.context.prefix, id).await?;
         }
         Ok(proto::Nothing {})
     }
@@ -164,7 +164,7 @@ impl<S: Store> AdminService<S> {
     async fn status(&self) -> proto::ServerStatus {
         let context = &self.context;
         let all = networks::list(self.store(), &context.prefix).await;
-        let present = self.store().range(&KeyRange::prefix("/flatnet/nodes/")).await;
+        let present = self.store().range(&KeyRange::prefix(keys::NODES)).await;
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let reason = match (&all, &present) {
             (Err(error), _) => error.to_string(),
@@ -199,7 +199,8 @@ impl<S: Store> Admin for AdminService<S> {
         let message = request.into_inner();
         let result = async {
             let (name, spec) = (wire::network(&message.name)?, wire::spec(&message)?);
-            let made = networks::create(self.store(), &self.context.prefix, &name, &spec).await;
+            let force = if message.force { Force::Yes } else { Force::No };
+            let made = networks::create(self.store(), &self.context.prefix, &name, &spec, force).await;
             self.records(&self.info(made)?).await
         };
         self.noted(&peer, "create-network", &message.name, result.await)

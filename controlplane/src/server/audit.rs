@@ -5,12 +5,12 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use serde::Serialize;
 use tonic::Status;
 
 use super::caller::Peer;
+use crate::clock;
 
 /// The file is put aside as `audit.log.1` beyond this, in bytes: some 100,000 lines.
 const LIMIT: u64 = 16 * 1024 * 1024;
@@ -50,7 +50,7 @@ impl Audit {
             Err(status) => status.message(),
         };
         let line = Line {
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: humantime::format_rfc3339_millis(clock::now()).to_string(),
             who: peer.who(),
             from: peer.from(),
             action,

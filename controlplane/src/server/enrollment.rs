@@ -7,7 +7,7 @@ use proto::enrollment_server::Enrollment;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Context, caller, tokens};
-use crate::pki::{self, CSR_LIMIT, Identity, NODE_LIFETIME};
+use crate::pki::{self, CSR_LIMIT, Identity};
 use crate::store::Store;
 use crate::wire;
 
@@ -39,9 +39,9 @@ async fn join<S: Store>(context: &Context<S>, message: &proto::JoinRequest) -> R
     let too_long = || Status::invalid_argument("the certificate request is too long");
     let csr = Some(&message.csr).filter(|csr| csr.len() <= CSR_LIMIT).ok_or_else(too_long)?;
     // Signed first: a request that cannot be signed uses no token.
-    let credentials = context.issue(&Identity::Node(node), csr, NODE_LIFETIME)?;
+    let credentials = context.issue(&Identity::Node(node), csr, context.node_lifetime)?;
     let key_hash = pki::holder(&credentials.certificate).map(|holder| holder.key_hash).unwrap_or_default();
-    tokens::use_for(context.store.as_ref(), &message.token, node, &name, &key_hash).await?;
+    tokens::use_for(context.store.as_ref(), &context.line, &message.token, node, &name, &key_hash).await?;
     tracing::info!(%node, name, "node joined");
     Ok(credentials)
 }

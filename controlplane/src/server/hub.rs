@@ -3,30 +3,31 @@
 //! A hub holds the network's records and its last changes; a watcher holds only how far it got. So a slow watcher costs
 //! nothing but its connection: what it has not read is not kept for it, and when it is too far behind it gets a snapshot.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
 use flatnet_model::{NetworkName, Revision};
-use flatnet_proto::controlplane::v1 as proto;
 use futures::StreamExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::flannel::decode_change;
 use crate::plane::feed::{self, News, Position};
 use crate::random::{Backoff, OsRandom};
-use crate::store::{KeyValue, RangeReply, Store, StoreError, WatchBatch, WatchEvent};
-use crate::wire;
+use crate::store::{RangeReply, Store, StoreError, WatchBatch};
 
-/// Changes kept for watchers that were away: some minutes of a large fleet's, 600 bytes each.
-const HISTORY: usize = 10_000;
-/// Records in one part of a snapshot: 600 KB, well under what a client takes.
-const PART: usize = 1000;
+mod state;
+mod watcher;
+
+use state::State;
+pub use watcher::Watcher;
+
 /// How long a store may be away before watchers are told: an election takes 1 to 2 s, and none of them needs to know.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a call waits for a network to be read.
+pub const FIRST_READ: Duration = Duration::from_secs(2);
 /// Networks followed at a time.
 const HUBS: usize = 512;
 
@@ -42,27 +43,9 @@ pub struct Hub {
     state: Mutex<State>,
     /// Sent anew whenever there may be something for watchers.
     changed: watch::Sender<u64>,
+    /// Told when somebody knows of a later revision: a store says how far it is only with a change.
+    behind: Arc<Notify>,
     task: Mutex<Option<tokio::task::AbortHandle>>,
-}
-
-#[derive(Default)]
-struct State {
-    records: BTreeMap<Vec<u8>, KeyValue>,
-    /// The same, read.
-    network: NetworkState,
-    revision: Revision,
-    /// Changes after `history_from`, in order.
-    history: VecDeque<Arc<proto::Batch>>,
-    history_len: usize,
-    history_from: Revision,
-    /// Another store, or the same one put back: what watchers know of the one before counts for nothing.
-    epoch: u64,
-    /// Whether there is anything yet.
-    loaded: bool,
-    /// Since when the store is away, and why.
-    lost: Option<(Instant, String)>,
-    /// The records as parts of a snapshot, made once for all that want it.
-    snapshot: Option<Arc<Vec<proto::WatchReply>>>,
 }
 
 impl<S: Store> Hubs<S> {
@@ -83,8 +66,9 @@ impl<S: Store> Hubs<S> {
         }
         let hub = Arc::new(Hub {
             prefix: keys.all(),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(keys)),
             changed: watch::Sender::new(0),
+            behind: Arc::default(),
             task: Mutex::default(),
         });
         let task = tokio::spawn(follow(Arc::clone(&self.store), keys.clone(), Arc::downgrade(&hub)));
@@ -112,13 +96,12 @@ impl Drop for Hub {
 async fn follow<S: Store>(store: Arc<S>, keys: NetworkKeys, hub: Weak<Hub>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(700));
     loop {
-        let position = match hub.upgrade() {
-            Some(hub) => hub.position(&keys),
-            None => return,
-        };
         let began = Instant::now();
-        let error = session(store.as_ref(), &keys, position, &hub).await;
-        let Some(error) = error else { return };
+        let error = match session(store.as_ref(), &keys, &hub).await {
+            End::Unwatched => return,
+            End::Behind => continue,
+            End::Broken(error) => error,
+        };
         if began.elapsed() > Duration::from_secs(2) {
             backoff.reset();
         }
@@ -129,30 +112,42 @@ async fn follow<S: Store>(store: Arc<S>, keys: NetworkKeys, hub: Weak<Hub>) {
     }
 }
 
-/// Follows until something breaks; `None`: nobody holds the hub any more.
-async fn session<S: Store>(
-    store: &S,
-    keys: &NetworkKeys,
-    position: Option<Position>,
-    hub: &Weak<Hub>,
-) -> Option<StoreError> {
-    let mut feed = match feed::open(store, keys, position).await {
+/// Why a session ended.
+enum End {
+    /// Nobody holds the hub any more.
+    Unwatched,
+    /// Somebody knows of a later revision: reading the store again tells what became of this network up to it.
+    Behind,
+    /// The store was lost.
+    Broken(StoreError),
+}
+
+/// Follows until something ends that.
+async fn session<S: Store>(store: &S, keys: &NetworkKeys, hub: &Weak<Hub>) -> End {
+    let Some(behind) = hub.upgrade().map(|hub| Arc::clone(&hub.behind)) else { return End::Unwatched };
+    let mut feed = match feed::open(store, keys).await {
         Ok(feed) => feed,
-        Err(error) => return Some(error),
+        Err(error) => return End::Broken(error),
     };
     loop {
-        let news = match feed.next().await {
+        let news = tokio::select! {
+            biased;
+            news = feed.next() => news,
+            () = behind.notified() => return End::Behind,
+        };
+        let news = match news {
             Some(Ok(news)) => news,
-            Some(Err(error)) => return Some(error),
+            Some(Err(error)) => return End::Broken(error),
             None => {
                 let reason = "the watch ended".to_owned();
-                return Some(StoreError::Unavailable { endpoint: "store".to_owned(), reason });
+                return End::Broken(StoreError::Unavailable { endpoint: "store".to_owned(), reason });
             }
         };
-        let hub = hub.upgrade()?;
+        let Some(hub) = hub.upgrade() else { return End::Unwatched };
         match news {
-            News::Snapshot(reply) => hub.replace(keys, reply),
-            News::Resumed => hub.modify(|_| {}),
+            News::Snapshot(reply) => hub.read(keys, reply),
+            // A store itself never says so.
+            News::Resumed => {}
             News::Batch(batch) => hub.apply(keys, &batch),
         }
     }
@@ -177,74 +172,28 @@ impl Hub {
             let mut state = self.lock();
             let since = state.lost.as_ref().map_or_else(Instant::now, |(since, _)| *since);
             state.lost = Some((since, error.to_string()));
-            if matches!(error, StoreError::Compacted(_)) {
-                // What is here cannot be led on from.
-                state.loaded = false;
-            }
         }
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Where to go on in the store.
-    fn position(&self, keys: &NetworkKeys) -> Option<Position> {
-        let state = self.lock();
-        let config = state.records.get(keys.config().as_bytes());
-        let newest = state.network.leases.values().max_by_key(|lease| lease.mod_revision);
-        state.loaded.then(|| Position {
-            revision: state.revision,
-            config_created: config.map_or(0, |kv| kv.create_revision),
-            newest: newest.map(|lease| (lease.subnets, lease.create_revision, lease.mod_revision)),
-        })
-    }
-
-    fn replace(&self, keys: &NetworkKeys, reply: RangeReply) {
-        self.modify(|state| {
-            let went_back = reply.revision < state.revision;
-            state.epoch += u64::from(state.loaded && went_back);
-            state.network = NetworkState { revision: reply.revision, ..NetworkState::default() };
-            state.records.clear();
-            for kv in reply.kvs {
-                if let Some(change) = decode_change(keys, &WatchEvent::Put(kv.clone())) {
-                    state.network.apply(change);
-                }
-                state.records.insert(kv.key.clone(), kv);
-            }
-            state.revision = reply.revision;
-            (state.history, state.history_len, state.history_from) = (VecDeque::new(), 0, reply.revision);
-            state.snapshot = None;
-            state.loaded = true;
-        });
+    /// Takes a whole reading of the store: as what changed since, if it is the store it was, so that watchers need no
+    /// snapshot only because this server had to connect again.
+    fn read(&self, keys: &NetworkKeys, reply: RangeReply) {
+        let changes = self.lock().changes_to(keys, &reply);
+        match changes {
+            Some(changes) if changes.events.is_empty() => self.modify(|state| state.revision = changes.revision),
+            Some(changes) => self.apply(keys, &changes),
+            None => self.modify(|state| state.replace(keys, reply)),
+        }
     }
 
     fn apply(&self, keys: &NetworkKeys, batch: &WatchBatch) {
         if batch.events.is_empty() {
             // Only how far the store is.
             self.lock().revision = batch.revision;
-            return;
+        } else {
+            self.modify(|state| state.apply(keys, batch));
         }
-        self.modify(|state| {
-            for event in &batch.events {
-                if let Some(change) = decode_change(keys, event) {
-                    state.network.apply(change);
-                }
-                match event {
-                    WatchEvent::Put(kv) => drop(state.records.insert(kv.key.clone(), kv.clone())),
-                    WatchEvent::Delete { key, .. } => drop(state.records.remove(key)),
-                }
-            }
-            state.revision = batch.revision;
-            state.network.revision = batch.revision;
-            state.snapshot = None;
-            let changes: Vec<_> = batch.events.iter().filter_map(|event| wire::change(&self.prefix, event)).collect();
-            state.history_len += changes.len();
-            state.history.push_back(Arc::new(proto::Batch { changes, revision: batch.revision }));
-            while state.history_len > HISTORY
-                && let Some(oldest) = state.history.pop_front()
-            {
-                state.history_len -= oldest.changes.len();
-                state.history_from = oldest.revision;
-            }
-        });
     }
 
     /// Looks at the network as it is; `None`: the store has not been read yet, or is away for longer than a moment.
@@ -256,158 +205,39 @@ impl Hub {
 
     /// Waits until the network has been read, at least as of `revision`.
     pub async fn ready(&self, revision: Revision, limit: Duration) -> bool {
+        /// What a change takes from the store to here, many times over.
+        const ON_ITS_WAY: Duration = Duration::from_millis(200);
         let mut changed = self.changed.subscribe();
         let ready = async {
             loop {
-                {
+                let is_followed = {
                     let state = self.lock();
-                    if state.loaded && state.lost.is_none() && state.revision >= revision {
+                    let is_followed = state.loaded && state.lost.is_none();
+                    if is_followed && state.revision >= revision {
                         return true;
                     }
-                }
+                    is_followed
+                };
                 // The revision moves without a change too.
-                let _ = tokio::time::timeout(Duration::from_millis(200), changed.changed()).await;
+                let waited = tokio::time::timeout(ON_ITS_WAY, changed.changed()).await;
+                if is_followed && waited.is_err() {
+                    self.behind.notify_one();
+                }
             }
         };
         tokio::time::timeout(limit, ready).await.unwrap_or(false)
     }
 
-    /// A watcher that goes on after `position` if that leads on from here, else begins with a snapshot.
-    pub fn watch(self: &Arc<Self>, keys: &NetworkKeys, position: Option<&Position>) -> Watcher {
+    /// A watcher that goes on after `position` if the same records were held here by then, else begins with a snapshot.
+    pub fn watch(self: &Arc<Self>, position: Option<&Position>) -> Watcher {
         let changed = self.changed.subscribe();
         let seen = position.and_then(|position| {
             let state = self.lock();
-            let leads_on = state.loaded && leads_on(&state, keys, position) && position.revision >= state.history_from;
-            leads_on.then_some((state.epoch, position.revision))
+            (state.held_by(position.revision) == Some(position.contents)).then_some((state.epoch, position.revision))
         });
         let resumed = seen.is_some();
-        Watcher { hub: Arc::clone(self), changed, seen, resumed, parts: None, batches: VecDeque::new() }
+        Watcher { hub: Arc::clone(self), changed, seen, resumed, parts: None, changes: None, sent: None }
     }
-}
-
-/// As [`feed::leads_on`], on what is here.
-fn leads_on(state: &State, keys: &NetworkKeys, position: &Position) -> bool {
-    let created = state.records.get(keys.config().as_bytes()).map_or(0, |kv| kv.create_revision);
-    let newest = position.newest.is_none_or(|(subnets, created, modified)| {
-        let found = state.records.get(keys.lease(&subnets).as_bytes());
-        found.is_some_and(|kv| (kv.create_revision, kv.mod_revision) == (created, modified))
-    });
-    state.revision >= position.revision && created == position.config_created && newest
-}
-
-/// How far one watcher got.
-pub struct Watcher {
-    hub: Arc<Hub>,
-    changed: watch::Receiver<u64>,
-    /// Epoch and revision; `None`: nothing yet.
-    seen: Option<(u64, Revision)>,
-    /// Whether it is still to be told that it missed nothing.
-    resumed: bool,
-    /// A snapshot being sent, and the next part.
-    parts: Option<(Arc<Vec<proto::WatchReply>>, usize)>,
-    /// Changes being sent.
-    batches: VecDeque<Arc<proto::Batch>>,
-}
-
-impl Watcher {
-    /// What comes next; `Err`: the store is away, and why.
-    pub async fn next(&mut self) -> Result<proto::WatchReply, String> {
-        loop {
-            if let Some((parts, next)) = &mut self.parts {
-                if let Some(part) = parts.get(*next) {
-                    *next += 1;
-                    return Ok(part.clone());
-                }
-                self.parts = None;
-            }
-            if std::mem::take(&mut self.resumed) {
-                return Ok(reply(proto::watch_reply::News::Resumed(proto::Nothing {})));
-            }
-            if let Some(batch) = self.batches.pop_front() {
-                return Ok(reply(proto::watch_reply::News::Batch(batch.as_ref().clone())));
-            }
-            self.changed.mark_unchanged();
-            let wait = match self.take() {
-                Taken::Something => continue,
-                Taken::Nothing => Duration::from_secs(3600),
-                Taken::Away { since, reason } => match PATIENCE.checked_sub(since.elapsed()) {
-                    Some(left) if !left.is_zero() => left,
-                    _ => return Err(reason),
-                },
-            };
-            // Ends with the hub, which this holds.
-            let _ = tokio::time::timeout(wait, self.changed.changed()).await;
-        }
-    }
-
-    /// Takes what there is for this watcher.
-    fn take(&mut self) -> Taken {
-        /// Changes taken at a time: what is not taken stays with the hub.
-        const BATCHES: usize = 64;
-        let hub = Arc::clone(&self.hub);
-        let mut state = hub.lock();
-        if let Some((since, reason)) = &state.lost {
-            return Taken::Away { since: *since, reason: reason.clone() };
-        }
-        if !state.loaded {
-            return Taken::Nothing;
-        }
-        match self.seen {
-            Some((epoch, revision)) if epoch == state.epoch && revision >= state.history_from => {
-                let start = state.history.partition_point(|batch| batch.revision <= revision);
-                self.batches.extend(state.history.range(start..).take(BATCHES).cloned());
-                match self.batches.back() {
-                    Some(last) => {
-                        self.seen = Some((epoch, last.revision));
-                        Taken::Something
-                    }
-                    None => Taken::Nothing,
-                }
-            }
-            _ => {
-                self.seen = Some((state.epoch, state.revision));
-                self.resumed = false;
-                self.parts = Some((state.snapshot(&hub.prefix), 0));
-                Taken::Something
-            }
-        }
-    }
-}
-
-enum Taken {
-    Something,
-    Nothing,
-    Away { since: Instant, reason: String },
-}
-
-impl State {
-    fn snapshot(&mut self, prefix: &str) -> Arc<Vec<proto::WatchReply>> {
-        if let Some(made) = &self.snapshot {
-            return Arc::clone(made);
-        }
-        let records: Vec<_> = self.records.values().filter_map(|kv| wire::record(prefix, kv)).collect();
-        let made = Arc::new(snapshot_parts(records, self.revision));
-        self.snapshot = Some(Arc::clone(&made));
-        made
-    }
-}
-
-/// A snapshot in parts; at least one.
-fn snapshot_parts(mut records: Vec<proto::Record>, revision: Revision) -> Vec<proto::WatchReply> {
-    let mut parts = Vec::new();
-    loop {
-        let rest = records.split_off(records.len().min(PART));
-        let more = !rest.is_empty();
-        parts.push(reply(proto::watch_reply::News::Snapshot(proto::Snapshot { records, revision, more })));
-        if !more {
-            return parts;
-        }
-        records = rest;
-    }
-}
-
-fn reply(news: proto::watch_reply::News) -> proto::WatchReply {
-    proto::WatchReply { news: Some(news) }
 }
 
 #[cfg(test)]

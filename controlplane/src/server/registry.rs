@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use flatnet_model::NodeId;
 use flatnet_proto::controlplane::v1::{Refusal, refusal::Kind};
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use super::keys::NODES;
+use crate::clock;
 use crate::pki::unix_seconds;
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, WatchEvent, Write};
 use crate::wire::refusal;
@@ -47,7 +48,7 @@ impl Registration {
     /// Of a node that joins now.
     #[must_use]
     pub fn new(name: &str, key_hash: &str) -> Self {
-        let joined = unix_seconds(SystemTime::now());
+        let joined = unix_seconds(clock::now());
         Self {
             version: VERSION,
             name: name.to_owned(),
@@ -85,11 +86,14 @@ pub type Known = BTreeMap<NodeId, Arc<Registration>>;
 pub struct Registry {
     /// `None`: not read yet.
     known: watch::Sender<Option<Arc<Known>>>,
+    /// Sent anew when somebody's rights may have ended: whoever serves a thousand watches need not look at each of them when
+    /// one more node joins.
+    cut: watch::Sender<u64>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { known: watch::Sender::new(None) }
+        Self { known: watch::Sender::new(None), cut: watch::Sender::new(0) }
     }
 }
 
@@ -110,27 +114,52 @@ impl Registry {
         let range = KeyRange::prefix(NODES);
         let reply = store.range(&range).await?;
         let mut known: Known = reply.kvs.iter().filter_map(entry).collect();
-        self.known.send_replace(Some(Arc::new(known.clone())));
+        self.learn(&known, true);
         let mut watch = store.watch(&range, reply.revision + 1).await?;
         while let Some(batch) = watch.next().await {
+            let mut may_be_cut = false;
             for event in batch?.events {
                 match event {
-                    WatchEvent::Put(kv) => known.extend(entry(&kv)),
+                    WatchEvent::Put(kv) => {
+                        if let Some((node, now)) = entry(&kv) {
+                            let before = known.insert(node, Arc::clone(&now));
+                            may_be_cut |=
+                                now.revoked || before.is_some_and(|before| before.key_sha256 != now.key_sha256);
+                        }
+                    }
                     WatchEvent::Delete { key, .. } => {
                         let node = node_of(&key);
                         known.retain(|known, _| Some(*known) != node);
                     }
                 }
             }
-            self.known.send_replace(Some(Arc::new(known.clone())));
+            self.learn(&known, may_be_cut);
         }
         Ok(())
     }
 
-    /// News of any of them.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Known>>> {
-        self.known.subscribe()
+    fn learn(&self, known: &Known, may_be_cut: bool) {
+        self.known.send_replace(Some(Arc::new(known.clone())));
+        if may_be_cut {
+            self.cut.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    /// Waits until the rights of a node with a certificate for `key_hash` have ended.
+    pub async fn cut(&self, node: NodeId, key_hash: &str) {
+        let mut news = self.cut.subscribe();
+        loop {
+            let is_cut = {
+                let known = self.known.borrow();
+                let found = known.as_ref().and_then(|known| known.get(&node));
+                found.is_some_and(|found| found.revoked || found.key_sha256 != key_hash)
+            };
+            if is_cut {
+                return;
+            }
+            // Its sender is here.
+            let _ = news.changed().await;
+        }
     }
 
     /// All of them.
@@ -181,10 +210,17 @@ pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_h
     store.txn(txn).await.map(drop)
 }
 
-/// Whether a node gets no leases: by the store itself, which knows before its followers do.
-pub async fn is_drained<S: Store>(store: &S, node: NodeId) -> Result<bool, StoreError> {
-    let found = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next();
-    Ok(found.and_then(|kv| Registration::decode(&kv.value)).is_some_and(|found| found.drained))
+/// Whether a node may hold leases: by the store itself, which knows before its followers do.
+pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Status> {
+    let reply = store.range(&KeyRange::key(&key(node))).await.map_err(|error| refusal::store(&error))?;
+    match reply.kvs.first().and_then(|kv| Registration::decode(&kv.value)) {
+        Some(found) if found.revoked => Err(revoked(node)),
+        Some(found) if found.drained => Err(refusal::not_allowed(
+            "this node is drained: it gets no subnets",
+            "an administrator did that: controlplane node drain --undo ends it",
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Changes a node's registration; whether it is known.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -17,6 +18,7 @@ use tonic::transport::server::Connected;
 use super::audit::Audit;
 use super::caller::Peer;
 use super::{Context, PKI, ServerError, grpc, probe, routes};
+use crate::clock;
 use crate::pki::{self, Authority};
 use crate::store::Store;
 
@@ -40,20 +42,27 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts one; those that share `dir` share its authority.
-    pub async fn start<S: Store>(store: Arc<S>, prefix: &str, dir: &Path) -> std::result::Result<Self, ServerError> {
+    /// Starts one that gives nodes certificates for `node_lifetime`; those that share `dir` share its authority.
+    pub async fn start<S: Store>(
+        store: Arc<S>,
+        prefix: &str,
+        dir: &Path,
+        node_lifetime: Duration,
+    ) -> std::result::Result<Self, ServerError> {
         let io = |source| ServerError::Io { path: dir.to_owned(), source };
         crate::files::create_dir(dir, 0o700).map_err(io)?;
         let authority = Authority::open(&dir.join(PKI))?;
         let ca_hash = authority.hash();
         let audit = Audit::open(dir).map_err(io)?;
-        let context = Arc::new(Context::new(store, "memory", prefix.to_owned(), authority, audit));
+        let context = Context::new(store, "memory", prefix.to_owned(), authority, audit);
+        let context = Arc::new(Context { node_lifetime, ..context });
         let mut tasks = JoinSet::new();
         let (registry, store) = (Arc::clone(&context.registry), Arc::clone(&context.store));
         tasks.spawn(async move { registry.run(store).await });
         tasks.spawn(probe(Arc::clone(&context)));
         let (incoming, connections) = mpsc::channel(READY);
-        let serving = grpc().add_routes(routes(&context).await?).serve_with_incoming(ReceiverStream::new(connections));
+        let routes = routes(&context).await.prepare();
+        let serving = grpc().add_routes(routes).serve_with_incoming(ReceiverStream::new(connections));
         // Ends with the simulation's connections.
         tasks.spawn(async move { drop(serving.await) });
         Ok(Self { incoming, ca_hash, _tasks: tasks })
@@ -65,13 +74,17 @@ impl Replica {
         &self.ca_hash
     }
 
-    /// Takes a connection; whether there was room for it.
+    /// Takes a connection; whether there was room for it, and the certificate shown is good, which TLS looks at.
     #[must_use]
     pub fn accept(&self, stream: DuplexStream, from: Stranger) -> bool {
         let peer = match from {
             Stranger::Local => Peer::Local,
             Stranger::Host(address, shown) => {
-                Peer::Remote { address, holder: shown.and_then(|certificate| pki::holder(&certificate)) }
+                let holder = shown.and_then(|certificate| pki::holder(&certificate));
+                if holder.as_ref().is_some_and(|holder| holder.is_over(clock::now())) {
+                    return false;
+                }
+                Peer::Remote { address, holder }
             }
         };
         self.incoming.try_send(Ok(Connection { stream, peer })).is_ok()

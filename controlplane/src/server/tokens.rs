@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use flatnet_model::NodeId;
+use flatnet_model::{EtcdLease, NodeId, Revision};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::keys::TOKENS;
 use super::registry::{self, Registration};
+use crate::clock;
 use crate::pki::{sha256, unix_seconds};
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 use crate::wire::refusal;
@@ -24,9 +25,7 @@ const ID_BYTES: usize = 5;
 const SECRET_BYTES: usize = 20;
 /// The longest token looked at, in bytes.
 const LIMIT: usize = 128;
-/// Keys that used a token and may ask again with it, should an answer have been lost.
-const REMEMBERED: usize = 64;
-/// How often a use is tried while others use the same token: a whole fleet may start with one.
+/// How often a use is tried while other replicas use the same token: a whole fleet may start with one.
 const ATTEMPTS: u32 = 50;
 
 /// A token as it is stored.
@@ -42,9 +41,6 @@ pub struct TokenRecord {
     /// For this node only, which may come with another key.
     #[serde(default)]
     pub node: Option<NodeId>,
-    /// The keys that used it last.
-    #[serde(default)]
-    used_by: Vec<String>,
 }
 
 /// A new token: its id, the whole of it, and its record.
@@ -75,9 +71,9 @@ pub async fn create<S: Store>(
     random(&mut id)?;
     random(&mut secret)?;
     let (id, secret) = (hex(&id), hex(&secret));
-    let expires = unix_seconds(SystemTime::now() + ttl);
+    let expires = unix_seconds(clock::now() + ttl);
     let secret_sha256 = sha256(secret.as_bytes());
-    let record = TokenRecord { version: VERSION, secret_sha256, expires, uses_left: uses, node, used_by: Vec::new() };
+    let record = TokenRecord { version: VERSION, secret_sha256, expires, uses_left: uses, node };
     let lease = store.lease_grant(ttl).await?;
     let key = format!("{TOKENS}{id}");
     let value = serde_json::to_vec(&record).unwrap_or_default();
@@ -111,64 +107,101 @@ pub async fn revoke<S: Store>(store: &S, id: &str) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Uses `token` for `node`, which comes with the key of `key_hash`: registers the node in the same transaction.
-pub async fn use_for<S: Store>(store: &S, token: &str, node: NodeId, name: &str, key_hash: &str) -> Result<(), Status> {
-    // Whatever is wrong with a token is said in the same words: nobody learns which ids there are.
-    let bad = || Status::new(Code::Unauthenticated, "the token is not valid: wrong, used up, or over");
-    let (id, secret) = token.split_once('.').filter(|_| token.len() <= LIMIT).ok_or_else(bad)?;
-    if id.len() != 2 * ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(bad());
-    }
-    let key = format!("{TOKENS}{id}");
-    for _ in 0..ATTEMPTS {
-        let found = store.range(&KeyRange::key(&key)).await.map_err(|error| refusal::store(&error))?.kvs;
-        let found = found.into_iter().next();
+/// Where those wait that have a good token, each for the one before to have used it, and what that one left: a fleet that
+/// starts with one token would else contend for its record, and read it anew for each node.
+pub type Line = tokio::sync::Mutex<Option<Found>>;
+
+/// A token as it is in the store.
+#[derive(Clone, Debug)]
+pub struct Found {
+    id: String,
+    record: TokenRecord,
+    lease: Option<EtcdLease>,
+    revision: Revision,
+}
+
+impl Found {
+    /// The one that `token` names, if that has its secret, and the time is not over, and it is one for `node`.
+    async fn read<S: Store>(store: &S, token: &str, node: NodeId) -> Result<Self, Status> {
+        let (id, secret) = token.split_once('.').filter(|_| token.len() <= LIMIT).ok_or_else(bad)?;
+        if id.len() != 2 * ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let found = store.range(&KeyRange::key(&format!("{TOKENS}{id}"))).await;
+        let found = found.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
         let record = found.as_ref().and_then(|kv| serde_json::from_slice::<TokenRecord>(&kv.value).ok());
         // Compared also when there is none, so that both take the same time.
         let expected = record.as_ref().map_or_else(|| sha256(b""), |record| record.secret_sha256.clone());
         let matches = is_same(&expected, &sha256(secret.as_bytes()));
-        let (Some(kv), Some(mut record), true) = (found, record, matches) else { return Err(bad()) };
-        let again = record.used_by.iter().any(|used| used == key_hash);
+        let (Some(kv), Some(record), true) = (found, record, matches) else { return Err(bad()) };
         let for_node = record.node.is_none_or(|only| only == node);
-        if record.expires <= unix_seconds(SystemTime::now()) || !for_node || (record.uses_left == 0 && !again) {
+        if record.expires <= unix_seconds(clock::now()) || !for_node {
             return Err(bad());
         }
-        let known = registration(store, node).await?;
+        Ok(Self { id: id.to_owned(), record, lease: kv.lease, revision: kv.mod_revision })
+    }
+}
+
+/// Whatever is wrong with a token is said in the same words: nobody learns which ids there are.
+fn bad() -> Status {
+    Status::new(Code::Unauthenticated, "the token is not valid: wrong, used up, or over")
+}
+
+/// Uses `token` for `node`, which comes with the key of `key_hash`: registers the node in the same transaction. Whose token is
+/// good waits in `line` while others use theirs; whose is not keeps nobody waiting.
+pub async fn use_for<S: Store>(
+    store: &S,
+    line: &Line,
+    token: &str,
+    node: NodeId,
+    name: &str,
+    key_hash: &str,
+) -> Result<(), Status> {
+    let mut found = Found::read(store, token, node).await?;
+    let mut known = registration(store, node).await?;
+    let mut before = line.lock().await;
+    if let Some(left) = before.take().filter(|left| left.id == found.id && left.revision > found.revision) {
+        found = left;
+    }
+    for _ in 0..ATTEMPTS {
         if let Some((_, registered)) = &known {
-            if registered.revoked && record.node.is_none() {
+            let is_same_key = registered.key_sha256 == key_hash;
+            if is_same_key && !registered.revoked {
+                // The answer was lost: that takes no second use.
+                return Ok(());
+            }
+            if registered.revoked && found.record.node.is_none() {
                 return Err(registry::revoked(node));
             }
-            if registered.key_sha256 != key_hash && record.node.is_none() {
+            if !is_same_key && found.record.node.is_none() {
                 return Err(refusal::not_allowed(
                     format!("node {node} joined with another key before"),
                     "if its state was lost: controlplane node rm, or a token for it: controlplane token create --node",
                 ));
             }
         }
-        if !again {
-            record.uses_left -= 1;
-            record.used_by.push(key_hash.to_owned());
-            let beyond = record.used_by.len().saturating_sub(REMEMBERED);
-            record.used_by.drain(..beyond);
-        }
-        let node_key = registry::key(node);
+        found.record.uses_left = found.record.uses_left.checked_sub(1).ok_or_else(bad)?;
+        let (key, node_key) = (format!("{TOKENS}{}", found.id), registry::key(node));
         let txn = Txn {
             when: vec![
-                Compare::ModRevision(key.clone(), kv.mod_revision),
+                Compare::ModRevision(key.clone(), found.revision),
                 Compare::ModRevision(node_key.clone(), known.map_or(0, |(revision, _)| revision)),
             ],
             then: vec![
-                Write::Put {
-                    key: key.clone(),
-                    value: serde_json::to_vec(&record).unwrap_or_default(),
-                    lease: kv.lease,
-                },
+                Write::Put { key, value: serde_json::to_vec(&found.record).unwrap_or_default(), lease: found.lease },
                 Write::Put { key: node_key, value: Registration::new(name, key_hash).encode(), lease: None },
             ],
         };
         match store.txn(txn).await {
-            Ok(TxnReply::Done(_)) => return Ok(()),
-            Ok(TxnReply::Refused(_)) => {}
+            Ok(TxnReply::Done(revision)) => {
+                *before = Some(Found { revision, ..found });
+                return Ok(());
+            }
+            // Another replica's use, or a token that was revoked.
+            Ok(TxnReply::Refused(_)) => {
+                found = Found::read(store, token, node).await?;
+                known = registration(store, node).await?;
+            }
             Err(StoreError::LeaseGone(_)) => return Err(bad()),
             Err(error) => return Err(refusal::store(&error)),
         }

@@ -41,8 +41,17 @@ fn a_view_reads_back_as_it_was_but_for_its_source() {
 fn what_was_kept_from_before_a_wipe_is_still_kept() {
     let mut suspect = view();
     let kept = BTreeSet::from(["10.100.2.0-24".parse().unwrap()]);
-    suspect.suspect = Some(Suspect { reason: "went back".into(), kept, kept_config: false, revision_went_back: true });
+    suspect.suspect = Some(Suspect { reason: "went back".into(), kept, kept_config: false, sign: Sign::Revision });
     assert_eq!(decode(&keys(), &encode(&keys(), &suspect)).unwrap().suspect, suspect.suspect);
+}
+
+/// Whoever is started takes what the store has: leases only missing are kept by those who were there.
+#[test]
+fn what_is_only_missing_is_not_kept_over_a_restart() {
+    let mut missing = view();
+    let kept = BTreeSet::from(["10.100.2.0-24".parse().unwrap()]);
+    missing.suspect = Some(Suspect { reason: "missing".into(), kept, kept_config: false, sign: Sign::Missing });
+    assert_eq!(decode(&keys(), &encode(&keys(), &missing)).unwrap().suspect, None);
 }
 
 #[test]

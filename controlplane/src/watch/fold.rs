@@ -7,7 +7,7 @@ use flatnet_model::state::{Change, ConfigState, NetworkState};
 use flatnet_model::{Lease, NodeId, SubnetKey};
 use ipnet::IpNet;
 
-use super::{NetworkView, Source, Suspect};
+use super::{NetworkView, Sign, Source, Suspect};
 use crate::flannel::{decode_change, decode_config, lease_name, show_key};
 use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
 
@@ -15,7 +15,8 @@ use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
 pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &RangeReply) {
     let config = reply.kvs.iter().find(|kv| kv.key == keys.config().as_bytes());
     let went_back = went_back(keys, view, reply, config);
-    let revision_went_back = view.source != Source::None && reply.revision < view.state.revision;
+    // Whoever was started meanwhile takes what it finds.
+    let followed_before = view.source == Source::Store;
     let mut state = NetworkState { revision: reply.revision, ..NetworkState::default() };
     for kv in &reply.kvs {
         match decode_change(keys, &WatchEvent::Put(kv.clone())) {
@@ -42,43 +43,53 @@ pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &Range
     } else {
         set_config(view, config);
     }
-    let kept = match (&went_back, &known) {
-        (None, None) => return,
-        (Some(_), _) => missing(&before, &view.state, |_| true),
-        (None, Some(known)) => missing(&before, &view.state, |subnets| known.kept.contains(subnets)),
+    let sure = went_back.is_some() || known.as_ref().is_some_and(|known| known.sign > Sign::Missing);
+    let kept = match &known {
+        _ if sure || followed_before => missing(&before, &view.state, |_| true),
+        Some(known) => missing(&before, &view.state, |subnets| known.kept.contains(subnets)),
+        None => return,
     };
-    let revision_went_back = revision_went_back || known.as_ref().is_some_and(|known| known.revision_went_back);
-    let reason = went_back.or(known.map(|known| known.reason)).unwrap_or_default();
+    let (sign, reason) = match (went_back, known) {
+        (Some((sign, reason)), known) => (known.map_or(sign, |known| known.sign.max(sign)), reason),
+        (None, Some(known)) => (known.sign, known.reason),
+        (None, None) => (Sign::Missing, "the store lacks leases that nobody was seen to give up".to_owned()),
+    };
     for subnets in &kept {
         if let Some(lease) = before.leases.get(subnets) {
             view.state.leases.insert(*subnets, lease.clone());
         }
     }
-    view.suspect = Some(Suspect { reason, kept, kept_config, revision_went_back });
+    view.suspect = Some(Suspect { reason, kept, kept_config, sign });
     clear_if_settled(view);
 }
 
 /// Why the store seems not to be the one we knew, or to have gone back.
-fn went_back(keys: &NetworkKeys, view: &NetworkView, reply: &RangeReply, config: Option<&KeyValue>) -> Option<String> {
+fn went_back(
+    keys: &NetworkKeys,
+    view: &NetworkView,
+    reply: &RangeReply,
+    config: Option<&KeyValue>,
+) -> Option<(Sign, String)> {
     if view.source == Source::None {
         return None;
     }
     if reply.revision < view.state.revision {
         let (before, now) = (view.state.revision, reply.revision);
-        return Some(format!("the store's revision went back from {before} to {now}"));
+        return Some((Sign::Revision, format!("the store's revision went back from {before} to {now}")));
     }
+    let older = |reason: &str| Some((Sign::Older, reason.to_owned()));
     match config {
-        None if view.config_created != 0 => return Some("the network's configuration is gone".to_owned()),
+        None if view.config_created != 0 => return older("the network's configuration is gone"),
         Some(kv) if view.config_created != 0 && kv.create_revision != view.config_created => {
-            return Some("the network's configuration was made anew".to_owned());
+            return older("the network's configuration was made anew");
         }
         _ => {}
     }
-    let older = reply.kvs.iter().any(|kv| match lease_name(keys, &kv.key) {
+    let is_older = reply.kvs.iter().any(|kv| match lease_name(keys, &kv.key) {
         Some(Ok(subnets)) => view.state.leases.get(&subnets).is_some_and(|known| kv.mod_revision < known.mod_revision),
         _ => false,
     });
-    older.then(|| "a lease is older than it was".to_owned())
+    if is_older { older("a lease is older than it was") } else { None }
 }
 
 /// A lease whose value cannot be read any more keeps its last readable one.
@@ -179,7 +190,7 @@ fn config_deleted(view: &mut NetworkView) {
     let reason = "the network's configuration was deleted".to_owned();
     let kept = view.suspect.take().map(|suspect| suspect.kept).unwrap_or_default();
     view.config_created = 0;
-    view.suspect = Some(Suspect { reason, kept, kept_config: true, revision_went_back: false });
+    view.suspect = Some(Suspect { reason, kept, kept_config: true, sign: Sign::Older });
 }
 
 fn set_config(view: &mut NetworkView, config: Option<&KeyValue>) {

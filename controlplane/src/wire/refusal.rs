@@ -199,8 +199,13 @@ pub fn network(error: &NetworkError) -> Status {
         | NetworkError::KeyInUse { .. }
         | NetworkError::InUse { .. }
         | NetworkError::Strands { .. }
+        | NetworkError::UsedByHosts { .. }
         | NetworkError::PeerOverlap { .. } => Code::Aborted,
     };
+    let hint = match error {
+        NetworkError::UsedByHosts { .. } => NetworkError::USED_BY_HOSTS_HINT.to_owned(),
+        _ => String::new(),
+    };
     let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-    status(code, format!("{error}{source}"), of(Kind::Unspecified))
+    status(code, format!("{error}{source}"), Refusal { hint, ..of(Kind::Unspecified) })
 }

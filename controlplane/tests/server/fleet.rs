@@ -15,7 +15,9 @@ use flatnet_controlplane::server::{self, SOCKET, Server, ServerOptions};
 use flatnet_controlplane::store::memory::MemoryStore;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::{ConfigState, NetworkState};
-use flatnet_model::{BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, Vni};
+use flatnet_model::{
+    BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, Vni,
+};
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use flatnet_proto::controlplane::v1::node_client::NodeClient;
 use tokio::sync::oneshot;
@@ -89,6 +91,32 @@ impl Fleet {
         }));
     }
 
+    /// Another server on the same store with the same authority, until the test ends; where it listens, and its administration.
+    pub async fn replica(&self) -> (ServerAddress, AdminClient<Channel>) {
+        let data_dir = self.dir.path().join("replica");
+        std::fs::create_dir_all(data_dir.join("pki")).unwrap();
+        for file in std::fs::read_dir(self.dir.path().join("data/pki")).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), data_dir.join("pki").join(file.file_name())).unwrap();
+        }
+        let options = ServerOptions {
+            store: Arc::new(self.store.client()),
+            store_name: "memory",
+            embedded: None,
+            prefix: FLANNEL_PREFIX.to_owned(),
+            data_dir: data_dir.clone(),
+            authority: None,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            http_listen: None,
+        };
+        let server = Server::open(options).await.unwrap();
+        assert_eq!(server.ca_hash(), self.ca_hash);
+        let address = server.address().unwrap();
+        tokio::spawn(server.serve(std::future::pending()));
+        let server = ServerAddress { host: address.ip().to_string(), port: address.port() };
+        (server, AdminClient::new(channel::local(&data_dir.join(SOCKET))))
+    }
+
     /// Ends the server.
     pub async fn stop(&mut self) {
         drop(self.stop.take());
@@ -131,7 +159,7 @@ impl Fleet {
     pub async fn node(&self, number: u8) -> Node {
         let token = self.token(1).await;
         let node = self.newcomer(number, Some(&token));
-        node.remote.announce(&node.owner).await.unwrap();
+        node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap();
         node
     }
 }
@@ -174,6 +202,19 @@ impl Node {
         self.try_acquire(&self.request()).await.unwrap()
     }
 
+    /// The same node by another server, with the certificate it has.
+    pub fn at(&self, server: ServerAddress, ca_hash: &str) -> Self {
+        let remote = Remote::new(RemoteOptions {
+            servers: vec![server],
+            dir: self.dir.clone(),
+            node: self.owner.node,
+            name: self.owner.name.clone(),
+            token: None,
+            ca_hash: Some(ca_hash.to_owned()),
+        });
+        Self { remote: remote.unwrap(), owner: self.owner.clone(), dir: self.dir.clone(), number: self.number }
+    }
+
     pub async fn try_acquire(&self, request: &ClaimRequest) -> Result<Claim, AcquireError> {
         self.remote.acquire(request, &state(), &mut OsRandom).await
     }
@@ -181,13 +222,13 @@ impl Node {
     /// Its certificate, used by hand: for calls that no agent makes.
     pub fn raw(&self, fleet: &Fleet) -> NodeClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
-        NodeClient::new(channel::tls(&fleet.server(), credentials.client_config().unwrap()).unwrap())
+        NodeClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())
     }
 
     /// The same as administrator, which it is not.
     pub fn raw_admin(&self, fleet: &Fleet) -> AdminClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
-        AdminClient::new(channel::tls(&fleet.server(), credentials.client_config().unwrap()).unwrap())
+        AdminClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())
     }
 }
 

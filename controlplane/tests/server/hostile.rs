@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use flatnet_controlplane::client::channel;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::tls::{self, Trust};
+use flatnet_model::HostRanges;
 use flatnet_proto::controlplane::v1 as proto;
 use proto::enrollment_client::EnrollmentClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -58,7 +59,7 @@ async fn idle_connections_and_garbage_are_bounded_and_honest_nodes_get_through()
     let began = Instant::now();
     let token = fleet.token(1).await;
     let late = fleet.newcomer(2, Some(&token));
-    while late.remote.announce(&late.owner).await.is_err() {
+    while late.remote.announce(&late.owner, &HostRanges::default()).await.is_err() {
         assert!(began.elapsed() < Duration::from_secs(40), "an honest node does not get through");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -9,6 +9,7 @@ use flatnet_controlplane::allocate::ClaimRequest;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::watch::{Connection, NetworkView, follow};
+use flatnet_model::HostRanges;
 use flatnet_proto::controlplane::v1 as proto;
 use tokio::sync::watch;
 
@@ -28,7 +29,7 @@ async fn a_node_joins_with_a_token_once_and_lives_on_its_certificate() {
     let fleet = Fleet::start().await;
     let token = fleet.token(1).await;
     let node = fleet.newcomer(1, Some(&token));
-    let presence = node.remote.announce(&node.owner).await.unwrap();
+    let presence = node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap();
     let claim = node.acquire().await;
     assert!(claim.lease.is_owned_by(node.owner.node));
     assert!(node.remote.stay(&presence).await.unwrap() > Duration::from_secs(5));
@@ -57,7 +58,7 @@ async fn nobody_joins_an_authority_that_is_not_the_one_of_the_hash() {
     // What a host is told names one authority, and whoever answers at the address is another one.
     mistaken.ca_hash = fleet.ca_hash.clone();
     let node = mistaken.newcomer(1, Some(&token));
-    let error = node.remote.announce(&node.owner).await.unwrap_err().to_string();
+    let error = node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap_err().to_string();
     assert!(error.contains("--ca-hash"), "{error}");
     assert!(!node.dir.join("controlplane.pem").exists());
     drop(other);
@@ -116,7 +117,7 @@ async fn a_wiped_store_gets_its_network_and_leases_back_from_the_nodes_and_nobod
     .await;
     let mut request = node.request();
     request.previous = Some(claim.lease.subnets);
-    node.remote.announce(&node.owner).await.unwrap();
+    node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap();
     let again = node.try_acquire(&request).await.unwrap();
     assert_eq!(again.lease.subnets, claim.lease.subnets);
     until(&mut view, "settled", |view| view.suspect.is_none() && view.state.leases.len() == 1).await;
@@ -159,7 +160,7 @@ async fn a_wiped_store_that_grew_past_what_nodes_had_seen_gets_its_network_back_
     .await;
     assert!(fleet.store.dump().contains_key(&config));
     let request = ClaimRequest { previous: Some(claim.lease.subnets), ..node.request() };
-    node.remote.announce(&node.owner).await.unwrap();
+    node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap();
     assert_eq!(node.try_acquire(&request).await.unwrap().lease.subnets, claim.lease.subnets);
     following.abort();
 }
@@ -239,7 +240,10 @@ async fn hosts_join_an_authority_of_the_users_own_and_no_longer_the_one_before()
     assert_ne!(fleet.ca_hash, old);
     let node = fleet.node(2).await;
     assert!(node.acquire().await.lease.is_owned_by(node.owner.node));
-    assert!(fleet.newcomer(2, None).remote.announce(&node.owner).await.is_ok(), "by its certificate alone");
+    assert!(
+        fleet.newcomer(2, None).remote.announce(&node.owner, &HostRanges::default()).await.is_ok(),
+        "by its certificate alone"
+    );
     // The server does not have the authority that this one believes.
-    assert!(before.remote.announce(&before.owner).await.is_err());
+    assert!(before.remote.announce(&before.owner, &HostRanges::default()).await.is_err());
 }

@@ -227,7 +227,7 @@ impl Vm {
     #[must_use]
     pub fn logs(&self) -> String {
         self.sh("cd /run; for log in *.log; do [ -e $log ] && echo \"== $log\" && tail -n 20 $log; done; \
-             [ ! -d /run/systemd/system ] || journalctl -u flatnet-agent -n 20 --no-pager -o cat; true")
+             [ ! -d /run/systemd/system ] || journalctl -u flatnet-agent -u flatnet-controlplane -n 20 --no-pager -o cat; true")
             .output
     }
 

@@ -36,6 +36,8 @@ pub fn payload_disk() -> &'static Path {
         let package = package();
         let mut files = vec![("agent", agent.as_path())];
         files.extend(package.as_deref().map(|package| ("flatnet-agent.deb", package)));
+        let package = control_plane_package();
+        files.extend(package.as_deref().map(|package| ("flatnet-controlplane.deb", package)));
         payload(&image(), &files, &disk).unwrap();
         disk
     })
@@ -44,7 +46,17 @@ pub fn payload_disk() -> &'static Path {
 /// The Debian package under test: `FLATNET_DEB`. Then machines have it as `/lab/flatnet-agent.deb`.
 #[must_use]
 pub fn package() -> Option<PathBuf> {
-    std::env::var_os("FLATNET_DEB").map(PathBuf::from).filter(|package| package.is_file())
+    named_in("FLATNET_DEB")
+}
+
+/// The control plane's: `FLATNET_CONTROLPLANE_DEB`. Then machines have it as `/lab/flatnet-controlplane.deb`.
+#[must_use]
+pub fn control_plane_package() -> Option<PathBuf> {
+    named_in("FLATNET_CONTROLPLANE_DEB")
+}
+
+fn named_in(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|package| package.is_file())
 }
 
 /// What machines boot from; its absence was noticed before any test ran.

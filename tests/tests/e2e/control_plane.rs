@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("agents_move_to_another_replica_and_lose_nothing", replicas).on_backend("vxlan"),
         Test::new("a_revoked_node_is_gone_from_every_peer", revoked).on_backend("vxlan"),
         Test::new("an_administrator_manages_networks_from_elsewhere", administrator),
+        Test::new("a_range_that_hosts_use_themselves_is_refused", hosts_own_routes).on_backend("vxlan"),
         Test::new("a_control_plane_moves_to_an_etcd_and_renumbers_nobody", migrated).on_backend("vxlan"),
         Test::new("the_lab_runs_on_an_etcd_too", lab_on_etcd).on_backend("vxlan"),
         Test::new("a_hundred_hosts_join_at_once_and_ping_round_a_ring", hundred).on_backend("vxlan"),
@@ -44,11 +45,16 @@ fn join_by_token() {
     let server = ControlPlane::start(&lab, INIT);
     assert_eq!(server.printed().lines().count(), 1, "exactly one line: {}", server.printed());
     let agents = server.join_all(&lab);
-    lab.attach_all(&agents);
-    pinger::assert_all_pairs(&lab, &agents);
-
     let token = &server.join_arguments()[3];
     let (_, secret) = token.split_once('.').unwrap();
+    for agent in &agents {
+        let processes = processes_with(&agent.state_dir.display().to_string());
+        assert!(!processes.is_empty(), "host{} runs an agent", agent.number);
+        let showing = processes.iter().any(|shown| shown.contains(secret));
+        assert!(!showing, "host{}: the token it was started with is for everybody to see", agent.number);
+    }
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
     for log in agents.iter().map(Agent::log).chain([server.log()]) {
         assert!(!log.contains(secret), "the token's secret is in a log");
     }
@@ -68,6 +74,17 @@ fn join_by_token() {
     joined_by_token_file(&lab, &server, token, secret);
 }
 
+/// The arguments and the environment of each process that has `text` among its arguments.
+fn processes_with(text: &str) -> Vec<String> {
+    let shown = |entry: std::fs::DirEntry| {
+        let read = |file: &str| std::fs::read(entry.path().join(file)).ok();
+        let arguments = String::from_utf8_lossy(&read("cmdline")?).into_owned();
+        let environment = read("environ").unwrap_or_default();
+        arguments.contains(text).then(|| arguments + &String::from_utf8_lossy(&environment))
+    };
+    std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter_map(shown).collect()
+}
+
 /// A host that takes its token out of a file shows it to nobody who can list processes.
 fn joined_by_token_file(lab: &Lab, server: &ControlPlane, token: &str, secret: &str) {
     let arguments = server.join_arguments();
@@ -78,10 +95,7 @@ fn joined_by_token_file(lab: &Lab, server: &ControlPlane, token: &str, secret: &
     let mut agent = Agent::new(1, lab.host(1), &arguments[1], &directory).with(&[&file, &arguments[4], &arguments[5]]);
     agent.start();
     agent.wait_converged(2);
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
-    let seen: Vec<String> = lines.filter(|line| line.contains(&file)).collect();
+    let seen = processes_with(&file);
     assert!(!seen.is_empty() && seen.iter().all(|line| !line.contains(secret)), "{seen:?}");
     assert!(!agent.log().contains(secret));
     assert_eq!(agent.command(&["leave"]).code, 0);
@@ -370,6 +384,56 @@ fn administrator() {
     assert_eq!(network(&["inspect", "blue"], Some(&credentials)).code, 0);
     assert_eq!(network(&["rm", "blue"], Some(&credentials)).code, 0);
     assert_eq!(network(&["inspect", "blue"], Some(&credentials)).code, 9);
+}
+
+fn hosts_own_routes() {
+    let lab = Lab::without_network(&Shape::vxlan(2));
+    let etcd = lab.topology.endpoint();
+    let server = ControlPlane::start(&lab, &["--store=etcd", &format!("--endpoints={etcd}"), INIT[0]]);
+    let mut agents = server.join_all(&lab);
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let records = || lab.etcd.list("/flatnet/nodes/").into_iter().map(|(_, record)| record).collect::<Vec<_>>();
+    let say = |what: &str, count: usize| {
+        wait_until("hosts say what they use", SOON, || {
+            let records = records();
+            let saying = records.iter().filter(|record| record.contains(what)).count();
+            if saying == count { Ok(()) } else { Err(format!("{what}: {records:?}")) }
+        });
+    };
+    let create = |name: &str, cidr: &str, more: &[&str]| {
+        let arguments: Vec<&str> = ["network", "create", name, "--cidr", cidr].iter().chain(more).copied().collect();
+        server.command(&arguments)
+    };
+    // The underlay, and nothing of the overlay: neither routes to peers nor the containers' bridge.
+    say("192.168.33.0/24", 2);
+    assert!(!records().concat().contains("10.100."), "{:?}", records());
+    let refused = create("wide", "192.168.32.0/20", &[]);
+    assert_eq!(refused.code, 6, "{}{}", refused.stdout, refused.stderr);
+
+    lab.host(2).ok("ip route add 10.60.7.0/24 via 192.168.33.1");
+    lab.host(2).ok("ip route add blackhole 10.61.0.0/16");
+    say("10.60.7.0/24", 1);
+    let refused = create("blue", "10.60.0.0/16", &[]);
+    assert_eq!(refused.code, 6, "{}{}", refused.stdout, refused.stderr);
+    for told in ["host2", "10.60.7.0/24", "--force"] {
+        assert!(refused.stderr.contains(told), "{told}: {}", refused.stderr);
+    }
+    // The same by who writes etcd directly.
+    let directly = agents[0].command(&["network", "create", "blue", "--cidr", "10.60.0.0/16", "--endpoint", &etcd]);
+    assert_eq!(directly.code, 6, "{}", directly.stderr);
+    assert!(directly.stderr.contains("host2") && directly.stderr.contains("--force"), "{}", directly.stderr);
+    assert_eq!(create("red", "10.61.0.0/16", &[]).code, 0, "where nothing is sent nobody is cut off");
+    assert_eq!(create("grey", "10.60.0.0/17", &["--force"]).code, 0);
+    assert_eq!(server.command(&["network", "rm", "grey"]).code, 0);
+
+    lab.host(2).ok("ip route del 10.60.7.0/24");
+    say("10.60.7.0/24", 0);
+    assert_eq!(create("blue", "10.60.0.0/16", &[]).code, 0);
+    // With the host goes what it said.
+    assert_eq!(agents[1].command(&["leave"]).code, 0);
+    agents[1].wait_for_end(SOON);
+    say("192.168.33.0/24", 1);
 }
 
 fn migrated() {

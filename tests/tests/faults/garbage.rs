@@ -19,8 +19,8 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Key below the subnets, value, and whether the key must be named.
-fn keys() -> Vec<(String, String)> {
+/// Keys below the subnets and their values; `half`: of the network, with an agent's subnet in it.
+fn keys(half: &str) -> Vec<(String, String)> {
     let lease = |ip: &str, mac: &str| {
         json!({ "PublicIP": ip, "PublicIPv6": null, "BackendType": "vxlan", "BackendData": { "VNI": 1, "VtepMAC": mac } })
             .to_string()
@@ -45,7 +45,7 @@ fn keys() -> Vec<(String, String)> {
         ("10.100.0.0-16", lease("192.168.33.92", "02:00:00:00:00:93")),
         ("0.0.0.0-0", lease("192.168.33.93", "02:00:00:00:00:94")),
         ("172.16.0.0-24", lease("192.168.33.94", "02:00:00:00:00:95")),
-        ("10.100.0.0-17", lease("192.168.33.95", "02:00:00:00:00:96")),
+        (half, lease("192.168.33.95", "02:00:00:00:00:96")),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()
@@ -57,7 +57,9 @@ fn garbage() {
     let before = settled(&host);
     let stream = scene.stream();
     let etcd = &scene.lab.etcd;
-    let keys = keys();
+    let container = scene.agents[1].subnet().container_addresses().next().unwrap().to_string();
+    let third: u8 = container.split('.').nth(2).unwrap().parse().unwrap();
+    let keys = keys(if third < 128 { "10.100.0.0-17" } else { "10.100.128.0-17" });
     for (key, value) in &keys {
         etcd.put(&format!("{SUBNETS}{key}"), value, None);
     }

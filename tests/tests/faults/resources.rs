@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use flatnet_tests::clock::WallClock;
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::netns::{Namespace, run};
 use flatnet_tests::oracle;
+use flatnet_tests::pinger;
 use flatnet_tests::suite::Test;
 use flatnet_tests::wait::{pause, wait_until};
 use nix::sys::signal::Signal;
@@ -19,9 +21,14 @@ use crate::scene::{
 };
 use crate::store::{put_lease, until_programmed};
 
+/// Seconds.
+const DAY: i64 = 86_400;
+
 pub fn tests() -> Vec<Test> {
     vec![
         Test::new("a_clock_that_jumps_a_day_decides_nothing", clock).on_backend("vxlan"),
+        Test::new("a_wireguard_host_whose_clock_is_set_back_gets_a_key_without_a_past", wireguard_clock)
+            .on_backend("wireguard"),
         Test::new("a_full_disk_is_said_and_stops_nothing", full_disk).on_backend("vxlan"),
         Test::new("running_out_of_descriptors_ends_nothing", descriptors_gone).on_backend("vxlan"),
         Test::new("a_hogged_processor_delays_only", hog).on_backend("vxlan"),
@@ -29,56 +36,23 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Shifts the wall clock of a process by the seconds in the file `SHIFT_FILE`, read at every call; the monotonic clock is
-/// left alone, as the kernel leaves it when somebody sets the time.
-const SHIM: &str = r#"
-#define _GNU_SOURCE
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-#include <sys/time.h>
-#include <unistd.h>
-#include <fcntl.h>
-#include <sys/syscall.h>
-static long shift(void) {
-    char text[32]; long value = 0; const char *path = getenv("SHIFT_FILE"); if (!path) return 0;
-    int file = open(path, O_RDONLY | O_CLOEXEC); if (file < 0) return 0;
-    ssize_t length = read(file, text, sizeof text - 1);
-    if (length > 0) { text[length] = 0; value = atol(text); }
-    close(file); return value;
-}
-int clock_gettime(clockid_t clock, struct timespec *at) {
-    int result = syscall(SYS_clock_gettime, clock, at);
-    if (result == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) at->tv_sec += shift();
-    return result;
-}
-int gettimeofday(struct timeval *at, void *zone) {
-    struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
-    at->tv_sec = now.tv_sec; at->tv_usec = now.tv_nsec / 1000; return 0;
-}
-time_t time(time_t *at) { struct timespec now; clock_gettime(CLOCK_REALTIME, &now); if (at) *at = now.tv_sec; return now.tv_sec; }
-"#;
-
-fn clock() {
-    let lab = Lab::new(&Shape::vxlan(2));
-    let (source, library, file) =
-        (lab.directory.join("shim.c"), lab.directory.join("shim.so"), lab.directory.join("shift"));
-    fs::write(&source, SHIM).unwrap();
-    fs::write(&file, "0").unwrap();
-    let ran = run(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]));
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let mut agents: Vec<_> = (1..=2).map(|number| agent(&lab, number, &["--lease-ttl", "10s"])).collect();
-    agents[0].environment = vec![
-        ("LD_PRELOAD".to_owned(), library.display().to_string()),
-        ("SHIFT_FILE".to_owned(), file.display().to_string()),
-    ];
+/// Two hosts that reach each other, the first by its own `clock`.
+fn with_clock(lab: Lab, clock: &WallClock, flags: &[&str]) -> Scene {
+    let mut agents: Vec<_> = (1..=2).map(|number| agent(&lab, number, flags)).collect();
+    agents[0].environment = clock.environment();
     for agent in &mut agents {
         agent.start();
     }
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     lab.attach_all(&agents);
-    flatnet_tests::pinger::assert_all_pairs(&lab, &agents);
-    let scene = Scene { agents, lab };
+    pinger::assert_all_pairs(&lab, &agents);
+    Scene { agents, lab }
+}
+
+fn clock() {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let clock = WallClock::new(&lab.directory);
+    let scene = with_clock(lab, &clock, &["--lease-ttl", "10s"]);
     let (one, two) = (scene.lab.host(1), scene.lab.host(2));
     let before = (settled(&one), settled(&two));
     let created = |lab: &Lab| {
@@ -94,7 +68,7 @@ fn clock() {
     let stream = scene.stream();
     let mut shown = Vec::new();
     for days in [1_i64, -1, 0] {
-        fs::write(&file, (days * 86_400).to_string()).unwrap();
+        clock.shift(days * DAY);
         // A third more than the lease lives: were the wall clock believed, it would be given up or not kept alive.
         pause(SECOND * 12);
         let status = scene.agents[0].status().unwrap();
@@ -116,6 +90,57 @@ fn clock() {
         ),
     );
     assert!(losses.lost.is_empty(), "{losses:?}");
+}
+
+/// Peers refuse handshakes that are older than the last they have seen: until the agent has another key, a host whose clock
+/// went back a day starts none for a day.
+fn wireguard_clock() {
+    /// A look every 5 s, and a rotation.
+    const NOTICED: Duration = Duration::from_secs(20);
+    let lab = Lab::new(&Shape { backend: "wireguard", ..Shape::vxlan(2) });
+    let clock = WallClock::new(&lab.directory);
+    clock.shift(DAY);
+    let mut scene = with_clock(lab, &clock, &[]);
+    let key = |scene: &Scene| fs::read_to_string(scene.agents[0].state_dir.join("wireguard.key")).unwrap();
+    let before = key(&scene);
+    let stream = scene.stream();
+    let since = Instant::now();
+    clock.shift(0);
+    wait_until("it has another key", NOTICED, || is_another(&key(&scene), &before));
+    let noticed = since.elapsed();
+    pause(SECOND * 3);
+    let losses = stream.stop();
+    scene.agents[0].wait_converged(1);
+
+    // With its process its sessions are gone, and what counted on from the old time: what it starts now says what time it is.
+    let target = scene.agents[1].subnet().container_addresses().next().unwrap();
+    let mut back = Vec::new();
+    for days in [0, -1] {
+        scene.agents[0].end(Signal::SIGKILL);
+        clock.shift(days * DAY);
+        let since = Instant::now();
+        scene.agents[0].start();
+        pinger::assert_reaches(&scene.lab.container(1), target);
+        back.push(since.elapsed());
+    }
+    figure(
+        "wireguard (userspace): the clock of a host is set back by a day",
+        format!(
+            "a new key after {}, {} of {} pings lost; killed and started, peers are reached after {}; set back while it is down: {}",
+            ms(noticed),
+            losses.lost.len(),
+            losses.sent,
+            ms(back[0]),
+            ms(back[1])
+        ),
+    );
+    // A peer that is sent to by a session it knows nothing of begins one itself after 15 s.
+    assert!(back.iter().all(|took| *took < SECOND * 8), "{back:?}\n{}", scene.agents[0].log());
+    assert!(losses.lost.len() <= 50, "{losses:?}");
+}
+
+fn is_another(now: &str, before: &str) -> Result<(), String> {
+    if now == before { Err("it has the same".to_owned()) } else { Ok(()) }
 }
 
 /// A file system of its own in the sandbox; unmounted when dropped.
@@ -162,7 +187,7 @@ fn full_disk() {
     agents.iter_mut().for_each(flatnet_tests::agent::Agent::start);
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     lab.attach_all(&agents);
-    flatnet_tests::pinger::assert_all_pairs(&lab, &agents);
+    pinger::assert_all_pairs(&lab, &agents);
     let mut scene = Scene { agents, lab };
     let host = scene.lab.host(1);
     let stream = scene.stream();
@@ -214,7 +239,7 @@ fn descriptors_gone() {
     agents.iter_mut().for_each(flatnet_tests::agent::Agent::start);
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     lab.attach_all(&agents);
-    flatnet_tests::pinger::assert_all_pairs(&lab, &agents);
+    pinger::assert_all_pairs(&lab, &agents);
     let scene = Scene { agents, lab };
     let host = scene.lab.host(1);
     let pid = scene.agents[0].pid().unwrap();

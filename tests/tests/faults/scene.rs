@@ -116,6 +116,8 @@ fn stable(section: &str, line: &str) -> Option<String> {
     if section.starts_with("bridge fdb") && !["permanent", "dst", "static"].iter().any(|word| line.contains(word)) {
         return None;
     }
+    // The program that owns a table may be another binary of ours.
+    let line = if section.starts_with("nft") { line.split(" # progname").next().unwrap_or(line) } else { line };
     let mut words: Vec<&str> = Vec::new();
     let mut skip = false;
     for word in line.split_whitespace() {

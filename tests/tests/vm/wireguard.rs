@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flatnet_tests::suite::Test;
 use flatnet_tests::vm::{Capture, Vm, VmLab};
-use flatnet_tests::wait::pause;
+use flatnet_tests::wait::{pause, wait_until};
 
 use crate::pings;
 
@@ -27,6 +27,8 @@ const RENEWED_AFTER_SECS: u64 = 118;
 /// Without a session nothing is carried: until the device is there again, and for one handshake, which is not left to the
 /// other end: that would notice after 15 s (`KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`). At 20 pings a second.
 const ANEW_LOST: u64 = 80;
+/// Within which a kernel whose module turned up carries what the agent carried.
+const TAKEN_OVER: Duration = Duration::from_secs(90);
 
 fn up(machines: u8) -> VmLab {
     let lab = VmLab::up(machines);
@@ -156,7 +158,12 @@ fn mixed() {
     // The module turns up: the kernel takes over, under pings.
     pings::start(lab.vm(1), "to2", container(lab.vm(2)));
     lab.vm(2).ok("rm /etc/modprobe.d/no-wireguard.conf; modprobe wireguard; ip link add nudge type bridge");
-    lab.vm(2).wait_for("the kernel carries it", "agent status --json | grep -q '\"datapath\": *\"kernel\"'");
+    // Not before peers listen to the kernel's handshakes: 30 s after the last one of the agent's own.
+    let carried = "agent status --json | grep -q '\"datapath\": *\"kernel\"'";
+    wait_until("the kernel carries it", TAKEN_OVER, || match lab.vm(2).sh(carried).rc {
+        0 => Ok(()),
+        _ => Err("the agent does".to_owned()),
+    });
     lab.vm(2).wait_converged(1);
     lab.assert_all_pairs();
     let (sent, lost, slowest) = pings::end(lab.vm(1), "to2");

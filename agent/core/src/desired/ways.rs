@@ -1,8 +1,9 @@
 //! One network, however many backends it has here just now.
 //!
 //! A network has one backend by its configuration. While that changes, this host goes on receiving by the earlier ones as long
-//! as a peer may send by them, and sends to each peer by the first that both have. Every backend is built as if it were the
-//! only one; what then counts of each are the peers that are reached by it.
+//! as a peer may send by them, and sends to each peer by the first that both have and that its own lease, as it was read back
+//! from the store, names. Every backend is built as if it were the only one; what then counts of each are the peers that are
+//! reached by it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,6 +14,7 @@ use super::{PeerDecision, PeerOutcome};
 use crate::backend::{self, Built, Draft, NetworkCtx};
 use crate::object::{Datapath, NexthopId, RouteKey, RouteVia};
 use crate::problem::Problem;
+use crate::transition::Said;
 
 /// A network as it was built.
 pub(super) struct Ways {
@@ -53,8 +55,13 @@ impl Ways {
 }
 
 /// Builds the network with its configured backend and those of `before`. Fails if none of them can be built, as the
-/// configured one does.
-pub(super) fn build(ctx: &NetworkCtx<'_>, before: &[BackendConfig], draft: &mut Draft) -> Result<Ways, Problem> {
+/// configured one does. `said`: what peers know of this host's lease.
+pub(super) fn build(
+    ctx: &NetworkCtx<'_>,
+    before: &[BackendConfig],
+    said: Said<'_>,
+    draft: &mut Draft,
+) -> Result<Ways, Problem> {
     if before.is_empty() && ctx.peers.iter().all(|peer| peer.besides.is_empty()) {
         let mut built = backend::build(ctx, draft)?;
         let peers = std::mem::take(&mut built.peers);
@@ -66,7 +73,7 @@ pub(super) fn build(ctx: &NetworkCtx<'_>, before: &[BackendConfig], draft: &mut 
     }
     let backends = std::iter::once(&ctx.config.backend).chain(before);
     let built: Vec<Result<Alone, Problem>> = backends.map(|backend| alone(ctx, backend)).collect();
-    merge(ctx, built, draft)
+    merge(ctx, built, said, draft)
 }
 
 /// One backend built as if it were the only one.
@@ -89,12 +96,15 @@ impl Alone {
 
 fn alone(ctx: &NetworkCtx<'_>, backend: &BackendConfig) -> Result<Alone, Problem> {
     let configured = *backend == ctx.config.backend;
+    // A peer that said that it does not send by this any more may have to again, should the network change back, before that is
+    // read here. Where the network is to be encrypted it waits for that.
+    let may_resume = !matches!(ctx.config.backend, BackendConfig::Wireguard(_));
     let (mut sends, mut not_yet) = (HashSet::new(), HashSet::new());
     let mut leases: Vec<Lease> = Vec::with_capacity(ctx.peers.len());
     for peer in ctx.peers {
         match peer.under(backend) {
             Some((lease, used)) => {
-                if used || configured {
+                if used || configured || may_resume {
                     sends.extend(lease.subnets.iter());
                 }
                 leases.push(lease);
@@ -125,7 +135,12 @@ fn is_silent(peer: &Lease, ctx: &NetworkCtx<'_>) -> bool {
     peer.besides.is_empty() || peer.under(&ctx.config.backend).is_none()
 }
 
-fn merge(ctx: &NetworkCtx<'_>, built: Vec<Result<Alone, Problem>>, draft: &mut Draft) -> Result<Ways, Problem> {
+fn merge(
+    ctx: &NetworkCtx<'_>,
+    built: Vec<Result<Alone, Problem>>,
+    said: Said<'_>,
+    draft: &mut Draft,
+) -> Result<Ways, Problem> {
     let mut problems = Vec::new();
     let mut failed = None;
     let mut alone = Vec::with_capacity(built.len());
@@ -141,7 +156,7 @@ fn merge(ctx: &NetworkCtx<'_>, built: Vec<Result<Alone, Problem>>, draft: &mut D
     if let (true, Some(problem)) = (alone.is_empty(), failed) {
         return Err(problem);
     }
-    let choice = choose(&alone, ctx);
+    let choice = choose(&alone, ctx, said);
     let peers = ctx.peers.iter().map(|peer| outcome(peer, &alone, &choice)).collect();
     let follows = |peer: &&Lease| peer.owner.is_none() || peer.under(&ctx.config.backend).is_some();
     let all_follow = ctx.peers.iter().all(follows);
@@ -163,17 +178,24 @@ fn merge(ctx: &NetworkCtx<'_>, built: Vec<Result<Alone, Problem>>, draft: &mut D
     Ok(Ways { ways, peers, problems })
 }
 
-/// By which backend each subnet is reached: the first that reaches it and has its devices. What is reached by another one now
-/// is not given up for a device that may turn out to be impossible.
-fn choose(alone: &[Alone], ctx: &NetworkCtx<'_>) -> HashMap<IpNet, usize> {
+/// By which backend each subnet is reached: the first that reaches it, has its devices, and is one by which this host's lease
+/// says that it sends. What is reached by another one now is not given up for a device that may turn out to be impossible, nor
+/// for a way that the peer may be about to give up because it has not read yet that it is used
+/// ([`crate::transition::kept`] is the other half).
+fn choose(alone: &[Alone], ctx: &NetworkCtx<'_>, said: Said<'_>) -> HashMap<IpNet, usize> {
     let is_there = |way: &Alone| {
         let mut devices = way.built.devices.iter();
         devices.all(|(_, device)| ctx.facts.interface(*device).is_some_and(|interface| interface.ours))
     };
-    let (there, missing): (Vec<usize>, Vec<usize>) =
-        (0..alone.len()).partition(|index| alone.get(*index).is_some_and(is_there));
+    let doubt = |way: &Alone| match (is_there(way), said.sends_by(&way.backend)) {
+        (true, true) => 0,
+        (true, false) => 1,
+        (false, _) => 2,
+    };
+    let mut order: Vec<(u8, usize)> = alone.iter().enumerate().map(|(index, way)| (doubt(way), index)).collect();
+    order.sort_unstable();
     let mut choice = HashMap::new();
-    for index in there.into_iter().chain(missing) {
+    for (_, index) in order {
         let Some(way) = alone.get(index) else { continue };
         for subnet in way.reaches() {
             choice.entry(subnet).or_insert(index);

@@ -25,7 +25,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 fn input<'a>(now: Duration, seen: Seen<'a>, seen_revision: Revision, wanted: &'a Publication) -> Input<'a> {
-    Input { now, seen, seen_revision, wanted: Some(wanted) }
+    Input { now, seen, seen_revision, followed: !matches!(seen, Seen::Nothing), wanted: Some(wanted) }
 }
 
 /// Held since second 0, written at revision 10.
@@ -38,7 +38,7 @@ fn held() -> LeaseMachine {
 #[test]
 fn it_acquires_as_soon_as_it_knows_what_to_publish() {
     let mut machine = LeaseMachine::new(Some(subnets()));
-    let unknown = Input { now: secs(1), seen: Seen::Nothing, seen_revision: 0, wanted: None };
+    let unknown = Input { now: secs(1), seen: Seen::Nothing, seen_revision: 0, followed: false, wanted: None };
     assert_eq!(machine.next(&unknown), Action::Nothing { until: None });
     assert_eq!(machine.subnets(), Some(subnets()), "the datapath stays up with what was held");
     let wanted = publication(1);
@@ -104,6 +104,23 @@ fn a_view_older_than_our_own_write_says_nothing_about_it() {
     let mut machine = held();
     machine.store_went_back();
     assert!(matches!(machine.next(&input(secs(1), Seen::Gone, 1, &wanted)), Action::Acquire { .. }));
+}
+
+#[test]
+fn a_followed_store_that_never_shows_our_own_write_is_asked_what_it_has_of_us() {
+    let (old, wanted) = (publication(1), publication(2));
+    let ask = |machine: &mut LeaseMachine, at, followed| {
+        let seen = Input { followed, ..input(at, Seen::Ours(&old), 9, &wanted) };
+        machine.next(&seen)
+    };
+    let mut machine = held();
+    machine.published(wanted.clone(), 20);
+    assert_eq!(ask(&mut machine, secs(100), true), Action::Nothing { until: Some(secs(100) + UNSEEN) });
+    assert!(matches!(ask(&mut machine, secs(109), true), Action::Nothing { .. }));
+    assert!(matches!(ask(&mut machine, secs(150), false), Action::Nothing { .. }), "nobody follows: nothing is late");
+    assert!(matches!(ask(&mut machine, secs(151), true), Action::Nothing { .. }));
+    let again = Action::Acquire { previous: Some(subnets()), publication: wanted.clone() };
+    assert_eq!(ask(&mut machine, secs(161), true), again);
 }
 
 #[test]

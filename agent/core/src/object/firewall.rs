@@ -18,6 +18,9 @@ impl Ruleset {
     /// The table's name, in family `inet`.
     pub const TABLE: &'static str = "flatnet";
 
+    /// The table that holds the guard a second time while an agent runs, in family `inet`: nobody else can flush it.
+    pub const HELD: &'static str = "flatnet_held";
+
     /// The sets that the body declares, in order.
     pub fn sets(&self) -> impl Iterator<Item = SetName> {
         let declared = self.body.lines().filter_map(|line| line.trim().strip_prefix("set ")?.split(' ').next());

@@ -11,16 +11,16 @@ use super::netfilter::Netfilter;
 use super::wire::{Attributes, Family, LIST_ELEM, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Request, Writer};
 
 /// `NFTA_SET_ELEM_LIST_TABLE`, `_SET`, `_ELEMENTS`.
-const LIST_TABLE: u16 = 1;
-const LIST_SET: u16 = 2;
-const LIST_ELEMENTS: u16 = 3;
+pub(super) const LIST_TABLE: u16 = 1;
+pub(super) const LIST_SET: u16 = 2;
+pub(super) const LIST_ELEMENTS: u16 = 3;
 /// `NFTA_SET_ELEM_KEY`, `_FLAGS`, `_TIMEOUT`; `NFTA_DATA_VALUE`.
 const KEY: u16 = 1;
 const FLAGS: u16 = 3;
 const TIMEOUT: u16 = 4;
 const DATA_VALUE: u16 = 1;
 /// An attribute's length is 16 bits; a list is closed well before.
-const LIST_BYTES: usize = 60_000;
+pub(super) const LIST_BYTES: usize = 60_000;
 /// Elements a transaction when it must be found out which one the kernel refuses: an error reply each must fit the
 /// default receive buffer (208 KiB, about 270 replies).
 const SINGLY: usize = 128;
@@ -41,7 +41,7 @@ pub(super) struct Change {
     pub(super) source: PeerSource,
 }
 
-/// Reads a set; one that does not exist has no elements.
+/// Reads a set of our table; one that does not exist has no elements.
 pub(super) fn read(netfilter: &mut Netfilter, set: SetName) -> io::Result<SetContents> {
     let contents = std::cell::RefCell::new(SetContents::default());
     let name = set.to_string();
@@ -105,18 +105,18 @@ fn address_halves(key: [u8; 32]) -> (u128, u128) {
     (half(0), half(16))
 }
 
-/// Carries out `changes`, if it can in one transaction; one result each: 0 or an error number. What the kernel refuses
-/// is found out and left out, the rest is done.
-pub(super) fn apply(netfilter: &mut Netfilter, changes: &[Change]) -> io::Result<Vec<i32>> {
+/// Carries out `changes` in `table`, if it can in one transaction; one result each: 0 or an error number. What the kernel
+/// refuses is found out and left out, the rest is done.
+pub(super) fn apply(netfilter: &mut Netfilter, table: &str, changes: &[Change]) -> io::Result<Vec<i32>> {
     let mut results = vec![0; changes.len()];
     for range in transactions(changes, netfilter.send_limit) {
         let offset = range.start;
-        if try_packed(netfilter, &changes[range.clone()])? {
+        if try_packed(netfilter, table, &changes[range.clone()])? {
             continue;
         }
         for (index, chunk) in changes[range].chunks(SINGLY).enumerate() {
             let start = offset + index * SINGLY;
-            apply_singly(netfilter, chunk, &mut results[start..start + chunk.len()])?;
+            apply_singly(netfilter, table, chunk, &mut results[start..start + chunk.len()])?;
         }
     }
     Ok(results)
@@ -142,25 +142,30 @@ fn transactions(changes: &[Change], limit: usize) -> Vec<std::ops::Range<usize>>
 }
 
 /// Many elements a message; `false`: the kernel refused some, nothing was done.
-fn try_packed(netfilter: &mut Netfilter, changes: &[Change]) -> io::Result<bool> {
+fn try_packed(netfilter: &mut Netfilter, table: &str, changes: &[Change]) -> io::Result<bool> {
     let mut writer = Writer::default();
     writer.batch_begin(netfilter.next_sequence());
+    write_packed(&mut writer, netfilter, table, changes);
+    writer.batch_end(netfilter.next_sequence());
+    Ok(netfilter.batch(&writer.bytes)?.errors.is_empty())
+}
+
+/// Many elements a message, each acknowledged.
+pub(super) fn write_packed(writer: &mut Writer, netfilter: &mut Netfilter, table: &str, changes: &[Change]) {
     let mut rest = changes;
     while let Some(first) = rest.first() {
         let like = |change: &&Change| change.create == first.create && change.source.set == first.source.set;
         let per_message = LIST_BYTES / (64 + usize::from(first.source.set.family.bits()));
         let count = rest.iter().take(per_message).take_while(like).count();
         let (now, later) = rest.split_at(count);
-        write_message(&mut writer, netfilter.next_sequence(), NLM_F_ACK, now);
+        write_message(writer, table, netfilter.next_sequence(), NLM_F_ACK, now);
         rest = later;
     }
-    writer.batch_end(netfilter.next_sequence());
-    Ok(netfilter.batch(&writer.bytes)?.errors.is_empty())
 }
 
 /// One element a message, so that errors name their element; those are left out, and the others tried again. Deleting
 /// what is gone is success, but aborts the transaction all the same.
-fn apply_singly(netfilter: &mut Netfilter, changes: &[Change], results: &mut [i32]) -> io::Result<()> {
+fn apply_singly(netfilter: &mut Netfilter, table: &str, changes: &[Change], results: &mut [i32]) -> io::Result<()> {
     let mut left: Vec<usize> = (0..changes.len()).collect();
     // Each round leaves out at least one element.
     while let Some(last) = left.last().copied() {
@@ -171,7 +176,7 @@ fn apply_singly(netfilter: &mut Netfilter, changes: &[Change], results: &mut [i3
             let sequence = netfilter.next_sequence();
             sequences.push(sequence);
             let flags = if *index == last { NLM_F_ACK } else { 0 };
-            write_message(&mut writer, sequence, flags, &changes[*index..=*index]);
+            write_message(&mut writer, table, sequence, flags, &changes[*index..=*index]);
         }
         writer.batch_end(netfilter.next_sequence());
         let reply = netfilter.batch(&writer.bytes)?;
@@ -193,12 +198,12 @@ fn apply_singly(netfilter: &mut Netfilter, changes: &[Change], results: &mut [i3
     Ok(())
 }
 
-fn write_message(writer: &mut Writer, sequence: u32, flags: u16, changes: &[Change]) {
+fn write_message(writer: &mut Writer, table: &str, sequence: u32, flags: u16, changes: &[Change]) {
     let Some(first) = changes.first() else { return };
     let (request, mode) =
         if first.create { (Request::NewSetElem, NLM_F_CREATE | NLM_F_EXCL) } else { (Request::DelSetElem, 0) };
     let message = writer.open(request, flags | mode, sequence, Family::Inet);
-    writer.string(LIST_TABLE, Ruleset::TABLE);
+    writer.string(LIST_TABLE, table);
     writer.string(LIST_SET, &first.source.set.to_string());
     let list = writer.open_nested(LIST_ELEMENTS);
     for change in changes {

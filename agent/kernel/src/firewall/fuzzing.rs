@@ -4,10 +4,12 @@ use flatnet_core::object::{IptablesChain, SetName, TunnelId};
 use flatnet_model::{IpFamily, Vni};
 
 use super::elements::{self, Change};
+use super::held::Held;
 use super::listing::Listing;
 use super::netfilter::Netfilter;
-use super::wire::Family;
-use super::{legacy, table};
+use super::table::Digest;
+use super::wire::{Family, Writer};
+use super::{legacy, replica, table};
 use crate::fuzzing::answers;
 
 /// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as `answers` takes them.
@@ -21,6 +23,14 @@ pub fn nfnetlink(bytes: &[u8]) {
     ask(&|netfilter| drop(table::digest(netfilter, Family::Inet, "flatnet")));
     ask(&|netfilter| drop(table::base_chains(netfilter, Family::V4, "filter")));
     ask(&|netfilter| drop(table::delete(netfilter, Family::Inet, "flatnet")));
+    // What was read is written again under another name.
+    ask(&|netfilter| {
+        let Ok(parts) = replica::read(netfilter, "flatnet") else { return };
+        let mut writer = Writer::default();
+        parts.write_sets(&mut writer, netfilter, "flatnet_held");
+        parts.write_rules(&mut writer, netfilter, "flatnet_held", 0);
+    });
+    ask(&|netfilter| Held::default().copy(netfilter, Digest::new(), None));
     for family in IpFamily::BOTH {
         let tunnel = TunnelId::Vxlan(Vni::FLANNEL_DEFAULT);
         let set = SetName { tunnel, family, prefix_len: family.bits() / 4 * 3 };
@@ -29,7 +39,7 @@ pub fn nfnetlink(bytes: &[u8]) {
             // What was read can be written, and a refusal of it be understood.
             let changes: Vec<Change> =
                 contents.sources.into_iter().map(|source| Change { create: true, source }).collect();
-            ask(&|netfilter| drop(elements::apply(netfilter, &changes)));
+            ask(&|netfilter| drop(elements::apply(netfilter, "flatnet", &changes)));
         });
     }
 }

@@ -34,6 +34,11 @@ impl Memory {
         self.loaded.as_ref().filter(|(known, _)| *known == digest).map(|(_, ruleset)| ruleset)
     }
 
+    /// How the kernel's table looked right after `ruleset` was loaded, if that is what was loaded last.
+    pub(super) fn digest_of(&self, ruleset: &Ruleset) -> Option<Digest> {
+        self.loaded.as_ref().filter(|(_, known)| known == ruleset).map(|(digest, _)| *digest)
+    }
+
     /// Remembers a swap. That the file cannot be written costs a swap at the next start; it is not worth failing for.
     pub(super) fn remember(&mut self, digest: Digest, ruleset: Ruleset) {
         if let Some(file) = &self.file

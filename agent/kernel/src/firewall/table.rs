@@ -7,22 +7,22 @@ use super::netfilter::Netfilter;
 use super::wire::{Attributes, Family, Message, NLM_F_ACK, Request, Writer};
 
 /// `NFTA_TABLE_NAME`, `_FLAGS`, `_HANDLE`.
-const TABLE_NAME: u16 = 1;
-const TABLE_FLAGS: u16 = 2;
+pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_FLAGS: u16 = 2;
 const TABLE_HANDLE: u16 = 4;
 /// `NFTA_CHAIN_TABLE`, `_HANDLE`, `_NAME`, `_HOOK`, `_POLICY`, `_TYPE`, `_FLAGS`.
-const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_TABLE: u16 = 1;
 const CHAIN_STABLE: [u16; 6] = [2, 3, 4, 5, 7, 10];
-const CHAIN_NAME: u16 = 3;
-const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_POLICY: u16 = 5;
 /// `NFTA_RULE_TABLE`, `_CHAIN`, `_HANDLE`, `_EXPRESSIONS`, `_USERDATA`.
-const RULE_TABLE: u16 = 1;
+pub(super) const RULE_TABLE: u16 = 1;
 const RULE_STABLE: [u16; 3] = [2, 3, 7];
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 /// `NFTA_EXPR_NAME`, `_DATA`.
-const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_NAME: u16 = 1;
 /// `NFTA_SET_TABLE`, `_NAME`, `_FLAGS`, `_KEY_TYPE`, `_KEY_LEN`, `_TIMEOUT`, `_HANDLE`.
-const SET_TABLE: u16 = 1;
+pub(super) const SET_TABLE: u16 = 1;
 const SET_STABLE: [u16; 6] = [2, 3, 4, 5, 11, 16];
 /// `NFTA_GEN_ID`.
 const GEN_ID: u16 = 1;

@@ -16,6 +16,7 @@ pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(super) const NLM_F_APPEND: u16 = 0x800;
 
 /// Bytes of `nlmsghdr` and of `nfgenmsg`, and the alignment of messages and attributes.
 pub(super) const HEADER: usize = 16;
@@ -32,10 +33,14 @@ pub(super) const LIST_ELEM: u16 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Request {
+    NewTable = 0,
     GetTable = 1,
     DelTable = 2,
+    NewChain = 3,
     GetChain = 4,
+    NewRule = 6,
     GetRule = 7,
+    NewSet = 9,
     GetSet = 10,
     NewSetElem = 12,
     GetSetElem = 13,
@@ -100,6 +105,13 @@ impl Writer {
         let open = self.open_attribute(kind);
         self.bytes.extend_from_slice(value);
         self.close_attribute(&open);
+    }
+
+    /// Those of `attributes` that are of `kinds`, as they are.
+    pub(super) fn copy(&mut self, attributes: Attributes<'_>, kinds: &[u16]) {
+        for (kind, value) in attributes.filter(|(kind, _)| kinds.contains(kind)) {
+            self.attribute(kind, value);
+        }
     }
 
     /// A NUL-terminated string.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-use flatnet_core::facts::{Features, HostFacts, Interface, RouteTo};
-use flatnet_core::object::Sysctl;
+use flatnet_core::facts::{Destination, Features, HostFacts, Interface, RouteTo};
+use flatnet_core::object::{PROTOCOL, Sysctl};
 use flatnet_model::{IfName, IpFamily, Mtu};
 use ipnet::IpNet;
 
@@ -13,10 +13,13 @@ use super::{dump, links};
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawAddress, RawLink, RawRoute};
 use crate::netlink::socket::Channel;
-use crate::{KernelError, sysctl};
+use crate::{KernelError, resolvers, sysctl};
 
 /// `RTN_LOCAL`: the address is this host's own.
 const LOCAL: u8 = 2;
+
+/// Destinations kept of each family: a host has tens; a router's whole table says nothing that its first part does not.
+const DESTINATIONS: usize = 4096;
 
 /// All but the firewall's.
 pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
@@ -24,16 +27,19 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     let names: HashMap<u32, IfName> =
         raw.iter().filter_map(|link| Some((link.index, IfName::new(&link.name).ok()?))).collect();
     let interfaces = interfaces(channel, &raw).map_err(of("addresses"))?;
-    let mut default_route = Vec::new();
+    let (mut default_route, mut destinations) = (Vec::new(), Vec::new());
     for family in IpFamily::BOTH {
-        let found = default_device(channel, family, &names).map_err(of("routes"))?;
-        default_route.extend(found.map(|device| (family, device)));
+        let found = routes(channel, family).map_err(of("routes"))?;
+        default_route.extend(found.default_device(&names).map(|device| (family, device)));
+        destinations.extend(found.destinations(&names));
     }
     Ok(HostFacts {
         accept_ra: accept_ra(&interfaces),
         interfaces,
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
         default_route,
+        destinations,
+        resolvers: resolvers::read(),
         dropping_chains: std::collections::BTreeSet::new(),
         features: Features { nexthop_objects: has_nexthops(channel), ipv6: sysctl::has_ipv6(), ..Features::default() },
     })
@@ -82,26 +88,53 @@ fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) 
     Some(RouteTo { device, source: raw.source, mtu: raw.mtu.and_then(|mtu| Mtu::new(mtu).ok()) })
 }
 
-/// The device of the default route with the lowest metric.
-fn default_device(channel: &mut Channel, family: IpFamily, names: &HashMap<u32, IfName>) -> io::Result<Option<IfName>> {
+/// Routes of the main table that lead somewhere.
+#[derive(Default)]
+struct Routes {
+    default: Vec<RawRoute>,
+    /// All others that are not ours, at most [`DESTINATIONS`]: destination and interface.
+    others: Vec<(IpNet, Option<u32>)>,
+}
+
+impl Routes {
+    fn add(&mut self, route: RawRoute) {
+        if route.kind != encode::UNICAST || route.table != u32::from(encode::TABLE_MAIN) || route.cloned {
+            return;
+        }
+        if route.prefix == 0 {
+            self.default.push(route);
+        } else if route.protocol != PROTOCOL && self.others.len() < DESTINATIONS {
+            self.others.extend(IpNet::new(route.destination, route.prefix).ok().map(|net| (net, route.index)));
+        }
+    }
+
+    /// The device of the default route with the lowest metric.
+    fn default_device(&self, names: &HashMap<u32, IfName>) -> Option<IfName> {
+        let usable = self.default.iter().filter_map(|route| Some((route.metric, names.get(&route.index?).copied()?)));
+        usable.min_by_key(|(metric, _)| *metric).map(|(_, device)| device)
+    }
+
+    fn destinations(&self, names: &HashMap<u32, IfName>) -> impl Iterator<Item = Destination> {
+        let device = |index: &Option<u32>| index.and_then(|index| names.get(&index).copied());
+        self.others.iter().map(move |(net, index)| Destination { net: *net, device: device(index) })
+    }
+}
+
+fn routes(channel: &mut Channel, family: IpFamily) -> io::Result<Routes> {
     let read = channel.dump(
         &encode::route_dump(family),
-        |found: &mut Vec<RawRoute>, kind, payload| {
-            let route = (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten();
-            found.extend(route.filter(|route| {
-                let main = route.table == u32::from(encode::TABLE_MAIN) && !route.cloned;
-                route.prefix == 0 && route.kind == encode::UNICAST && main
-            }));
+        |found: &mut Routes, kind, payload| {
+            if let Some(route) = (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten() {
+                found.add(route);
+            }
         },
-        Vec::new,
+        Routes::default,
     );
-    let found = match read {
+    match read {
         // No IPv6, or a table never used.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => return Ok(None),
-        other => other?,
-    };
-    let usable = found.iter().filter_map(|route| Some((route.metric, names.get(&route.index?).copied()?)));
-    Ok(usable.min_by_key(|(metric, _)| *metric).map(|(_, device)| device))
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => Ok(Routes::default()),
+        other => other,
+    }
 }
 
 /// Found by trying: a kernel without them does not know the request.

@@ -23,6 +23,7 @@ use crate::Wake;
 use crate::netlink::encode;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::wireguard::control::{self, PeerChange, Settings};
+use crate::wireguard::takeover::Takeover;
 use crate::wireguard::userspace::{Pace, Userspace};
 use crate::wireguard::{Keyring, PrivateKey};
 
@@ -49,6 +50,8 @@ struct Known {
     kernel: Option<bool>,
     /// Whether the module was there when it was asked.
     module: bool,
+    /// The kernel's takeover of what this process carries.
+    takeover: Takeover,
     /// Our devices as the last dump found them.
     devices: BTreeMap<IfName, (u32, Datapath)>,
     /// Peers that were found or set, until they are deleted on purpose.
@@ -78,9 +81,28 @@ impl Wireguard {
             }
         };
         (known.kernel, known.module) = (Some(in_kernel), module);
+        let carried = carried(&known);
+        drop(known);
         match in_kernel {
-            true => Some(Datapath::Kernel),
+            true if carried.is_empty() => {
+                self.known().takeover.forget();
+                Some(Datapath::Kernel)
+            }
+            true => {
+                let youngest = youngest_handshake(&carried);
+                let is_due = self.known().takeover.is_due(youngest, Instant::now());
+                Some(if is_due { Datapath::Kernel } else { Datapath::Userspace })
+            }
             false => Userspace::is_possible().then_some(Datapath::Userspace),
+        }
+    }
+
+    /// Whether what [`Self::datapath`] waits for is there now.
+    fn takeover_became_due(&self) -> bool {
+        let carried = carried(&self.known());
+        !carried.is_empty() && {
+            let youngest = youngest_handshake(&carried);
+            self.known().takeover.became_due(youngest, Instant::now())
         }
     }
 
@@ -117,8 +139,9 @@ impl Wireguard {
         let known = self.known();
         let peer = |found: control::Found| {
             let key = WireguardPeerKey { device, public_key: found.public_key };
+            let in_session = found.in_session();
             let mut peer = found.peer;
-            if let Some(said) = known.endpoints.get(&key).filter(|_| found.in_session) {
+            if let Some(said) = known.endpoints.get(&key).filter(|_| in_session) {
                 peer.endpoint = Some(*said);
             }
             (key, peer)
@@ -359,13 +382,26 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
             let started = Instant::now();
             let looked = Arc::clone(&wireguard);
             // A look that was cut off is made again.
-            let Ok(now) = tokio::task::spawn_blocking(move || looked.digest()).await else { continue };
+            let look = move || (looked.digest(), looked.takeover_became_due());
+            let Ok((now, due)) = tokio::task::spawn_blocking(look).await else { continue };
             pause = POLL.max(started.elapsed() * POLL_SHARE);
-            if last.replace(now).is_some_and(|last| last != now) {
+            if last.replace(now).is_some_and(|last| last != now) || due {
                 return Some((Wake::Netlink, (wireguard, last, pause)));
             }
         }
     }))
+}
+
+/// The devices that this process carries, as far as known.
+fn carried(known: &Known) -> Vec<IfName> {
+    let of_ours = known.devices.iter().filter(|(_, (_, datapath))| *datapath == Datapath::Userspace);
+    of_ours.map(|(name, _)| *name).collect()
+}
+
+/// How long ago the latest handshake of any peer of `devices` was, if there was one. One that cannot be read has none.
+fn youngest_handshake(devices: &[IfName]) -> Option<Duration> {
+    let settings = devices.iter().filter_map(|name| control::read(*name, Datapath::Userspace).ok());
+    settings.flat_map(|settings| settings.peers).filter_map(|found| found.handshake).min()
 }
 
 /// The subnets whose packets went another way until now: to a peer that goes, or by a route that changes.

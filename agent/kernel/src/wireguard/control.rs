@@ -32,8 +32,15 @@ pub(crate) struct Settings {
 pub(crate) struct Found {
     pub(crate) public_key: WireguardKey,
     pub(crate) peer: WireguardPeer,
+    /// How long ago the last handshake was, if there was one. A clock that was set back says nothing.
+    pub(crate) handshake: Option<Duration>,
+}
+
+impl Found {
     /// Whether there was a handshake lately, so that its endpoint may be where its packets came from.
-    pub(crate) in_session: bool,
+    pub(crate) fn in_session(&self) -> bool {
+        self.handshake.is_some_and(|ago| ago < SESSION)
+    }
 }
 
 /// What to do with one peer.
@@ -69,8 +76,7 @@ fn found(info: &PeerInfo) -> Option<Found> {
             psk: config.preshared_key.as_ref().and_then(|key| PresharedKey::new(key.0)),
             allowed,
         },
-        // A clock that was set back says nothing.
-        in_session: info.stats.last_handshake_time.and_then(|at| at.elapsed().ok()).is_some_and(|ago| ago < SESSION),
+        handshake: info.stats.last_handshake_time.and_then(|at| at.elapsed().ok()),
     })
 }
 

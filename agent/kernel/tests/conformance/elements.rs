@@ -15,7 +15,7 @@ use crate::firewall::{apply, dump, listed, run, set, source, swap, wanted};
 use crate::world::shell;
 
 /// The `n`th of many peers.
-fn peer(family: IpFamily, n: u32) -> PeerSource {
+pub fn peer(family: IpFamily, n: u32) -> PeerSource {
     let (outer, inner): (IpAddr, IpNet) = match family {
         IpFamily::V4 => (
             Ipv4Addr::from(0xac10_0000 + n).into(),
@@ -29,7 +29,7 @@ fn peer(family: IpFamily, n: u32) -> PeerSource {
     PeerSource { set: set(family), outer, inner }
 }
 
-fn ops(action: Action, sources: impl IntoIterator<Item = PeerSource>) -> Vec<Op> {
+pub fn ops(action: Action, sources: impl IntoIterator<Item = PeerSource>) -> Vec<Op> {
     sources.into_iter().map(|source| Op { action, object: Object::PeerSource(source) }).collect()
 }
 
@@ -156,7 +156,7 @@ fn eight_thousand_peers_are_swapped_read_and_changed_one_by_one() {
 /// Waits until the set lists `count` elements, several times over: the kernel enlarges its hash table in the background
 /// (lib/rhashtable.c), and a dump that runs meanwhile misses some without a word (net/netfilter/nf_tables_api.c goes on by
 /// their number).
-async fn until_listed(kernel: &NetlinkKernel, count: usize) {
+pub async fn until_listed(kernel: &NetlinkKernel, count: usize) {
     let mut whole = 0;
     for _ in 0..100 {
         whole = if sources(kernel).await.len() == count { whole + 1 } else { 0 };

@@ -74,8 +74,13 @@ pub async fn dump(kernel: &NetlinkKernel) -> Dump {
 
 /// How many elements nft(8) lists in a set.
 pub fn listed(family: IpFamily) -> usize {
+    listed_in(Ruleset::TABLE, family)
+}
+
+/// The same, of `table`.
+pub fn listed_in(table: &str, family: IpFamily) -> usize {
     let listing: Value =
-        serde_json::from_str(&shell(&format!("nft -j list set inet flatnet {}", set(family)))).unwrap();
+        serde_json::from_str(&shell(&format!("nft -j list set inet {table} {}", set(family)))).unwrap();
     let set = listing["nftables"].as_array().unwrap().iter().find_map(|object| object.get("set")).unwrap();
     set.get("elem").and_then(Value::as_array).map_or(0, Vec::len)
 }

@@ -12,6 +12,7 @@
 mod cases;
 mod elements;
 mod firewall;
+mod held;
 mod iptables;
 mod namespaces;
 mod notices;

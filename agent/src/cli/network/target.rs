@@ -13,12 +13,19 @@ use crate::cli::store_args::Target;
 use crate::report::{Exit, Failure};
 
 impl Target {
-    pub(super) async fn create(self, name: &NetworkName, spec: &NetworkSpec) -> Result<NetworkInfo, Failure> {
+    pub(super) async fn create(
+        self,
+        name: &NetworkName,
+        spec: &NetworkSpec,
+        force: Force,
+    ) -> Result<NetworkInfo, Failure> {
         match self {
-            Self::Etcd(store, prefix) => networks::create(&store, &prefix, name, spec).await.map_err(|e| failure(&e)),
+            Self::Etcd(store, prefix) => {
+                networks::create(&store, &prefix, name, spec, force).await.map_err(|e| failure(&e))
+            }
             Self::Server(mut client) => {
-                let reply = client.create_network(wire::change_request(name, spec, false)).await.map_err(said)?;
-                info(reply.into_inner())
+                let message = wire::change_request(name, spec, force == Force::Yes);
+                info(client.create_network(message).await.map_err(said)?.into_inner())
             }
         }
     }

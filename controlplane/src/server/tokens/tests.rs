@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{Fault, MemoryStore};
 
 fn node(number: u128) -> NodeId {
     NodeId::new(number)
@@ -10,7 +10,7 @@ async fn token(store: &MemoryStore, uses: u32, only: Option<NodeId>) -> String {
 }
 
 async fn try_with(store: &MemoryStore, token: &str, who: u128, key: &str) -> Result<(), Code> {
-    use_for(store, token, node(who), "a", key).await.map_err(|status| status.code())
+    use_for(store, &Line::default(), token, node(who), "a", key).await.map_err(|status| status.code())
 }
 
 #[tokio::test(start_paused = true)]
@@ -22,6 +22,21 @@ async fn a_token_brings_in_as_many_nodes_as_it_may_and_the_same_one_again() {
     assert_eq!(try_with(&store, &token, 2, "k2").await, Ok(()));
     assert_eq!(try_with(&store, &token, 3, "k3").await, Err(Code::Unauthenticated), "used up");
     assert_eq!(try_with(&store, &token, 2, "k2").await, Ok(()));
+    assert_eq!(try_with(&store, &token, 1, "k1").await, Ok(()), "however many came after it");
+    store.delete(registry::key(node(1)));
+    assert_eq!(try_with(&store, &token, 1, "k1").await, Err(Code::Unauthenticated), "who was removed joins anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_node_does_not_come_back_with_what_it_joined_with() {
+    let store = MemoryStore::new();
+    for only in [None, Some(node(1))] {
+        let token = token(&store, 1, only).await;
+        assert_eq!(try_with(&store, &token, 1, "k1").await, Ok(()));
+        assert!(registry::change(&store, node(1), |found| found.revoked = true).await.unwrap());
+        assert!(try_with(&store, &token, 1, "k1").await.is_err());
+        store.delete(registry::key(node(1)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +47,7 @@ async fn a_token_that_is_wrong_over_or_revoked_is_refused_in_the_same_words() {
     let mut words = std::collections::BTreeSet::new();
     let long = format!("{id}.{}", "0".repeat(1000));
     for bad in ["", ".", "x", id, &format!("{id}."), &format!("{id}.00"), "0000000000.00", "../../etc.x", &long] {
-        let status = use_for(&store, bad, node(1), "a", "k").await.unwrap_err();
+        let status = use_for(&store, &Line::default(), bad, node(1), "a", "k").await.unwrap_err();
         words.insert(status.message().to_owned());
         assert_eq!(status.code(), Code::Unauthenticated, "{bad}");
     }
@@ -41,7 +56,7 @@ async fn a_token_that_is_wrong_over_or_revoked_is_refused_in_the_same_words() {
     let short = create(&store, Duration::from_secs(60), 1, None).await.unwrap().token;
     tokio::time::advance(Duration::from_secs(61)).await;
     for bad in [&good, &short] {
-        words.insert(use_for(&store, bad, node(1), "a", "k").await.unwrap_err().message().to_owned());
+        words.insert(use_for(&store, &Line::default(), bad, node(1), "a", "k").await.unwrap_err().message().to_owned());
     }
     assert_eq!(words.len(), 1, "{words:?}");
 }
@@ -87,4 +102,28 @@ async fn bad_tokens_are_heard_a_few_times_a_minute_and_others_are_not_made_to_wa
     assert!(failures.0.lock().unwrap().by_address.len() <= ADDRESSES + 1, "bounded");
     tokio::time::advance(WINDOW).await;
     assert!(failures.may_try(bad).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_joins_at_once_with_one_token_and_few_calls() {
+    const NODES: u32 = 200;
+    let store = MemoryStore::new();
+    let token = token(&store, NODES, None).await;
+    let line = Line::default();
+    let before = store.calls();
+    // All read the token before anybody has written it.
+    let took = Duration::from_millis(2);
+    store.fault_next((0..NODES * 9).map(|_| Fault::Delay(took)));
+    let all = (0..NODES).map(|who| {
+        let (store, token, line) = (&store, token.clone(), &line);
+        async move { use_for(store, line, &token, node(u128::from(who) + 1), "a", &format!("k{who}")).await }
+    });
+    for joined in futures::future::join_all(all).await {
+        joined.unwrap();
+    }
+    let calls = store.calls() - before;
+    store.clear_faults();
+    let left = list(&store).await.unwrap()[0].1.uses_left;
+    assert_eq!(left, 0);
+    assert_eq!(calls, u64::from(NODES) * 3, "two to look, and one to use it");
 }

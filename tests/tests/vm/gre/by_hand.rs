@@ -5,27 +5,29 @@ use std::time::Duration;
 
 use flatnet_tests::vm::Vm;
 use flatnet_tests::wait::{SOON, pause, wait_until};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// What a forger sends has arrived, or will not.
 const ARRIVED: Duration = Duration::from_secs(1);
 
 /// A host with a tunnel to each agent, all made by hand, and a container.
 pub struct HandMade {
-    subnet: IpNet,
+    subnet: Ipv4Net,
 }
 
 impl HandMade {
     /// `ip tunnel add` and a route for each peer, a bridge, the container `c1`.
     pub fn up(vm: &Vm, peers: &[&Vm]) -> Self {
-        let subnet: IpNet = "10.100.200.0/24".parse().unwrap();
-        let mut script = String::from(
+        // Agents choose theirs by chance.
+        let taken: Vec<IpNet> = peers.iter().filter_map(|peer| peer.subnet().v4).map(|net| net.trunc()).collect();
+        let number = (200..=255).find(|number| !taken.contains(&IpNet::V4(subnet(*number)))).unwrap();
+        let mut script = format!(
             "set -e\nsysctl -qw net.ipv4.ip_forward=1\n\
-             ip link add docker0 type bridge\nip addr add 10.100.200.1/24 dev docker0\nip link set docker0 up\n\
+             ip link add docker0 type bridge\nip addr add 10.100.{number}.1/24 dev docker0\nip link set docker0 up\n\
              ip netns add c1\nip -n c1 link set lo up\n\
              ip link add c1 mtu 1476 type veth peer name eth0 mtu 1476 netns c1\nip link set c1 master docker0 up\n\
-             ip -n c1 link set eth0 up\nip -n c1 addr add 10.100.200.2/24 dev eth0\n\
-             ip -n c1 route add default via 10.100.200.1\n",
+             ip -n c1 link set eth0 up\nip -n c1 addr add 10.100.{number}.2/24 dev eth0\n\
+             ip -n c1 route add default via 10.100.{number}.1\n",
         );
         for peer in peers {
             let (name, theirs) = (format!("foo{}", peer.number), peer.subnet().v4.unwrap().trunc());
@@ -36,17 +38,22 @@ impl HandMade {
             );
         }
         vm.ok(&script);
-        Self { subnet }
+        Self { subnet: subnet(number) }
     }
 
-    pub fn subnet(&self) -> IpNet {
+    pub fn subnet(&self) -> Ipv4Net {
         self.subnet
     }
 
     /// Its container's.
     pub fn address(&self) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 100, 200, 2))
+        self.subnet.hosts().nth(1).unwrap().into()
     }
+}
+
+/// One of the network's, by its number.
+fn subnet(number: u8) -> Ipv4Net {
+    Ipv4Net::new(Ipv4Addr::new(10, 100, number, 0), 24).unwrap()
 }
 
 /// A host that sends into the tunnel what it has no right to send.

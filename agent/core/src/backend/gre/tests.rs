@@ -5,6 +5,7 @@ use crate::desired::{HostInput, NetworkInput, PeerDecision, desired};
 use crate::facts::{GreSupport, HostFacts};
 use crate::fixture::{NODE, codes, config, device, facts, gre, key, one, peer, underlay, with};
 use crate::object::{FdbKey, LinkAddress, NeighbourKey, NexthopId, PeerSource, SetName, TunnelId};
+use crate::transition::Said;
 
 fn backend(key: u32) -> BackendConfig {
     BackendConfig::Gre(GreConfig { key: GreKey::new(key), mtu: None })
@@ -74,6 +75,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         name,
         config,
         before: &[],
+        said: Said::default(),
         own: own.parse().unwrap(),
         peers,
         bridge: None,
@@ -161,6 +163,7 @@ fn two_networks_of_one_key_are_not_both_programmed() {
         name,
         config,
         before: &[],
+        said: Said::default(),
         own: own.parse().unwrap(),
         peers: &[],
         bridge: None,

@@ -1,16 +1,16 @@
 //! Nodes that come and go, and what each knows.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flatnet_controlplane::allocate::{Claim, ClaimRequest};
 use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress};
 use flatnet_controlplane::flannel::decode_lease;
-use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::plane::ControlPlane as _;
 use flatnet_controlplane::random::OsRandom;
 use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_controlplane::store::{KeyRange, Store};
@@ -19,13 +19,20 @@ use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
     BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
 };
+use flatnet_tests::control_plane::ControlPlane;
+use flatnet_tests::wait::{pause, wait_until};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// Longer than any fault: what is lost is lost by a fault, not by time.
 const TTL: Duration = Duration::from_secs(600);
 
-pub fn keys() -> NetworkKeys {
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// A cold start of all members, and an election, under load.
+const ANSWERS: Duration = Duration::from_secs(60);
+
+fn keys() -> NetworkKeys {
     NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
 }
 
@@ -34,8 +41,8 @@ pub fn keys() -> NetworkKeys {
 struct Shared {
     joins: AtomicU32,
     leaves: AtomicU32,
-    /// Nobody comes or goes any more.
-    still: AtomicBool,
+    /// Nobody leaves any more.
+    still: watch::Sender<bool>,
     /// What each was told that it has; one that is asking or leaving has an entry no longer.
     held: Mutex<BTreeMap<NodeId, SubnetKey>>,
 }
@@ -48,23 +55,29 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(count: u8, servers: &[(SocketAddr, String)], token: &str, dir: &Path) -> Self {
+    /// Starts them on the runtime of the caller.
+    pub fn start(count: u8, servers: &[&ControlPlane], dir: &Path) -> Self {
+        let arguments = servers[0].join_arguments();
+        let flag = |name: &str| {
+            let at = arguments.iter().position(|argument| argument == name).unwrap();
+            arguments[at + 1].clone()
+        };
         let shared = Arc::new(Shared::default());
         let mut views = Vec::new();
         for number in 1..=count {
             let dir = dir.join(format!("node{number}"));
             std::fs::create_dir_all(&dir).unwrap();
-            let address = |(address, _): &(SocketAddr, String)| ServerAddress {
-                host: address.ip().to_string(),
-                port: address.port(),
+            let address = |server: &&ControlPlane| ServerAddress {
+                host: server.address().ip().to_string(),
+                port: server.address().port(),
             };
             let remote = Remote::new(RemoteOptions {
                 servers: servers.iter().map(address).collect(),
                 dir,
                 node: NodeId::new(u128::from(number)),
                 name: format!("node{number}"),
-                token: Some(token.to_owned()),
-                ca_hash: Some(servers[0].1.clone()),
+                token: Some(flag("--token")),
+                ca_hash: Some(flag("--ca-hash")),
             });
             let remote = remote.unwrap();
             let (sender, view) = watch::channel(NetworkView::default());
@@ -83,40 +96,70 @@ impl Load {
         self.shared.leaves.load(Ordering::Relaxed)
     }
 
-    /// From now on nobody leaves.
-    pub fn stay(&self) {
-        self.shared.still.store(true, Ordering::Relaxed);
+    /// From now on they come and go again.
+    pub fn go_on(&self) {
+        self.shared.still.send_replace(false);
     }
 
-    pub async fn everybody_has_a_lease(&self, limit: Duration) {
+    pub fn until_everybody_joined(&self, limit: Duration) {
+        wait_until("everybody has joined once", limit, || {
+            let joins = self.joins();
+            if joins < u32::try_from(self.count).unwrap() { Err(format!("{joins} joined")) } else { Ok(()) }
+        });
+    }
+
+    /// Keeps everybody who is there, and waits until everybody is there and has what it was told, and every view is what
+    /// the store says: at most `limit` after the store answers for good. An election that a member brings with it when it
+    /// comes back is the store's time. How long it took until it answered, and until that.
+    pub fn until_exact(&self, runtime: &Runtime, store: &Arc<EtcdStore>, limit: Duration) -> (Duration, Duration) {
+        self.shared.still.send_replace(true);
         let began = Instant::now();
-        while self.joins() < u32::try_from(self.count).unwrap() {
-            assert!(began.elapsed() < limit, "only {} joined", self.joins());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answers = Duration::ZERO;
+        let mut seen: Vec<String> = Vec::new();
+        loop {
+            let store = Arc::clone(store);
+            // On a thread of the runtime's: they are in the nodes' namespace.
+            let read = runtime.block_on(runtime.spawn(async move { owners(&store).await })).unwrap();
+            let (answered, result) = match read {
+                Ok(owners) => (true, self.compare(&owners)),
+                Err(why) => (false, Err(why)),
+            };
+            let now = began.elapsed();
+            let Err(why) = result else { return (answers, now) };
+            if !answered {
+                answers = now;
+            }
+            if seen.last().is_none_or(|last| !last.ends_with(&why)) {
+                seen.push(format!("{} ms: {why}", now.as_millis()));
+            }
+            assert!(now < answers + limit && now < ANSWERS, "not every view is the store:\n{}", seen.join("\n"));
+            pause(LOOK);
         }
     }
 
-    /// Whether everybody has what it was told, and every view is what the store says.
-    pub async fn compare(&self, store: &EtcdStore) -> Result<(), String> {
-        let owners = owners(store).await?;
+    fn compare(&self, owners: &BTreeMap<SubnetKey, NodeId>) -> Result<(), String> {
         let held = self.shared.held.lock().unwrap().clone();
         if held.len() != self.count {
             return Err(format!("{} of {} nodes have a lease", held.len(), self.count));
         }
         for (node, subnets) in &held {
             if owners.get(subnets) != Some(node) {
-                return Err(format!(
-                    "{subnets} was given to {node} and is not its any more: {:?}",
-                    owners.get(subnets)
-                ));
+                return Err(format!("{subnets} was given to {node} and belongs to {:?}", owners.get(subnets)));
             }
+        }
+        if owners.len() != held.len() {
+            return Err(format!(
+                "{} leases of {} nodes: one was given back, and is still there",
+                owners.len(),
+                held.len()
+            ));
         }
         for (index, view) in self.views.iter().enumerate() {
             let view = view.borrow();
             let seen = view.state.leases.values();
             let seen: BTreeMap<_, _> =
                 seen.filter_map(|lease| Some((lease.subnets, lease.owner.as_ref()?.node))).collect();
-            if seen != owners {
+            if seen != *owners {
                 return Err(format!("node{} sees {} leases, there are {}", index + 1, seen.len(), owners.len()));
             }
         }
@@ -124,43 +167,39 @@ impl Load {
     }
 
     /// Looks all the time whether somebody has what another one was told that it has.
-    pub fn look_for_two_owners(&self, store: EtcdStore) -> Watching {
-        let (stop, mut stopped) = watch::channel(());
-        let shared = Arc::clone(&self.shared);
-        let task = tokio::spawn(async move {
+    pub fn look_for_two_owners(&self, runtime: &Runtime, store: EtcdStore) -> Watching {
+        let found = Arc::new(Mutex::new(None));
+        let (shared, tell) = (Arc::clone(&self.shared), Arc::clone(&found));
+        runtime.spawn(async move {
             loop {
                 // Told before the store is read and after: it had it all the time.
                 let before = shared.held.lock().unwrap().clone();
                 if let Ok(owners) = owners(&store).await {
                     let after = shared.held.lock().unwrap().clone();
                     for (node, subnets) in before.iter().filter(|(node, subnets)| after.get(*node) == Some(*subnets)) {
-                        match owners.get(subnets) {
-                            Some(owner) if owner == node => {}
-                            other => return Some(format!("{subnets} is {node}'s and the store says {other:?}")),
+                        if owners.get(subnets) != Some(node) {
+                            let other = owners.get(subnets);
+                            *tell.lock().unwrap() = Some(format!("{subnets} is {node}'s and the store says {other:?}"));
+                            return;
                         }
                     }
                 }
-                tokio::select! {
-                    _ = stopped.changed() => return None,
-                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
-        Watching { stop, task }
+        Watching { found }
     }
 }
 
 /// One that looks.
 pub struct Watching {
-    stop: watch::Sender<()>,
-    task: JoinHandle<Option<String>>,
+    found: Arc<Mutex<Option<String>>>,
 }
 
 impl Watching {
-    /// What it found.
-    pub async fn stop(self) -> Option<String> {
-        drop(self.stop);
-        self.task.await.unwrap()
+    /// What it found so far.
+    pub fn found(&self) -> Option<String> {
+        self.found.lock().unwrap().clone()
     }
 }
 
@@ -215,9 +254,8 @@ async fn come_and_go(number: u8, remote: Remote, shared: Arc<Shared>, mut view: 
         shared.joins.fetch_add(1, Ordering::Relaxed);
         round = round.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         tokio::time::sleep(Duration::from_millis(300 + (round >> 33) % 2_000)).await;
-        if shared.still.load(Ordering::Relaxed) {
-            return;
-        }
+        let mut still = shared.still.subscribe();
+        still.wait_for(|still| !still).await.unwrap();
         shared.held.lock().unwrap().remove(&node);
         while remote.release(&keys(), &claim).await.is_err() {
             tokio::time::sleep(again).await;

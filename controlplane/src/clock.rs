@@ -1,0 +1,11 @@
+//! The time of day, as certificates and tokens count it.
+
+use std::time::SystemTime;
+
+/// Now: of this host, or of the simulation that runs here.
+pub(crate) fn now() -> SystemTime {
+    #[cfg(feature = "simulation")]
+    return crate::simulation::time_of_day();
+    #[cfg(not(feature = "simulation"))]
+    SystemTime::now()
+}

@@ -1,0 +1,35 @@
+//! What goes with a node that is drained, revoked or removed.
+
+use flatnet_model::keys::presence as presence_key;
+use flatnet_model::{EtcdLease, NodeId};
+use tonic::Status;
+
+use crate::allocate::{self, Claim, Origin};
+use crate::networks;
+use crate::store::{KeyRange, Store, StoreError};
+use crate::wire::refusal;
+
+/// Removes a node's leases in every network.
+pub(super) async fn leases<S: Store>(store: &S, prefix: &str, node: NodeId) -> Result<(), Status> {
+    let failed = |error: StoreError| refusal::store(&error);
+    let all = networks::list(store, prefix).await.map_err(|error| refusal::network(&error))?;
+    for network in &all {
+        for lease in network.leases.iter().filter(|lease| lease.is_owned_by(node)) {
+            // Of one that never expires there is no store's lease to end.
+            let etcd_lease = lease.etcd_lease.unwrap_or(EtcdLease(0));
+            let claim = Claim { lease: lease.clone(), etcd_lease, origin: Origin::Refreshed };
+            allocate::release(store, &network.keys, &claim).await.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a node's presence.
+pub(super) async fn presence<S: Store>(store: &S, node: NodeId) -> Result<(), Status> {
+    let failed = |error: StoreError| refusal::store(&error);
+    let found = store.range(&KeyRange::key(&presence_key(node))).await.map_err(failed)?.kvs.into_iter().next();
+    match found.and_then(|kv| kv.lease) {
+        Some(lease) => store.lease_revoke(lease).await.map_err(failed),
+        None => Ok(()),
+    }
+}
