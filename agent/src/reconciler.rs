@@ -11,12 +11,13 @@ mod outcome;
 mod pace;
 mod pass;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::Dump;
-use flatnet_core::op::Op;
+use flatnet_core::op::{ObjectKey, Op};
 use flatnet_core::underlay::{Selection, Underlay};
 use flatnet_kernel::{Kernel, Scope, Wake};
 use flatnet_model::{IfName, NodeId};
@@ -79,6 +80,17 @@ struct Known {
     dump: Dump,
     /// What the dump looked at.
     scope: Scope,
+    /// Where the kernel may hold anything, as a change there did not succeed.
+    unsure: BTreeSet<ObjectKey>,
+    /// The kernel could not be read since.
+    stale: bool,
+}
+
+impl Known {
+    /// Whether a pass may decide from it without another look.
+    fn is_sure(&self) -> bool {
+        self.unsure.is_empty() && !self.stale
+    }
 }
 
 /// The loop's state.
@@ -90,7 +102,7 @@ pub struct Reconciler<K> {
     metrics: Arc<Metrics>,
     sysctls: SysctlRecord,
     wireguard: WireguardIdentity,
-    /// The kernel as the last pass left it; `None` when that is not known.
+    /// The kernel as the last pass left it; `None` when no pass came to its end.
     known: Option<Known>,
     facts: HostFacts,
     /// Whether the facts tell who carries GRE.

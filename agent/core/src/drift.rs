@@ -7,8 +7,12 @@ use crate::op::{Object, Op};
 
 /// Of `ops`, those that repair: their object was `left` in one state and `found` in another. What is wanted anew (a new
 /// peer, another MTU of the underlay) is at a key where both are the same.
-pub fn drift<'a>(left: &'a KernelState, found: &'a KernelState, ops: &'a [Op]) -> impl Iterator<Item = &'a Op> {
-    ops.iter().filter(|op| !same(left, found, &op.object))
+pub fn drift<'a>(
+    left: &'a KernelState,
+    found: &'a KernelState,
+    ops: impl IntoIterator<Item = &'a Op>,
+) -> impl Iterator<Item = &'a Op> {
+    ops.into_iter().filter(|op| !same(left, found, &op.object))
 }
 
 fn same(left: &KernelState, found: &KernelState, object: &Object) -> bool {

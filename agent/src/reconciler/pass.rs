@@ -60,7 +60,7 @@ impl<K: Kernel> Reconciler<K> {
             Look::Quick => {
                 let wanted = self.want();
                 // What the last dump did not look at (a device, a setting) cannot be known from it.
-                if self.known.as_ref().is_some_and(|known| known.scope == scope(&wanted.desired.state)) {
+                if self.known.as_ref().is_some_and(|known| known.is_sure() && known.scope == scope(&wanted.desired.state)) {
                     (look, Ok(self.bring_about(wanted, None).await))
                 } else {
                     (Look::Full, self.full().await)
@@ -93,7 +93,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Reads the settings whose changes nobody tells of; a pass follows if one is not as it was left.
     pub(super) async fn glance(&mut self) {
         self.pace.glanced(Instant::now());
-        let Some(known) = &self.known else { return };
+        let Some(known) = self.known.as_ref().filter(|known| known.is_sure()) else { return };
         if known.scope.sysctls.is_empty() {
             return;
         }
@@ -137,15 +137,14 @@ impl<K: Kernel> Reconciler<K> {
             self.look_at_host().await?;
             wanted = self.want();
         }
-        let left = self.known.take();
         let scope = scope(&wanted.desired.state);
         let mut dump = self.kernel.dump(&scope).await?;
         if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
             dump = self.kernel.dump(&scope).await?;
         }
         // What was not looked at before is not known to have changed.
-        let left = left.filter(|left| left.scope == scope).map(|left| left.dump.state);
-        self.known = Some(Known { dump, scope });
+        let left = self.known.take().filter(|left| left.scope == scope);
+        self.known = Some(Known { dump, scope, unsure: BTreeSet::new(), stale: false });
         Ok(self.bring_about(wanted, left).await)
     }
 
@@ -315,14 +314,16 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone. `left`: what
     /// the last pass left, if the kernel was looked at since.
-    async fn bring_about(&mut self, mut wanted: Wanted, left: Option<KernelState>) -> bool {
+    async fn bring_about(&mut self, mut wanted: Wanted, left: Option<Known>) -> bool {
         // Taken out so that a pass that is cut off leaves "not known" behind.
-        let Some(Known { dump: mut known, scope }) = self.known.take() else { return false };
+        let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep_guard(&known.state);
         let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard } = wanted;
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
-            self.say_drift(drift(&left, &known.state, &ops));
+            // Where the last pass failed its own doing is not told from somebody else's; what was somebody's it has counted.
+            let ops = ops.iter().filter(|op| !left.unsure.contains(&op.object.key()));
+            self.say_drift(drift(&left.dump.state, &known.state, ops));
         }
         for op in &ops {
             if let (Action::Create | Action::Change, Object::Sysctl(sysctl, _)) = (op.action, &op.object)
@@ -372,8 +373,7 @@ impl<K: Kernel> Reconciler<K> {
             true => self.outcome.borrow().wireguard,
             false => wireguard,
         };
-        // After a failure the kernel may hold anything at that key: look before the next change.
-        self.known = failed.is_empty().then_some(Known { dump: known, scope });
+        self.known = Some(Known { dump: known, scope, unsure: failed.clone(), stale: false });
         // Not tried, and not there either: what depends on it for others must know. Looking again would change nothing.
         failed.extend(conflicts.iter().map(|conflict| conflict.object.key()));
         problems.splice(0..0, desired.problems.iter().cloned());
@@ -447,7 +447,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn unreadable(&mut self, error: &KernelError) {
-        self.known = None;
+        if let Some(known) = &mut self.known {
+            known.stale = true;
+        }
         let problem = Problem::new(
             ProblemCode::KernelUnreadable,
             chain(error),

@@ -8,7 +8,7 @@ use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
 use flatnet_core::object::{KernelState, RouteKey, Sysctl};
-use flatnet_core::op::{Action, ObjectKey, ObjectKind};
+use flatnet_core::op::{Action, ObjectKind};
 use flatnet_core::problem::ProblemCode;
 use flatnet_kernel::fake::{FakeKernel, Strike};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
@@ -264,6 +264,24 @@ async fn what_somebody_else_changes_is_repaired_at_once_and_counted_by_kind() {
     sleep(Duration::from_millis(200)).await;
     assert_eq!(host.kernel.state(), exact);
     assert_eq!(host.drift("link"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_changes_while_a_repair_fails_is_counted_and_the_failure_is_not() {
+    let host = Host::start("drift-failing", FakeKernel::new(facts()), Source::Store, 3);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.fail(Strike::Kind(ObjectKind::Route), EBUSY);
+    host.kernel.edit(|state| {
+        state.routes.remove(&route(1));
+    });
+    sleep(Duration::from_millis(30)).await;
+    assert!(host.tried(ObjectKind::Route) > 4, "the repair has been tried");
+    host.kernel.edit(|state| state.fdb.clear());
+    host.kernel.heal();
+    sleep(LONGEST_RETRY).await;
+    assert_eq!(host.kernel.state(), exact);
+    assert_eq!((host.drift("route"), host.drift("fdb")), (1, 3));
 }
 
 #[tokio::test(start_paused = true)]
