@@ -5,7 +5,7 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use flatnet_agent::lab::sandbox;
@@ -17,11 +17,23 @@ const AT_ONCE: usize = 2;
 const VM_LABS_AT_ONCE: usize = 1;
 
 /// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
-const PASSED_ON: [&str; 6] =
-    ["FLATNET_AGENT", "FLATNET_CONTROLPLANE", "FLATNET_DEB", "FLATNET_CONTROLPLANE_DEB", "FLATNET_VM_DIR", TIME_BUDGET];
+const PASSED_ON: [&str; 7] = [
+    "FLATNET_AGENT",
+    "FLATNET_CONTROLPLANE",
+    "FLATNET_DEB",
+    "FLATNET_CONTROLPLANE_DEB",
+    "FLATNET_VM_DIR",
+    TIME_BUDGET,
+    AGAIN,
+];
 
 /// For how many seconds tests are begun; those that are left after that are shown as ignored, and are counted.
 const TIME_BUDGET: &str = "FLATNET_TEST_SECS";
+
+/// How many tests of a program may fail once and are run a second time; 0 unless it is set. Real time and real packets on
+/// a machine that others use too: one such test in hundreds says nothing about the change at hand, and must not be lost
+/// either, so each is shown as FLAKY with what it said, and is counted.
+const AGAIN: &str = "FLATNET_TEST_AGAIN";
 
 /// A test: its name, a sentence in snake case, and what it does.
 pub struct Test {
@@ -30,12 +42,12 @@ pub struct Test {
     /// What it needs of the machine beyond the sandbox.
     pub needs: Vec<Need>,
     /// Panics if it fails.
-    pub body: Box<dyn FnOnce() + Send>,
+    pub body: Box<dyn Fn() + Send>,
 }
 
 impl Test {
     /// A test that needs nothing special.
-    pub fn new(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Self {
+    pub fn new(name: impl Into<String>, body: impl Fn() + Send + 'static) -> Self {
         Self { name: name.into(), needs: Vec::new(), body: Box::new(body) }
     }
 
@@ -221,13 +233,15 @@ fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let budget = match TimeBudget::from_environment() {
-        Ok(budget) => budget,
+    let budgets = number(TIME_BUDGET).and_then(|time| Ok((TimeBudget::new(time), SecondTries::new(number(AGAIN)?))));
+    let (budget, second_tries) = match budgets {
+        Ok(budgets) => budgets,
         Err(message) => {
             eprintln!("none of the {} tests ran: {message}", tests.len());
             return ExitCode::from(2);
         }
     };
+    let second_tries = Arc::new(second_tries);
     let ignored = Arc::new(AtomicUsize::new(0));
     let trials = tests.into_iter().map(|test| {
         let missing: Vec<String> =
@@ -237,8 +251,9 @@ fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
             eprintln!("IGNORED {}: {}", test.name, missing.join("; "));
         }
         let (name, body, ignored) = (test.name.clone(), test.body, Arc::clone(&ignored));
+        let second_tries = Arc::clone(&second_tries);
         let runner = move || match budget.used_up() {
-            None => run(body).map(|()| Completion::Completed),
+            None => second_tries.run(&name, &*body).map(|()| Completion::Completed),
             Some(reason) => {
                 ignored.fetch_add(1, Ordering::Relaxed);
                 eprintln!("IGNORED {name}: {reason}");
@@ -253,6 +268,7 @@ fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
     if ignored > 0 {
         eprintln!("{ignored} tests could NOT run on this machine (see IGNORED above)");
     }
+    second_tries.sum_up();
     conclusion.exit_code()
 }
 
@@ -261,7 +277,12 @@ thread_local! {
     static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// Runs a test; a panic becomes its message, with the place, and is shown once: with the other failures at the end.
+/// A number in the environment.
+fn number(name: &str) -> Result<Option<u64>, String> {
+    let text = std::env::var(name).ok();
+    text.map(|text| text.parse().map_err(|_| format!("{name}={text} is not a whole number"))).transpose()
+}
+
 /// How long tests may be begun.
 #[derive(Clone, Copy)]
 struct TimeBudget {
@@ -270,11 +291,8 @@ struct TimeBudget {
 }
 
 impl TimeBudget {
-    fn from_environment() -> Result<Self, String> {
-        let text = std::env::var(TIME_BUDGET).ok();
-        let secs =
-            text.map(|text| text.parse().map_err(|_| format!("{TIME_BUDGET}={text} is not a number of seconds")));
-        Ok(Self { began: Instant::now(), length: secs.transpose()?.map(Duration::from_secs) })
+    fn new(secs: Option<u64>) -> Self {
+        Self { began: Instant::now(), length: secs.map(Duration::from_secs) }
     }
 
     /// Why no more tests are begun, if that is so.
@@ -284,7 +302,42 @@ impl TimeBudget {
     }
 }
 
-fn run(body: impl FnOnce()) -> Result<(), Failed> {
+/// Second tries that are left, and the tests that passed only by one.
+struct SecondTries {
+    left: AtomicU64,
+    flaky: AtomicUsize,
+}
+
+impl SecondTries {
+    fn new(number: Option<u64>) -> Self {
+        Self { left: AtomicU64::new(number.unwrap_or(0)), flaky: AtomicUsize::new(0) }
+    }
+
+    /// Runs a test, and once more if it fails and a second try is left.
+    fn run(&self, name: &str, body: &dyn Fn()) -> Result<(), Failed> {
+        let Err(first) = run(body) else { return Ok(()) };
+        let take = |left: u64| left.checked_sub(1);
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            return Err(first);
+        }
+        let said = first.message().unwrap_or_default();
+        eprintln!("{name} failed and is run again: {said}");
+        run(body)?;
+        self.flaky.fetch_add(1, Ordering::Relaxed);
+        eprintln!("FLAKY {name}: passed only when it was run again; before: {}", said.replace('\n', "; "));
+        Ok(())
+    }
+
+    fn sum_up(&self) {
+        let flaky = self.flaky.load(Ordering::Relaxed);
+        if flaky > 0 {
+            eprintln!("{flaky} tests passed only when they were run again (see FLAKY above)");
+        }
+    }
+}
+
+/// Runs a test; a panic becomes its message, with the place, and is shown once: with the other failures at the end.
+fn run(body: &dyn Fn()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
         let message = panic.downcast_ref::<String>().cloned();
         let message = message.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
