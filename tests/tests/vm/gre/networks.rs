@@ -9,9 +9,8 @@ use flatnet_tests::vm::{Vm, VmLab};
 const NETWORKS: [(&str, &str); 2] = [("default", "subnet"), ("blue", "blue")];
 const AGENTS: [u8; 2] = [1, 2];
 const BY_HAND: u8 = 3;
-/// The hand-made host's, in the network `blue`.
-const ITS_SUBNETS: &str = "10.200.200.0/24,fd00:200:0:c8::/64";
-const ITS_ADDRESSES: [&str; 2] = ["10.200.200.2", "fd00:200:0:c8::2"];
+/// The hand-made host's subnets in the network `blue` are the first of this number on that no agent has drawn.
+const ITS_NUMBER: u8 = 200;
 
 pub fn two_by_key() {
     let lab = VmLab::up(3);
@@ -60,8 +59,18 @@ pub fn two_by_key() {
 /// A host with tunnels of its own, to the network with the key, over both families.
 fn by_hand(lab: &VmLab, key: u32) {
     let vm = lab.vm(BY_HAND);
+    let taken = AGENTS.map(|number| subnet(lab.vm(number), "blue"));
+    let is_taken = |number: u8| {
+        let (v4, v6) = (format!("10.200.{number}.0/24"), format!("fd00:200:0:{number:x}::/64"));
+        taken.iter().any(|subnet| {
+            subnet.v4.unwrap().trunc() == v4.parse().unwrap() || subnet.v6.unwrap().trunc() == v6.parse().unwrap()
+        })
+    };
+    let number = (ITS_NUMBER..).find(|number| !is_taken(*number)).unwrap();
+    let its_subnets = format!("10.200.{number}.0/24,fd00:200:0:{number:x}::/64");
+    let its_addresses = [format!("10.200.{number}.2"), format!("fd00:200:0:{number:x}::2")];
     let mut script = String::from("set -e\n");
-    for address in ITS_ADDRESSES {
+    for address in &its_addresses {
         script += &format!("ip addr add {address} dev lo\n");
     }
     for number in AGENTS {
@@ -75,11 +84,11 @@ fn by_hand(lab: &VmLab, key: u32) {
             vm.address(),
             peer.address(),
             theirs.v4.unwrap().trunc(),
-            ITS_ADDRESSES[0],
+            its_addresses[0],
             vm.address_v6(),
             peer.address_v6(),
             theirs.v6.unwrap().trunc(),
-            ITS_ADDRESSES[1],
+            its_addresses[1],
         );
     }
     vm.ok(&script);
@@ -92,12 +101,12 @@ fn by_hand(lab: &VmLab, key: u32) {
     assert_eq!(lab.vm(1).ok(counted).trim(), "2", "{}", lab.vm(1).ok("nft list table inet flatnet"));
     let endpoint = lab.endpoint();
     lab.vm(1).ok(&format!(
-        "agent network peer add blue --subnet {ITS_SUBNETS} --public-ip {} --public-ipv6 {} --endpoint {endpoint}",
+        "agent network peer add blue --subnet {its_subnets} --public-ip {} --public-ipv6 {} --endpoint {endpoint}",
         vm.address(),
         vm.address_v6()
     ));
     for number in AGENTS {
-        for address in ITS_ADDRESSES {
+        for address in &its_addresses {
             reaches(lab.vm(number), "blue", address.parse().unwrap(), "");
         }
         for address in subnet(lab.vm(number), "blue").container_addresses() {
