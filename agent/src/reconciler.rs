@@ -10,6 +10,7 @@
 mod outcome;
 mod pace;
 mod pass;
+mod wanted;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -1,0 +1,246 @@
+//! Deciding: what the kernel should hold, from what the store, the host and this node's leases say.
+
+use std::collections::BTreeMap;
+
+use flatnet_controlplane::watch::Source;
+use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
+use flatnet_core::diff::Prune;
+use flatnet_core::host_ranges;
+use flatnet_core::object::{KernelState, LinkKind, Ruleset};
+use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::transition::Said;
+use flatnet_core::underlay;
+use flatnet_kernel::{Kernel, Scope};
+use flatnet_model::{
+    BackendConfig, HostRanges, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, SubnetKey, Vni,
+    WireguardKey,
+};
+
+use super::{Judgement, Reconciler};
+use crate::networks::Held;
+
+/// What is wanted, and what it was decided from.
+pub(super) struct Wanted {
+    pub desired: Desired,
+    pub judgements: BTreeMap<NetworkName, Judgement>,
+    pub problems: Vec<Problem>,
+    /// Whether everything that may be wanted is known, so that what is not wanted may go.
+    pub prune: Prune,
+    pub revision: Revision,
+    /// What this host uses itself.
+    pub ranges: HostRanges,
+    /// The key that WireGuard devices should have, if there is any.
+    pub wireguard: Option<WireguardKey>,
+}
+
+impl Wanted {
+    /// Keeps the guard that is loaded, if there is one, while a network waits: one made without that network would leave
+    /// its device open.
+    pub fn keep_guard(&mut self, found: &KernelState) {
+        if self.desired.unsettled && found.ruleset.is_some() {
+            self.desired.state.ruleset.clone_from(&found.ruleset);
+        }
+    }
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Decides what the kernel should hold.
+    pub(super) fn want(&mut self) -> Wanted {
+        let mut problems = Vec::new();
+        let held: Vec<Option<Held>> =
+            self.ports.iter_mut().map(|port| port.holding.borrow_and_update().held.clone()).collect();
+        let families: Vec<IpFamily> = IpFamily::BOTH
+            .into_iter()
+            .filter(|family| held.iter().flatten().any(|held| held.config.pool(*family).is_some()))
+            .collect();
+        match underlay::select(&self.facts, &self.host.selection, &families) {
+            Ok(found) => {
+                let (underlay, lost) = match self.underlay.as_ref().or(self.underlay_record.last()) {
+                    Some(last) => found.keeping(last, &families),
+                    None => (found, Vec::new()),
+                };
+                problems.extend(lost.into_iter().map(|family| lost_address(underlay.device, family)));
+                self.underlay = Some(underlay);
+            }
+            Err(error) => {
+                let device = self.underlay.as_ref().map_or_else(String::new, |underlay| underlay.device.to_string());
+                problems.push(Problem::new(ProblemCode::UnderlayMissing, error.to_string(), error.hint(), device));
+            }
+        }
+        for port in &mut self.ports {
+            // Marked as seen before it is read: what comes in between wakes the loop again.
+            port.view.mark_unchanged();
+        }
+        let wireguard = self.wireguard_key(&held);
+        let subnets: Vec<SubnetKey> = held.iter().flatten().map(|held| held.subnets).collect();
+        let ranges = host_ranges::own(&self.facts, &subnets);
+        // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
+        let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
+        // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
+        // those that can be held.
+        let prune = self.underlay.is_some()
+            && views.iter().zip(&held).all(|(view, held)| {
+                view.source == Source::Store && (held.is_some() || view.state.valid_config().is_none())
+            });
+        let revision = views.iter().map(|view| view.state.revision).max().unwrap_or_default();
+        let Some(underlay) = &self.underlay else {
+            return Wanted {
+                desired: Desired::default(),
+                judgements: BTreeMap::new(),
+                problems,
+                prune: Prune::No,
+                revision,
+                ranges,
+                wireguard: None,
+            };
+        };
+        let peers: Vec<Vec<&Lease>> = views
+            .iter()
+            .zip(&held)
+            .map(|(view, held)| match held {
+                None => Vec::new(),
+                Some(held) => {
+                    let resolution = view.state.resolve(&held.config);
+                    problems.extend(resolution.refused.iter().map(|refused| {
+                        Problem::new(
+                            ProblemCode::LeaseRefused,
+                            format!("the lease {} does not hold: {}", refused.subnets, refused.reason),
+                            "remove or correct that key in the store",
+                            refused.subnets,
+                        )
+                    }));
+                    let own = |lease: &&Lease| lease.subnets == held.subnets || lease.is_owned_by(self.host.node);
+                    resolution.leases.into_iter().filter(|lease| !own(lease)).collect()
+                }
+            })
+            .collect();
+        let said: Vec<Said<'_>> = std::iter::zip(&views, &held)
+            .map(|(view, held)| {
+                let Some(held) = held else { return Said::default() };
+                let own = |lease: &&Lease| lease.is_owned_by(self.host.node);
+                Said { read: view.state.leases.get(&held.subnets).filter(own), unread: &held.unread }
+            })
+            .collect();
+        let mut bridge = self.host.bridge;
+        let inputs: Vec<NetworkInput<'_>> = self
+            .ports
+            .iter()
+            .zip(&held)
+            .zip(std::iter::zip(&peers, &said))
+            .filter_map(|((port, held), (peers, said))| {
+                let held = held.as_ref()?;
+                let bridge = bridge.take();
+                Some(NetworkInput {
+                    name: &port.name,
+                    config: &held.config,
+                    before: &held.before,
+                    own: held.subnets,
+                    said: *said,
+                    peers,
+                    bridge,
+                    masquerade: self.host.masquerade,
+                })
+            })
+            .collect();
+        let input = HostInput {
+            node: self.host.node,
+            wireguard: wireguard.as_ref().map(|key| *key),
+            underlay,
+            facts: &self.facts,
+            networks: &inputs,
+        };
+        let desired = desired(&input);
+        let prune = if prune && !desired.unsettled { Prune::Yes } else { Prune::No };
+        let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
+        let judgements = unheld
+            .filter_map(|((port, view), _)| {
+                let config = view.state.valid_config()?;
+                Some((port.name.clone(), self.judge(&input, &port.name, config)))
+            })
+            .collect();
+        Wanted { desired, judgements, problems, prune, revision, ranges, wireguard: wireguard.ok() }
+    }
+
+    /// Whether any network has or is about to have GRE tunnels here.
+    pub(super) fn wants_gre(&self) -> bool {
+        let is_gre = |backend: &BackendConfig| matches!(backend, BackendConfig::Gre(_));
+        self.ports.iter().any(|port| {
+            port.holding.borrow().held.as_ref().is_some_and(|held| held.backends().any(is_gre))
+                || port.view.borrow().state.valid_config().is_some_and(|config| is_gre(&config.backend))
+        })
+    }
+
+    /// This host's WireGuard key, made only once a network needs one.
+    fn wireguard_key(&self, held: &[Option<Held>]) -> Result<WireguardKey, Problem> {
+        let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
+        let stored = |config: &NetworkConfig| is_wireguard(&config.backend);
+        let needed = held.iter().flatten().any(|held| held.backends().any(is_wireguard))
+            || self.ports.iter().any(|port| port.view.borrow().state.valid_config().is_some_and(stored));
+        if needed {
+            return self.wireguard.public();
+        }
+        let why = "no network of this host is WireGuard's";
+        Err(Problem::new(ProblemCode::WireguardNoKey, why, "", ""))
+    }
+
+    /// Whether a lease may be taken in a network that has a configuration and no lease yet.
+    fn judge(&self, input: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Judgement {
+        let refused = admit(input, name, config).err().or_else(|| self.left_by_flanneld(config));
+        Judgement { config: config.clone(), refused }
+    }
+
+    /// flanneld's device that holds a VNI which `config` needs, and is not to be taken over: publishing our tunnel's address
+    /// while that device still receives would cut this host off.
+    fn left_by_flanneld(&self, config: &NetworkConfig) -> Option<Problem> {
+        let BackendConfig::Vxlan(vxlan) = &config.backend else { return None };
+        let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+        let mut names = families.filter_map(|family| flannel_device(vxlan.vni, family));
+        let is_there = |name: &IfName| self.facts.interface(*name).is_some_and(|interface| !interface.ours);
+        names.find(|name| !self.host.take_over && is_there(name)).map(|name| left_by_flanneld(name, "in use"))
+    }
+}
+
+/// What a dump must look at besides what carries our mark.
+pub(super) fn scope(desired: &KernelState) -> Scope {
+    Scope {
+        links: desired.links.keys().copied().chain(flannel_devices(desired)).collect(),
+        sysctls: desired.sysctls.keys().cloned().collect(),
+        sets: desired.ruleset.iter().flat_map(Ruleset::sets).collect(),
+    }
+}
+
+/// What flanneld would call the devices we want: they hold the VNIs we need.
+pub(super) fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
+    desired.links.values().filter_map(|link| match &link.kind {
+        LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
+        LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
+    })
+}
+
+/// What flanneld calls its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
+fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
+    IfName::new(&match family {
+        IpFamily::V4 => format!("flannel.{vni}"),
+        IpFamily::V6 => format!("flannel-v6.{vni}"),
+    })
+    .ok()
+}
+
+/// The problem of such a device that is not to be taken over.
+pub(super) fn left_by_flanneld(device: IfName, what: &str) -> Problem {
+    Problem::new(
+        ProblemCode::FlannelDevice,
+        format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),
+        "stop flanneld on this host, then join with --take-over: the subnet is kept",
+        device,
+    )
+}
+
+fn lost_address(device: IfName, family: IpFamily) -> Problem {
+    Problem::new(
+        ProblemCode::UnderlayMissing,
+        format!("{device} has lost its {family} address; the last one stays in force"),
+        format!("give {device} an {family} address again"),
+        device,
+    )
+}
