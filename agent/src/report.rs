@@ -1,107 +1,8 @@
-//! How a command ends: exit code, and error, causes and hint on stderr. The only place that prints an error.
-
-use std::error::Error;
-use std::fmt;
-use std::io::Write;
-use std::process::ExitCode;
+//! How a command ends, and what it says about a store that does not answer.
 
 use flatnet_controlplane::store::StoreError;
 
-/// The kinds of failure people script against, with their exit codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// A bug.
-    Internal = 1,
-    /// Unknown flag, missing argument.
-    Usage = 2,
-    /// A value in a flag, a file or the store that cannot be used.
-    InvalidConfig = 3,
-    /// This host lacks something: a right, a program, a kernel feature.
-    Unsupported = 4,
-    /// The store or the agent does not answer; trying again may help.
-    Unavailable = 5,
-    /// Somebody else has it already, or nothing is left.
-    Conflict = 6,
-    /// The kernel refused.
-    Kernel = 7,
-    /// `status` or `doctor` found something.
-    Degraded = 8,
-    /// No such thing.
-    NotFound = 9,
-}
-
-/// Why a command failed, and what to do about it.
-#[derive(Debug)]
-pub struct Failure {
-    exit: Exit,
-    message: String,
-    hint: Option<String>,
-    source: Option<Box<dyn Error + Send + Sync>>,
-}
-
-impl Failure {
-    /// A failure in one sentence.
-    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: None, source: None }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// What else to do about it.
-    #[must_use]
-    pub fn hint_also(mut self, hint: &str) -> Self {
-        self.hint = Some(self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}")));
-        self
-    }
-
-    /// What caused it.
-    #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// The kind.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        self.exit
-    }
-
-    /// Prints error, causes and hint on stderr; the code to end with.
-    #[must_use]
-    pub fn report(&self) -> ExitCode {
-        let mut text = format!("error: {self}\n");
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(&format!("  caused by: {error}\n"));
-            cause = error.source();
-        }
-        if let Some(hint) = &self.hint {
-            text.push_str(&format!("  hint: {hint}\n"));
-        }
-        // Nobody is left to tell when stderr is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
-        ExitCode::from(self.exit as u8)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for Failure {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as &(dyn Error + 'static))
-    }
-}
+pub use flatnet_controlplane::failure::{Exit, Failure, chain, note, print};
 
 /// What to do about a store that does not answer; `reason`: what it, or the way to it, said.
 #[must_use]
@@ -111,33 +12,5 @@ pub fn store_hint(reason: &str) -> &'static str {
          nothing has expired; a running agent reads new files when it is restarted"
     } else {
         "check the endpoint, and that etcd runs there and has a leader, or the control plane"
-    }
-}
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
-/// Says something on stderr that is not an error.
-pub fn note(text: &str) {
-    // Nobody is left to tell when stderr is closed.
-    let _ = std::io::stderr().write_all(format!("note: {text}\n").as_bytes());
-}
-
-/// Writes `text` to stdout. A reader that went away (`agent peers | head`) is not an error.
-pub fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Internal, "cannot write to standard output").caused_by(error))
-        }
-        _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! The command line of `controlplane`: one file a subject. Exit codes are those of `agent`.
 
+pub mod etcd_args;
 mod manage;
 mod network;
 mod report;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_model::{IfName, NetworkName};
 
-use super::store_args::StoreArgs;
 use super::values::{self, NamedCidr, Secret};
 
 /// Lease a subnet, build tunnels to all peers, and keep them
@@ -97,7 +97,7 @@ pub struct JoinArgs {
 
     /// etcd's keys and credentials
     #[command(flatten, next_help_heading = "etcd")]
-    pub store: StoreArgs,
+    pub store: EtcdArgs,
 
     /// Serve /metrics, /healthz and /readyz there
     #[arg(long, value_name = "ADDR:PORT", env = "FLATNET_HTTP_LISTEN", help_heading = "Observation")]

@@ -4,38 +4,16 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::Args;
+use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_controlplane::client::credentials::Credentials;
 use flatnet_controlplane::client::{ServerAddress, channel};
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_proto::agent::v1::{GetStoreRequest, Store as StoreDocument};
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use tonic::transport::Channel;
 
 use crate::local_api;
 use crate::report::{Exit, Failure, chain};
-
-/// How to authenticate the store and to it.
-#[derive(Args, Clone, Debug, Default)]
-pub struct StoreArgs {
-    /// Where the network `default` lives in etcd
-    #[arg(long, value_name = "PREFIX", env = "FLATNET_ETCD_PREFIX", default_value = flatnet_model::keys::FLANNEL_PREFIX)]
-    pub etcd_prefix: String,
-    /// CA certificate (PEM) that signed etcd's certificate
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CAFILE")]
-    pub etcd_cafile: Option<PathBuf>,
-    /// Our certificate (PEM) for etcd
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CERTFILE", requires = "etcd_keyfile")]
-    pub etcd_certfile: Option<PathBuf>,
-    /// The key (PEM) of that certificate
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_KEYFILE", requires = "etcd_certfile")]
-    pub etcd_keyfile: Option<PathBuf>,
-    /// etcd user name
-    #[arg(long, value_name = "NAME", env = "FLATNET_ETCD_USERNAME", requires = "etcd_password_file")]
-    pub etcd_username: Option<String>,
-    /// File with the password of that user
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_PASSWORD_FILE", requires = "etcd_username")]
-    pub etcd_password_file: Option<PathBuf>,
-}
 
 /// What is at an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,39 +101,23 @@ pub fn endpoints(texts: &[String]) -> Result<Vec<Endpoint>, Failure> {
     }
 }
 
-impl StoreArgs {
-    /// A store at `endpoints` with these credentials. Does not need the store to be there.
-    pub fn open(&self, endpoints: &[Endpoint]) -> Result<EtcdStore, Failure> {
-        let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
-        let certificate = file("etcd-certfile", &self.etcd_certfile)?;
-        let key = file("etcd-keyfile", &self.etcd_keyfile)?;
-        let password = file("etcd-password-file", &self.etcd_password_file)?;
-        let password = password.map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned());
-        let options = EtcdOptions {
-            endpoints: endpoints.iter().map(|endpoint| endpoint.url.clone()).collect(),
-            ca: file("etcd-cafile", &self.etcd_cafile)?,
-            identity: certificate.zip(key),
-            user: self.etcd_username.clone().zip(password),
-        };
-        EtcdStore::connect(options).map_err(|error| {
-            Failure::new(Exit::InvalidConfig, error.to_string())
-                .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
-        })
-    }
+/// The etcd at `endpoints`, by the flags `args`. Does not need it to be there.
+pub fn open(args: &EtcdArgs, endpoints: &[Endpoint]) -> Result<EtcdStore, Failure> {
+    args.open(endpoints.iter().map(|endpoint| endpoint.url.clone()).collect())
+}
 
-    /// What the socket tells other commands about the store.
-    #[must_use]
-    pub fn document(&self, endpoints: &[Endpoint]) -> StoreDocument {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-        StoreDocument {
-            endpoints: endpoints.iter().map(|endpoint| endpoint.url.clone()).collect(),
-            etcd_prefix: self.etcd_prefix.clone(),
-            cafile: path(&self.etcd_cafile),
-            certfile: path(&self.etcd_certfile),
-            keyfile: path(&self.etcd_keyfile),
-            username: self.etcd_username.clone(),
-            password_file: path(&self.etcd_password_file),
-        }
+/// What the socket tells other commands about the store.
+#[must_use]
+pub fn document(args: &EtcdArgs, endpoints: &[Endpoint]) -> StoreDocument {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    StoreDocument {
+        endpoints: endpoints.iter().map(|endpoint| endpoint.url.clone()).collect(),
+        etcd_prefix: args.etcd_prefix.clone(),
+        cafile: path(&args.etcd_cafile),
+        certfile: path(&args.etcd_certfile),
+        keyfile: path(&args.etcd_keyfile),
+        username: args.etcd_username.clone(),
+        password_file: path(&args.etcd_password_file),
     }
 }
 
@@ -183,7 +145,7 @@ pub struct StoreTarget {
     #[arg(long, value_name = "FILE", env = "FLATNET_CREDENTIALS")]
     credentials: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
+    store: EtcdArgs,
     #[command(flatten)]
     run_dir: super::RunDir,
 }
@@ -202,7 +164,7 @@ impl StoreTarget {
         })?;
         let reply = client.get_store(GetStoreRequest {}).await.map_err(|status| local_api::refused(&status))?;
         let document = reply.into_inner();
-        let args = StoreArgs {
+        let args = EtcdArgs {
             etcd_prefix: document.etcd_prefix,
             etcd_cafile: document.cafile.map(PathBuf::from),
             etcd_certfile: document.certfile.map(PathBuf::from),
@@ -213,11 +175,11 @@ impl StoreTarget {
         self.open_at(&args, &endpoints(&document.endpoints)?)
     }
 
-    fn open_at(&self, args: &StoreArgs, endpoints: &[Endpoint]) -> Result<Target, Failure> {
+    fn open_at(&self, args: &EtcdArgs, endpoints: &[Endpoint]) -> Result<Target, Failure> {
         let servers = servers(endpoints);
         match (endpoints.first().map(|endpoint| endpoint.kind), servers.first()) {
             (Some(EndpointKind::ControlPlane), Some(server)) => self.open_server(server),
-            _ => Ok(Target::Etcd(args.open(endpoints)?, args.etcd_prefix.clone())),
+            _ => Ok(Target::Etcd(open(args, endpoints)?, args.etcd_prefix.clone())),
         }
     }
 
@@ -234,13 +196,6 @@ impl StoreTarget {
         let channel = channel::tls(server, credentials.client_config()).map_err(|error| invalid(error.as_ref()))?;
         Ok(Target::Server(AdminClient::new(channel)))
     }
-}
-
-/// Reads a file named by a flag.
-pub fn read_file(flag: &str, path: &PathBuf) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| {
-        Failure::new(Exit::InvalidConfig, format!("--{flag}: cannot read {}", path.display())).caused_by(error)
-    })
 }
 
 #[cfg(test)]

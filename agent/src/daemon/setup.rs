@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_controlplane::cli::etcd_args::read_file;
 use flatnet_controlplane::client::{Remote, RemoteOptions};
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_core::underlay::Selection;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 
 use super::real_kernel;
 use crate::cli::join::JoinArgs;
-use crate::cli::store_args::{Endpoint, EndpointKind, endpoints, read_file, servers};
+use crate::cli::store_args::{self, Endpoint, EndpointKind, endpoints, servers};
 use crate::cli::values::NamedCidr;
 use crate::node::{NetworkSetup, NodeParts};
 use crate::plane::Plane;
@@ -89,7 +90,7 @@ impl Setup {
         let process = ProcessSetup {
             run_dir: args.run_dir,
             http_listen: args.http_listen,
-            store: args.store.document(&endpoints),
+            store: store_args::document(&args.store, &endpoints),
             lookup,
         };
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
@@ -145,7 +146,7 @@ fn open_plane(
     name: &str,
 ) -> Result<Plane, Failure> {
     if endpoints.iter().all(|endpoint| endpoint.kind == EndpointKind::Etcd) {
-        return Ok(Plane::Etcd(args.store.open(endpoints)?));
+        return Ok(Plane::Etcd(store_args::open(&args.store, endpoints)?));
     }
     let options = RemoteOptions {
         servers: servers(endpoints),

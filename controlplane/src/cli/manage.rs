@@ -14,7 +14,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use super::DataDir;
-use super::report::{Exit, Failure, print, print_json, say, table};
+use super::report::{Exit, Failure, print, print_json, said, say, table};
 use crate::client::channel;
 use crate::server::SOCKET;
 
@@ -151,11 +151,11 @@ pub async fn token(command: TokenCommand) -> Result<(), Failure> {
                 uses: args.uses,
                 node: args.node.map(|node| node.to_string()).unwrap_or_default(),
             };
-            let made = args.dir.admin()?.create_token(message).await.map_err(Failure::said)?.into_inner();
+            let made = args.dir.admin()?.create_token(message).await.map_err(said)?.into_inner();
             print(&format!("--token {} --ca-hash {}\n", made.token, made.ca_hash))
         }
         TokenCommand::Ls(args) => {
-            let list = args.dir.admin()?.list_tokens(proto::Nothing {}).await.map_err(Failure::said)?.into_inner();
+            let list = args.dir.admin()?.list_tokens(proto::Nothing {}).await.map_err(said)?.into_inner();
             if args.json {
                 let tokens: Vec<_> = list
                     .tokens
@@ -175,7 +175,7 @@ pub async fn token(command: TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::Rm(args) => {
             let message = proto::TokenRequest { id: args.id.clone() };
-            args.dir.admin()?.revoke_token(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.revoke_token(message).await.map_err(said)?;
             say(&format!("token {} ended", args.id));
             Ok(())
         }
@@ -188,20 +188,20 @@ pub async fn node(command: NodeCommand) -> Result<(), Failure> {
         NodeCommand::Ls(args) => list_nodes(&args).await,
         NodeCommand::Revoke(args) => {
             let message = proto::NodeRequest { id: args.id.to_string() };
-            args.dir.admin()?.revoke_node(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.revoke_node(message).await.map_err(said)?;
             say(&format!("node {} revoked: cut off, its leases removed", args.id));
             Ok(())
         }
         NodeCommand::Drain(args) => {
             let message = proto::DrainNodeRequest { id: args.id.to_string(), undo: args.undo };
-            args.dir.admin()?.drain_node(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.drain_node(message).await.map_err(said)?;
             let done = if args.undo { "gets subnets again" } else { "drained: its subnets are out of all networks" };
             say(&format!("node {} {done}", args.id));
             Ok(())
         }
         NodeCommand::Rm(args) => {
             let message = proto::NodeRequest { id: args.id.to_string() };
-            args.dir.admin()?.remove_node(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.remove_node(message).await.map_err(said)?;
             say(&format!("node {} removed with its leases", args.id));
             Ok(())
         }
@@ -209,7 +209,7 @@ pub async fn node(command: NodeCommand) -> Result<(), Failure> {
 }
 
 async fn list_nodes(args: &ListArgs) -> Result<(), Failure> {
-    let list = args.dir.admin()?.list_nodes(proto::Nothing {}).await.map_err(Failure::said)?.into_inner();
+    let list = args.dir.admin()?.list_nodes(proto::Nothing {}).await.map_err(said)?.into_inner();
     let state = |node: &proto::NodeInfo| match (node.revoked, node.drained, node.present) {
         (true, _, _) => "revoked",
         (false, true, _) => "drained",
@@ -252,7 +252,7 @@ pub async fn admin(command: AdminCommand) -> Result<(), Failure> {
     let mut file = file.map_err(cannot)?;
     let made = async {
         let message = proto::CreateAdminRequest { name: args.name.clone(), ttl_secs: args.ttl.as_secs() };
-        Ok(args.dir.admin()?.create_admin(message).await.map_err(Failure::said)?.into_inner())
+        Ok(args.dir.admin()?.create_admin(message).await.map_err(said)?.into_inner())
     };
     match made.await {
         Ok(made) => {
@@ -270,7 +270,7 @@ pub async fn admin(command: AdminCommand) -> Result<(), Failure> {
 
 /// The server as a whole; exit 8 when its store does not answer.
 pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
-    let status = args.dir.admin()?.get_status(proto::Nothing {}).await.map_err(Failure::said)?.into_inner();
+    let status = args.dir.admin()?.get_status(proto::Nothing {}).await.map_err(said)?.into_inner();
     if args.json {
         print_json(&json!({
             "version": status.version, "store": status.store, "ready": status.ready, "reason": status.reason,

@@ -7,7 +7,7 @@ use flatnet_proto::controlplane::v1 as proto;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::DataDir;
-use super::report::{Failure, print, say, table};
+use super::report::{Failure, print, said, say, table};
 use crate::networks::{self, NetworkInfo, NetworkSpec};
 use crate::wire;
 
@@ -81,18 +81,18 @@ pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
                 ..NetworkSpec::default()
             };
             let message = wire::change_request(&args.name, &spec, args.force);
-            args.dir.admin()?.create_network(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.create_network(message).await.map_err(said)?;
             say(&format!("network {} created", args.name));
             Ok(())
         }
         NetworkCommand::Ls(args) => {
-            let all = args.dir.admin()?.list_networks(proto::Nothing {}).await.map_err(Failure::said)?.into_inner();
+            let all = args.dir.admin()?.list_networks(proto::Nothing {}).await.map_err(said)?.into_inner();
             let rows: Vec<_> = all.networks.into_iter().filter_map(info).map(|info| row(&info)).collect();
             print(&table(&["NETWORK", "RANGE", "BACKEND", "LEASES"], &rows))
         }
         NetworkCommand::Rm(args) => {
             let message = proto::NetworkRequest { name: args.name.to_string(), force: args.force };
-            args.dir.admin()?.remove_network(message).await.map_err(Failure::said)?;
+            args.dir.admin()?.remove_network(message).await.map_err(said)?;
             say(&format!("network {} removed", args.name));
             Ok(())
         }

@@ -1,7 +1,7 @@
 //! `controlplane serve`.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::DataDir;
+use super::etcd_args::EtcdArgs;
 use super::report::{Exit, Failure, print};
+use crate::failure::chain;
 use crate::networks::{self, Force, NetworkError, NetworkSpec};
 use crate::server::{Server, ServerError, ServerOptions};
 use crate::store::any::AnyStore;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::etcd::{EtcdOptions, EtcdStore};
 use crate::store::memory::MemoryStore;
 
 /// The store's file in the data directory.
@@ -44,6 +45,9 @@ pub struct ServeArgs {
     /// Where leases are kept: a file in the data directory, an etcd, or nowhere that lasts
     #[arg(long, value_name = "STORE", value_enum, env = "FLATNET_STORE", default_value_t = StoreKind::Embedded)]
     store: StoreKind,
+    /// etcd servers, with --store etcd
+    #[arg(long, value_name = "URL", env = "FLATNET_ENDPOINTS", value_delimiter = ',')]
+    endpoints: Vec<String>,
     #[command(flatten)]
     etcd: EtcdArgs,
     /// Create the network if there is none: CIDR or NAME=CIDR
@@ -77,57 +81,6 @@ pub enum StoreKind {
     Memory,
 }
 
-/// How to reach an etcd.
-#[derive(Args, Clone, Debug)]
-pub struct EtcdArgs {
-    /// etcd servers, with --store etcd
-    #[arg(long, value_name = "URL", env = "FLATNET_ENDPOINTS", value_delimiter = ',')]
-    pub endpoints: Vec<String>,
-    /// Where the network `default` lives
-    #[arg(long, value_name = "PREFIX", env = "FLATNET_ETCD_PREFIX", default_value = flatnet_model::keys::FLANNEL_PREFIX)]
-    pub etcd_prefix: String,
-    /// CA certificate (PEM) that signed etcd's certificate
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CAFILE")]
-    pub etcd_cafile: Option<PathBuf>,
-    /// Our certificate (PEM) for etcd
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CERTFILE", requires = "etcd_keyfile")]
-    pub etcd_certfile: Option<PathBuf>,
-    /// The key (PEM) of that certificate
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_KEYFILE", requires = "etcd_certfile")]
-    pub etcd_keyfile: Option<PathBuf>,
-    /// etcd user name
-    #[arg(long, value_name = "NAME", env = "FLATNET_ETCD_USERNAME", requires = "etcd_password_file")]
-    pub etcd_username: Option<String>,
-    /// File with the password of that user
-    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_PASSWORD_FILE", requires = "etcd_username")]
-    pub etcd_password_file: Option<PathBuf>,
-}
-
-impl EtcdArgs {
-    /// The etcd at `endpoints`. Does not need it to be there.
-    pub fn open(&self, endpoints: Vec<String>) -> Result<EtcdStore, Failure> {
-        let file = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
-        let certificate = file(&self.etcd_certfile)?;
-        let password = file(&self.etcd_password_file)?;
-        let password = password.map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned());
-        let options = EtcdOptions {
-            endpoints,
-            ca: file(&self.etcd_cafile)?,
-            identity: certificate.zip(file(&self.etcd_keyfile)?),
-            user: self.etcd_username.clone().zip(password),
-        };
-        EtcdStore::connect(options).map_err(|error| {
-            Failure::new(Exit::InvalidConfig, error.to_string())
-                .hint("an endpoint looks like https://etcd.example:2379; certificates and keys are PEM files")
-        })
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path)
-        .map_err(|error| Failure::new(Exit::InvalidConfig, format!("cannot read {}", path.display())).caused_by(error))
-}
-
 fn named_cidr(text: &str) -> Result<(NetworkName, IpNet), String> {
     let (name, cidr) = text.split_once('=').unwrap_or((NetworkName::DEFAULT, text));
     let name = name.parse().map_err(|_| format!("{name:?} is not a network's name"))?;
@@ -137,10 +90,10 @@ fn named_cidr(text: &str) -> Result<(NetworkName, IpNet), String> {
 
 /// Runs until it is told to stop.
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
-    if args.store == StoreKind::Etcd && args.etcd.endpoints.is_empty() {
+    if args.store == StoreKind::Etcd && args.endpoints.is_empty() {
         return Err(Failure::new(Exit::Usage, "--store etcd needs --endpoints"));
     }
-    if args.store != StoreKind::Etcd && !args.etcd.endpoints.is_empty() {
+    if args.store != StoreKind::Etcd && !args.endpoints.is_empty() {
         return Err(Failure::new(Exit::Usage, "--endpoints are an etcd's").hint("add --store etcd"));
     }
     let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
@@ -259,7 +212,7 @@ fn advertised(wish: Option<&str>, address: SocketAddr) -> String {
 
 fn open_store(args: &ServeArgs) -> Result<AnyStore, Failure> {
     Ok(match args.store {
-        StoreKind::Etcd => AnyStore::Etcd(args.etcd.open(args.etcd.endpoints.clone())?),
+        StoreKind::Etcd => AnyStore::Etcd(args.etcd.open(args.endpoints.clone())?),
         StoreKind::Memory => AnyStore::Memory(MemoryStore::new()),
         StoreKind::Embedded => {
             let dir = &args.dir.data_dir;
@@ -283,7 +236,7 @@ fn cannot_start(error: &ServerError) -> Failure {
     };
     let failure = Failure::new(Exit::InvalidConfig, error.to_string()).hint(hint);
     match std::error::Error::source(error) {
-        Some(source) => failure.caused_by(source),
+        Some(source) => failure.caused_by(chain(source)),
         None => failure,
     }
 }

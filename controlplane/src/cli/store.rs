@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::DataDir;
-use super::report::{Exit, Failure, print, say};
-use super::serve::{EtcdArgs, STORE_FILE};
+use super::etcd_args::EtcdArgs;
+use super::report::{Exit, Failure, print, said, say};
+use super::serve::STORE_FILE;
 use crate::migrate;
 use crate::server::SOCKET;
 use crate::store::embedded::EmbeddedStore;
@@ -77,7 +78,7 @@ pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
     if args.dir.data_dir.join(SOCKET).exists() {
         let message = flatnet_proto::controlplane::v1::BackupRequest { path: file.display().to_string() };
-        args.dir.admin()?.backup(message).await.map_err(Failure::said)?;
+        args.dir.admin()?.backup(message).await.map_err(said)?;
     } else {
         let written = open(&args.dir.data_dir)?.backup(file.clone()).await;
         written.map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()))?;

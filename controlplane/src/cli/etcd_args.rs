@@ -1,0 +1,59 @@
+//! How to authenticate an etcd and to it: the flags that the agent's commands and the control plane's share.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::failure::{Exit, Failure};
+use crate::store::etcd::{EtcdOptions, EtcdStore};
+
+/// Where in an etcd the networks are, and how to authenticate it and to it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct EtcdArgs {
+    /// Where the network `default` lives in etcd
+    #[arg(long, value_name = "PREFIX", env = "FLATNET_ETCD_PREFIX", default_value = flatnet_model::keys::FLANNEL_PREFIX)]
+    pub etcd_prefix: String,
+    /// CA certificate (PEM) that signed etcd's certificate
+    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CAFILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Our certificate (PEM) for etcd
+    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_CERTFILE", requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key (PEM) of that certificate
+    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_KEYFILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// etcd user name
+    #[arg(long, value_name = "NAME", env = "FLATNET_ETCD_USERNAME", requires = "etcd_password_file")]
+    pub etcd_username: Option<String>,
+    /// File with the password of that user
+    #[arg(long, value_name = "FILE", env = "FLATNET_ETCD_PASSWORD_FILE", requires = "etcd_username")]
+    pub etcd_password_file: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    /// The etcd at `endpoints` (URLs). Does not need it to be there.
+    pub fn open(&self, endpoints: Vec<String>) -> Result<EtcdStore, Failure> {
+        let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
+        let certificate = file("etcd-certfile", &self.etcd_certfile)?;
+        let key = file("etcd-keyfile", &self.etcd_keyfile)?;
+        let password = file("etcd-password-file", &self.etcd_password_file)?;
+        let password = password.map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned());
+        let options = EtcdOptions {
+            endpoints,
+            ca: file("etcd-cafile", &self.etcd_cafile)?,
+            identity: certificate.zip(key),
+            user: self.etcd_username.clone().zip(password),
+        };
+        EtcdStore::connect(options).map_err(|error| {
+            Failure::new(Exit::InvalidConfig, error.to_string())
+                .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
+        })
+    }
+}
+
+/// Reads a file named by a flag.
+pub fn read_file(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| {
+        Failure::new(Exit::InvalidConfig, format!("--{flag}: cannot read {}", path.display())).caused_by(error)
+    })
+}
