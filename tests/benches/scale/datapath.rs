@@ -149,16 +149,20 @@ impl Way {
         let target = self.target.to_string();
         let base = ["iperf3", "-J", "-t2", "-c", &target];
         let argv: Vec<&str> = base.iter().chain(flags).copied().collect();
+        let mut said = String::new();
         for _ in 0..20 {
             let ran = self.from.run(&argv);
-            if ran.code == 0 {
-                return serde_json::from_str(&ran.stdout).unwrap();
+            let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
+            // It may end well and have failed: its report says so.
+            if ran.code == 0 && report["end"]["sum_received"].is_object() {
+                return report;
             }
+            said = format!("{}{}", ran.stdout, ran.stderr);
             // The server may not listen yet.
             pause(Duration::from_millis(50));
             server.check();
         }
-        panic!("iperf3 to {target} does not work");
+        panic!("iperf3 to {target} does not work: {said}");
     }
 
     /// One byte there and back over TCP, in microseconds.
