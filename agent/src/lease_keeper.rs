@@ -131,7 +131,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                         let _ = reply.send(released);
                         return;
                     }
-                    LeaseAsk::Renumber(reply) => drop(reply.send(self.renumber(&mut run))),
+                    LeaseAsk::Renumber(reply) => drop(reply.send(self.renumber(&mut run).await)),
                 },
                 () = timer => {}
                 Ok(()) = self.view.changed() => {}
@@ -144,15 +144,16 @@ impl<P: ControlPlane> LeaseKeeper<P> {
     /// Does what is due; when to look again at the latest.
     async fn step(&mut self, run: &mut Run) -> Option<Duration> {
         loop {
+            let init = self.init_config().await;
             let now = run.started.elapsed();
-            self.init_config().await;
+            let init = init.map(|wait| now + wait);
             match self.decide(run, now) {
-                (Action::Nothing { until }, _) => return until,
+                (Action::Nothing { until }, _) => return until.into_iter().chain(init).min(),
                 (Action::Acquire { previous, publication }, Some(config)) if self.may_act(run) => {
                     self.acquire(run, previous, publication, &config).await;
                 }
                 // Without a configuration the machine has nothing to publish and asks for nothing.
-                (Action::Acquire { .. }, _) => return None,
+                (Action::Acquire { .. }, _) => return init,
                 (Action::Publish(publication), _) => self.publish_lease(run, publication).await,
                 (Action::KeepAlive, _) => self.keep_alive(run).await,
             }

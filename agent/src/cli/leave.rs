@@ -20,7 +20,7 @@ pub struct LeaveArgs {
     /// Also remove devices, routes, firewall rules and state files
     #[arg(long)]
     purge: bool,
-    /// Stay, but give up a subnet that another node has taken, and lease a new one
+    /// Stay, but give up a subnet that another node has taken, or that the network has no more, and lease a new one
     #[arg(long, conflicts_with = "purge")]
     renumber: bool,
 }
@@ -45,11 +45,17 @@ pub async fn run(args: LeaveArgs) -> Result<(), Failure> {
     match failures.as_slice() {
         [] => Ok(()),
         failures => {
-            let failure = Failure::new(
-                Exit::Kernel,
-                format!("left, but not everything could be undone:\n  {}", failures.join("\n  ")),
-            );
-            Err(failure.hint("run `agent leave --purge` again; it is safe to repeat"))
+            let (what, hint) = if args.renumber {
+                ("not every subnet could be given up", "try again when the store answers")
+            } else if args.purge {
+                ("left, but not everything could be undone", "run `agent leave --purge` again; it is safe to repeat")
+            } else {
+                (
+                    "left, but not everything was given back",
+                    "nothing is to be done: what is left in the store ends by itself",
+                )
+            };
+            Err(Failure::new(Exit::Kernel, format!("{what}:\n  {}", failures.join("\n  "))).hint(hint))
         }
     }
 }

@@ -4,7 +4,7 @@ use flatnet_controlplane::allocate::{Claim, Origin};
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
-use flatnet_core::problem::ProblemCode;
+use flatnet_core::problem::{Problem, ProblemCode};
 
 use super::{LeaseKeeper, Run};
 use crate::report::chain;
@@ -43,10 +43,21 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         Some(Claim { lease: lease.clone(), etcd_lease, origin: Origin::Refreshed })
     }
 
-    pub(super) fn renumber(&mut self, run: &mut Run) -> Result<(), String> {
+    /// Gives up subnets that cannot be kept, and takes others.
+    pub(super) async fn renumber(&mut self, run: &mut Run) -> Result<(), String> {
+        let has = |problem: &Option<Problem>, code| problem.as_ref().is_some_and(|problem| problem.code == code);
         match run.machine.state() {
             LeaseState::TakenByOther { .. } => {}
-            _ if run.attempt_problem.as_ref().is_some_and(|problem| problem.code == ProblemCode::SubnetOutside) => {}
+            _ if has(&run.attempt_problem, ProblemCode::SubnetOutside) => {}
+            _ if has(&run.config_problem, ProblemCode::NetworkChanged) => {
+                // It is still this node's: others would be kept from it for as long as it lasts.
+                if let Some(claim) = run.claim.clone().or_else(|| self.claim_in_view()) {
+                    let network = self.keys.network();
+                    self.plane.release(&self.keys, &claim).await.map_err(|error| {
+                        format!("network {network}: the subnet {} is kept: {}", claim.lease.subnets, chain(&error))
+                    })?;
+                }
+            }
             // Another network's loss is not this one's.
             _ => return Ok(()),
         }

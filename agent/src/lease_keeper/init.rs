@@ -1,5 +1,7 @@
 //! `--init`: the network's configuration, made by the first agent that misses it.
 
+use std::time::Duration;
+
 use flatnet_controlplane::networks::{NetworkError, NetworkSpec};
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::Connection;
@@ -8,9 +10,12 @@ use ipnet::IpNet;
 
 use super::LeaseKeeper;
 
+/// The wait before the network is created again after the store did not answer: nothing else may wake the keeper meanwhile.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// Creates the network if it is not there and `--init` says so.
-    pub(super) async fn init_config(&mut self) {
+    /// Creates the network if it is not there and `--init` says so; how long to wait before the next try, if one is needed.
+    pub(super) async fn init_config(&mut self) -> Option<Duration> {
         let missing = {
             let view = self.view.borrow();
             view.connection == Connection::Connected
@@ -18,7 +23,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 && view.suspect.is_none()
         };
         if self.init.is_empty() || !missing {
-            return;
+            return None;
         }
         let mut spec = NetworkSpec::default();
         for net in &self.init {
@@ -32,13 +37,14 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             // Another agent was faster.
             Err(NetworkError::Exists(_)) => {}
             Err(error @ (NetworkError::Store(_) | NetworkError::Busy(_))) => {
-                // Tried again with the next change of the view, which brings the store's return.
                 tracing::debug!(network = %self.keys.network(), %error, "the network cannot be created yet");
+                return Some(AGAIN);
             }
             Err(error) => {
                 let _ = self.fatal.send(crate::cli::network_failure(&error)).await;
             }
         }
         self.init.clear();
+        None
     }
 }

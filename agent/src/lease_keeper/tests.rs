@@ -43,6 +43,8 @@ struct Host {
     dir: PathBuf,
     /// `--subnet`.
     wanted: Vec<IpNet>,
+    /// `--init`.
+    init: Vec<IpNet>,
     outcome: watch::Sender<Outcome>,
     holding: watch::Receiver<Holding>,
     asks: mpsc::Sender<LeaseAsk>,
@@ -77,6 +79,7 @@ impl Host {
             store,
             dir,
             wanted: Vec::new(),
+            init: Vec::new(),
             outcome: watch::Sender::new(Outcome { underlay: Some(underlay(10)), ..Outcome::default() }),
             holding: watch::channel(Holding::default()).1,
             asks: mpsc::channel(1).0,
@@ -115,7 +118,7 @@ impl Host {
             owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
             ttl: TTL,
             wanted: self.wanted.clone(),
-            init: Vec::new(),
+            init: self.init.clone(),
             flannel_prefix: "/coreos.com/network".to_owned(),
             dir,
             view: view.clone(),
@@ -324,6 +327,38 @@ async fn a_host_that_leaves_after_a_claim_that_was_not_answered_leaves_no_lease_
         }
     }
     assert!(stays > 0 && looked_up > 0, "{stays} said that it may stay, {looked_up} were found in the store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_the_network_has_no_more_is_kept_until_it_is_given_up_and_is_free_then() {
+    let host = Host::start("changed", CONFIG).await;
+    let subnets = host.held().await;
+    host.store.put(keys().config(), CONFIG.replace("10.100.", "10.200."), None);
+    assert_eq!((host.held().await, host.codes()), (subnets, vec![ProblemCode::NetworkChanged]));
+    // What cannot be given back is kept.
+    host.client.set_link(Link::Down);
+    assert!(host.renumber().await.unwrap_err().contains("is kept"));
+    host.client.set_link(Link::Up);
+    sleep(RECONNECTED).await;
+    assert_eq!((host.held().await, host.codes()), (subnets, vec![ProblemCode::NetworkChanged]));
+    host.renumber().await.unwrap();
+    let now = host.held().await;
+    assert!(now.to_string().starts_with("10.200."), "{now}");
+    assert_eq!(host.leases().iter().map(|lease| lease.subnets).collect::<Vec<_>>(), [now]);
+    assert!(host.codes().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_to_be_made_is_made_whichever_call_the_store_does_not_answer() {
+    for answered in 0..6 {
+        let mut host = Host::new(&format!("init-{answered}"), CONFIG);
+        host.store.delete(keys().config());
+        host.init = vec!["10.100.0.0/16".parse().unwrap()];
+        host.client.fault_next((0..answered).map(|_| Fault::None).chain([Fault::Fail]));
+        host.run().await;
+        sleep(5 * RECONNECTED).await;
+        assert!(host.held().await.to_string().starts_with("10.100."), "after {answered} answered calls");
+    }
 }
 
 #[tokio::test(start_paused = true)]

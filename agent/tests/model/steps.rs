@@ -1,5 +1,6 @@
 //! One seed: random steps, then quiet, then exactness.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flatnet_controlplane::flannel::encode_lease;
@@ -7,11 +8,11 @@ use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
 use flatnet_core::object::{Foreign, NexthopId, RouteKey};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_kernel::fake::Strike;
-use flatnet_model::{BackendData, BackendKind, IfName, Mac, Publication, Revision, SubnetKey, Vni};
+use flatnet_model::{BackendData, BackendKind, IfName, Mac, NetworkName, Publication, Revision, SubnetKey, Vni};
 use ipnet::IpNet;
 
 use crate::oracle;
-use crate::world::{World, config, strangers_address};
+use crate::world::{Slot, World, config, strangers_address};
 
 /// Linux's numbers (asm-generic/errno-base.h, errno.h).
 const ERRNOS: [i32; 4] = [17, 105, 16, 19];
@@ -447,14 +448,16 @@ fn expire(world: &mut World) {
 async fn renumber(world: &mut World, index: usize) {
     let slot = &mut world.slots[index];
     if let Some(running) = &slot.running {
+        let held = |slot: &Slot| -> BTreeMap<NetworkName, SubnetKey> {
+            let ports = slot.running.iter().flat_map(|running| &running.node.status().ports);
+            ports.filter_map(|port| Some((port.name.clone(), port.holding.borrow().held.as_ref()?.subnets))).collect()
+        };
+        let before = held(slot);
         let failures = running.node.renumber().await;
         world.trace.say(format!("n{index} may renumber: {failures:?}"));
-        // Whatever was lost may now be another; what was not lost stays, which the end shows.
-        for port in &running.node.status().ports {
-            if port.holding.borrow().held.is_none() {
-                slot.held.remove(&port.name);
-            }
-        }
+        // Whatever could not be kept may now be another, perhaps already is; all else stays, which the end shows.
+        let after = held(slot);
+        slot.held.retain(|name, _| after.contains_key(name) && after.get(name) == before.get(name));
     }
 }
 
