@@ -50,6 +50,8 @@ const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::f
 const EAGER_FOR: Duration = Duration::from_secs(5);
 /// Requests to one device that may wait.
 const ASKS: usize = 64;
+/// The wait after a connection to the device could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The devices this process carries.
 #[derive(Default)]
@@ -237,10 +239,15 @@ async fn carry(
                 Some(Ask::Settle(peers)) => set_pace(&device, &peers, None).await,
                 Some(Ask::Stop) | None => break,
             },
-            Ok((stream, _)) = listener.accept() => match stream.into_std() {
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
                 // A thread for as long as the conversation takes.
                 Ok(stream) if stream.set_nonblocking(false).is_ok() => client.clone().wrap_read_write(stream),
-                _ => {}
+                Ok(_) => {}
+                // Out of descriptors: who asks is waiting, so it is tried again, but not all the time.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot take a connection to the WireGuard device");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
             },
             () = device.wait() => {
                 tracing::warn!("the WireGuard device broke; it is set up again");
