@@ -12,6 +12,7 @@ use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
 
 use crate::cli::DEFAULT_STATE_DIR;
+use crate::preflight::NamespaceLock;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::sysctl_record::SysctlRecord;
@@ -29,7 +30,7 @@ pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String
     // A second round for what only could go after something else had gone.
     for _ in 0..2 {
         failures.clear();
-        let scope = Scope { sysctls: sysctls.originals().keys().cloned().collect(), ..Scope::default() };
+        let scope = Scope { sysctls: sysctls.changed().keys().cloned().collect(), ..Scope::default() };
         let dump = match kernel.dump(&scope).await {
             Ok(dump) => dump,
             Err(error) => return vec![error.to_string()],
@@ -51,16 +52,19 @@ pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String
 
 /// Operations that put settings back. Routers' and other programs' needs came after ours if the value is not ours now.
 fn restored<'a>(state: &'a KernelState, sysctls: &'a SysctlRecord) -> impl Iterator<Item = Op> + 'a {
-    sysctls.originals().iter().filter_map(|(sysctl, before)| {
+    sysctls.changed().iter().filter_map(|(sysctl, changed)| {
         let now = state.sysctls.get(sysctl)?;
-        let op = Op { action: Action::Change, object: Object::Sysctl(sysctl.clone(), before.clone()) };
-        (now != before).then_some(op)
+        let is_ours = *now != changed.before && changed.ours.as_ref().is_none_or(|ours| ours == now);
+        let op = Op { action: Action::Change, object: Object::Sysctl(sysctl.clone(), changed.before.clone()) };
+        is_ours.then_some(op)
     })
 }
 
 /// Cleans this host up when no agent runs.
 pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<String>, Failure> {
     let dir = Arc::new(StateDir::open(state_dir, run_dir).map_err(|error| state_dir_failure(&error))?);
+    // One that runs with other directories would lose its datapath.
+    let _namespace = NamespaceLock::acquire()?;
     let real = crate::daemon::real_kernel(run_dir, Keyring::default())?;
     let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
     let mut failures = kernel(&real, &sysctls).await;

@@ -7,38 +7,80 @@ use flatnet_core::object::Sysctl;
 
 use crate::state_dir::{StateDir, StateDirError};
 
-/// The record, kept in the run directory: after a reboot the kernel has its own values again.
+/// A setting that was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// What it was.
+    pub before: String,
+    /// What it was changed to; not known of what an earlier release wrote.
+    pub ours: Option<String>,
+}
+
+/// The record, kept in the run directory: after a reboot the kernel has its own values again. A line a setting:
+/// `PATH=BEFORE=OURS`.
 #[derive(Clone, Debug)]
 pub struct SysctlRecord {
     dir: Arc<StateDir>,
-    originals: BTreeMap<Sysctl, String>,
+    changed: BTreeMap<Sysctl, Changed>,
 }
 
 impl SysctlRecord {
     /// What was recorded by earlier runs since boot.
     pub fn open(dir: Arc<StateDir>) -> Result<Self, StateDirError> {
         let text = dir.read_sysctls()?;
-        let originals = text.lines().filter_map(|line| line.split_once('='));
-        let originals = originals.map(|(path, value)| (Sysctl::new(path), value.to_owned())).collect();
-        Ok(Self { dir, originals })
+        let changed = text.lines().filter_map(|line| line.split_once('='));
+        let changed = changed.map(|(path, values)| {
+            let (before, ours) = values.split_once('=').map_or((values, None), |(before, ours)| (before, Some(ours)));
+            (Sysctl::new(path), Changed { before: before.to_owned(), ours: ours.map(ToOwned::to_owned) })
+        });
+        Ok(Self { changed: changed.collect(), dir })
     }
 
-    /// Records that `sysctl` was `before` until we changed it; the first value recorded stays.
-    pub fn changing(&mut self, sysctl: &Sysctl, before: &str) {
-        if self.originals.contains_key(sysctl) {
+    /// Records that `sysctl` was `before` until we changed it to `ours`; the first value recorded stays.
+    pub fn changing(&mut self, sysctl: &Sysctl, before: &str, ours: &str) {
+        if self.changed.get(sysctl).is_some_and(|changed| changed.ours.as_deref() == Some(ours)) {
             return;
         }
-        self.originals.insert(sysctl.clone(), before.to_owned());
-        let text: String =
-            self.originals.iter().map(|(sysctl, value)| format!("{}={value}\n", sysctl.path())).collect();
+        let changed = self.changed.entry(sysctl.clone());
+        changed.or_insert_with(|| Changed { before: before.to_owned(), ours: None }).ours = Some(ours.to_owned());
+        let line = |(sysctl, changed): (&Sysctl, &Changed)| {
+            let ours = changed.ours.as_ref().map(|ours| format!("={ours}")).unwrap_or_default();
+            format!("{}={}{ours}\n", sysctl.path(), changed.before)
+        };
+        let text: String = self.changed.iter().map(line).collect();
         if let Err(error) = self.dir.write_sysctls(&text) {
             tracing::warn!(%error, sysctl = %sysctl, "cannot record a kernel setting before changing it");
         }
     }
 
-    /// What each changed setting was.
+    /// The settings that were changed.
     #[must_use]
-    pub fn originals(&self) -> &BTreeMap<Sysctl, String> {
-        &self.originals
+    pub fn changed(&self) -> &BTreeMap<Sysctl, Changed> {
+        &self.changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_value_is_kept_with_our_last_one_also_across_runs_and_releases() {
+        let path = std::env::temp_dir().join(format!("flatnet-sysctl-record-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        let dir = Arc::new(StateDir::open(&path.join("state"), &path.join("run")).unwrap());
+        dir.write_sysctls("net/old=0\n").unwrap();
+        let mut record = SysctlRecord::open(Arc::clone(&dir)).unwrap();
+        record.changing(&Sysctl::new("net/a"), "1", "2");
+        // Somebody set it back meanwhile.
+        record.changing(&Sysctl::new("net/a"), "0", "2");
+        record.changing(&Sysctl::new("net/b"), "5", "6");
+        record.changing(&Sysctl::new("net/b"), "6", "7");
+        let of = |before: &str, ours: Option<&str>| Changed { before: before.to_owned(), ours: ours.map(Into::into) };
+        let expected = [("net/a", of("1", Some("2"))), ("net/b", of("5", Some("7"))), ("net/old", of("0", None))];
+        let expected = expected.into_iter().map(|(path, changed)| (Sysctl::new(path), changed)).collect();
+        assert_eq!(*record.changed(), expected);
+        assert_eq!(*SysctlRecord::open(dir).unwrap().changed(), expected);
+        let _ = std::fs::remove_dir_all(&path);
     }
 }

@@ -159,10 +159,10 @@ impl<K: Kernel> Reconciler<K> {
             self.say_drift(drift(&left.dump.state, &known.state, ops));
         }
         for op in &ops {
-            if let (Action::Create | Action::Change, Object::Sysctl(sysctl, _)) = (op.action, &op.object)
+            if let (Action::Create | Action::Change, Object::Sysctl(sysctl, ours)) = (op.action, &op.object)
                 && let Some(before) = known.state.sysctls.get(sysctl)
             {
-                self.sysctls.changing(sysctl, before);
+                self.sysctls.changing(sysctl, before, ours);
             }
         }
         let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
