@@ -114,10 +114,12 @@ fn parse() -> Result<Cli, Failure> {
 
 /// The file named by `--config` of `join`, found before the real parse because it supplies defaults to it.
 fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
-    if !arguments.iter().any(|argument| argument == "join") {
+    // What is behind `--` is another program's.
+    let own = arguments.iter().take_while(|argument| *argument != "--");
+    if !own.clone().any(|argument| argument == "join") {
         return None;
     }
-    let mut arguments = arguments.iter();
+    let mut arguments = own;
     while let Some(argument) = arguments.next() {
         if argument == "--config" {
             return arguments.next().map(PathBuf::from);

@@ -57,7 +57,13 @@ impl NamespaceLock {
         match std::os::unix::net::UnixListener::bind_addr(&address) {
             Ok(listener) => Ok(Self(listener)),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                Err(Failure::new(Exit::Conflict, "another agent runs in this network namespace")
+                // Anybody here may have that name, so whoever has it is named.
+                let holder = std::os::unix::net::UnixStream::connect_addr(&address).ok().and_then(|stream| {
+                    nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).ok()
+                });
+                let holder = holder.map(|holder| format!(" (process {} of user {})", holder.pid(), holder.uid()));
+                let holder = holder.unwrap_or_default();
+                Err(Failure::new(Exit::Conflict, format!("another agent runs in this network namespace{holder}"))
                     .hint("one agent serves several networks: --network is repeatable; stop the other one first"))
             }
             Err(error) => Err(failed(error)),

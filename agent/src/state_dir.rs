@@ -288,7 +288,9 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError
         .mode(mode)
         .open(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
+        .and_then(|()| std::fs::rename(&temporary, path))
+        // Until its directory is on disk a power cut may bring the old file back, or none.
+        .and_then(|()| path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all()));
     written.map_err(|source| {
         // Half a file on a full disk would be in the way of the next attempt.
         let _ = std::fs::remove_file(&temporary);
