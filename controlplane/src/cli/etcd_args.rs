@@ -34,6 +34,8 @@ impl EtcdArgs {
     /// The etcd at `endpoints` (URLs). Does not need it to be there.
     pub fn open(&self, endpoints: Vec<String>) -> Result<EtcdStore, Failure> {
         let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
+        // Values of a file of settings are not held against each other by the command line.
+        self.check_pairs()?;
         let certificate = file("etcd-certfile", &self.etcd_certfile)?;
         let key = file("etcd-keyfile", &self.etcd_keyfile)?;
         let password = file("etcd-password-file", &self.etcd_password_file)?;
@@ -48,6 +50,23 @@ impl EtcdArgs {
             Failure::new(Exit::InvalidConfig, error.to_string())
                 .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
         })
+    }
+}
+
+impl EtcdArgs {
+    /// What is of no use alone.
+    fn check_pairs(&self) -> Result<(), Failure> {
+        let pairs = [
+            (self.etcd_certfile.is_some(), self.etcd_keyfile.is_some(), "etcd-certfile", "etcd-keyfile"),
+            (self.etcd_username.is_some(), self.etcd_password_file.is_some(), "etcd-username", "etcd-password-file"),
+        ];
+        match pairs.into_iter().find(|(one, other, ..)| one != other) {
+            None => Ok(()),
+            Some((_, _, one, other)) => {
+                Err(Failure::new(Exit::InvalidConfig, format!("{one} and {other} go together"))
+                    .hint("give both, or neither"))
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! `controlplane backup`, `restore`, `migrate`, `etcd-roles`: the store as a whole.
 
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -77,14 +79,54 @@ fn open(dir: &Path) -> Result<EmbeddedStore, Failure> {
 pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
     if args.dir.data_dir.join(SOCKET).exists() {
-        let message = flatnet_proto::controlplane::v1::BackupRequest { path: file.display().to_string() };
-        args.dir.admin()?.backup(message).await.map_err(said)?;
+        // The server's service may write nowhere else, and has a /tmp of its own: it writes beside its store, and what it
+        // wrote is taken from there.
+        let dir = std::path::absolute(&args.dir.data_dir).unwrap_or_else(|_| args.dir.data_dir.clone());
+        let written = dir.join(format!("backup-{}.redb", std::process::id()));
+        let message = flatnet_proto::controlplane::v1::BackupRequest { path: written.display().to_string() };
+        let mut admin = args.dir.admin()?;
+        // Refused before the server does anything.
+        let target = new_file(&file)?;
+        let taken = match admin.backup(message).await {
+            Ok(_) => take(&written, target, &file),
+            Err(status) => Err(said(status)),
+        };
+        if taken.is_err() {
+            let _ = std::fs::remove_file(&file);
+        }
+        let _ = std::fs::remove_file(&written);
+        taken?;
     } else {
         let written = open(&args.dir.data_dir)?.backup(file.clone()).await;
         written.map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()))?;
     }
     say(&format!("{}: the whole store", file.display()));
     Ok(())
+}
+
+/// A file that is not there yet.
+fn new_file(path: &Path) -> Result<File, Failure> {
+    std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(|error| {
+        Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display()))
+            .caused_by(error)
+            .hint("name a file that is not there yet, in a directory that is")
+    })
+}
+
+/// Puts what is in the file `from` into `to`, which is at `path`, down to the disk.
+fn take(from: &Path, mut to: File, path: &Path) -> Result<(), Failure> {
+    let copied = File::open(from).and_then(|mut from| std::io::copy(&mut from, &mut to)).and_then(|_| to.sync_all());
+    copied
+        .map_err(|error| Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error))
+}
+
+/// Gives the store to whoever has the directory it is in: the service's user, while this is root.
+fn give_to_owner_of(dir: &Path, store: &Path) -> std::io::Result<()> {
+    let (owner, now) = (std::fs::metadata(dir)?, std::fs::metadata(store)?);
+    if (owner.uid(), owner.gid()) == (now.uid(), now.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(store, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Of a server that is stopped.
@@ -113,6 +155,7 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
         std::fs::hard_link(&path, &before).map_err(io)?;
     }
     crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
+    give_to_owner_of(&args.dir.data_dir, &path).map_err(io)?;
     say(&format!("{} restored; what was there is beside it as store.redb.before", path.display()));
     Ok(())
 }
@@ -181,7 +224,11 @@ mod tests {
         store.txn(put("/later", "")).await.unwrap();
         drop(store);
 
+        // A service's directory is its user's. Only root can give it away; whoever is not has it, and so the file.
+        let _ = std::os::unix::fs::chown(&data_dir, Some(65_534), Some(65_534));
         restore(RestoreArgs { file, dir: DataDir { data_dir: data_dir.clone() } }).await.unwrap();
+        let owner = |path: &Path| std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        assert_eq!(owner(&path), owner(&data_dir));
         let store = open(&data_dir).unwrap();
         let now = store.range(&KeyRange::key(CONFIG)).await.unwrap().kvs.remove(0);
         assert_eq!(now.value, before.value);
