@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use tonic::transport::server::Server as Grpc;
 use tonic::{Response, Status};
 
+use crate::clock;
 use crate::pki::{self, Authority, Identity, PkiError, SERVER_LIFETIME};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError};
@@ -31,7 +32,7 @@ mod caller;
 mod enrollment;
 mod http;
 mod hub;
-mod keys;
+pub(crate) mod keys;
 mod listener;
 mod look;
 mod metrics;
@@ -62,8 +63,10 @@ const STREAMS: u32 = 128;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a stopping server waits for calls under way.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How often the server's certificate is made anew.
+/// How old the server's certificate becomes before it is made anew.
 const RENEW_CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
+/// How often its age is looked at: by the clock, which may be set, and goes on while a virtual machine is suspended.
+const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(60);
 /// How often the store is asked whether it answers.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -348,10 +351,19 @@ fn tls_config(authority: &Authority) -> Result<rustls::ServerConfig, ServerError
 
 /// The server's own certificate is never older than a day.
 async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig) {
+    let mut made = clock::now();
     loop {
-        tokio::time::sleep(RENEW_CERTIFICATE).await;
+        tokio::time::sleep(LOOK_AT_CERTIFICATE).await;
+        let now = clock::now();
+        // Made in what is the future now: it may not be good yet.
+        if now.duration_since(made).is_ok_and(|age| age < RENEW_CERTIFICATE) {
+            continue;
+        }
         match tls_config(&context.authority) {
-            Ok(config) => *tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config),
+            Ok(config) => {
+                *tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                made = now;
+            }
             Err(error) => tracing::error!(%error, "the server's certificate cannot be renewed"),
         }
     }

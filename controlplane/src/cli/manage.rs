@@ -131,10 +131,15 @@ pub struct StatusArgs {
 }
 
 impl DataDir {
+    /// Whether a server runs with it: one that was killed leaves its socket behind.
+    pub fn is_served(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(self.data_dir.join(SOCKET)).is_ok()
+    }
+
     /// The server whose data directory this is.
     pub fn admin(&self) -> Result<AdminClient<Channel>, Failure> {
         let socket = self.data_dir.join(SOCKET);
-        if !socket.exists() {
+        if !self.is_served() {
             let message = format!("no server runs with the data directory {}", self.data_dir.display());
             return Err(Failure::new(Exit::Unavailable, message).hint("start it, or name its --data-dir"));
         }

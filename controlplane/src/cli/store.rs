@@ -10,9 +10,11 @@ use super::DataDir;
 use super::etcd_args::EtcdArgs;
 use super::report::{Exit, Failure, print, said, say};
 use super::serve::STORE_FILE;
+use crate::failure::chain;
 use crate::migrate;
-use crate::server::SOCKET;
-use crate::store::embedded::EmbeddedStore;
+use crate::server::keys::TOKENS;
+use crate::store::embedded::{EmbeddedStore, OpenError};
+use crate::store::{KeyRange, Store, Txn, Write};
 
 /// Write the whole store into one file, while the server runs or not
 #[derive(Args, Clone, Debug)]
@@ -70,15 +72,23 @@ fn open(dir: &Path) -> Result<EmbeddedStore, Failure> {
     if !path.exists() {
         return Err(Failure::new(Exit::NotFound, format!("there is no {}", path.display())));
     }
-    EmbeddedStore::open(&path).map_err(|error| {
-        Failure::new(Exit::Conflict, error.to_string()).hint("stop the server first: it alone may have the file")
-    })
+    EmbeddedStore::open(&path).map_err(|error| unusable(&error))
+}
+
+fn unusable(error: &OpenError) -> Failure {
+    let failure = |exit| Failure::new(exit, chain(error));
+    match error {
+        OpenError::InUse { .. } => failure(Exit::Conflict).hint("stop the server first: it alone may have the file"),
+        OpenError::Io { .. } | OpenError::Unusable { .. } => {
+            failure(Exit::InvalidConfig).hint("a damaged file is replaced by a backup: controlplane restore FILE")
+        }
+    }
 }
 
 /// Of a server that runs or not.
 pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
-    if args.dir.data_dir.join(SOCKET).exists() {
+    if args.dir.is_served() {
         // The server's service may write nowhere else, and has a /tmp of its own: it writes beside its store, and what it
         // wrote is taken from there.
         let dir = std::path::absolute(&args.dir.data_dir).unwrap_or_else(|_| args.dir.data_dir.clone());
@@ -133,17 +143,23 @@ fn give_to_owner_of(dir: &Path, store: &Path) -> std::io::Result<()> {
 pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     // Opening it tells whether it is one.
     drop(EmbeddedStore::open_existing(&args.file).map_err(|error| {
-        Failure::new(Exit::InvalidConfig, error.to_string()).hint("name a file that `controlplane backup` wrote")
+        Failure::new(Exit::InvalidConfig, chain(&error)).hint("name a file that `controlplane backup` wrote")
     })?);
     let path = args.dir.data_dir.join(STORE_FILE);
     let io = |error: std::io::Error| {
         Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error)
     };
     crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
-    if path.exists() {
-        // Held by a server that runs.
-        drop(open(&args.dir.data_dir)?);
-    }
+    // Held until the new one is in its place: a server that started meanwhile would go on with the one before.
+    let _before = match path.exists().then(|| EmbeddedStore::open(&path)) {
+        Some(Err(error @ (OpenError::InUse { .. } | OpenError::Io { .. }))) => return Err(unusable(&error)),
+        Some(Err(error @ OpenError::Unusable { .. })) => {
+            say(&format!("{}; it is kept beside what is restored", chain(&error)));
+            None
+        }
+        Some(Ok(store)) => Some(store),
+        None => None,
+    };
     let bytes = put_back(&std::fs::read(&args.file).map_err(io)?, &path.with_extension("redb.scratch")).await?;
     if path.exists() {
         let before = path.with_extension("redb.before");
@@ -156,7 +172,11 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     }
     crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
     give_to_owner_of(&args.dir.data_dir, &path).map_err(io)?;
-    say(&format!("{} restored; what was there is beside it as store.redb.before", path.display()));
+    say(&format!(
+        "{} restored; what was there is beside it as store.redb.before. Tokens are gone; nodes revoked or drained since that \
+         copy are not any more: controlplane node ls",
+        path.display()
+    ));
     Ok(())
 }
 
@@ -168,6 +188,13 @@ async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
     let marked = async {
         let store = EmbeddedStore::open_existing(scratch).map_err(|error| failure(error.to_string()))?;
         migrate::make_networks_anew(&store).await.map_err(|error| failure(error.to_string()))?;
+        // Some may have been used since.
+        let tokens = store.range(&KeyRange::prefix(TOKENS)).await.map_err(|error| failure(error.to_string()))?;
+        for kv in tokens.kvs {
+            let delete = Write::Delete(String::from_utf8_lossy(&kv.key).into_owned());
+            let txn = Txn { when: Vec::new(), then: vec![delete] };
+            store.txn(txn).await.map_err(|error| failure(error.to_string()))?;
+        }
         drop(store);
         std::fs::read(scratch).map_err(io)
     };
@@ -203,7 +230,6 @@ pub async fn etcd_roles(args: EtcdRolesArgs) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{KeyRange, Store, Txn, Write};
 
     #[tokio::test]
     async fn a_store_put_back_has_its_networks_made_anew_and_the_one_before_beside_it() {
@@ -242,5 +268,39 @@ mod tests {
         assert_eq!(beside.range(&KeyRange::key("/later")).await.unwrap().kvs.len(), 1);
         drop(beside);
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_store_is_replaced_and_kept_and_half_a_backup_is_none() {
+        let dir = std::env::temp_dir().join(format!("flatnet-damaged-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let data_dir = dir.join("data");
+        crate::files::create_dir(&data_dir, 0o700).unwrap();
+        let (path, file) = (data_dir.join(STORE_FILE), dir.join("backup"));
+        let store = EmbeddedStore::open(&path).unwrap();
+        store.txn(Txn { when: Vec::new(), then: vec![put("/key")] }).await.unwrap();
+        store.txn(Txn { when: Vec::new(), then: vec![put(&format!("{TOKENS}used"))] }).await.unwrap();
+        store.backup(file.clone()).await.unwrap();
+        let args = |file: &Path| RestoreArgs { file: file.to_owned(), dir: DataDir { data_dir: data_dir.clone() } };
+        // A server runs.
+        assert_eq!(restore(args(&file)).await.unwrap_err().exit(), Exit::Conflict);
+        drop(store);
+
+        std::fs::write(&path, b"not a store").unwrap();
+        restore(args(&file)).await.unwrap();
+        let kvs = open(&data_dir).unwrap().range(&KeyRange::prefix("/")).await.unwrap().kvs;
+        assert_eq!(kvs.iter().map(|kv| kv.key.as_slice()).collect::<Vec<_>>(), [b"/key"]);
+        assert_eq!(std::fs::read(path.with_extension("redb.before")).unwrap(), b"not a store");
+
+        // The disk was full, or the machine stopped: a file of the database's, with nothing in it.
+        let half = dir.join("half");
+        drop(EmbeddedStore::open(&half).unwrap());
+        assert_eq!(restore(args(&half)).await.unwrap_err().exit(), Exit::InvalidConfig);
+        assert_eq!(open(&data_dir).unwrap().range(&KeyRange::prefix("/")).await.unwrap().kvs.len(), 1);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn put(key: &str) -> Write {
+        Write::Put { key: key.to_owned(), value: Vec::new(), lease: None }
     }
 }

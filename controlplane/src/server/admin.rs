@@ -13,7 +13,7 @@ use super::caller::{self, Peer};
 use super::{Context, registry, removal, tokens};
 use crate::networks::{self, Force, NetworkError, NetworkInfo};
 use crate::pki::{self, Identity};
-use crate::store::{KeyRange, Store, StoreError, Txn, Write};
+use crate::store::{KeyRange, Store, StoreError};
 use crate::wire::{self, refusal};
 
 /// A token's longest life, seconds.
@@ -85,6 +85,7 @@ impl<S: Store> AdminService<S> {
         let known = self.context.registry.all();
         Ok(known
             .iter()
+            .filter(|(_, found)| !found.removed)
             .map(|(id, found)| {
                 let of_network = |network: &NetworkInfo| {
                     let name = network.keys.network().to_string();
@@ -109,14 +110,12 @@ impl<S: Store> AdminService<S> {
         let id = wire::node(id)?;
         let failed = |error: StoreError| refusal::store(&error);
         // First: from here on it can write nothing that would have to be removed again.
-        let known = registry::change(self.store(), id, |found| found.revoked = true).await.map_err(failed)?;
+        let removed = forget.then_some(self.context.node_lifetime);
+        let known = registry::end(self.store(), id, removed).await.map_err(failed)?;
         removal::leases(self.store(), &self.context.prefix, id).await?;
         removal::presence(self.store(), id).await?;
-        if forget && known {
-            let txn = Txn { when: Vec::new(), then: vec![Write::Delete(registry::key(id))] };
-            self.store().txn(txn).await.map_err(failed)?;
-        }
-        if known { Ok(proto::Nothing {}) } else { Err(Status::not_found(format!("no node {id} joined"))) }
+        // Whoever revokes means that it is nobody's from now on, which it is.
+        if known || !forget { Ok(proto::Nothing {}) } else { Err(Status::not_found(format!("no node {id} joined"))) }
     }
 
     async fn drain(&self, id: &str, undo: bool) -> Result<proto::Nothing, Status> {

@@ -70,7 +70,11 @@ impl Audit {
 
     fn put_aside(&self, file: &mut File) -> std::io::Result<()> {
         if file.metadata()?.len() > LIMIT {
-            std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
+            match std::fs::rename(&self.path, self.path.with_extension("log.1")) {
+                // Put aside before, when the new one could not be opened.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             *file = open(&self.path)?;
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use flatnet_model::NodeId;
 use tonic::{Extensions, Request, Status};
 
+use crate::clock;
 use crate::pki::{Holder, Identity};
 use crate::wire::refusal;
 
@@ -65,18 +66,29 @@ pub struct NodeCaller {
 pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
-        Peer::Remote { address, holder: Some(Holder { identity: Identity::Node(node), key_hash, .. }) } => {
+        Peer::Remote { address, holder: Some(holder @ Holder { identity: Identity::Node(node), key_hash, .. }) } => {
+            check_time(holder)?;
             Ok(NodeCaller { node: *node, key_hash: key_hash.clone(), address: *address, peer: peer.clone() })
         }
         _ => Err(refusal::not_allowed("only a node's certificate may do this", "join with a token first")),
     }
 }
 
+/// Refuses a certificate that has ended: TLS looks at it once, and a connection may last for weeks.
+fn check_time(holder: &Holder) -> Result<(), Status> {
+    if holder.is_over(clock::now()) {
+        return Err(Status::unauthenticated("the certificate shown when this connection began has ended"));
+    }
+    Ok(())
+}
+
 /// The administrator that asks; refuses everybody else.
 pub fn admin<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
-        Peer::Local | Peer::Remote { holder: Some(Holder { identity: Identity::Admin(_), .. }), .. } => {
+        Peer::Local => Ok(peer.clone()),
+        Peer::Remote { holder: Some(holder @ Holder { identity: Identity::Admin(_), .. }), .. } => {
+            check_time(holder)?;
             Ok(peer.clone())
         }
         Peer::Remote { .. } => Err(refusal::not_allowed(
@@ -102,4 +114,32 @@ pub fn stranger<T>(request: &Request<T>) -> Result<(Peer, Option<IpAddr>), Statu
         Peer::Remote { address, .. } => Some(*address),
     };
     Ok((peer.clone(), address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::{Duration, SystemTime};
+
+    use tonic::Code;
+
+    use super::*;
+
+    fn request(identity: Identity, not_after: SystemTime) -> Request<()> {
+        let lifetime = Duration::from_secs(3600);
+        let holder = Some(Holder { identity, key_hash: String::new(), lifetime, not_after });
+        let mut request = Request::new(());
+        request.extensions_mut().insert(Peer::Remote { address: Ipv4Addr::LOCALHOST.into(), holder });
+        request
+    }
+
+    #[test]
+    fn a_connection_is_no_longer_worth_anything_than_the_certificate_it_began_with() {
+        let (past, future) = (clock::now() - Duration::from_secs(1), clock::now() + Duration::from_secs(60));
+        let of_node = |not_after| node(&request(Identity::Node(NodeId::new(1)), not_after)).map(drop);
+        let of_admin = |not_after| admin(&request(Identity::Admin("a".to_owned()), not_after)).map(drop);
+        assert!(of_node(future).is_ok() && of_admin(future).is_ok());
+        assert_eq!(of_node(past).unwrap_err().code(), Code::Unauthenticated);
+        assert_eq!(of_admin(past).unwrap_err().code(), Code::Unauthenticated);
+    }
 }

@@ -24,11 +24,14 @@ impl<S: Store> Enrollment for EnrollmentService<S> {
         context.failures.may_try(address)?;
         let message = request.into_inner();
         let result = join(context, &message).await;
-        if result.as_ref().is_err_and(|status| status.code() == Code::Unauthenticated) {
+        let code = result.as_ref().err().map(Status::code);
+        if code.is_some_and(|code| code != Code::Unavailable) {
             context.failures.failed(address);
         }
-        // What was sent for an id may be anything.
-        context.audit.note(&peer, "join", &flatnet_model::keys::excerpt(&message.node), &result);
+        // What nobody's agent sends is no attempt to note: by such a stranger could roll what was done out of the log.
+        if code != Some(Code::InvalidArgument) {
+            context.audit.note(&peer, "join", &flatnet_model::keys::excerpt(&message.node), &result);
+        }
         context.done("join", result)
     }
 }

@@ -106,27 +106,39 @@ impl Connected for TlsConnection {
     }
 }
 
-impl AsyncRead for TlsConnection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+impl TlsConnection {
+    /// An error once a stranger's time is up. Asked whatever is done next: HTTP/2 does not read while what it has to say
+    /// cannot be written, and whoever never reads would stay.
+    fn check_time(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if let Some((_, end)) = &mut self.stranger
             && end.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "no certificate, and time is up")));
+            return Err(Error::new(ErrorKind::TimedOut, "no certificate, and time is up"));
         }
+        Ok(())
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        self.check_time(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for TlsConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+        self.check_time(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.check_time(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.check_time(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

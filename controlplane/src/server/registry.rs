@@ -42,6 +42,9 @@ pub struct Registration {
     /// It gets no leases.
     #[serde(default)]
     pub drained: bool,
+    /// It was removed: kept for as long as its certificates could be good, so that it comes back with a token only.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 impl Registration {
@@ -56,6 +59,7 @@ impl Registration {
             joined,
             revoked: false,
             drained: false,
+            removed: false,
         }
     }
 
@@ -123,8 +127,9 @@ impl Registry {
                     WatchEvent::Put(kv) => {
                         if let Some((node, now)) = entry(&kv) {
                             let before = known.insert(node, Arc::clone(&now));
-                            may_be_cut |=
-                                now.revoked || before.is_some_and(|before| before.key_sha256 != now.key_sha256);
+                            may_be_cut |= now.revoked
+                                || now.removed
+                                || before.is_some_and(|before| before.key_sha256 != now.key_sha256);
                         }
                     }
                     WatchEvent::Delete { key, .. } => {
@@ -152,7 +157,7 @@ impl Registry {
             let is_cut = {
                 let known = self.known.borrow();
                 let found = known.as_ref().and_then(|known| known.get(&node));
-                found.is_some_and(|found| found.revoked || found.key_sha256 != key_hash)
+                found.is_some_and(|found| found.revoked || found.removed || found.key_sha256 != key_hash)
             };
             if is_cut {
                 return;
@@ -162,7 +167,7 @@ impl Registry {
         }
     }
 
-    /// All of them.
+    /// All of them, also those whose rights have ended.
     #[must_use]
     pub fn all(&self) -> Arc<Known> {
         self.known.borrow().clone().unwrap_or_default()
@@ -175,6 +180,7 @@ impl Registry {
             return Err(Status::unavailable("the store has not been read yet"));
         };
         match known.get(&node) {
+            Some(found) if found.removed => Err(removed(node)),
             Some(found) if found.revoked => Err(revoked(node)),
             Some(found) if found.key_sha256 != key_hash => {
                 Err(refusal::not_allowed(format!("node {node} joined again with another key"), "join with a token"))
@@ -190,6 +196,14 @@ pub fn revoked(node: NodeId) -> Status {
     let hint = "an administrator revoked it: controlplane node ls".to_owned();
     let refusal = Refusal { kind: Kind::Revoked.into(), node: node.to_string(), hint, ..Refusal::default() };
     refusal::status(Code::PermissionDenied, format!("node {node} was revoked"), refusal)
+}
+
+/// That a node was removed.
+fn removed(node: NodeId) -> Status {
+    refusal::not_allowed(
+        format!("node {node} was removed"),
+        "to have it back: agent leave --purge there, then join with a token: controlplane token create",
+    )
 }
 
 fn node_of(key: &[u8]) -> Option<NodeId> {
@@ -214,6 +228,7 @@ pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_h
 pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Status> {
     let reply = store.range(&KeyRange::key(&key(node))).await.map_err(|error| refusal::store(&error))?;
     match reply.kvs.first().and_then(|kv| Registration::decode(&kv.value)) {
+        Some(found) if found.removed => Err(removed(node)),
         Some(found) if found.revoked => Err(revoked(node)),
         Some(found) if found.drained => Err(refusal::not_allowed(
             "this node is drained: it gets no subnets",
@@ -221,6 +236,30 @@ pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Sta
         )),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Ends a node's rights, also those of one that is not known, whose certificate would be good; whether it was known. A node
+/// that is `removed` is forgotten after `lifetime`, when no certificate of its can be good any more.
+pub async fn end<S: Store>(store: &S, node: NodeId, removed: Option<Duration>) -> Result<bool, StoreError> {
+    let lease = match removed {
+        Some(lifetime) => Some(store.lease_grant(lifetime).await?),
+        None => None,
+    };
+    for _ in 0..ATTEMPTS {
+        let kv = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next();
+        let before = kv.as_ref().and_then(|kv| Registration::decode(&kv.value));
+        let was_known = before.as_ref().is_some_and(|before| !before.removed);
+        let mut now = before.unwrap_or_else(|| Registration::new("", ""));
+        (now.removed, now.revoked) = (removed.is_some(), removed.is_none());
+        let txn = Txn {
+            when: vec![Compare::ModRevision(key(node), kv.map_or(0, |kv| kv.mod_revision))],
+            then: vec![Write::Put { key: key(node), value: now.encode(), lease }],
+        };
+        if let TxnReply::Done(_) = store.txn(txn).await? {
+            return Ok(was_known);
+        }
+    }
+    Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason: "the node's record keeps changing".to_owned() })
 }
 
 /// Changes a node's registration; whether it is known.
@@ -234,6 +273,9 @@ pub async fn change<S: Store>(
             return Ok(false);
         };
         let mut found = Registration::decode(&kv.value).unwrap_or_else(|| Registration::new("", ""));
+        if found.removed {
+            return Ok(false);
+        }
         change(&mut found);
         let txn = Txn {
             when: vec![Compare::ModRevision(key(node), kv.mod_revision)],

@@ -164,7 +164,8 @@ pub async fn use_for<S: Store>(
         found = left;
     }
     for _ in 0..ATTEMPTS {
-        if let Some((_, registered)) = &known {
+        // Of one that was removed nothing counts.
+        if let Some((_, registered)) = known.as_ref().filter(|(_, registered)| !registered.removed) {
             let is_same_key = registered.key_sha256 == key_hash;
             if is_same_key && !registered.revoked {
                 // The answer was lost: that takes no second use.

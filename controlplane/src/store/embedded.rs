@@ -96,6 +96,15 @@ impl EmbeddedStore {
         if std::fs::metadata(path).map_err(io)?.len() == 0 {
             return Err(io(std::io::ErrorKind::InvalidData.into()));
         }
+        // So is what a backup leaves that ended before its content was on the disk.
+        let (disk, _) = Disk::open(path)?;
+        if disk.is_blank() {
+            return Err(OpenError::Unusable {
+                path: path.to_owned(),
+                reason: "nothing was ever written to it".to_owned(),
+            });
+        }
+        drop(disk);
         Self::open(path)
     }
 

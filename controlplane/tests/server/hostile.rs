@@ -68,6 +68,34 @@ async fn idle_connections_and_garbage_are_bounded_and_honest_nodes_get_through()
     let _ = tokio::time::timeout(Duration::from_secs(10), idle[0].read_to_end(&mut rest)).await.expect("closed");
 }
 
+/// HTTP/2 (RFC 9113): the preface, an empty SETTINGS frame; and a PING, which must be answered.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_asks_and_never_reads_is_gone_within_its_time_all_the_same() {
+    let fleet = Fleet::start().await;
+    let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
+    let tcp = tokio::net::TcpSocket::new_v4().unwrap();
+    // So that the server's answers soon have no room.
+    tcp.set_recv_buffer_size(4096).unwrap();
+    let tcp = tcp.connect(fleet.address).await.unwrap();
+    let name = tls::server_name().unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    let began = Instant::now();
+    stream.write_all(PREFACE).await.unwrap();
+    let pings = PING.repeat(1000);
+    let error = loop {
+        assert!(began.elapsed() < Duration::from_secs(30), "it is still served");
+        // Full: the server reads no more, as it cannot answer.
+        match tokio::time::timeout(Duration::from_secs(1), stream.write_all(&pings)).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => break error,
+        }
+    };
+    assert!(began.elapsed() > Duration::from_secs(15), "{error} after {:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_and_senseless_messages_are_refused() {
     let fleet = Fleet::start().await;

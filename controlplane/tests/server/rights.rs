@@ -14,6 +14,7 @@ use flatnet_model::HostRanges;
 use flatnet_model::keys::presence;
 use flatnet_proto::controlplane::v1 as proto;
 use proto::admin_client::AdminClient;
+use proto::enrollment_client::EnrollmentClient;
 use proto::node_client::NodeClient;
 use tokio::sync::watch;
 use tonic::Code;
@@ -245,6 +246,43 @@ async fn a_revoked_node_is_cut_off_and_gone_from_every_view_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_comes_back_with_a_token_only() {
+    let fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    node.acquire().await;
+    let id = || proto::NodeRequest { id: node.owner.node.to_string() };
+    // Tidied away: what was revoked stays so.
+    fleet.admin().revoke_node(id()).await.unwrap();
+    fleet.admin().remove_node(id()).await.unwrap();
+    assert!(fleet.admin().list_nodes(proto::Nothing {}).await.unwrap().into_inner().nodes.is_empty());
+    assert_eq!(fleet.admin().remove_node(id()).await.unwrap_err().code(), Code::NotFound);
+    assert!(node.remote.announce(&node.owner, &HostRanges::default()).await.is_err());
+    assert!(node.try_acquire(&node.request()).await.is_err());
+    let csr = flatnet_controlplane::pki::new_request().unwrap().1;
+    assert!(node.raw(&fleet).rotate(proto::RotateRequest { csr }).await.is_err());
+    // As after `agent leave --purge` there, had it kept its id.
+    let other = node.dir.with_extension("before");
+    std::fs::rename(&node.dir, &other).unwrap();
+    let again = fleet.newcomer(1, Some(&fleet.token(1).await));
+    again.remote.announce(&again.owner, &HostRanges::default()).await.unwrap();
+    again.acquire().await;
+    assert_eq!(fleet.admin().list_nodes(proto::Nothing {}).await.unwrap().into_inner().nodes.len(), 1);
+    assert!(node.try_acquire(&node.request()).await.is_err(), "its key is another one's now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_the_store_does_not_know_can_be_revoked_too() {
+    let fleet = Fleet::start().await;
+    let node = fleet.node(1).await;
+    // As after a wipe.
+    fleet.store.delete(format!("/flatnet/controlplane/nodes/{}", node.owner.node));
+    fleet.admin().revoke_node(proto::NodeRequest { id: node.owner.node.to_string() }).await.unwrap();
+    assert!(node.try_acquire(&node.request()).await.is_err());
+    assert!(node.remote.announce(&node.owner, &HostRanges::default()).await.is_err());
+    assert!(fleet.admin().list_nodes(proto::Nothing {}).await.unwrap().into_inner().nodes[0].revoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_says_what_its_own_host_uses_and_is_named_by_its_id_where_that_is_in_the_way() {
     let fleet = Fleet::start().await;
     let (victim, liar) = (fleet.node(1).await, fleet.node(2).await);
@@ -366,6 +404,16 @@ async fn every_change_is_in_the_audit_log_and_no_secret_is() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["action"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(actions, ["join", "acquire", "create-network"]);
+    // What no agent sends is no attempt to note, and does not go on for ever.
+    let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
+    let stranger = channel::tls(&fleet.server(), config).unwrap();
+    let mut codes = Vec::new();
+    for _ in 0..30 {
+        let message = proto::JoinRequest { node: "nonsense".to_owned(), ..Default::default() };
+        codes.push(EnrollmentClient::new(stranger.clone()).join(message).await.unwrap_err().code());
+    }
+    assert!(codes.contains(&Code::InvalidArgument) && codes.contains(&Code::ResourceExhausted), "{codes:?}");
+    assert_eq!(std::fs::read_to_string(fleet.dir.path().join("data/audit.log")).unwrap(), log);
     let (_, secret) = token.split_once('.').unwrap();
     assert!(!log.contains(secret));
     assert!(log.contains(&format!("spiffe://flatnet/node/{}", node.owner.node)));

@@ -33,7 +33,13 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// It is damaged, of another program, or another process has it.
+    /// Another process, or another part of this one, has it.
+    #[error("the store {path} is in use")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is damaged, or of another program.
     #[error("cannot use the store {path}: {reason}")]
     Unusable {
         /// The file.
@@ -45,12 +51,19 @@ pub enum OpenError {
 
 /// What the disk said to a read or write.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct DiskError(String);
+pub(super) enum DiskError {
+    #[error("it is in use")]
+    InUse,
+    #[error("{0}")]
+    Other(String),
+}
 
 impl<E: Into<redb::Error>> From<E> for DiskError {
     fn from(error: E) -> Self {
-        Self(error.into().to_string())
+        match error.into() {
+            redb::Error::DatabaseAlreadyOpen => Self::InUse,
+            error => Self::Other(error.to_string()),
+        }
     }
 }
 
@@ -70,9 +83,17 @@ impl Disk {
             std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
         }
         let mut disk = Self { path: path.to_owned(), database: None };
-        let kept =
-            disk.reopen().map_err(|error| OpenError::Unusable { path: path.to_owned(), reason: error.to_string() })?;
+        let kept = disk.reopen().map_err(|error| match error {
+            DiskError::InUse => OpenError::InUse { path: path.to_owned() },
+            DiskError::Other(reason) => OpenError::Unusable { path: path.to_owned(), reason },
+        })?;
         Ok((disk, kept))
+    }
+
+    /// Whether nothing was ever written into the store at `path`, which was opened just before.
+    pub(super) fn is_blank(&self) -> bool {
+        let meta = self.database.as_ref().and_then(|database| database.begin_read().ok());
+        meta.is_some_and(|txn| matches!(txn.open_table(META), Err(redb::TableError::TableDoesNotExist(_))))
     }
 
     /// Opens the file anew and reads it.
@@ -86,7 +107,7 @@ impl Disk {
 
     /// Writes what changed; when this returns it is on the disk.
     pub(super) fn write(&mut self, changes: &Changes) -> Result<(), DiskError> {
-        let database = self.database.as_ref().ok_or_else(|| DiskError("the store is closed".to_owned()))?;
+        let database = self.database.as_ref().ok_or_else(|| DiskError::Other("the store is closed".to_owned()))?;
         let result = write(database, changes);
         if result.is_err() {
             self.database = None;
@@ -94,10 +115,19 @@ impl Disk {
         result
     }
 
-    /// A new file with all of `kept`.
+    /// A new file with all of `kept`; none if that fails.
     pub(super) fn write_new(path: &Path, kept: &Kept) -> Result<(), DiskError> {
-        let io = |error: std::io::Error| DiskError(format!("{}: {error}", path.display()));
+        let io = |error: std::io::Error| DiskError::Other(format!("{}: {error}", path.display()));
         drop(std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(io)?);
+        let written = Self::fill(path, kept);
+        if written.is_err() {
+            // It could be taken for a whole one.
+            let _ = std::fs::remove_file(path);
+        }
+        written
+    }
+
+    fn fill(path: &Path, kept: &Kept) -> Result<(), DiskError> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
         let changes = Changes {
             keys: kept.kvs.iter().map(|(key, kv)| (key.clone(), Some(kv.clone()))).collect(),
@@ -144,13 +174,15 @@ fn read(database: &Database) -> Result<Kept, DiskError> {
     };
     match meta.get("format")?.map(|format| format.value()) {
         Some(FORMAT) => {}
-        other => return Err(DiskError(format!("format {}, and this version reads {FORMAT}", other.unwrap_or(0)))),
+        other => {
+            return Err(DiskError::Other(format!("format {}, and this version reads {FORMAT}", other.unwrap_or(0))));
+        }
     }
     kept.revision = meta.get("revision")?.map_or(1, |revision| revision.value());
     for entry in txn.open_table(KEYS)?.iter()? {
         let (key, value) = entry?;
         let kv = decode(key.value(), value.value()).ok_or_else(|| {
-            DiskError(format!("the record of key {:?} is too short", String::from_utf8_lossy(key.value())))
+            DiskError::Other(format!("the record of key {:?} is too short", String::from_utf8_lossy(key.value())))
         })?;
         kept.kvs.insert(kv.key.clone(), kv);
     }
