@@ -79,7 +79,8 @@ fn unusable(error: &OpenError) -> Failure {
     let failure = |exit| Failure::new(exit, chain(error));
     match error {
         OpenError::InUse { .. } => failure(Exit::Conflict).hint("stop the server first: it alone may have the file"),
-        OpenError::Io { .. } | OpenError::Unusable { .. } => {
+        OpenError::Io { .. } => failure(Exit::InvalidConfig).hint("run as root, or name the --data-dir that is yours"),
+        OpenError::Unusable { .. } => {
             failure(Exit::InvalidConfig).hint("a damaged file is replaced by a backup: controlplane restore FILE")
         }
     }

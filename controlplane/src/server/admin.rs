@@ -110,8 +110,7 @@ impl<S: Store> AdminService<S> {
         let id = wire::node(id)?;
         let failed = |error: StoreError| refusal::store(&error);
         // First: from here on it can write nothing that would have to be removed again.
-        let removed = forget.then_some(self.context.node_lifetime);
-        let known = registry::end(self.store(), id, removed).await.map_err(failed)?;
+        let known = registry::end(self.store(), id, forget).await.map_err(failed)?;
         removal::leases(self.store(), &self.context.prefix, id).await?;
         removal::presence(self.store(), id).await?;
         // Whoever revokes means that it is nobody's from now on, which it is.

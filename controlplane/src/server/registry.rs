@@ -42,7 +42,8 @@ pub struct Registration {
     /// It gets no leases.
     #[serde(default)]
     pub drained: bool,
-    /// It was removed: kept for as long as its certificates could be good, so that it comes back with a token only.
+    /// It was removed: kept, so that it comes back with a token only. A connection that it left open may outlive its
+    /// certificate, so there is no time after which this could go.
     #[serde(default)]
     pub removed: bool,
 }
@@ -238,22 +239,18 @@ pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Sta
     }
 }
 
-/// Ends a node's rights, also those of one that is not known, whose certificate would be good; whether it was known. A node
-/// that is `removed` is forgotten after `lifetime`, when no certificate of its can be good any more.
-pub async fn end<S: Store>(store: &S, node: NodeId, removed: Option<Duration>) -> Result<bool, StoreError> {
-    let lease = match removed {
-        Some(lifetime) => Some(store.lease_grant(lifetime).await?),
-        None => None,
-    };
+/// Ends a node's rights, also those of one that is not known, whose certificate would be good; whether it was known. One
+/// that is `removed` may come back with a token.
+pub async fn end<S: Store>(store: &S, node: NodeId, removed: bool) -> Result<bool, StoreError> {
     for _ in 0..ATTEMPTS {
         let kv = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next();
         let before = kv.as_ref().and_then(|kv| Registration::decode(&kv.value));
         let was_known = before.as_ref().is_some_and(|before| !before.removed);
         let mut now = before.unwrap_or_else(|| Registration::new("", ""));
-        (now.removed, now.revoked) = (removed.is_some(), removed.is_none());
+        (now.removed, now.revoked) = (removed, !removed);
         let txn = Txn {
             when: vec![Compare::ModRevision(key(node), kv.map_or(0, |kv| kv.mod_revision))],
-            then: vec![Write::Put { key: key(node), value: now.encode(), lease }],
+            then: vec![Write::Put { key: key(node), value: now.encode(), lease: None }],
         };
         if let TxnReply::Done(_) = store.txn(txn).await? {
             return Ok(was_known);
