@@ -193,9 +193,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 // A node that knew its subnet but not the network: now it knows both, and containers use that subnet.
                 (None, Some(config)) if !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
-                        self.remember_config(&config, &[]);
-                        holding.held =
-                            Some(Held { subnets, config, before: Vec::new(), unread: Vec::new(), expires: None });
+                        self.remember_config(&config, &before);
+                        holding.held = Some(Held { subnets, config, before, unread: Vec::new(), expires: None });
                         changed = true;
                     }
                 }

@@ -177,8 +177,7 @@ pub async fn update<S: Store>(
         let catalog = Catalog::read(store, flannel_prefix).await?;
         let found = catalog.find(name).ok_or_else(|| NetworkError::NotFound(name.clone()))?;
         let others = catalog.others(name);
-        let (value, config) =
-            draft::update(name, spec, &found.config_value, &others).map_err(|source| invalid(name, source))?;
+        let (value, config) = draft::update(name, spec, found, &others).map_err(|source| invalid(name, source))?;
         draft::check_against(name, &config, &others)?;
         let stranded = stranded(found, &config);
         if force == Force::No && !stranded.is_empty() {

@@ -56,7 +56,7 @@ pub(crate) fn pool(text: &str) -> Pool {
 }
 
 pub(crate) fn config(v4: Option<&str>, v6: Option<&str>, backend: BackendConfig) -> NetworkConfig {
-    NetworkConfig { v4: v4.map(pool), v6: v6.map(pool), backend }
+    NetworkConfig { v4: v4.map(pool), v6: v6.map(pool), backend, before: Vec::new() }
 }
 
 pub(crate) fn vxlan() -> BackendConfig {

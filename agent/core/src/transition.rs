@@ -10,7 +10,9 @@
 //! own lease that it has. The store orders the two: whoever wrote second had read what the first wrote. So hosts may lag,
 //! and networks may change back, in any order.
 
-use flatnet_model::{BackendConfig, Besides, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey};
+use flatnet_model::{
+    BackendConfig, Besides, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey, earlier_backends,
+};
 
 use crate::backend;
 use crate::desired::WayOutcome;
@@ -40,29 +42,17 @@ impl Said<'_> {
     }
 }
 
-/// The earlier backends after the configuration changed from `old` to `new`, given those of before: the latest first.
+/// Those of `config`'s earlier backends by which a host that joins receives too: it comes while not all have followed, so some
+/// of `leases` still names them.
 #[must_use]
-pub fn changed(before: &[BackendConfig], old: &BackendConfig, new: &BackendConfig) -> Vec<BackendConfig> {
-    let mut kept: Vec<BackendConfig> = Vec::new();
-    for backend in std::iter::once(old).chain(before) {
-        let is_news = stands_beside(backend, new) && kept.iter().all(|other| stands_beside(backend, other));
-        if is_news && kept.len() < Besides::LIMIT {
-            kept.push(backend.clone());
-        }
-    }
-    kept
-}
-
-/// Whether one host can have both at once, and peers can tell which is meant. Otherwise the one takes the other's place: an
-/// MTU in the device, a VXLAN port with the device.
-fn stands_beside(old: &BackendConfig, new: &BackendConfig) -> bool {
-    match (old, new) {
-        (BackendConfig::Vxlan(old), BackendConfig::Vxlan(new)) => old.vni != new.vni,
-        (BackendConfig::Gre(old), BackendConfig::Gre(new)) => old.key != new.key,
-        // One key at two ports is one peer that keeps moving.
-        (BackendConfig::Wireguard(_), BackendConfig::Wireguard(_)) => false,
-        (BackendConfig::Unsupported(_), _) => false,
-        _ => old.kind() != new.kind(),
+pub fn joining(config: &NetworkConfig, leases: &[&Lease]) -> Vec<BackendConfig> {
+    let is_sent_by =
+        |backend: &BackendConfig| leases.iter().any(|lease| lease.under(backend).is_some_and(|(_, sends)| sends));
+    // Only what can be beside the configured one: whoever wrote the record by hand may have put anything there.
+    let mut before = config.before.iter().filter(|backend| is_sent_by(backend));
+    match before.next() {
+        Some(first) => earlier_backends(&before.cloned().collect::<Vec<_>>(), first, &config.backend),
+        None => Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::desired::WayOutcome;
 use flatnet_core::op::ObjectKey;
 use flatnet_core::transition::{self, Said};
-use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision};
+use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision, earlier_backends};
 
 use super::LeaseKeeper;
 use crate::reconciler::Outcome;
@@ -15,13 +15,16 @@ impl<P: ControlPlane> LeaseKeeper<P> {
     pub(super) fn before(&self, config: &NetworkConfig) -> Vec<BackendConfig> {
         let (subnets, held, before) = match &self.holding.borrow().held {
             Some(held) => (held.subnets, held.config.backend.clone(), held.before.clone()),
-            None => return Vec::new(),
+            None => {
+                let view = self.view.borrow();
+                return transition::joining(config, &view.state.leases.values().collect::<Vec<_>>());
+            }
         };
         let network = self.keys.network();
         if held != config.backend {
             let (old, new) = (held.kind(), config.backend.kind());
             tracing::info!(network = %network, %old, %new, "the network's backend is another one");
-            return transition::changed(&before, &held, &config.backend);
+            return earlier_backends(&before, &held, &config.backend);
         }
         if before.is_empty() {
             return before;

@@ -50,7 +50,11 @@ impl<S> LeaseKeeper<S> {
     /// restarted agent must still know what its containers live in. And the earlier backends, by which peers may send.
     pub(super) fn remember_config(&self, config: &NetworkConfig, before: &[BackendConfig]) {
         let network = self.keys.network();
-        let earlier = before.iter().map(|backend| NetworkConfig { backend: backend.clone(), ..config.clone() });
+        let earlier = before.iter().map(|backend| NetworkConfig {
+            backend: backend.clone(),
+            before: Vec::new(),
+            ..config.clone()
+        });
         let lines: Result<Vec<Vec<u8>>, _> =
             std::iter::once(config.clone()).chain(earlier).map(|config| encode_config(&config, None)).collect();
         let written = lines.map(|lines| lines.join(&b'\n')).map_err(|error| error.to_string());

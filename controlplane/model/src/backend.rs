@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::lease::Besides;
 use crate::net::{GreKey, Mtu, Vni};
 use crate::wireguard::WireguardConfig;
 
@@ -79,6 +80,32 @@ impl BackendConfig {
             Self::Unsupported(kind) => kind.clone(),
         }
     }
+
+    /// Whether one host can have both at once, and peers can tell which is meant. Otherwise `new` takes this one's place: an MTU
+    /// in the device, a VXLAN port with the device.
+    fn stands_beside(&self, new: &Self) -> bool {
+        match (self, new) {
+            (Self::Vxlan(old), Self::Vxlan(new)) => old.vni != new.vni,
+            (Self::Gre(old), Self::Gre(new)) => old.key != new.key,
+            // One key at two ports is one peer that keeps moving.
+            (Self::Wireguard(_), Self::Wireguard(_)) => false,
+            (Self::Unsupported(_), _) => false,
+            _ => self.kind() != new.kind(),
+        }
+    }
+}
+
+/// The earlier backends of a network after it changed from `old` to `new`, given those `before` that: the latest first.
+#[must_use]
+pub fn earlier_backends(before: &[BackendConfig], old: &BackendConfig, new: &BackendConfig) -> Vec<BackendConfig> {
+    let mut kept: Vec<BackendConfig> = Vec::new();
+    for backend in std::iter::once(old).chain(before) {
+        let is_news = backend.stands_beside(new) && kept.iter().all(|other| backend.stands_beside(other));
+        if is_news && kept.len() < Besides::LIMIT {
+            kept.push(backend.clone());
+        }
+    }
+    kept
 }
 
 /// Options of the gre backend; flannel has none of that name.

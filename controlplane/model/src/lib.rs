@@ -20,7 +20,7 @@ pub mod state;
 pub mod subnet;
 pub mod wireguard;
 
-pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig};
+pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig, earlier_backends};
 pub use host_ranges::{HostRange, HostRanges};
 pub use lease::{BackendData, Besides, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};

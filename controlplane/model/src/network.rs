@@ -67,6 +67,9 @@ pub struct NetworkConfig {
     pub v6: Option<Pool>,
     /// How packets travel.
     pub backend: BackendConfig,
+    /// `Flatnet.Before`: how they did before a change that not all hosts may have followed, the latest first. A host that joins
+    /// meanwhile receives also by those of them that leases still name.
+    pub before: Vec<BackendConfig>,
 }
 
 impl NetworkConfig {

@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::keys::excerpt;
-use flatnet_model::{BackendConfig, BackendKind, GreConfig, GreKey, Mtu, NetworkConfig, Pool, PresharedKey, Vni};
+use flatnet_model::{
+    BackendConfig, BackendKind, Besides, GreConfig, GreKey, Mtu, NetworkConfig, Pool, PresharedKey, Vni,
+};
 use flatnet_model::{VxlanConfig, WireguardConfig, WireguardMode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -45,7 +47,24 @@ fn decode(value: &[u8], warnings: &mut Vec<ConfigWarning>) -> Result<NetworkConf
         return Err("EnableIPv4 and EnableIPv6 are both false: the network has no addresses".to_owned());
     }
     let backend = read_backend(fields.object("Backend", "Backend.")?, warnings)?;
-    Ok(NetworkConfig { v4: pool4, v6: pool6, backend })
+    let before = match fields.object("Flatnet", "Flatnet.")? {
+        Some(ours) => read_before(ours)?,
+        None => Vec::new(),
+    };
+    Ok(NetworkConfig { v4: pool4, v6: pool6, backend, before })
+}
+
+/// Earlier backends. Those that a later version knows are left out, and so is what flannel would warn of.
+fn read_before(mut ours: Fields) -> Result<Vec<BackendConfig>, String> {
+    let mut before = Vec::new();
+    for fields in ours.objects("Before", Besides::LIMIT, "Flatnet.Before.")? {
+        let backend =
+            read_backend(Some(fields), &mut Vec::new()).map_err(|error| format!("in Flatnet.Before: {error}"))?;
+        if !matches!(backend, BackendConfig::Unsupported(_)) {
+            before.push(backend);
+        }
+    }
+    Ok(before)
 }
 
 struct PoolNames {
@@ -224,7 +243,7 @@ fn read_mtu(fields: &mut Fields) -> Result<Option<Mtu>, String> {
 /// its backend only while the type stays.
 pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<Vec<u8>, InvalidConfig> {
     let previous = previous.map(|value| Fields::parse(value, VALUE_LIMIT)).transpose().map_err(InvalidConfig)?;
-    let (backend, rest) = take_known(previous).map_err(InvalidConfig)?;
+    let Known { backend, ours, rest } = take_known(previous).map_err(InvalidConfig)?;
     let mut out = Writer::new();
     if config.v4.is_none() {
         out.field("EnableIPv4", false);
@@ -239,6 +258,9 @@ pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<
         write_pool(&mut out, pool, &V6_NAMES);
     }
     out.raw("Backend", &write_backend(&config.backend, backend).map_err(InvalidConfig)?);
+    if !config.before.is_empty() || !ours.is_empty() {
+        out.raw("Flatnet", &write_ours(&config.before, ours).map_err(InvalidConfig)?);
+    }
     for (name, value) in rest {
         out.field(&name, value);
     }
@@ -247,16 +269,45 @@ pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<
 
 type Unknown = serde_json::Map<String, serde_json::Value>;
 
-/// The previous value's backend, and its fields that are not ours.
-fn take_known(previous: Option<Fields>) -> Result<(Option<Fields>, Unknown), String> {
-    let Some(mut fields) = previous else { return Ok((None, Unknown::new())) };
+/// What a previous value has besides ranges.
+#[derive(Default)]
+struct Known {
+    backend: Option<Fields>,
+    /// What a later version wrote into our own part.
+    ours: Unknown,
+    /// Fields that are not ours.
+    rest: Unknown,
+}
+
+fn take_known(previous: Option<Fields>) -> Result<Known, String> {
+    let Some(mut fields) = previous else { return Ok(Known::default()) };
     for names in [&V4_NAMES, &V6_NAMES] {
         for name in [names.network, names.len, names.min, names.max, names.enable] {
             fields.take(name)?;
         }
     }
     let backend = fields.object("Backend", "Backend.")?;
-    Ok((backend, fields.rest()))
+    let ours = match fields.object("Flatnet", "Flatnet.")? {
+        Some(mut ours) => {
+            ours.take("Before")?;
+            ours.rest()
+        }
+        None => Unknown::new(),
+    };
+    Ok(Known { backend, ours, rest: fields.rest() })
+}
+
+fn write_ours(before: &[BackendConfig], rest: Unknown) -> Result<String, String> {
+    let mut out = Writer::new();
+    if !before.is_empty() {
+        let before: Vec<String> =
+            before.iter().map(|backend| write_backend(backend, None)).collect::<Result<_, _>>()?;
+        out.raw("Before", &format!("[{}]", before.join(",")));
+    }
+    for (name, value) in rest {
+        out.field(&name, value);
+    }
+    Ok(out.end())
 }
 
 fn write_pool(out: &mut Writer, pool: &Pool, names: &PoolNames) {

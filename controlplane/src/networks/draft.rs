@@ -1,7 +1,9 @@
 //! A configuration as asked for: drafted as flannel's JSON, read by the same strict decoder as any other, then written.
 
 use flatnet_model::keys::excerpt;
-use flatnet_model::{BackendConfig, BackendKind, IpFamily, NetworkConfig, NetworkName, WireguardConfig};
+use flatnet_model::{
+    BackendConfig, BackendKind, IpFamily, Lease, NetworkConfig, NetworkName, WireguardConfig, earlier_backends,
+};
 use serde_json::{Map, Value};
 
 use super::{NetworkError, NetworkInfo, NetworkSpec};
@@ -28,19 +30,31 @@ pub(super) fn create(
     finish(name, spec, Map::new(), others)
 }
 
-/// The value and meaning of `previous` changed as asked.
+/// The value and meaning of `found`'s configuration changed as asked.
 pub(super) fn update(
     name: &NetworkName,
     spec: &NetworkSpec,
-    previous: &[u8],
+    found: &NetworkInfo,
     others: &[&NetworkInfo],
 ) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
     // One that cannot be read is written anew rather than repaired: the request must then be complete.
-    let map = match serde_json::from_slice(previous) {
-        Ok(Value::Object(map)) if decode_config(previous).is_ok() => map,
-        _ => Map::new(),
+    let (map, previous) = match (serde_json::from_slice(&found.config_value), &found.config) {
+        (Ok(Value::Object(map)), Ok(previous)) => (map, Some(previous)),
+        _ => (Map::new(), None),
     };
-    finish(name, spec, map, others)
+    let (value, mut config) = finish(name, spec, map, others)?;
+    let Some(previous) = previous else { return Ok((value, config)) };
+    config.before = before(previous, &config.backend, &found.leases);
+    Ok((encode_config(&config, Some(&value))?, config))
+}
+
+/// The earlier backends to write into a configuration that is about to have `new`: those that a lease names. The hosts that hold
+/// leases know them without that; one that joins before all have followed does not.
+fn before(previous: &NetworkConfig, new: &BackendConfig, leases: &[Lease]) -> Vec<BackendConfig> {
+    let is_named = |backend: &BackendConfig| leases.iter().any(|lease| lease.under(backend).is_some());
+    let mut before = earlier_backends(&previous.before, &previous.backend, new);
+    before.retain(is_named);
+    before
 }
 
 fn finish(
@@ -168,14 +182,29 @@ fn backend(
 
 /// flannel's 51820 (and the one after it for IPv6), else the lowest pair that no other network listens on.
 fn free_port(others: &[&NetworkInfo]) -> u16 {
-    let used: Vec<u16> = others.iter().filter_map(|info| info.config.as_ref().ok()).flat_map(udp_ports).collect();
+    let used: Vec<u16> =
+        configs(others).flat_map(|config| backends(config).flat_map(|way| ports_of(config, way))).collect();
     let mut pairs = (WireguardConfig::DEFAULT_PORT..u16::MAX).step_by(PORT_STEP);
     pairs.find(|port| !used.contains(port) && !used.contains(&(port + 1))).unwrap_or(WireguardConfig::DEFAULT_PORT)
 }
 
+/// What the networks of `infos` are, as far as that can be read.
+fn configs<'a>(infos: &[&'a NetworkInfo]) -> impl Iterator<Item = &'a NetworkConfig> {
+    infos.iter().filter_map(|info| info.config.as_ref().ok())
+}
+
+/// The backends a network has devices of, its earlier ones as well.
+fn backends(config: &NetworkConfig) -> impl Iterator<Item = &BackendConfig> {
+    std::iter::once(&config.backend).chain(&config.before)
+}
+
 /// UDP ports on which every host of the network listens.
 fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
-    match &config.backend {
+    ports_of(config, &config.backend)
+}
+
+fn ports_of(config: &NetworkConfig, backend: &BackendConfig) -> Vec<u16> {
+    match backend {
         BackendConfig::Vxlan(vxlan) => vec![vxlan.port],
         BackendConfig::Wireguard(wireguard) => {
             let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
@@ -189,7 +218,7 @@ fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
 
 /// flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
 fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
-    let used: Vec<u32> = others.iter().filter_map(|info| vni(info)).collect();
+    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(vni).collect();
     if name.is_default() && !used.contains(&1) {
         return 1;
     }
@@ -200,25 +229,19 @@ fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
 /// None for the network at flannel's prefix, so that tunnels made by hand fit it, else the lowest free from [`FIRST_KEY`]
 /// up.
 fn free_key(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
-    let used: Vec<u32> = others.iter().filter_map(|info| key(info)).collect();
+    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(key).collect();
     if name.is_default() && !used.contains(&0) {
         return 0;
     }
     (FIRST_KEY..).find(|key| !used.contains(key)).unwrap_or(FIRST_KEY)
 }
 
-fn key(info: &NetworkInfo) -> Option<u32> {
-    match &info.config {
-        Ok(NetworkConfig { backend: BackendConfig::Gre(gre), .. }) => Some(gre.key.get()),
-        _ => None,
-    }
+fn key(backend: &BackendConfig) -> Option<u32> {
+    if let BackendConfig::Gre(gre) = backend { Some(gre.key.get()) } else { None }
 }
 
-fn vni(info: &NetworkInfo) -> Option<u32> {
-    match &info.config {
-        Ok(NetworkConfig { backend: BackendConfig::Vxlan(vxlan), .. }) => Some(vxlan.vni.get()),
-        _ => None,
-    }
+fn vni(backend: &BackendConfig) -> Option<u32> {
+    if let BackendConfig::Vxlan(vxlan) = backend { Some(vxlan.vni.get()) } else { None }
 }
 
 /// Whether ranges, VNI and GRE key are this network's alone.
@@ -239,7 +262,7 @@ pub(super) fn check_against(
             }
         }
         if let BackendConfig::Vxlan(vxlan) = &config.backend
-            && vni(other) == Some(vxlan.vni.get())
+            && vni(&other_config.backend) == Some(vxlan.vni.get())
         {
             let other = other.keys.network().clone();
             return Err(NetworkError::VniInUse { name: name.clone(), vni: vxlan.vni.get(), other });
@@ -254,7 +277,7 @@ pub(super) fn check_against(
             return Err(NetworkError::PortInUse { name: name.clone(), port, other });
         }
         if let BackendConfig::Gre(gre) = &config.backend
-            && key(other) == Some(gre.key.get())
+            && key(&other_config.backend) == Some(gre.key.get())
         {
             let other = other.keys.network().clone();
             return Err(NetworkError::KeyInUse { name: name.clone(), key: gre.key.get(), other });

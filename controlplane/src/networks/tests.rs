@@ -206,6 +206,25 @@ async fn an_update_keeps_what_it_does_not_name_and_strands_nobody_unasked() {
 }
 
 #[tokio::test]
+async fn another_backend_leaves_the_earlier_one_on_record_while_leases_name_it() {
+    let store = MemoryStore::new();
+    make(&store, "blue", &NetworkSpec { backend: Some("host-gw".to_owned()), ..spec("10.101.0.0/16") }).await.unwrap();
+    let change = async |spec: NetworkSpec| {
+        let info = update(&store, FLANNEL_PREFIX, &name("blue"), &spec, Force::No).await.unwrap();
+        info.config.unwrap().before.iter().map(|backend| backend.kind().to_string()).collect::<Vec<_>>()
+    };
+    let backend = |kind: &str| NetworkSpec { backend: Some(kind.to_owned()), ..NetworkSpec::default() };
+    // Nobody to wait for.
+    assert!(change(backend("vxlan")).await.is_empty());
+    assert!(change(backend("host-gw")).await.is_empty());
+    host(&store, "blue", "10.101.1.0-24").await;
+    assert_eq!(change(NetworkSpec { vni: Some(4097), ..backend("vxlan") }).await, ["host-gw"]);
+    assert_eq!(change(backend("gre")).await, ["host-gw"], "no lease names vxlan");
+    assert_eq!(change(NetworkSpec { mtu: Some(1400), ..NetworkSpec::default() }).await, ["host-gw"]);
+    assert!(change(backend("host-gw")).await.is_empty(), "it is the configured one again");
+}
+
+#[tokio::test]
 async fn a_network_with_hosts_is_removed_only_by_force_and_then_wholly() {
     let store = MemoryStore::new();
     make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();

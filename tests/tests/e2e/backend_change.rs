@@ -23,7 +23,7 @@ pub fn tests() -> Vec<Test> {
         test("a_live_network_changes_its_backend_and_options::dual_stack", || changed(Families::Dual)),
         test("a_live_wireguard_network_changes_its_port", port),
         test("a_host_that_does_not_follow_is_reached_as_before", lagging),
-        test("a_backend_that_one_host_cannot_have_takes_nobody_from_it", impossible),
+        test("a_backend_that_one_host_cannot_have_takes_nobody_from_it_nor_one_that_joins", impossible),
     ]
 }
 
@@ -184,8 +184,8 @@ fn lagging() {
 }
 
 fn impossible() {
-    let lab = Lab::new(&shape(Families::V4));
-    let agents = lab.join_all();
+    let lab = Lab::new(&Shape { hosts: 4, ..shape(Families::V4) });
+    let mut agents: Vec<Agent> = (1..=3).map(|number| lab.join(number)).collect();
     lab.attach_all(&agents);
     // The port of the tunnel is somebody else's on one host.
     lab.host(3).ok("ip link add holder type vxlan id 999 dstport 51820");
@@ -198,6 +198,12 @@ fn impossible() {
         if followed == 2 { Ok(()) } else { Err(format!("{said:?}\n{}", agents[0].log())) }
     });
     pinger::assert_all_pairs(&lab, &agents);
+    // One that joins amid the change has the network's earlier backend from its configuration.
+    agents.push(lab.join(4));
+    agents[3].wait_converged(3);
+    lab.attach_all(&agents[3..]);
+    pinger::assert_all_pairs(&lab, &agents);
+    assert!(oracle::link(&agents[3].host, "flat.1").is_some());
     lab.host(3).ok("ip link del holder");
     wait_followed(&lab, &agents, "wireguard", &["flatwg.51820"]);
     pinger::assert_all_pairs(&lab, &agents);

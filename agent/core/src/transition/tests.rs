@@ -59,7 +59,7 @@ impl Host {
 
     fn configured(&mut self, config: &NetworkConfig) {
         if self.config != *config {
-            self.before = changed(&self.before, &self.config.backend, &config.backend);
+            self.before = earlier_backends(&self.before, &self.config.backend, &config.backend);
             self.config = config.clone();
         }
     }
@@ -351,6 +351,36 @@ fn a_host_that_does_not_follow_is_waited_for_and_served() {
 }
 
 #[test]
+fn a_host_that_joins_meanwhile_and_one_that_does_not_follow_reach_each_other() {
+    let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), wireguard()]);
+    world.step(Step::Configure);
+    world.configs[0].before = vec![gre_with(0), vxlan(1), vxlan(7)];
+    let follow = |world: &mut World, hosts: &[usize]| {
+        for host in hosts.iter().copied().cycle().take(4 * hosts.len()) {
+            let steps = [Step::Configured, Step::See, Step::Pass, Step::Publish, Step::See, Step::Forget];
+            steps.into_iter().for_each(|step| world.step(step(host)));
+        }
+    };
+    follow(&mut world, &[0, 1]);
+    let config = world.configs.last().unwrap();
+    let before = joining(config, &world.store.iter().collect::<Vec<_>>());
+    assert_eq!(before, [vxlan(1)]);
+    let joined = Host { before, ..Host::new(4, Datapath::Kernel, config) };
+    world.hosts.push(joined);
+    // The third still looks at the store: only the change of the configuration does not reach it, or cannot be made there.
+    for _ in 0..2 {
+        follow(&mut world, &[0, 1, 3]);
+        [Step::See(2), Step::Pass(2)].into_iter().for_each(|step| world.step(step));
+    }
+    world.check().unwrap();
+    world.settle();
+    world.check().unwrap();
+    assert!(world.hosts.iter().all(|host| host.before.is_empty()));
+    // Whoever comes later has nothing to do with it.
+    assert!(joining(&world.configs[0], &world.store.iter().collect::<Vec<_>>()).is_empty());
+}
+
+#[test]
 fn a_foreign_peer_keeps_the_backend_its_lease_names() {
     let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), gre_with(0)]);
     let mut foreign = world.store.iter().find(|lease| lease.subnets == subnets(1)).unwrap().clone();
@@ -392,9 +422,9 @@ fn a_backend_that_this_host_cannot_have_is_not_published_and_the_earlier_one_goe
 #[test]
 fn what_takes_the_others_place_is_no_earlier_backend() {
     let port = BackendConfig::Vxlan(VxlanConfig { port: 4789, ..VxlanConfig::default() });
-    assert!(changed(&[], &vxlan(1), &port).is_empty());
-    assert_eq!(changed(&[], &vxlan(1), &vxlan(7)), [vxlan(1)]);
-    assert_eq!(changed(&[vxlan(1)], &vxlan(7), &vxlan(1)), [vxlan(7)]);
-    assert_eq!(changed(&[vxlan(1)], &vxlan(7), &wireguard()), [vxlan(7), vxlan(1)]);
-    assert!(changed(&[], &wireguard(), &wireguard()).is_empty());
+    assert!(earlier_backends(&[], &vxlan(1), &port).is_empty());
+    assert_eq!(earlier_backends(&[], &vxlan(1), &vxlan(7)), [vxlan(1)]);
+    assert_eq!(earlier_backends(&[vxlan(1)], &vxlan(7), &vxlan(1)), [vxlan(7)]);
+    assert_eq!(earlier_backends(&[vxlan(1)], &vxlan(7), &wireguard()), [vxlan(7), vxlan(1)]);
+    assert!(earlier_backends(&[], &wireguard(), &wireguard()).is_empty());
 }

@@ -7,7 +7,12 @@ use crate::pool::Pool;
 
 fn config() -> NetworkConfig {
     let pool = |text: &str| Pool::new(text.parse().unwrap(), None, None, None).unwrap();
-    NetworkConfig { v4: Some(pool("10.100.0.0/16")), v6: Some(pool("fd00::/48")), backend: BackendConfig::HostGw }
+    NetworkConfig {
+        v4: Some(pool("10.100.0.0/16")),
+        v6: Some(pool("fd00::/48")),
+        backend: BackendConfig::HostGw,
+        before: Vec::new(),
+    }
 }
 
 fn lease(subnets: &str, create_revision: Revision) -> Lease {

@@ -165,6 +165,29 @@ fn gre_has_a_key_and_an_mtu_and_neither_is_needed() {
     assert_eq!(String::from_utf8(encode_config(&config, Some(before.as_bytes())).unwrap()).unwrap(), before);
 }
 
+#[test]
+fn earlier_backends_are_read_and_written_and_those_of_later_versions_left_out() {
+    let text = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"host-gw"},"Flatnet":{"Before":[{"Type":"gre","Key":5},{"Type":"vxlan","VNI":7,"Port":4789}],"later":1}}"#;
+    let (config, warnings) = read(text);
+    assert!(warnings.is_empty());
+    assert_eq!(
+        config.before.iter().map(BackendConfig::kind).collect::<Vec<_>>(),
+        [BackendKind::Gre, BackendKind::Vxlan]
+    );
+    assert_eq!(String::from_utf8(encode_config(&config, Some(text.as_bytes())).unwrap()).unwrap(), text);
+    let none = NetworkConfig { before: Vec::new(), ..config };
+    let written = String::from_utf8(encode_config(&none, Some(text.as_bytes())).unwrap()).unwrap();
+    assert!(written.ends_with(r#""Flatnet":{"later":1}}"#), "{written}");
+    let before = |before: &str| format!(r#"{{"Network":"10.0.0.0/8","Flatnet":{{"Before":{before}}}}}"#);
+    assert!(read(&before(r#"[{"Type":"newer"}]"#)).0.before.is_empty());
+    assert_eq!(
+        refused(&before(r#"[{"VNI":0}]"#)),
+        "in Flatnet.Before: Backend.VNI: VNI 0 is not in 1..=16777215 (RFC 7348: 24 bits)"
+    );
+    assert_eq!(refused(&before("[1]")), "Flatnet.Before has what is no JSON object");
+    assert_eq!(refused(&before("[{},{},{},{}]")), "Flatnet.Before has 4 entries, more than the 3 allowed");
+}
+
 proptest! {
     #[test]
     fn any_configuration_reads_back_as_written(
@@ -175,7 +198,7 @@ proptest! {
         let v4 = Pool::new(network.into(), Some(subnet_len), None, None).unwrap();
         let pool6 = Pool::new("fd00::/40".parse().unwrap(), Some(72), None, Some("fd00:0:1::".parse().unwrap())).unwrap();
         let vxlan = VxlanConfig { vni: Vni::new(vni).unwrap(), port, mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()), direct_routing: direct };
-        let config = NetworkConfig { v4: Some(v4), v6: v6.then_some(pool6), backend: BackendConfig::Vxlan(vxlan) };
+        let config = NetworkConfig { v4: Some(v4), v6: v6.then_some(pool6), backend: BackendConfig::Vxlan(vxlan), before: Vec::new() };
         let bytes = encode_config(&config, None).unwrap();
         prop_assert_eq!(decode_config(&bytes).unwrap(), (config, vec![]));
     }
