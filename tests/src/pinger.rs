@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Child;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -53,6 +54,8 @@ pub struct Losses {
     pub sent: u64,
     /// Sequence numbers that were never answered.
     pub lost: Vec<u64>,
+    /// The longest that an answer took.
+    pub slowest: Duration,
 }
 
 impl Pinger {
@@ -106,7 +109,13 @@ fn losses(output: &str) -> Losses {
     let sent: u64 = sent.unwrap_or_else(|| panic!("ping has no summary: {output}"));
     // The last request may have been on its way when ping was ended.
     let last = if answered.contains(&sent) { sent } else { sent - 1 };
-    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect() }
+    let slowest = output.lines().filter_map(round_trip).max().unwrap_or_default();
+    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect(), slowest }
+}
+
+fn round_trip(line: &str) -> Option<Duration> {
+    let millis: f64 = line.split(" time=").nth(1)?.strip_suffix(" ms")?.parse().ok()?;
+    Some(Duration::from_secs_f64(millis / 1000.0))
 }
 
 #[cfg(test)]
@@ -117,11 +126,12 @@ mod tests {
     fn a_gap_is_a_loss_and_a_ping_under_way_at_the_end_is_not() {
         let output = |numbers: &[u64], sent: u64| {
             let lines: Vec<String> =
-                numbers.iter().map(|n| format!("64 bytes from 10.1.0.2: icmp_seq={n} ttl=62 time=0.1 ms")).collect();
+                numbers.iter().map(|n| format!("64 bytes from 10.1.0.2: icmp_seq={n} ttl=62 time={n}.5 ms")).collect();
             format!("{}\n\n{sent} packets transmitted, {} received, 0% packet loss", lines.join("\n"), numbers.len())
         };
-        assert_eq!(losses(&output(&[1, 2, 3], 4)), Losses { sent: 4, lost: vec![] });
-        assert_eq!(losses(&output(&[1, 3], 3)), Losses { sent: 3, lost: vec![2] });
-        assert_eq!(losses(&output(&[1, 2], 5)), Losses { sent: 5, lost: vec![3, 4] });
+        let slowest = |number: u64| Duration::from_micros(number * 1000 + 500);
+        assert_eq!(losses(&output(&[1, 2, 3], 4)), Losses { sent: 4, lost: vec![], slowest: slowest(3) });
+        assert_eq!(losses(&output(&[1, 3], 3)), Losses { sent: 3, lost: vec![2], slowest: slowest(3) });
+        assert_eq!(losses(&output(&[1, 2], 5)), Losses { sent: 5, lost: vec![3, 4], slowest: slowest(2) });
     }
 }

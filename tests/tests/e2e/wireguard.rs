@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Test> {
         test("nothing_leaves_in_clear_at_start_stop_kill_or_to_unknown_addresses", nothing_in_clear),
         test("what_comes_in_clear_with_an_address_of_the_network_is_dropped", nothing_in_clear_comes_in),
         test("a_key_is_rotated_under_traffic", rotated),
+        test("a_key_is_rotated_beside_a_flannel_host", rotated_beside_flannel),
         test("a_key_is_not_rotated_while_the_store_is_away", not_rotated),
         test("the_key_survives_a_restart_and_a_reboot", key_kept),
         test("a_killed_agent_is_back_within_a_second", back_soon),
@@ -222,6 +223,9 @@ fn received(container: &Namespace) -> u64 {
     rows[1].split_whitespace().nth(at).unwrap().parse().unwrap()
 }
 
+/// The longest that a packet may wait for a handshake under a new key.
+const PAUSE: Duration = Duration::from_millis(300);
+
 fn rotated() {
     let lab = Lab::new(&shape(3));
     let agents = lab.join_all();
@@ -248,19 +252,20 @@ fn rotated() {
         });
     }
     pause(Duration::from_secs(1));
-    let mut lost = Vec::new();
+    let (mut lost, mut slowest) = (0, Duration::ZERO);
     for (from, to, stream) in streams {
         let losses = stream.stop();
         assert!(losses.sent > 50, "{losses:?}");
-        lost.push((from, to, losses.lost.len()));
-        // In user space what peers send under the old key is lost until they read the new one; half a second of it would be
-        // a handshake that was missed.
-        assert!(from == 2 && to == three || losses.lost.len() <= 50, "c{from} to {to}: {losses:?}");
-        if from == 2 && to == three {
-            assert!(losses.lost.is_empty(), "a pair that has nothing to do with it: {losses:?}");
-        }
+        assert!(losses.lost.is_empty(), "c{from} to {to}: {losses:?}");
+        slowest = slowest.max(losses.slowest);
+        lost += losses.lost.len();
     }
-    println!("figure: wireguard, rotate-key under 4 × 100 pings/s: lost {lost:?}, the command took {took:?}");
+    println!(
+        "figure: wireguard, rotate-key under 4 × 100 pings/s: {lost} lost, the slowest answered after {} ms, the command took {} ms",
+        slowest.as_millis(),
+        took.as_millis()
+    );
+    assert!(slowest <= PAUSE, "a ping waited {slowest:?} for the new key");
     for agent in &agents {
         agent.wait_converged(2);
         let text = fs::read_to_string(agent.state_dir.join("wireguard.key")).unwrap();
@@ -335,60 +340,133 @@ fn destinations(host: &Namespace) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// A host without an agent, whose tunnel is carried by Debian's wireguard-go.
+struct Foreign<'l> {
+    lab: &'l Lab,
+    host: Agent,
+    device: &'static str,
+    key: String,
+}
+
+impl<'l> Foreign<'l> {
+    fn new(lab: &'l Lab, number: u8, device: &'static str, port: u16, address: &str) -> Self {
+        let host = lab.agent(number);
+        let files = lab.directory.join(format!("host{number}"));
+        let mut made = Self { lab, host, device, key: String::new() };
+        made.ok(&format!(
+            "umask 077; wg genkey > {0}/key; wg pubkey < {0}/key > {0}/pub; wireguard-go {device} >/dev/null 2>&1; \
+             wg set {device} listen-port {port} private-key {0}/key; ip addr add {address} dev {device}; \
+             ip link set {device} up mtu 1420",
+            files.display()
+        ));
+        fs::read_to_string(files.join("pub")).unwrap().trim().clone_into(&mut made.key);
+        made
+    }
+
+    fn ok(&self, script: &str) {
+        let ran = run(&mut self.host.on_host(vec!["sh".to_owned(), "-ec".to_owned(), script.to_owned()]));
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    }
+
+    /// Makes the owner of every other lease a peer, and adds routes by this host's device to those of `agents`.
+    fn follow(&self) {
+        for (name, lease) in self.lab.etcd.subnets() {
+            let (subnet, ip) = (name.replace('-', "/"), lease["PublicIP"].as_str().unwrap());
+            let key = lease["BackendData"]["PublicKey"].as_str().unwrap();
+            let subnet = subnet.rsplit_once("subnets/").map_or(subnet.as_str(), |(_, subnet)| subnet);
+            if key != self.key {
+                let device = self.device;
+                self.ok(&format!(
+                    "wg set {device} peer {key} endpoint {ip}:51820 allowed-ips {subnet}; ip route replace {subnet} dev {device}"
+                ));
+            }
+        }
+    }
+
+    fn public_ip(&self) -> String {
+        self.lab.topology.host(self.host.number).v4.to_string()
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        // It lives in the namespace's own file system view: ended by its device.
+        let _ = self.lab.host(self.host.number).run(&["ip", "link", "del", self.device]);
+    }
+}
+
 fn foreign_peer() {
     let lab = Lab::new(&shape(3));
     let agents = vec![lab.join(1), lab.join(2)];
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     lab.attach_all(&agents);
-    let foreign = lab.agent(3);
-    let files = lab.directory.join("host3");
-    let script = format!(
-        "umask 077; wg genkey > {0}/key; wg pubkey < {0}/key > {0}/pub; wireguard-go wg9 >/dev/null 2>&1; \
-         wg set wg9 listen-port 51999 private-key {0}/key; ip addr add 10.100.3.1/24 dev wg9; ip link set wg9 up mtu 1420",
-        files.display()
+    let foreign = Foreign::new(&lab, 3, "wg9", 51999, "10.100.3.1/24");
+    foreign.follow();
+    let program = program().display().to_string();
+    let added = format!(
+        "{program} network peer add default --subnet 10.100.3.0/24 --public-ip {} --public-key {} --port 51999 --endpoint={}",
+        foreign.public_ip(),
+        foreign.key,
+        lab.topology.endpoint()
     );
-    let on_host = |script: String| {
-        let ran = run(&mut foreign.on_host(vec!["sh".to_owned(), "-ec".to_owned(), script]));
-        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
-    };
-    on_host(script);
-    for (ip, key) in published(&lab.etcd) {
-        let subnet = agents.iter().find(|agent| lab.topology.host(agent.number).v4.to_string() == ip).unwrap();
-        let subnet = subnet.subnet().gateways().next().unwrap().trunc();
-        on_host(format!(
-            "wg set wg9 peer {key} endpoint {ip}:51820 allowed-ips {subnet}; ip route add {subnet} dev wg9"
-        ));
-    }
-    let key = fs::read_to_string(files.join("pub")).unwrap();
-    let address = lab.topology.host(3).v4.to_string();
-    let endpoint = format!("--endpoint={}", lab.topology.endpoint());
-    let argv: Vec<String> = [
-        program().display().to_string().as_str(),
-        "network",
-        "peer",
-        "add",
-        "default",
-        "--subnet",
-        "10.100.3.0/24",
-        "--public-ip",
-        &address,
-        "--public-key",
-        key.trim(),
-        "--port",
-        "51999",
-        &endpoint,
-    ]
-    .map(str::to_owned)
-    .into();
-    let ran = run(&mut lab.host(1).command(&argv));
-    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    lab.host(1).ok(&added);
     for agent in &agents {
         agent.wait_converged(2);
         pinger::assert_reaches(&lab.container(agent.number), "10.100.3.1".parse().unwrap());
         pinger::assert_reaches(&lab.host(3), self::address(agent));
     }
-    // It lives in the namespace's own file system view: ended by its device.
-    lab.host(3).ok("ip link del wg9");
+}
+
+/// flannel adds the new key as a peer when it reads the lease, never takes the old one away, and begins no handshake.
+fn rotated_beside_flannel() {
+    let lab = Lab::new(&shape(2));
+    let agents = vec![lab.join(1)];
+    lab.attach_all(&agents);
+    let flannel = Foreign::new(&lab, 2, "flannel-wg", 51820, "10.100.3.0/32");
+    flannel.ok("ip addr add 10.100.3.2/32 dev lo; ip addr add 10.100.3.3/32 dev lo");
+    let lease = serde_json::json!({
+        "PublicIP": flannel.public_ip(), "PublicIPv6": null, "BackendType": "wireguard",
+        "BackendData": { "PublicKey": flannel.key }
+    });
+    let granted = lab.etcd.grant(Duration::from_secs(3600));
+    lab.etcd.put("/coreos.com/network/subnets/10.100.3.0-24", &lease.to_string(), Some(&granted));
+    agents[0].wait_converged(1);
+    flannel.follow();
+    let (ours, theirs) = (address(&agents[0]), "10.100.3.2".parse().unwrap());
+    pinger::assert_reaches(&lab.container(1), theirs);
+    for (direction, both) in [("both ways", true), ("one way", false)] {
+        let out = Pinger::start(&lab, &lab.container(1), theirs);
+        let back = both.then(|| Pinger::start(&lab, &lab.host(2), ours));
+        pause(Duration::from_millis(300));
+        let ran = agents[0].command(&["rotate-key"]);
+        assert_eq!(ran.code, 0, "{}{}\n{}", ran.stdout, ran.stderr, agents[0].log());
+        flannel.follow();
+        pause(Duration::from_secs(2));
+        let (out, back) = (out.stop(), back.map(Pinger::stop));
+        let slowest = out.slowest.max(back.as_ref().map(|back| back.slowest).unwrap_or_default());
+        let lost = out.lost.len() + back.as_ref().map_or(0, |back| back.lost.len());
+        println!(
+            "figure: wireguard, rotate-key beside a flannel host, 100 pings/s {direction}: {lost} lost, the slowest answered after {} ms",
+            slowest.as_millis()
+        );
+        assert_eq!(lost, 0, "{out:?} {back:?}");
+        assert!(slowest <= PAUSE, "{direction}: {slowest:?}");
+    }
+    // One that has not read the new key is still received, by the sessions it has; not any more once its lease is gone.
+    let arrive = || {
+        let before = received(&lab.container(1));
+        lab.host(2).run(&["ping", "-n", "-c", "5", "-i", "0.05", "-W", "1", &ours.to_string()]);
+        received(&lab.container(1)) - before
+    };
+    assert_eq!(agents[0].command(&["rotate-key"]).code, 0);
+    assert_eq!(arrive(), 5);
+    lab.etcd.delete("/coreos.com/network/subnets/10.100.3.0-24");
+    agents[0].wait_converged(0);
+    wait_until("the peer is gone", SOON, || match peers(&agents[0], DEVICE) {
+        peers if peers.is_empty() => Ok(()),
+        peers => Err(format!("{peers:?}")),
+    });
+    assert_eq!(arrive(), 0);
 }
 
 fn one_tunnel() {

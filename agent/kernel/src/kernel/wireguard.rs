@@ -215,12 +215,25 @@ impl Wireguard {
         if link.datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
             self.start(channel, name)?;
         }
+        if link.datapath == Datapath::Userspace
+            && self.has_another_key(name, link)
+            && !self.userspace.change_key(name, &key)
+        {
+            self.userspace.stop(name);
+            self.start(channel, name)?;
+        }
         let configured = control::configure(name, link.datapath, &key, link.port);
         if configured.is_err() && link.datapath == Datapath::Userspace {
             // It may have the key by now and yet no port, which does not show: it is started again by the next pass.
             self.userspace.stop(name);
         }
         configured.map_err(|error| port_or(error, link))
+    }
+
+    /// Whether a device that this process carries has a key, and it is not that of `link`.
+    fn has_another_key(&self, name: IfName, link: WireguardLink) -> bool {
+        let found = control::read(name, link.datapath).ok().and_then(|settings| settings.public_key);
+        found.is_some() && found != link.public_key
     }
 
     fn key(&self, link: WireguardLink) -> Result<PrivateKey, Refusal> {
@@ -270,6 +283,13 @@ impl Wireguard {
             let refusal = || Refusal { errno: libc::ENODEV, reason: format!("there is no device {name}") };
             return batch.iter().map(|_| Err(refusal())).collect();
         };
+        if datapath == Datapath::Userspace {
+            let gone = batch.iter().filter(|op| op.action != Action::Create).filter_map(|op| match &op.object {
+                Object::WireguardPeer(key, _) => Some(key.public_key),
+                _ => None,
+            });
+            self.userspace.forget_earlier(name, gone.collect());
+        }
         let changes: Vec<PeerChange<'_>> = batch.iter().filter_map(|op| change(op)).collect();
         let done = control::change(name, datapath, &changes);
         let answers: Vec<Result<(), Refusal>> = match (done, batch) {

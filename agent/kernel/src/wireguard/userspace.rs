@@ -11,26 +11,25 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flatnet_model::{IfName, WireguardKey};
-use futures::future::join_all;
-use gotatun::device::uapi::{UapiClient, UapiServer};
-use gotatun::device::{Device, DeviceBuilder};
-use gotatun::noise::TimerParams;
 use gotatun::tun::tun;
 use gotatun::tun::tun_async_device::TunDevice;
-use gotatun::x25519::PublicKey;
-use tokio::net::UnixListener;
+use gotatun::x25519::StaticSecret;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use port::Port;
+use super::PrivateKey;
+pub(crate) use carrier::Pace;
+use carrier::{Ask, Carried, carry};
 use socket::Socket;
 
+mod carrier;
+mod confirm;
+mod line;
 mod port;
 mod socket;
 
@@ -40,18 +39,8 @@ const THREADS: usize = 2;
 const BUSY: Duration = Duration::from_millis(500);
 /// Between two tries while it is.
 const BUSY_TRY: Duration = Duration::from_millis(10);
-/// How long the first messages of handshakes may take to be sent: that waits for no answer, only for the device's lock.
-const HANDSHAKE: Duration = Duration::from_millis(50);
-/// Between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5 s: a first
-/// message that is lost, or that crosses the peer's own change, must not silence the pair for so long. At random in here, so
-/// that thousands of peers of one host do not speak at once.
-const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
-/// How long a peer is tried that often: as long as the protocol lets one try wait.
-const EAGER_FOR: Duration = Duration::from_secs(5);
 /// Requests to one device that may wait.
 const ASKS: usize = 64;
-/// The wait after a connection to the device could not be taken.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The devices this process carries.
 #[derive(Default)]
@@ -72,22 +61,6 @@ struct Running {
     asks: mpsc::Sender<Ask>,
     ended: Arc<AtomicBool>,
     socket: Socket,
-}
-
-enum Ask {
-    Handshake(Vec<WireguardKey>, Pace),
-    /// These are tried at the protocol's pace again.
-    Settle(Vec<WireguardKey>),
-    Stop,
-}
-
-/// How often a handshake that is not answered is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// As the protocol says.
-    Usual,
-    /// Several times a second at first: the peer was there under another key until now.
-    Eager,
 }
 
 impl Userspace {
@@ -127,14 +100,12 @@ impl Userspace {
             let index = mark()?;
             tun.persist().map_err(io::Error::other)?;
             let tun = TunDevice::from_tun_device(tun::AsyncDevice::new(tun)?).map_err(io::Error::other)?;
-            let (client, server) = UapiServer::new();
-            let built = DeviceBuilder::new().with_udp(Port::default()).with_ip(tun).with_uapi(server).build().await;
-            let device = built.map_err(io::Error::other)?;
+            let carried = Carried::first(tun).await?;
             let listener = socket.listen()?;
             let (asks, receiver) = mpsc::channel(ASKS);
             let ended = Arc::new(AtomicBool::new(false));
             let settle = asks.downgrade();
-            tokio::spawn(carry(device, receiver, settle, listener, client, Arc::clone(&ended)));
+            tokio::spawn(carry(carried, receiver, settle, listener, Arc::clone(&ended)));
             Ok::<_, io::Error>((index, Running { index, asks, ended, socket }))
         })?;
         inner.devices.insert(name, running);
@@ -146,6 +117,30 @@ impl Userspace {
     pub(crate) fn stop(&self, name: IfName) {
         self.lock().stop(name);
         Socket::remove_stale(name);
+    }
+
+    /// Gives the device another key, under which it receives from now on what peers send by the sessions they have, too.
+    /// Whether that was done; if not, it is set up anew by whoever finds it ended.
+    pub(crate) fn change_key(&self, name: IfName, key: &PrivateKey) -> bool {
+        let inner = self.lock();
+        let (Some(running), Some(runtime)) = (inner.devices.get(&name), &inner.runtime) else { return false };
+        let asks = running.asks.clone();
+        let key = StaticSecret::from(key.key().0);
+        runtime.block_on(async move {
+            let (done, answer) = oneshot::channel();
+            let asked = asks.send(Ask::ChangeKey(key, done)).await;
+            asked.is_ok() && answer.await.unwrap_or(false)
+        })
+    }
+
+    /// Peers that are gone, or have other addresses: what they send by sessions of before another key is not taken any more.
+    pub(crate) fn forget_earlier(&self, name: IfName, peers: Vec<WireguardKey>) {
+        let inner = self.lock();
+        if let (Some(running), Some(runtime), false) = (inner.devices.get(&name), &inner.runtime, peers.is_empty()) {
+            let asks = running.asks.clone();
+            // An ended device has no sessions.
+            let _ = runtime.block_on(asks.send(Ask::Forget(peers)));
+        }
     }
 
     /// Starts handshakes with peers at once.
@@ -209,80 +204,5 @@ async fn open(name: IfName) -> io::Result<tun::Device> {
             Err(error) => return Err(io::Error::other(error)),
         }
         tokio::time::sleep(BUSY_TRY).await;
-    }
-}
-
-/// What carries the packets of one device.
-type Carrier = Device<(Port, TunDevice, TunDevice)>;
-
-/// One device until it is stopped or broken.
-async fn carry(
-    mut device: Carrier,
-    mut asks: mpsc::Receiver<Ask>,
-    own_asks: mpsc::WeakSender<Ask>,
-    listener: UnixListener,
-    client: UapiClient,
-    ended: Arc<AtomicBool>,
-) {
-    loop {
-        tokio::select! {
-            ask = asks.recv() => match ask {
-                Some(Ask::Handshake(peers, pace)) => {
-                    if pace == Pace::Eager {
-                        set_pace(&device, &peers, Some(TimerParams { rekey_timeout: EAGER, ..TimerParams::default() })).await;
-                    }
-                    start_handshakes(&device, &peers).await;
-                    if pace == Pace::Eager {
-                        tokio::spawn(settle_later(own_asks.clone(), peers));
-                    }
-                }
-                Some(Ask::Settle(peers)) => set_pace(&device, &peers, None).await,
-                Some(Ask::Stop) | None => break,
-            },
-            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                // A thread for as long as the conversation takes.
-                Ok(stream) if stream.set_nonblocking(false).is_ok() => client.clone().wrap_read_write(stream),
-                Ok(_) => {}
-                // Out of descriptors: who asks is waiting, so it is tried again, but not all the time.
-                Err(error) => {
-                    tracing::debug!(%error, "cannot take a connection to the WireGuard device");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                }
-            },
-            () = device.wait() => {
-                tracing::warn!("the WireGuard device broke; it is set up again");
-                break;
-            }
-        }
-    }
-    ended.store(true, Ordering::Relaxed);
-    device.stop().await;
-}
-
-/// Sends the first messages. Each goes on to wait for its handshake's end, which is none of ours.
-async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
-    let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
-    let _ = tokio::time::timeout(HANDSHAKE, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
-}
-
-/// How often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
-async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerParams>) {
-    let set = device.write(async |device| {
-        for peer in peers {
-            let pace = pace.clone();
-            // One that is gone meanwhile needs no pace.
-            device.modify_peer(&PublicKey::from(peer.bytes()), |peer| peer.dangerously_set_timer_params(pace)).await;
-        }
-    });
-    if let Err(error) = set.await {
-        tracing::debug!(%error, "the pace of handshakes was not set");
-    }
-}
-
-/// Ends with the device: it does not keep its queue open.
-async fn settle_later(asks: mpsc::WeakSender<Ask>, peers: Vec<WireguardKey>) {
-    tokio::time::sleep(EAGER_FOR).await;
-    if let Some(asks) = asks.upgrade() {
-        let _ = asks.send(Ask::Settle(peers)).await;
     }
 }

@@ -1,11 +1,15 @@
 //! The UDP port of a device in this process.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
 use gotatun::udp::{UdpTransportFactory, UdpTransportFactoryParams};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
+
+use super::line::{Line, Receiver, Sender};
 
 /// How long a port may still be held by tasks of this process that were told to end.
 const HELD: Duration = Duration::from_secs(1);
@@ -14,10 +18,23 @@ const HELD_TRY: Duration = Duration::from_millis(5);
 
 /// Opens the device's port once and keeps it open. The library sets up its tasks anew whenever the device gets another key,
 /// and opens the port anew for them while the old tasks may still hold it: on a busy host that fails, and a device without
-/// a port is left. It also loses what came in meanwhile, the peers' handshakes first of all.
-#[derive(Default)]
+/// a port is left. It also loses what came in meanwhile, the peers' handshakes first of all. A device that follows with another
+/// key has the same port.
 pub(super) struct Port {
-    open: Option<Open>,
+    open: Arc<Mutex<Option<Open>>>,
+    line: Arc<Line>,
+}
+
+impl Port {
+    /// Not open yet.
+    pub(super) fn new(line: Arc<Line>) -> Self {
+        Self { open: Arc::default(), line }
+    }
+
+    /// The same port, for the device of `line`.
+    pub(super) fn taken_over(&self, line: Arc<Line>) -> Self {
+        Self { open: Arc::clone(&self.open), line }
+    }
 }
 
 struct Open {
@@ -27,27 +44,36 @@ struct Open {
 }
 
 impl UdpTransportFactory for Port {
-    type Send = UdpSocket;
-    type Recv = UdpSocket;
+    type Send = Sender;
+    type Recv = Receiver;
 
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Sender, Receiver)> {
         let same = |open: &&Open| open.port == params.port && open.fwmark == params.fwmark;
-        if let Some(open) = self.open.as_ref().filter(same) {
-            return Ok((open.socket.clone(), open.socket.clone()));
-        }
-        self.open = None;
-        let started = Instant::now();
-        let (socket, received) = loop {
-            match UdpSocketFactory::default().bind(params).await {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < HELD => {
-                    tokio::time::sleep(HELD_TRY).await;
-                }
-                done => break done?,
+        let mut open = self.open.lock().await;
+        let socket = match open.as_ref().filter(same) {
+            Some(open) => open.socket.clone(),
+            None => {
+                *open = None;
+                let socket = bind(params).await?;
+                let port = socket.local_addr()?.port();
+                *open = Some(Open { port, fwmark: params.fwmark, socket: socket.clone() });
+                socket
             }
         };
-        let port = socket.local_addr()?.port();
-        self.open = Some(Open { port, fwmark: params.fwmark, socket: socket.clone() });
-        Ok((socket, received))
+        let receiver = Receiver::new(socket.clone(), Arc::clone(&self.line));
+        Ok((Sender::new(socket, Arc::clone(&self.line)), receiver))
+    }
+}
+
+async fn bind(params: &UdpTransportFactoryParams) -> io::Result<UdpSocket> {
+    let started = Instant::now();
+    loop {
+        match UdpSocketFactory::default().bind(params).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < HELD => {
+                tokio::time::sleep(HELD_TRY).await;
+            }
+            done => return done.map(|(socket, _)| socket),
+        }
     }
 }
 
@@ -61,32 +87,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_is_opened_once_and_what_came_in_between_is_kept() {
-        let mut port = Port::default();
+        let mut port = Port::new(Line::first());
         let (first, _) = port.bind(&params(0)).await.unwrap();
-        let number = first.local_addr().unwrap().port();
+        let number = first.socket.local_addr().unwrap().port();
         let sender = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         sender.send_to(b"early", ("127.0.0.1", number)).await.unwrap();
         // The first one's holders have not let go of it.
         let (_, again) = port.bind(&params(number)).await.unwrap();
         let mut buffer = [0; 16];
-        let (length, _) = again.socket().recv_from(&mut buffer).await.unwrap();
+        let (length, _) = again.socket.socket().recv_from(&mut buffer).await.unwrap();
         assert_eq!(&buffer[..length], b"early");
         drop(first);
     }
 
     #[tokio::test]
     async fn another_port_is_another_socket_and_a_port_that_is_let_go_of_late_is_waited_for() {
-        let mut port = Port::default();
+        let mut port = Port::new(Line::first());
         let (first, _) = port.bind(&params(0)).await.unwrap();
-        let number = first.local_addr().unwrap().port();
+        let number = first.socket.local_addr().unwrap().port();
         let (other, _) = port.bind(&params(0)).await.unwrap();
-        assert_ne!(other.local_addr().unwrap().port(), number);
+        assert_ne!(other.socket.local_addr().unwrap().port(), number);
         let late = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
             drop(first);
         });
         let (back, _) = port.bind(&params(number)).await.unwrap();
-        assert_eq!(back.local_addr().unwrap().port(), number);
+        assert_eq!(back.socket.local_addr().unwrap().port(), number);
         late.await.unwrap();
     }
 
@@ -94,7 +120,7 @@ mod tests {
     async fn a_port_of_another_program_is_refused() {
         let held = std::net::UdpSocket::bind("[::]:0").unwrap();
         let number = held.local_addr().unwrap().port();
-        let refused = Port::default().bind(&params(number)).await;
+        let refused = Port::new(Line::first()).bind(&params(number)).await;
         assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -1,0 +1,235 @@
+//! The task that carries one device's packets, and what it is asked meanwhile.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flatnet_model::WireguardKey;
+use futures::future::join_all;
+use gotatun::device::uapi::{UapiClient, UapiServer};
+use gotatun::device::{Device, DeviceBuilder, Peer};
+use gotatun::noise::TimerParams;
+use gotatun::noise::index_table::IndexTable;
+use gotatun::tun::tun_async_device::TunDevice;
+use gotatun::x25519::{PublicKey, StaticSecret};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::line::{Line, Tap};
+use super::port::Port;
+
+/// How long the first messages of handshakes may take to be sent: that waits for no answer, only for the device's lock.
+const HANDSHAKE: Duration = Duration::from_millis(50);
+/// Between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5 s: a first
+/// message that is lost, or that crosses the peer's own change, must not silence the pair for so long. At random in here, so
+/// that thousands of peers of one host do not speak at once.
+const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
+/// How long a peer is tried that often: as long as the protocol lets one try wait.
+const EAGER_FOR: Duration = Duration::from_secs(5);
+/// The wait after a connection to the device could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// How long after a change of key what comes by the sessions of before is taken: peers read the new key from the store well
+/// within a second, and whoever publishes it gives up after ten. One that is cut off from the store cannot be answered anyway.
+const EARLIER_FOR: Duration = Duration::from_secs(30);
+
+pub(super) enum Ask {
+    Handshake(Vec<WireguardKey>, Pace),
+    /// These are tried at the protocol's pace again.
+    Settle(Vec<WireguardKey>),
+    /// Another key; whether the device has it.
+    ChangeKey(StaticSecret, oneshot::Sender<bool>),
+    /// What these send by sessions of before the last change of key is not taken any more.
+    Forget(Vec<WireguardKey>),
+    Stop,
+}
+
+/// How often a handshake that is not answered is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As the protocol says.
+    Usual,
+    /// Several times a second at first: the peer was there under another key until now.
+    Eager,
+}
+
+/// The library's device.
+type Carrier = Device<(Port, Tap, Tap)>;
+
+/// A device that is carried.
+pub(super) struct Carried {
+    device: Carrier,
+    client: UapiClient,
+    tun: TunDevice,
+    line: Arc<Line>,
+    port: Port,
+    indices: IndexTable,
+    /// The device of the key before, and until when it is kept.
+    earlier: Option<(Carrier, Instant)>,
+}
+
+impl Carried {
+    /// A device without key, port and peers.
+    pub(super) async fn first(tun: TunDevice) -> io::Result<Self> {
+        let line = Line::first();
+        let port = Port::new(Arc::clone(&line));
+        let indices = IndexTable::from_os_rng();
+        let (client, server) = UapiServer::new();
+        let taps = [&line, &line].map(|line| Tap::new(tun.clone(), Arc::clone(line)));
+        let [send, receive] = taps;
+        let built = DeviceBuilder::new()
+            .with_udp(port.taken_over(Arc::clone(&line)))
+            .with_ip_pair(send, receive)
+            .with_index_table(indices.clone())
+            .with_uapi(server);
+        let device = built.build().await.map_err(io::Error::other)?;
+        Ok(Self { device, client, tun, line, port, indices, earlier: None })
+    }
+
+    /// A device with another key takes over, and the one of before is kept to receive. Its peers, which are given back, are tried
+    /// several times a second: agents begin the handshake when they read the new key, flannel only once it has something to send.
+    async fn change_key(&mut self, key: StaticSecret) -> io::Result<Vec<WireguardKey>> {
+        let (number, peers) = self.device.read(async |device| (device.listen_port(), device.peers().await)).await;
+        let peers = peers.into_iter().map(|found| {
+            let mut peer = found.peer;
+            peer.danger_timer_params = Some(eager());
+            peer
+        });
+        let peers: Vec<Peer> = peers.collect();
+        let keys = peers.iter().filter_map(|peer| WireguardKey::new(peer.public_key.to_bytes()).ok()).collect();
+        let line = Line::after(&self.line);
+        let (client, server) = UapiServer::new();
+        let built = DeviceBuilder::new()
+            .with_udp(self.port.taken_over(Arc::clone(&line)))
+            .with_ip_pair(Tap::new(self.tun.clone(), Arc::clone(&line)), Tap::new(self.tun.clone(), Arc::clone(&line)))
+            // One table, so that no two sessions have one index.
+            .with_index_table(self.indices.clone())
+            .with_private_key(key)
+            .with_listen_port(number)
+            .with_peers(peers)
+            .with_uapi(server);
+        let device = built.build().await.map_err(io::Error::other)?;
+        let before = std::mem::replace(&mut self.device, device);
+        (self.client, self.line) = (client, line);
+        if let Some((oldest, _)) = self.earlier.replace((before, Instant::now() + EARLIER_FOR)) {
+            oldest.stop().await;
+        }
+        Ok(keys)
+    }
+
+    /// No longer receives by the key of before.
+    async fn drop_earlier(&mut self) {
+        self.line.drop_earlier();
+        if let Some((earlier, _)) = self.earlier.take() {
+            earlier.stop().await;
+        }
+    }
+
+    async fn forget(&self, peers: &[WireguardKey]) {
+        let Some((earlier, _)) = &self.earlier else { return };
+        for peer in peers {
+            if let Err(error) = earlier.remove_peer(&PublicKey::from(peer.bytes())).await {
+                tracing::debug!(%error, "a peer of the key of before was not removed");
+            }
+        }
+    }
+}
+
+/// One device until it is stopped or broken.
+pub(super) async fn carry(
+    mut carried: Carried,
+    mut asks: mpsc::Receiver<Ask>,
+    own_asks: mpsc::WeakSender<Ask>,
+    listener: UnixListener,
+    ended: Arc<AtomicBool>,
+) {
+    loop {
+        tokio::select! {
+            ask = asks.recv() => match ask {
+                Some(Ask::Handshake(peers, pace)) => {
+                    if pace == Pace::Eager {
+                        set_pace(&carried.device, &peers, Some(eager())).await;
+                    }
+                    start_handshakes(&carried.device, &peers).await;
+                    if pace == Pace::Eager {
+                        tokio::spawn(settle_later(own_asks.clone(), peers));
+                    }
+                }
+                Some(Ask::Settle(peers)) => set_pace(&carried.device, &peers, None).await,
+                Some(Ask::Forget(peers)) => carried.forget(&peers).await,
+                Some(Ask::ChangeKey(key, done)) => {
+                    let changed = carried.change_key(key).await;
+                    if let Err(error) = &changed {
+                        tracing::warn!(%error, "the WireGuard device did not get its new key; it is set up again");
+                    }
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.send(changed.is_ok());
+                    match changed {
+                        Ok(peers) => drop(tokio::spawn(settle_later(own_asks.clone(), peers))),
+                        Err(_) => break,
+                    }
+                }
+                Some(Ask::Stop) | None => break,
+            },
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
+                // A thread for as long as the conversation takes.
+                Ok(stream) if stream.set_nonblocking(false).is_ok() => carried.client.clone().wrap_read_write(stream),
+                Ok(_) => {}
+                // Out of descriptors: who asks is waiting, so it is tried again, but not all the time.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot take a connection to the WireGuard device");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            },
+            () = until(carried.earlier.as_ref().map(|(_, until)| *until)) => carried.drop_earlier().await,
+            () = carried.device.wait() => {
+                tracing::warn!("the WireGuard device broke; it is set up again");
+                break;
+            }
+        }
+    }
+    ended.store(true, Ordering::Relaxed);
+    carried.drop_earlier().await;
+    carried.device.stop().await;
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends the first messages. Each goes on to wait for its handshake's end, which is none of ours.
+async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
+    let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
+    let _ = tokio::time::timeout(HANDSHAKE, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
+}
+
+fn eager() -> TimerParams {
+    TimerParams { rekey_timeout: EAGER, ..TimerParams::default() }
+}
+
+/// How often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
+async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerParams>) {
+    let set = device.write(async |device| {
+        for peer in peers {
+            let pace = pace.clone();
+            // One that is gone meanwhile needs no pace.
+            device.modify_peer(&PublicKey::from(peer.bytes()), |peer| peer.dangerously_set_timer_params(pace)).await;
+        }
+    });
+    if let Err(error) = set.await {
+        tracing::debug!(%error, "the pace of handshakes was not set");
+    }
+}
+
+/// Ends with the device: it does not keep its queue open.
+async fn settle_later(asks: mpsc::WeakSender<Ask>, peers: Vec<WireguardKey>) {
+    tokio::time::sleep(EAGER_FOR).await;
+    if let Some(asks) = asks.upgrade() {
+        let _ = asks.send(Ask::Settle(peers)).await;
+    }
+}

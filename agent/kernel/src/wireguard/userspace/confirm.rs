@@ -1,0 +1,108 @@
+//! Who answers a handshake must not send under its keys before the other end has (WireGuard §5.1): until that one has worked the
+//! answer up it drops what comes right behind it. The library sends what waited for the handshake at once, so that is held here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::line::{DATA, RESPONSE, Received, index_at};
+use gotatun::udp::UdpSend;
+use gotatun::udp::socket::UdpSocket;
+
+/// How long packets are held at most: the other end sends its first one as soon as it has the answer, which takes a round trip.
+/// One that is lost must not silence a pair.
+const HELD_FOR: Duration = Duration::from_millis(100);
+/// Packets held for one session: as many as the library lets wait for a handshake.
+const HELD: usize = 256;
+
+/// The sessions that the other end has not used yet.
+#[derive(Default)]
+pub(super) struct Unconfirmed {
+    /// How many there are: all that packets of other sessions cost.
+    count: AtomicUsize,
+    /// By the index under which the other end sends.
+    sessions: Mutex<HashMap<u32, Session>>,
+}
+
+struct Session {
+    /// The index under which this end sends.
+    theirs: u32,
+    packets: Vec<Received>,
+}
+
+impl Unconfirmed {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes note of an answer to a handshake that is about to be sent; the index of its session.
+    fn answered(&self, packet: &[u8]) -> Option<u32> {
+        let (Some(&RESPONSE), Some(own), Some(theirs)) = (packet.first(), index_at(packet, 4), index_at(packet, 8))
+        else {
+            return None;
+        };
+        let mut sessions = self.lock();
+        sessions.insert(own, Session { theirs, packets: Vec::new() });
+        self.count.store(sessions.len(), Ordering::Relaxed);
+        Some(own)
+    }
+
+    /// Holds a packet of such a session; gives back what is none.
+    pub(super) fn hold(&self, packet: Received) -> Option<Received> {
+        if self.is_empty() || packet.0.first() != Some(&DATA) {
+            return Some(packet);
+        }
+        let theirs = index_at(&packet.0, 4);
+        let mut sessions = self.lock();
+        match sessions.values_mut().find(|session| Some(session.theirs) == theirs) {
+            Some(session) if session.packets.len() < HELD => {
+                session.packets.push(packet);
+                None
+            }
+            Some(_) => None,
+            None => Some(packet),
+        }
+    }
+
+    /// What was held for a session whose other end has used it, or did not in time.
+    fn take(&self, own: u32) -> Vec<Received> {
+        let mut sessions = self.lock();
+        let taken = sessions.remove(&own);
+        self.count.store(sessions.len(), Ordering::Relaxed);
+        taken.map(|session| session.packets).unwrap_or_default()
+    }
+
+    /// What may be sent now that `packet` has come.
+    pub(super) fn received(&self, packet: &[u8]) -> Vec<Received> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        match (packet.first(), index_at(packet, 4)) {
+            (Some(&DATA), Some(own)) => self.take(own),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Notes that `packet` is about to be sent by `socket`. What is held because of it is sent in the end in any case.
+pub(super) fn sending(unconfirmed: &Arc<Unconfirmed>, socket: &UdpSocket, packet: &[u8]) {
+    let Some(own) = unconfirmed.answered(packet) else { return };
+    let (unconfirmed, socket) = (Arc::clone(unconfirmed), socket.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(HELD_FOR).await;
+        send(&socket, unconfirmed.take(own)).await;
+    });
+}
+
+/// Sends what was held.
+pub(super) async fn send(socket: &UdpSocket, packets: Vec<Received>) {
+    for (packet, destination) in packets {
+        // Lost on this host or after it: to those who sent it there is no difference.
+        let _ = socket.send_to(packet, destination).await;
+    }
+}
