@@ -17,8 +17,8 @@ mod plan;
 mod survey;
 
 use plan::Plan;
-pub use survey::KnownLeases;
 use survey::Survey;
+pub use survey::{KnownLeases, last_holder};
 
 /// What a node asks for.
 #[derive(Clone, Debug)]

@@ -26,6 +26,8 @@ mod pings;
 mod quick_start;
 #[path = "vm/servers.rs"]
 mod servers;
+#[path = "vm/thousands.rs"]
+mod thousands;
 #[path = "vm/vagrant.rs"]
 mod vagrant;
 #[path = "vm/wireguard.rs"]
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         mesh::tests(),
         gre::tests(),
         wireguard::tests(),
+        thousands::tests(),
         bad_lines::tests(),
         servers::tests(),
         control_plane::tests(),

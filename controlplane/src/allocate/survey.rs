@@ -1,5 +1,6 @@
 //! What there is in the store before a claim.
 
+use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
 use flatnet_model::{EtcdLease, Lease, NodeId, Publication, Revision, SubnetKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -188,6 +189,13 @@ pub(super) async fn read_claims<S: Store>(
     let prefix = request.keys.claims();
     let reply = store.range(range).await?;
     Ok(reply.kvs.iter().filter_map(|kv| claimed(&prefix, kv)).collect())
+}
+
+/// Who last held `net` in the network of `keys`, if that is on record.
+pub async fn last_holder<S: Store>(store: &S, keys: &NetworkKeys, net: IpNet) -> Result<Option<NodeId>, StoreError> {
+    let reply = store.range(&KeyRange::key(&keys.claim(net))).await?;
+    let kv = reply.kvs.into_iter().next();
+    Ok(kv.and_then(|kv| serde_json::from_slice::<ClaimRecord>(&kv.value).ok()).map(|record| record.node))
 }
 
 fn claimed(prefix: &str, kv: &KeyValue) -> Option<Claimed> {

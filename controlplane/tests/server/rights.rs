@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flatnet_controlplane::allocate::ClaimRequest;
 use flatnet_controlplane::client::channel;
 use flatnet_controlplane::flannel::encode_lease;
 use flatnet_controlplane::plane::ControlPlane;
@@ -89,6 +90,31 @@ async fn a_node_cannot_take_over_a_dead_hosts_subnet_by_naming_its_address() {
     let taken = thief.try_acquire(&request).await;
     assert_ne!(taken.unwrap().lease.subnets, claim.lease.subnets, "it does not call from there");
     assert!(fleet.store.dump().contains_key(keys().lease(&claim.lease.subnets).as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_no_more_than_a_subnet_by_naming_it_its_previous_one() {
+    let fleet = Fleet::start().await;
+    let (node, other) = (fleet.node(1).await, fleet.node(2).await);
+    let ask = async |node: &Node, previous: &str| {
+        node.try_acquire(&ClaimRequest { previous: Some(previous.parse().unwrap()), ..node.request() }).await
+    };
+    let refused = ask(&node, "10.50.128.0-17").await.unwrap_err().to_string();
+    assert!(refused.contains("10.50.128.0/17 is larger than the subnets of network default"), "{refused}");
+    assert!(!fleet.store.dump().keys().any(|key| String::from_utf8_lossy(key).contains("10.50.128.0")));
+    // What the network handed out when its subnets were larger is known to be whose it was.
+    fleet.store.put(keys().config(), r#"{"Network":"10.50.0.0/16","SubnetLen":20,"Backend":{"Type":"host-gw"}}"#, None);
+    let claim = ask(&node, "10.50.64.0-20").await.unwrap();
+    assert_eq!(claim.lease.subnets.to_string(), "10.50.64.0-20");
+    fleet.store.put(keys().config(), r#"{"Network":"10.50.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#, None);
+    assert_eq!(ask(&node, "10.50.64.0-20").await.unwrap().lease.subnets, claim.lease.subnets);
+    fleet.store.delete(keys().lease(&claim.lease.subnets));
+    assert!(ask(&other, "10.50.64.0-20").await.is_err());
+    let again = ask(&node, "10.50.64.0-20").await.unwrap();
+    assert_eq!(again.lease.subnets, claim.lease.subnets);
+    // Given back, it is nobody's.
+    node.remote.release(&keys(), &again).await.unwrap();
+    assert!(ask(&node, "10.50.64.0-20").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

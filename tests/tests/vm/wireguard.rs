@@ -1,7 +1,7 @@
 //! The kernel's WireGuard, on Debian's kernel: what the agent only sets up, and so does not end with it.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatnet_tests::suite::Test;
 use flatnet_tests::vm::{Capture, Vm, VmLab};
@@ -135,10 +135,33 @@ fn restart() {
     lab.vm(1).ok(&format!("wg set {DEVICE} peer $(wg show {DEVICE} peers) remove"));
     lab.vm(1).wait_for("the peer is back", &format!("[ $(wg show {DEVICE} peers | wc -l) = 1 ]"));
     lab.vm(1).assert_container_reaches(two);
+    clock_set_back(&lab, one, two);
     let left = lab.vm(1).ok("agent leave --purge && ip -o link show | grep -c flatwg || true");
     assert_eq!(left.trim(), "0");
     lab.vm(1).end("unknown", "INT");
     assert_nothing_in_clear(capture);
+}
+
+/// Peers take handshakes of a host whose clock was set back for replayed ones: under another key it has no past.
+fn clock_set_back(lab: &VmLab, one: IpAddr, two: IpAddr) {
+    let before = lab.vm(1).ok(&format!("wg show {DEVICE} public-key"));
+    let since = Instant::now();
+    lab.vm(1).ok("date -s @$(($(date +%s) - 86400))");
+    lab.vm(1).wait_for("another key", &format!("[ \"$(wg show {DEVICE} public-key)\" != '{}' ]", before.trim()));
+    let changed = since.elapsed();
+    let key = lab.vm(1).ok(&format!("wg show {DEVICE} public-key"));
+    lab.vm(2).wait_for("the new key is known", &format!("wg show {DEVICE} peers | grep -qxF '{}'", key.trim()));
+    lab.vm(1).assert_container_reaches(two);
+    lab.vm(2).assert_container_reaches(one);
+    // A handshake that this host begins itself: the other end has forgotten the session.
+    lab.vm(2).ok(&format!("ip link set {DEVICE} down && ip link set {DEVICE} up"));
+    lab.vm(2).wait_converged(1);
+    lab.vm(1).assert_container_reaches(two);
+    println!(
+        "figure: wireguard (kernel), the clock is set back by a day: a new key after {:.1} s, reached both ways after {:.1} s",
+        changed.as_secs_f64(),
+        since.elapsed().as_secs_f64()
+    );
 }
 
 /// When the newest session began, in seconds since 1970.

@@ -6,6 +6,7 @@ use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{BackendData, IpFamily, Lease, NetworkConfig, NodeId, Publication, SubnetKey};
 use flatnet_proto::controlplane::v1 as proto;
+use ipnet::IpNet;
 use tonic::{Code, Status};
 
 use super::{CONFIG_LIMIT, NodeService};
@@ -38,6 +39,9 @@ impl<S: Store> NodeService<S> {
         registry::check_may_hold(self.store(), caller.node).await?;
         self.check_nobody_elses(&keys, caller.node, &publication).await?;
         let config = self.config_for(&keys, caller.node, previous, &message.config).await?;
+        if let (Some(previous), ConfigState::Valid(config)) = (previous, &config) {
+            self.check_was_held(&keys, caller.node, config, previous).await?;
+        }
         let hub = self.hub(&keys)?;
         hub.ready(0, FIRST_READ).await;
         let request = ClaimRequest {
@@ -110,6 +114,35 @@ impl<S: Store> NodeService<S> {
             return Err(refusal::acquire(&allocate::AcquireError::Busy(1)));
         }
         Ok(stored.map_or(ConfigState::Missing, ConfigState::Valid))
+    }
+
+    /// Refuses a previous subnet that is larger than those the network hands out, unless the store knows that the node held it:
+    /// it was given out before the network was changed. One that is no larger may be anybody's word, for the store may have been
+    /// wiped since.
+    async fn check_was_held(
+        &self,
+        keys: &NetworkKeys,
+        node: NodeId,
+        config: &NetworkConfig,
+        previous: SubnetKey,
+    ) -> Result<(), Status> {
+        let is_larger = |net: &IpNet| {
+            config.pool(IpFamily::of(net.addr())).is_some_and(|pool| net.prefix_len() < pool.subnet_len())
+        };
+        for net in previous.iter().filter(is_larger) {
+            let holder =
+                allocate::last_holder(self.store(), keys, net).await.map_err(|error| refusal::store(&error))?;
+            if holder != Some(node) && !matches!(self.own_lease(keys, previous, node).await, Ok(Some(_))) {
+                return Err(refusal::not_allowed(
+                    format!(
+                        "{net} is larger than the subnets of network {}, and this node never held it",
+                        keys.network()
+                    ),
+                    "`agent leave --renumber` on that host takes a new one",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a publication that would draw another host's packets: its tunnel's Ethernet address, its WireGuard key.
