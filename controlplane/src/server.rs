@@ -374,7 +374,7 @@ async fn probe<S: Store>(context: Arc<Context<S>>) {
     loop {
         // Each look counts, also when no node offers anything: it may be that the store goes back between two of them.
         let answer = match context.was_wiped().await {
-            Ok(_) => Ok(()),
+            Ok(_) => context.store.refuses_changes().map_or(Ok(()), Err),
             Err(error) => Err(error.to_string()),
         };
         context.ready.send_if_modified(|ready| {

@@ -205,6 +205,11 @@ pub trait Store: Send + Sync + 'static {
     /// The next call makes a new one; running watches find out by themselves.
     fn path_changed(&self) {}
 
+    /// Why it takes no changes for now, where it knows that and yet reads well: a disk may be full.
+    fn refuses_changes(&self) -> Option<String> {
+        None
+    }
+
     /// Carries out `txn`. After [`StoreError::Unavailable`] it may or may not have happened: read to find out.
     fn txn(&self, txn: Txn) -> impl Future<Output = Result<TxnReply, StoreError>> + Send;
 

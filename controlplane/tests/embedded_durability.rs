@@ -129,6 +129,80 @@ async fn what_was_acknowledged_survives_kill_9() {
     assert!(total > 100, "the writer wrote next to nothing: {total}");
 }
 
+/// The child: its disk is full after a megabyte, and has room again later.
+#[tokio::test]
+#[ignore = "the part of another test that fills its disk"]
+async fn filler() {
+    const LEASE: Duration = Duration::from_secs(4);
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let limit = |bytes: &str| {
+        let pid = std::process::id().to_string();
+        assert!(
+            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:")]).status().unwrap().success()
+        );
+    };
+    let store = EmbeddedStore::open(Path::new(&path)).unwrap();
+    let lease = store.lease_grant(LEASE).await.unwrap();
+    let granted = Instant::now();
+    let leased = Write::Put { key: "/leased".to_owned(), value: b"yes".to_vec(), lease: Some(lease) };
+    store.txn(Txn { when: Vec::new(), then: vec![leased] }).await.unwrap();
+    assert_eq!(store.refuses_changes(), None);
+    limit(&(std::fs::metadata(&path).unwrap().len() + 1_000_000).to_string());
+    let large = "x".repeat(200_000);
+    let mut written = 0;
+    let refused = loop {
+        let txn = Txn { when: Vec::new(), then: vec![put(&format!("/large/{written}"), &large)] };
+        match store.txn(txn).await {
+            Ok(_) => written += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(written < 1000, "the disk takes everything");
+    };
+    // It is read all the same, what was acknowledged is there, and no lease lives longer for it.
+    assert_eq!(store.range(&KeyRange::prefix("/large/")).await.unwrap().kvs.len(), written, "{refused}");
+    let said = store.refuses_changes().unwrap();
+    assert!(said.contains("takes no changes"), "{said}");
+    while granted.elapsed() < LEASE / 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let txn = Txn { when: Vec::new(), then: vec![put("/large/more", &large)] };
+        assert!(store.txn(txn).await.is_err());
+    }
+    let left = store.lease_time_left(lease).await.unwrap();
+    assert!(left < LEASE * 3 / 4, "{left:?} of {LEASE:?} left");
+    limit("unlimited");
+    // Nobody writes, and yet it is known that the disk has room.
+    let since = Instant::now();
+    while store.refuses_changes().is_some() {
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", store.refuses_changes());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    store.txn(Txn { when: Vec::new(), then: vec![put("/large/more", &large)] }).await.unwrap();
+    let since = Instant::now();
+    while !store.range(&KeyRange::key("/leased")).await.unwrap().kvs.is_empty() {
+        assert!(since.elapsed() < 2 * LEASE, "the lease does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("all of it was seen");
+}
+
+#[test]
+fn a_full_disk_is_said_loses_nothing_and_prolongs_no_lease() {
+    let dir = ScratchDir::new("full");
+    // A write beyond the limit is to fail, not to end the process.
+    let child = Command::new("sh")
+        .args(["-c", r#"trap '' XFSZ; exec "$0" filler --exact --ignored --nocapture"#])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, dir.path().join("store.redb"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("all of it was seen"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
 #[tokio::test]
 async fn a_second_process_cannot_have_the_file() {
     let dir = ScratchDir::new("second");

@@ -39,6 +39,10 @@ impl Store for AnyStore {
         each!(self, store => store.path_changed());
     }
 
+    fn refuses_changes(&self) -> Option<String> {
+        each!(self, store => store.refuses_changes())
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         each!(self, store => store.txn(txn).await)
     }

@@ -96,6 +96,15 @@ impl Data {
         }
     }
 
+    /// Leases end when they would have, had time stood still for `stood`: as long as nobody could keep one alive.
+    pub(super) fn keep_deadlines(&mut self, before: &Self, stood: Duration) {
+        for (id, lease) in &mut self.leases {
+            if let Some(before) = before.leases.get(id) {
+                lease.deadline = lease.deadline.min(before.deadline + stood);
+            }
+        }
+    }
+
     /// What changed since revision `since`, and the leases since this was last asked.
     pub(super) fn changes(&mut self, since: Revision) -> Changes {
         let start = self.history.partition_point(|(revision, _)| *revision <= since);

@@ -15,6 +15,7 @@ use flatnet_model::{EtcdLease, Revision};
 use futures::Stream;
 use futures::stream::{self, StreamExt};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::store::data::Data;
 use crate::store::{CALL_TIMEOUT, KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
@@ -49,11 +50,17 @@ struct Shared {
     data: Mutex<Data>,
     /// The last revision that is on the disk; sent anew whenever a watch may have something to say.
     durable: watch::Sender<Revision>,
+    /// Why the disk did not take a commit lately, and when that was.
+    refused: Mutex<Option<(String, Instant)>>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Data> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<(String, Instant)>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unavailable(&self, reason: impl Into<String>) -> StoreError {
@@ -77,9 +84,13 @@ impl EmbeddedStore {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (disk, kept) = Disk::open(path)?;
         let revision = kept.revision;
-        let data = Data::of(kept, engine::first_lease(), tokio::time::Instant::now());
-        let shared =
-            Arc::new(Shared { path: path.to_owned(), data: Mutex::new(data), durable: watch::Sender::new(revision) });
+        let data = Data::of(kept, engine::first_lease(), Instant::now());
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            data: Mutex::new(data),
+            durable: watch::Sender::new(revision),
+            refused: Mutex::default(),
+        });
         let (requests, receiver) = std::sync::mpsc::sync_channel(QUEUE);
         let engine = Engine::new(Arc::clone(&shared), disk);
         let thread = std::thread::Builder::new()
@@ -145,6 +156,12 @@ impl Store for EmbeddedStore {
     async fn range(&self, range: &KeyRange) -> Result<RangeReply, StoreError> {
         let range = range.clone();
         self.call(|answer| Request::Range(range, answer)).await
+    }
+
+    fn refuses_changes(&self) -> Option<String> {
+        let shared = &self.inner.shared;
+        let refused = shared.refused();
+        refused.as_ref().map(|(reason, _)| format!("{} takes no changes: {reason}", shared.path.display()))
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {

@@ -37,6 +37,9 @@ const HISTORY: usize = 20_000;
 /// When to look again at a disk that refused.
 const DISK_RETRY: Duration = Duration::from_millis(200);
 
+/// How long a disk that refused a commit is said to refuse: a smaller one may fit into what the file has free.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+
 /// Lease ids must not come again after a restart; 62 random bits, as etcd's are random.
 pub(super) fn first_lease() -> i64 {
     i64::try_from(OsRandom.next_u64() >> 2).unwrap_or(1)
@@ -47,8 +50,14 @@ pub(super) struct Engine {
     disk: Disk,
     /// The last revision on the disk.
     durable: Revision,
-    /// Why the disk did not take the last commit; its content is to be read again before anything else.
-    broken: Option<String>,
+    /// The disk did not take the last commit; its content is to be read again before anything else.
+    broken: Option<Broken>,
+}
+
+struct Broken {
+    reason: String,
+    /// Since when it cannot be read either, so that nobody's lease can be kept alive.
+    unread: Option<Instant>,
 }
 
 /// An answer that waits for the disk.
@@ -65,7 +74,8 @@ impl Engine {
         loop {
             let due = self.shared.lock().next_due();
             let wait = due.map_or(Duration::from_secs(60), |due| due.saturating_duration_since(Instant::now()));
-            let wait = if self.broken.is_some() { DISK_RETRY } else { wait };
+            let refused = self.broken.is_some() || self.shared.refused().is_some();
+            let wait = if refused { DISK_RETRY } else { wait };
             match requests.recv_timeout(wait) {
                 Ok(first) => {
                     let batch = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
@@ -79,7 +89,7 @@ impl Engine {
 
     fn batch(&mut self, batch: Vec<Request>) {
         if self.recover().is_err() {
-            let reason = self.broken.clone().unwrap_or_default();
+            let reason = self.broken.as_ref().map(|broken| broken.reason.clone()).unwrap_or_default();
             for request in batch {
                 refuse(request, self.shared.unavailable(reason.clone()));
             }
@@ -118,20 +128,28 @@ impl Engine {
 
     /// Puts what changed on the disk and shows it to watches.
     fn commit(&mut self, changes: &Changes) -> Result<(), String> {
-        if changes.is_empty() {
+        // One that was refused is followed by another after a while, which may change nothing, until one is taken.
+        let is_over = self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSED_FOR);
+        if changes.is_empty() && !is_over {
             return Ok(());
         }
         match self.disk.write(changes) {
             Ok(()) => {
                 self.shared.lock().trim_history(HISTORY);
+                if is_over {
+                    self.shared.refused().take();
+                    tracing::info!(path = %self.shared.path.display(), "the store's disk takes changes again");
+                }
                 self.durable = changes.revision;
                 self.shared.durable.send_replace(self.durable);
                 Ok(())
             }
             Err(error) => {
                 let reason = error.to_string();
-                tracing::error!(path = %self.shared.path.display(), error = reason, "the store's disk refused a commit");
-                self.broken = Some(reason.clone());
+                if self.shared.refused().replace((reason.clone(), Instant::now())).is_none() {
+                    tracing::error!(path = %self.shared.path.display(), error = reason, "the store's disk refused a commit");
+                }
+                self.broken = Some(Broken { reason: reason.clone(), unread: None });
                 Err(reason)
             }
         }
@@ -140,16 +158,25 @@ impl Engine {
     /// After a commit that failed: what is in memory may not be on the disk, so the disk's content is read again. Nobody
     /// saw what it lacks.
     fn recover(&mut self) -> Result<(), DiskError> {
-        if self.broken.is_none() {
-            return Ok(());
-        }
-        let kept = self.disk.reopen().inspect_err(|error| self.broken = Some(error.to_string()))?;
+        let Some(broken) = &mut self.broken else { return Ok(()) };
+        let kept = self.disk.reopen().inspect_err(|error| {
+            broken.reason = error.to_string();
+            broken.unread.get_or_insert_with(Instant::now);
+        })?;
         let revision = kept.revision;
-        *self.shared.lock() = Data::of(kept, first_lease(), Instant::now());
+        let now = Instant::now();
+        let mut data = Data::of(kept, first_lease(), now);
+        let mut before = self.shared.lock();
+        data.keep_deadlines(
+            &before,
+            broken.unread.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+        );
+        *before = data;
+        drop(before);
         self.durable = revision;
         self.shared.durable.send_replace(revision);
         self.broken = None;
-        tracing::info!(path = %self.shared.path.display(), revision, "the store's disk is back");
+        tracing::debug!(path = %self.shared.path.display(), revision, "the store's content was read again");
         Ok(())
     }
 }
