@@ -58,6 +58,21 @@ pub struct Losses {
     pub slowest: Duration,
 }
 
+impl Losses {
+    /// The most that were lost in a row.
+    #[must_use]
+    pub fn longest(&self) -> u64 {
+        let mut longest = 0;
+        let mut row = 0;
+        for (at, number) in self.lost.iter().enumerate() {
+            let goes_on = at > 0 && self.lost[at - 1] + 1 == *number;
+            row = if goes_on { row + 1 } else { 1 };
+            longest = longest.max(row);
+        }
+        longest
+    }
+}
+
 impl Pinger {
     /// Starts it and waits for the first answer.
     #[must_use]
@@ -133,5 +148,7 @@ mod tests {
         assert_eq!(losses(&output(&[1, 2, 3], 4)), Losses { sent: 4, lost: vec![], slowest: slowest(3) });
         assert_eq!(losses(&output(&[1, 3], 3)), Losses { sent: 3, lost: vec![2], slowest: slowest(3) });
         assert_eq!(losses(&output(&[1, 2], 5)), Losses { sent: 5, lost: vec![3, 4], slowest: slowest(2) });
+        let longest = |lost: &[u64]| Losses { sent: 99, lost: lost.to_vec(), slowest: Duration::ZERO }.longest();
+        assert_eq!([longest(&[]), longest(&[4]), longest(&[1, 3, 4, 5, 9, 10])], [0, 1, 3]);
     }
 }

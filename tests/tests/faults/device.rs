@@ -56,6 +56,30 @@ pub fn tests() -> Vec<Test> {
             "device down (wireguard)",
             "ip link set flatwg.51820 down",
         ),
+        test(
+            "deleted_gre_devices_of_both_families_come_back",
+            Shape { backend: "gre", ..dual.clone() },
+            "device deleted (gre, both families)",
+            "ip link del flatgre0; ip link del flat6gre",
+        ),
+        test(
+            "deleted_wireguard_devices_of_both_families_come_back",
+            Shape { backend: "wireguard", ..dual.clone() },
+            "device deleted (wireguard, both families)",
+            "ip link del flatwg.51820; ip link del flatwg.51821",
+        ),
+        test(
+            "an_underlay_nic_set_down_and_up_works_again_under_gre",
+            gre(),
+            "underlay NIC down + up (gre)",
+            UNDERLAY_DOWN_UP,
+        ),
+        test(
+            "an_underlay_nic_set_down_and_up_works_again_under_wireguard",
+            wireguard(),
+            "underlay NIC down + up (wireguard)",
+            UNDERLAY_DOWN_UP,
+        ),
         Test::new("a_wireguard_peer_that_somebody_removed_comes_back", removed_peer).on_backend("wireguard"),
         test(
             "an_underlay_nic_set_down_and_up_works_again",

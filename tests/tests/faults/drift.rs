@@ -12,7 +12,7 @@ use crate::scene::{SECOND, Scene, assert_exact, drift, figure, ms, settled, shel
 /// Someone else's doing: what to call it, the kind it is counted as, and a script.
 type Doing = (&'static str, &'static str, &'static str);
 
-/// With `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our tunnel's address).
+/// With `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our tunnel's address), `$SET` and `$CHAIN` of our table.
 const VXLAN: [Doing; 33] = [
     ("route deleted", "route", "ip route del $PEER"),
     ("route replaced", "route", "ip route replace $PEER dev eth0 proto 91"),
@@ -85,6 +85,29 @@ const HOST_GW: [Doing; 4] = [
     ),
 ];
 
+const GRE: [Doing; 9] = [
+    ("route deleted (gre)", "route", "ip route del $PEER"),
+    ("route replaced (gre)", "route", "ip route replace $PEER dev eth0 proto 91"),
+    ("IPv6 route deleted (gre)", "route", "ip -6 route del $PEER6"),
+    ("unreachable route deleted (gre)", "route", "ip route del unreachable $NET proto 91 metric 91000"),
+    ("foreign address on our device (gre)", "address", "ip addr add 172.30.0.1/32 dev flatgre0"),
+    ("MTU changed (gre)", "link", "ip link set flatgre0 mtu 1300"),
+    ("IPv6 MTU changed (gre)", "link", "ip link set flat6gre mtu 1300"),
+    ("nft table deleted (gre)", "ruleset", "nft delete table inet flatnet"),
+    ("nft set flushed (gre)", "peer_source", "nft flush set inet flatnet $SET"),
+];
+
+const WIREGUARD: [Doing; 8] = [
+    ("route deleted (wireguard)", "route", "ip route del $PEER"),
+    ("route replaced (wireguard)", "route", "ip route replace $PEER dev eth0 proto 91"),
+    ("IPv6 route deleted (wireguard)", "route", "ip -6 route del $PEER6"),
+    ("unreachable IPv6 route deleted (wireguard)", "route", "ip -6 route del unreachable $NET6 proto 91 metric 91000"),
+    ("foreign address on our device (wireguard)", "address", "ip addr add 172.30.0.1/32 dev flatwg.51820"),
+    ("MTU changed (wireguard)", "link", "ip link set flatwg.51820 mtu 1300"),
+    ("nft table deleted (wireguard)", "ruleset", "nft delete table inet flatnet"),
+    ("nft rule added to our chain (wireguard)", "ruleset", "nft insert rule inet flatnet $CHAIN accept"),
+];
+
 pub fn tests() -> Vec<Test> {
     let shape = |backend| Shape { hosts: 2, backend, overlay: Families::Dual, underlay: Families::Dual };
     let mut tests = Vec::new();
@@ -94,6 +117,10 @@ pub fn tests() -> Vec<Test> {
     }
     let name = "what_somebody_else_changes_is_repaired_and_counted::host_gw";
     tests.push(Test::new(name, move || each_is_repaired(&shape("host-gw"), &HOST_GW)));
+    for (name, doings) in [("gre", GRE.as_slice()), ("wireguard", WIREGUARD.as_slice())] {
+        let title = format!("what_somebody_else_changes_is_repaired_and_counted::{name}");
+        tests.push(Test::new(title, move || each_is_repaired(&shape(name), doings)).on_backend(name));
+    }
     tests.push(Test::new("a_changed_alias_is_not_ours_to_take_back_silently", alias).on_backend("vxlan"));
     tests
 }
@@ -105,13 +132,15 @@ fn names(scene: &Scene) -> String {
     let host = scene.lab.host(1);
     let word = |line: &str| shell(&host, line).trim().to_owned();
     format!(
-        "PEER={} PEER6={} OWN={}/32 NET=10.100.0.0/16 NET6=fd00:100::/56 PEERMAC={} PEERMAC6={} NHID={}; ",
+        "PEER={} PEER6={} OWN={}/32 NET=10.100.0.0/16 NET6=fd00:100::/56 PEERMAC={} PEERMAC6={} NHID={} SET={} CHAIN={}; ",
         peer.v4.map(|net| net.trunc().to_string()).unwrap_or_default(),
         peer.v6.map(|net| net.trunc().to_string()).unwrap_or_default(),
         own.v4.map(|net| net.network().to_string()).unwrap_or_default(),
         word("bridge fdb show dev flat.1 2>/dev/null | grep dst | cut -d' ' -f1 || true"),
         word("bridge fdb show dev flat6.1 2>/dev/null | grep dst | cut -d' ' -f1 || true"),
         word("ip nexthop show proto 91 | head -1 | cut -d' ' -f2"),
+        word("nft list table inet flatnet | awk '/set peers4/ { print $2; exit }'"),
+        word("nft list table inet flatnet | awk '/^\\tchain/ { print $2; exit }'"),
     )
 }
 

@@ -15,7 +15,7 @@ const RECONNECTED: Duration = Duration::from_secs(6);
 
 pub fn tests() -> Vec<Test> {
     let mut tests = vec![Test::new("a_smaller_underlay_mtu_is_followed", mtu).on_backend("vxlan")];
-    for backend in ["vxlan", "host-gw"] {
+    for backend in ["vxlan", "host-gw", "gre", "wireguard"] {
         let shape = Shape { backend, ..Shape::vxlan(2) };
         let other = shape.clone();
         let name = format!("another_underlay_address_keeps_the_subnet::{}", backend.replace('-', "_"));
@@ -54,10 +54,13 @@ fn moved(shape: &Shape, row: &str, address: &str, script: &str) {
     shell(&one, script);
     let vxlan = shape.backend == "vxlan";
     let followed = wait_until(&format!("{row}: the peer follows"), SOON, || {
-        let there = if vxlan {
-            oracle::fdb(&two, "flat.1").values().any(|at| at == address)
-        } else {
-            oracle::own_routes(&two).get(&peer_route).is_some_and(|route| route["gateway"] == address)
+        let there = match shape.backend {
+            "vxlan" => oracle::fdb(&two, "flat.1").values().any(|at| at == address),
+            "host-gw" => oracle::own_routes(&two).get(&peer_route).is_some_and(|route| route["gateway"] == address),
+            _ => {
+                let status = scene.agents[1].status().unwrap_or_default();
+                status["networks"][0]["peers"][0]["public_ip"] == address
+            }
         };
         if there { Ok(since.elapsed()) } else { Err(scene.agents[0].log()) }
     });

@@ -194,4 +194,11 @@ fn mixed() {
         "figure: wireguard, the module turns up and the kernel takes over: {lost} of {sent} pings lost, slowest {slowest} ms"
     );
     assert!(lost <= ANEW_LOST, "{lost} of {sent} pings lost");
+
+    // It vanishes, and its devices with it: the agent stands in again.
+    lab.vm(2).ok("echo 'install wireguard /bin/false' > /etc/modprobe.d/no-wireguard.conf; modprobe -r wireguard; \
+         [ ! -e /sys/module/wireguard ]");
+    lab.vm(2).wait_for("the agent carries it", "agent status --json | grep -q '\"datapath\": *\"userspace\"'");
+    lab.vm(2).wait_converged(1);
+    lab.assert_all_pairs();
 }

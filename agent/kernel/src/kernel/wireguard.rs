@@ -69,12 +69,12 @@ impl Wireguard {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who can carry WireGuard here. The kernel is asked once, and again when the module turns up.
+    /// Who can carry WireGuard here. The kernel is asked once, and again when the module turns up or vanishes.
     pub(super) fn datapath(&self, channel: &mut Channel) -> Option<Datapath> {
         let mut known = self.known();
         let module = Path::new(MODULE).exists();
         let in_kernel = match known.kernel {
-            Some(answer) if answer || module == known.module => answer,
+            Some(answer) if module == known.module => answer,
             _ => {
                 let answer = channel.request(&encode::link_probe_wireguard());
                 !matches!(&answer, Err(refusal) if refusal.errno == libc::EOPNOTSUPP)
