@@ -48,7 +48,8 @@ impl Horizon {
         self.latest.duration_since(now).ok().filter(|back| *back > BORNE)
     }
 
-    /// To a new key, nobody has a past; what runs in user space goes on from where it was with it too.
+    /// To a new key, nobody has a past. What runs in user space may go on from where it was with it too: that it was given a
+    /// successor, which begins at the clock's time, is not known here, and to be too late does no harm.
     fn replaced(&mut self, now: SystemTime) {
         (self.latest, self.written) = (now, None);
     }

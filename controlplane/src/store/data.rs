@@ -37,6 +37,8 @@ pub(super) struct Data {
     late: Vec<(Instant, Txn)>,
     /// Leases granted and ended since they were last asked for, where somebody asks.
     lease_journal: Option<BTreeSet<i64>>,
+    /// When those would have ended that have since the content was last known to be on the disk.
+    ended: BTreeMap<i64, Instant>,
 }
 
 /// What is to be written for the content to last.
@@ -76,6 +78,7 @@ impl Default for Data {
             epoch: 0,
             late: Vec::new(),
             lease_journal: None,
+            ended: BTreeMap::new(),
         }
     }
 }
@@ -96,13 +99,21 @@ impl Data {
         }
     }
 
-    /// Leases end when they would have, had time stood still for `stood`: as long as nobody could keep one alive.
-    pub(super) fn keep_deadlines(&mut self, before: &Self, stood: Duration) {
+    /// Leases end when they would have, had time stood still for `stood`, as long as nobody could keep one alive; those that have
+    /// ended and are here again, at `soon`.
+    pub(super) fn keep_deadlines(&mut self, before: &Self, stood: Duration, now: Instant, soon: Instant) {
         for (id, lease) in &mut self.leases {
-            if let Some(before) = before.leases.get(id) {
-                lease.deadline = lease.deadline.min(before.deadline + stood);
+            let known = before.leases.get(id).map(|lease| lease.deadline).or_else(|| before.ended.get(id).copied());
+            if let Some(deadline) = known.map(|deadline| deadline + stood) {
+                lease.deadline = lease.deadline.min(if deadline > now { deadline } else { soon });
             }
         }
+    }
+
+    /// All of it is on the disk; at most `limit` changes are remembered.
+    pub(super) fn settled(&mut self, limit: usize) {
+        self.ended.clear();
+        self.trim_history(limit);
     }
 
     /// What changed since revision `since`, and the leases since this was last asked.
@@ -122,7 +133,7 @@ impl Data {
     }
 
     /// Forgets the oldest history beyond `limit` changes, whole revisions at a time.
-    pub(super) fn trim_history(&mut self, limit: usize) {
+    fn trim_history(&mut self, limit: usize) {
         if let Some(beyond) = self.history.len().checked_sub(limit + 1)
             && let Some((revision, _)) = self.history.get(beyond)
         {
@@ -287,8 +298,9 @@ impl Data {
     }
 
     pub(super) fn revoke(&mut self, lease: EtcdLease) {
-        if self.leases.remove(&lease.0).is_none() {
-            return;
+        let Some(ended) = self.leases.remove(&lease.0) else { return };
+        if self.lease_journal.is_some() {
+            self.ended.insert(lease.0, ended.deadline);
         }
         self.note_lease(lease.0);
         let keys: Vec<Vec<u8>> =

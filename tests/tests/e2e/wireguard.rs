@@ -30,6 +30,7 @@ pub fn tests() -> Vec<Test> {
         test("what_comes_in_clear_with_an_address_of_the_network_is_dropped", nothing_in_clear_comes_in),
         test("a_key_is_rotated_under_traffic", rotated),
         test("a_key_is_rotated_beside_a_flannel_host", rotated_beside_flannel),
+        test("a_key_is_rotated_before_there_is_a_peer", rotated_alone),
         test("a_key_is_not_rotated_while_the_store_is_away", not_rotated),
         test("the_key_survives_a_restart_and_a_reboot", key_kept),
         test("a_killed_agent_is_back_within_a_second", back_soon),
@@ -276,6 +277,24 @@ fn rotated() {
 
 fn address(agent: &Agent) -> IpAddr {
     agent.subnet().container_addresses().next().unwrap()
+}
+
+fn rotated_alone() {
+    let lab = Lab::new(&shape(2));
+    let mut agents = vec![lab.join(1)];
+    agents[0].wait_converged(0);
+    for _ in 0..2 {
+        assert_eq!(agents[0].command(&["rotate-key"]).code, 0, "{}", agents[0].log());
+    }
+    agents.push(lab.join(2));
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    // And again and again, sooner than the device of a key before is let go of.
+    for _ in 0..3 {
+        assert_eq!(agents[0].command(&["rotate-key"]).code, 0, "{}", agents[0].log());
+        pinger::assert_all_pairs(&lab, &agents);
+    }
 }
 
 fn not_rotated() {

@@ -136,10 +136,12 @@ impl Wireguard {
     }
 
     fn peers(&self, device: IfName, settings: Settings) -> Vec<(WireguardPeerKey, WireguardPeer)> {
+        let changed_lately = self.userspace.has_earlier(device);
         let known = self.known();
         let peer = |found: control::Found| {
             let key = WireguardPeerKey { device, public_key: found.public_key };
-            let in_session = found.in_session();
+            // A device that got another key shows no handshakes of before.
+            let in_session = found.in_session() || changed_lately;
             let mut peer = found.peer;
             if let Some(said) = known.endpoints.get(&key).filter(|_| in_session) {
                 peer.endpoint = Some(*said);
@@ -221,6 +223,12 @@ impl Wireguard {
         {
             self.userspace.stop(name);
             self.start(channel, name)?;
+        }
+        if link.datapath == Datapath::Userspace
+            && self.userspace.has_earlier(name)
+            && control::read(name, link.datapath).is_ok_and(|found| found.port != link.port)
+        {
+            self.userspace.forget_all_earlier(name);
         }
         let configured = control::configure(name, link.datapath, &key, link.port);
         if configured.is_err() && link.datapath == Datapath::Userspace {

@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatnet_model::{IfName, WireguardKey};
 use gotatun::tun::tun;
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::PrivateKey;
 pub(crate) use carrier::Pace;
-use carrier::{Ask, Carried, carry};
+use carrier::{Ask, Carried, EARLIER_FOR, carry};
 use socket::Socket;
 
 mod carrier;
@@ -61,6 +61,8 @@ struct Running {
     asks: mpsc::Sender<Ask>,
     ended: Arc<AtomicBool>,
     socket: Socket,
+    /// When it last got another key.
+    changed: Option<Instant>,
 }
 
 impl Userspace {
@@ -106,7 +108,7 @@ impl Userspace {
             let ended = Arc::new(AtomicBool::new(false));
             let settle = asks.downgrade();
             tokio::spawn(carry(carried, receiver, settle, listener, Arc::clone(&ended)));
-            Ok::<_, io::Error>((index, Running { index, asks, ended, socket }))
+            Ok::<_, io::Error>((index, Running { index, asks, ended, socket, changed: None }))
         })?;
         inner.devices.insert(name, running);
         tracing::info!(device = %name, "this process carries WireGuard: the kernel has no module for it");
@@ -122,15 +124,32 @@ impl Userspace {
     /// Gives the device another key, under which it receives from now on what peers send by the sessions they have, too.
     /// Whether that was done; if not, it is set up anew by whoever finds it ended.
     pub(crate) fn change_key(&self, name: IfName, key: &PrivateKey) -> bool {
-        let inner = self.lock();
-        let (Some(running), Some(runtime)) = (inner.devices.get(&name), &inner.runtime) else { return false };
+        let mut inner = self.lock();
+        let Inner { runtime: Some(runtime), devices } = &mut *inner else { return false };
+        let Some(running) = devices.get_mut(&name) else { return false };
         let asks = running.asks.clone();
         let key = StaticSecret::from(key.key().0);
-        runtime.block_on(async move {
+        let changed = runtime.block_on(async move {
             let (done, answer) = oneshot::channel();
             let asked = asks.send(Ask::ChangeKey(key, done)).await;
             asked.is_ok() && answer.await.unwrap_or(false)
-        })
+        });
+        running.changed = changed.then(Instant::now);
+        changed
+    }
+
+    /// Whether the device got another key lately: its peers may have sessions that it does not show.
+    pub(crate) fn has_earlier(&self, name: IfName) -> bool {
+        let changed = self.lock().devices.get(&name).and_then(|running| running.changed);
+        changed.is_some_and(|changed| changed.elapsed() < EARLIER_FOR)
+    }
+
+    /// The device's port is about to be another one: nothing is received by the key of before any more.
+    pub(crate) fn forget_all_earlier(&self, name: IfName) {
+        let inner = self.lock();
+        if let (Some(running), Some(runtime)) = (inner.devices.get(&name), &inner.runtime) {
+            let _ = runtime.block_on(running.asks.send(Ask::ForgetAll));
+        }
     }
 
     /// Peers that are gone, or have other addresses: what they send by sessions of before another key is not taken any more.

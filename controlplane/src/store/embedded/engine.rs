@@ -109,9 +109,13 @@ impl Engine {
             }
             data.changes(self.durable)
         };
-        let committed = self.commit(&changes);
+        let committed = if changes.is_empty() { Ok(()) } else { self.commit(&changes) };
         for answer in answers {
             answer(committed.clone().map_err(|reason| self.shared.unavailable(reason)));
+        }
+        if changes.is_empty() && self.refused_long_ago() {
+            // Nobody waits for this one, which shows whether the disk takes changes again; why not is said already.
+            let _ = self.commit(&changes);
         }
         for (revision, answer) in compactions {
             self.shared.lock().compact(revision);
@@ -126,17 +130,17 @@ impl Engine {
         }
     }
 
+    /// Whether the last commit that the disk refused is a while ago.
+    fn refused_long_ago(&self) -> bool {
+        self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSED_FOR)
+    }
+
     /// Puts what changed on the disk and shows it to watches.
     fn commit(&mut self, changes: &Changes) -> Result<(), String> {
-        // One that was refused is followed by another after a while, which may change nothing, until one is taken.
-        let is_over = self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSED_FOR);
-        if changes.is_empty() && !is_over {
-            return Ok(());
-        }
         match self.disk.write(changes) {
             Ok(()) => {
-                self.shared.lock().trim_history(HISTORY);
-                if is_over {
+                self.shared.lock().settled(HISTORY);
+                if self.refused_long_ago() {
                     self.shared.refused().take();
                     tracing::info!(path = %self.shared.path.display(), "the store's disk takes changes again");
                 }
@@ -167,10 +171,9 @@ impl Engine {
         let now = Instant::now();
         let mut data = Data::of(kept, first_lease(), now);
         let mut before = self.shared.lock();
-        data.keep_deadlines(
-            &before,
-            broken.unread.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
-        );
+        let stood = broken.unread.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        // One that is over is tried to be ended only now and then: that fails with all that is asked at the same time.
+        data.keep_deadlines(&before, stood, now, now + REFUSED_FOR);
         *before = data;
         drop(before);
         self.durable = revision;

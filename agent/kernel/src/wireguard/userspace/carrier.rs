@@ -33,7 +33,7 @@ const EAGER_FOR: Duration = Duration::from_secs(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long after a change of key what comes by the sessions of before is taken: peers read the new key from the store well
 /// within a second, and whoever publishes it gives up after ten. One that is cut off from the store cannot be answered anyway.
-const EARLIER_FOR: Duration = Duration::from_secs(30);
+pub(super) const EARLIER_FOR: Duration = Duration::from_secs(30);
 
 pub(super) enum Ask {
     Handshake(Vec<WireguardKey>, Pace),
@@ -43,6 +43,8 @@ pub(super) enum Ask {
     ChangeKey(StaticSecret, oneshot::Sender<bool>),
     /// What these send by sessions of before the last change of key is not taken any more.
     Forget(Vec<WireguardKey>),
+    /// Nor what anybody sends so: the port is about to be another one.
+    ForgetAll,
     Stop,
 }
 
@@ -106,11 +108,15 @@ impl Carried {
             .with_ip_pair(Tap::new(self.tun.clone(), Arc::clone(&line)), Tap::new(self.tun.clone(), Arc::clone(&line)))
             // One table, so that no two sessions have one index.
             .with_index_table(self.indices.clone())
-            .with_private_key(key)
-            .with_listen_port(number)
-            .with_peers(peers)
             .with_uapi(server);
         let device = built.build().await.map_err(io::Error::other)?;
+        // Another key makes it take the port, also while there are no peers; a builder's would leave it without.
+        let set_up = device.write(async |device| {
+            device.set_private_key(key).await;
+            device.set_listen_port(number);
+            device.add_peers(peers)
+        });
+        set_up.await.map_err(io::Error::other)?;
         let before = std::mem::replace(&mut self.device, device);
         (self.client, self.line) = (client, line);
         if let Some((oldest, _)) = self.earlier.replace((before, Instant::now() + EARLIER_FOR)) {
@@ -159,6 +165,7 @@ pub(super) async fn carry(
                 }
                 Some(Ask::Settle(peers)) => set_pace(&carried.device, &peers, None).await,
                 Some(Ask::Forget(peers)) => carried.forget(&peers).await,
+                Some(Ask::ForgetAll) => carried.drop_earlier().await,
                 Some(Ask::ChangeKey(key, done)) => {
                     let changed = carried.change_key(key).await;
                     if let Err(error) = &changed {

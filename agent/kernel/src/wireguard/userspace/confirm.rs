@@ -13,8 +13,8 @@ use gotatun::udp::socket::UdpSocket;
 /// How long packets are held at most: the other end sends its first one as soon as it has the answer, which takes a round trip.
 /// One that is lost must not silence a pair.
 const HELD_FOR: Duration = Duration::from_millis(100);
-/// Packets held for one session: as many as the library lets wait for a handshake.
-const HELD: usize = 256;
+/// Packets held for one session: as many as the library itself lets wait for a socket. What is more is sent at once.
+const HELD: usize = 4000;
 
 /// The sessions that the other end has not used yet.
 #[derive(Default)]
@@ -57,14 +57,18 @@ impl Unconfirmed {
         if self.is_empty() || packet.0.first() != Some(&DATA) {
             return Some(packet);
         }
-        let theirs = index_at(&packet.0, 4);
+        let (theirs, counter) = (index_at(&packet.0, 4), counter(&packet.0));
         let mut sessions = self.lock();
-        match sessions.values_mut().find(|session| Some(session.theirs) == theirs) {
-            Some(session) if session.packets.len() < HELD => {
+        // A new session's packets are numbered from 0 up. The index alone is the other end's choice: it could be that of
+        // somebody else's session, whose packets would then be held.
+        let is_next = |session: &&mut Session| {
+            Some(session.theirs) == theirs && usize::try_from(counter) == Ok(session.packets.len())
+        };
+        match sessions.values_mut().find(is_next).filter(|session| session.packets.len() < HELD) {
+            Some(session) => {
                 session.packets.push(packet);
                 None
             }
-            Some(_) => None,
             None => Some(packet),
         }
     }
@@ -87,6 +91,11 @@ impl Unconfirmed {
             _ => Vec::new(),
         }
     }
+}
+
+/// The number of a packet in its session (WireGuard §5.4.6).
+fn counter(packet: &[u8]) -> u64 {
+    packet.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes)
 }
 
 /// Notes that `packet` is about to be sent by `socket`. What is held because of it is sent in the end in any case.

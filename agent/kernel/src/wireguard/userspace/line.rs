@@ -44,13 +44,16 @@ pub(super) struct Line {
     /// Whether another device has taken over.
     handed_over: watch::Sender<bool>,
     /// Where the device that has passes on what is still this one's.
-    inbox: Mutex<Option<mpsc::Sender<Received>>>,
+    inbox: Inbox,
     earlier: Option<Earlier>,
 }
 
+type Inbox = Arc<Mutex<Option<mpsc::Sender<Received>>>>;
+
 /// The device before this one, while it is served.
 struct Earlier {
-    line: Arc<Line>,
+    handed_over: watch::Sender<bool>,
+    inbox: Inbox,
     is_served: AtomicBool,
     own: Mutex<Own>,
 }
@@ -69,19 +72,24 @@ impl Line {
         Arc::new(Self {
             unconfirmed: Arc::default(),
             handed_over: watch::Sender::new(false),
-            inbox: Mutex::default(),
+            inbox: Inbox::default(),
             earlier: None,
         })
     }
 
-    /// Takes over from the device of `line`: that one sends no more, and gets only what is still its own.
-    pub(super) fn after(line: &Arc<Self>) -> Arc<Self> {
-        line.handed_over.send_replace(true);
-        let earlier = Earlier { line: Arc::clone(line), is_served: AtomicBool::new(true), own: Mutex::default() };
+    /// Takes over from the device of `line` as soon as this one has the port: then that one reads neither port nor TUN device any
+    /// more, begins no handshake, and gets only what is still its own.
+    pub(super) fn after(line: &Self) -> Arc<Self> {
+        let earlier = Earlier {
+            handed_over: line.handed_over.clone(),
+            inbox: Arc::clone(&line.inbox),
+            is_served: AtomicBool::new(true),
+            own: Mutex::default(),
+        };
         Arc::new(Self {
             unconfirmed: Arc::default(),
             handed_over: watch::Sender::new(false),
-            inbox: Mutex::default(),
+            inbox: Inbox::default(),
             earlier: Some(earlier),
         })
     }
@@ -91,11 +99,17 @@ impl Line {
         if let Some(earlier) = &self.earlier {
             earlier.is_served.store(false, Ordering::Relaxed);
             *lock(&earlier.own) = Own::default();
+            *lock(&earlier.inbox) = None;
         }
     }
 
     fn earlier(&self) -> Option<&Earlier> {
         self.earlier.as_ref().filter(|earlier| earlier.is_served.load(Ordering::Relaxed))
+    }
+
+    /// Whether this device is not to send `packet`: one that has been taken over from begins no handshake under its old key.
+    fn is_silenced(&self, packet: &[u8]) -> bool {
+        packet.first() == Some(&INITIATION) && *self.handed_over.borrow()
     }
 
     /// Takes note of what a handshake's message that is about to be sent gives out.
@@ -138,7 +152,7 @@ impl Line {
         };
         match receiver(&received.0) {
             Some(index) if !is_own(index) => {
-                if let Some(inbox) = lock(&earlier.line.inbox).as_ref() {
+                if let Some(inbox) = lock(&earlier.inbox).as_ref() {
                     // One that is full loses packets, as a socket's buffer does.
                     let _ = inbox.try_send(received);
                 }
@@ -183,6 +197,9 @@ impl UdpSend for Sender {
     type SendManyBuf = <UdpSocket as UdpSend>::SendManyBuf;
 
     async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
+        if self.line.is_silenced(&packet) {
+            return Ok(());
+        }
         self.line.note(&self.socket, &packet, destination);
         match self.line.unconfirmed.hold((packet, destination)) {
             Some((packet, destination)) => self.socket.send_to(packet, destination).await,
@@ -199,6 +216,7 @@ impl UdpSend for Sender {
         buffer: &mut Self::SendManyBuf,
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
+        packets.retain(|(packet, _)| !self.line.is_silenced(packet));
         packets.iter().for_each(|(packet, to)| self.line.note(&self.socket, packet, *to));
         if !self.line.unconfirmed.is_empty() {
             *packets = packets.drain(..).filter_map(|packet| self.line.unconfirmed.hold(packet)).collect();
@@ -227,15 +245,17 @@ impl Receiver {
     pub(super) fn new(socket: UdpSocket, line: Arc<Line>) -> Self {
         let (sender, inbox) = mpsc::channel(INBOX);
         *lock(&line.inbox) = Some(sender);
+        if let Some(earlier) = &line.earlier {
+            earlier.handed_over.send_replace(true);
+        }
         Self { socket, handed_over: line.handed_over.subscribe(), line, inbox }
     }
 
-    /// Until somebody else reads the port; then what is left for this device.
+    /// What is left for this device once another one reads the port.
     async fn left(&mut self) -> Received {
-        match self.inbox.recv().await {
-            Some(received) => received,
-            None => pending().await,
-        }
+        let Some(received) = self.inbox.recv().await else { return pending().await };
+        confirm::send(&self.socket, self.line.unconfirmed.received(&received.0)).await;
+        received
     }
 }
 
@@ -429,26 +449,27 @@ mod tests {
             let waited = tokio::time::timeout(Duration::from_millis(50), outside.recv_from(&mut buffer)).await;
             waited.ok().map(|received| buffer[..received.unwrap().0].to_vec())
         };
-        // The other end's session is 5, ours 6.
+        let data = |index, number| [message(DATA, index, number), vec![0; 4]].concat();
+        // The other end's session is 5, ours 6. Another host's session may have that index as well.
         sender.send_to(packet(&message(RESPONSE, 6, 5)), here).await.unwrap();
-        sender.send_to(packet(&message(DATA, 5, 1)), here).await.unwrap();
-        let mut many = vec![(packet(&message(DATA, 5, 2)), here), (packet(&message(DATA, 9, 3)), here)];
+        sender.send_to(packet(&data(5, 0)), here).await.unwrap();
+        let mut many = vec![(packet(&data(5, 1)), here), (packet(&data(5, 700)), here)];
         sender.send_many_to(&mut Default::default(), &mut many).await.unwrap();
         assert_eq!(
             [next().await, next().await, next().await],
-            [Some(message(RESPONSE, 6, 5)), Some(message(DATA, 9, 3)), None]
+            [Some(message(RESPONSE, 6, 5)), Some(data(5, 700)), None]
         );
         outside.send_to(&message(DATA, 6, 0), there).await.unwrap();
         assert_eq!(read(&mut receiver, &mut pool).await, message(DATA, 6, 0));
-        assert_eq!([next().await, next().await], [Some(message(DATA, 5, 1)), Some(message(DATA, 5, 2))]);
-        sender.send_to(packet(&message(DATA, 5, 4)), here).await.unwrap();
-        assert_eq!(next().await, Some(message(DATA, 5, 4)));
+        assert_eq!([next().await, next().await], [Some(data(5, 0)), Some(data(5, 1))]);
+        sender.send_to(packet(&data(5, 2)), here).await.unwrap();
+        assert_eq!(next().await, Some(data(5, 2)));
         // One that says nothing, as its first packet was lost.
         sender.send_to(packet(&message(RESPONSE, 8, 7)), here).await.unwrap();
-        sender.send_to(packet(&message(DATA, 7, 1)), here).await.unwrap();
+        sender.send_to(packet(&data(7, 0)), here).await.unwrap();
         assert_eq!([next().await, next().await], [Some(message(RESPONSE, 8, 7)), None]);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(next().await, Some(message(DATA, 7, 1)));
+        assert_eq!(next().await, Some(data(7, 0)));
     }
 
     #[test]
