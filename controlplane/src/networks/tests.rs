@@ -225,6 +225,32 @@ async fn another_backend_leaves_the_earlier_one_on_record_while_leases_name_it()
 }
 
 #[tokio::test]
+async fn no_other_network_is_given_what_an_earlier_backend_still_uses() {
+    let store = MemoryStore::new();
+    make(&store, "blue", &spec("10.101.0.0/16")).await.unwrap();
+    let key = NetworkKeys::new(&name("blue"), FLANNEL_PREFIX).lease(&"10.101.1.0-24".parse().unwrap());
+    let lease =
+        r#"{"PublicIP":"192.168.33.1","BackendType":"vxlan","BackendData":{"VNI":4097,"VtepMAC":"02:00:00:00:00:01"}}"#;
+    store.put(key.clone(), lease, None);
+    let gre = NetworkSpec { backend: Some("gre".to_owned()), ..NetworkSpec::default() };
+    update(&store, FLANNEL_PREFIX, &name("blue"), &gre, Force::No).await.unwrap();
+    assert!(text(&make(&store, "red", &spec("10.102.0.0/16")).await.unwrap()).contains(r#""VNI":4098"#));
+    // Once no lease names it, an update without options makes the network forget it, and the number is free.
+    store.delete(key);
+    let none = NetworkSpec::default();
+    assert!(
+        update(&store, FLANNEL_PREFIX, &name("blue"), &none, Force::No)
+            .await
+            .unwrap()
+            .config
+            .unwrap()
+            .before
+            .is_empty()
+    );
+    assert!(text(&make(&store, "green", &spec("10.103.0.0/16")).await.unwrap()).contains(r#""VNI":4097"#));
+}
+
+#[tokio::test]
 async fn a_network_with_hosts_is_removed_only_by_force_and_then_wholly() {
     let store = MemoryStore::new();
     make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();
