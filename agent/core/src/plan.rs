@@ -11,7 +11,7 @@
 //! it holds the VNI that the right one needs.
 
 use crate::diff::{Conflict, Diff, Prune, diff, lost};
-use crate::object::{Dump, KernelState, Sysctl};
+use crate::object::{Dump, KernelState, Link, Sysctl};
 use crate::op::{Action, Object, Op};
 
 /// What to do, and what cannot be done.
@@ -31,6 +31,18 @@ pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
     // Stable, so that objects of one kind stay in the order of their keys.
     changes.sort_by_key(|op| step(op, &early));
     Plan { ops: changes, conflicts }
+}
+
+/// No guard, no tunnel: what closes the tunnels of `found` that are open, where nothing guards them. They are left where
+/// they are, so that they open again with everything that stands on them once they are guarded.
+#[must_use]
+pub fn close_tunnels(found: &KernelState) -> Vec<Op> {
+    let open = found.links.iter().filter(|(_, link)| link.up && link.kind.is_tunnel());
+    open.map(|(name, link)| Op {
+        action: Action::Change,
+        object: Object::Link(*name, Link { up: false, ..link.clone() }),
+    })
+    .collect()
 }
 
 fn early_deletions(desired: &KernelState, found: &KernelState) -> Vec<flatnet_model::IfName> {

@@ -3,26 +3,61 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use flatnet_core::object::{Link, LinkKind, NextHop, NexthopId, RouteVia};
-use flatnet_core::op::{Action, Object, ObjectKind, Op};
+use flatnet_core::object::{NextHop, NexthopId, RouteVia};
+use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
 use flatnet_model::IfName;
+
+/// What became of the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guard {
+    /// There was none, and none could be loaded.
+    Missing,
+    /// It could not be changed: the one before is still there, and knows nothing of what is new.
+    Stale,
+}
 
 /// The failed operations of one `apply`, by what others depend on. A failed *change* of a device still leaves a device to
 /// stand on; a failed change of a nexthop or neighbour leaves one that leads elsewhere.
-#[derive(Debug, Default)]
+///
+/// Every operation goes through [`Failures::tried`] and [`Failures::settle`], whoever carries it out.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Failures {
-    guard: bool,
+    guard: Option<Guard>,
     links: HashSet<IfName>,
     neighbours: HashSet<(IfName, IpAddr)>,
     nexthops: HashSet<NexthopId>,
 }
 
 impl Failures {
+    /// Those of a run that stand on nothing that failed, in order.
+    pub(crate) fn tried<'a>(&self, run: &'a [Op]) -> Vec<&'a Op> {
+        run.iter().filter(|op| !self.block(op)).collect()
+    }
+
+    /// One outcome for each of a run, and remembers what failed. `of_tried`: the outcomes of what [`Self::tried`] gave.
+    pub(crate) fn settle(&mut self, run: &[Op], of_tried: impl IntoIterator<Item = OpOutcome>) -> Vec<OpOutcome> {
+        let mut of_tried = of_tried.into_iter();
+        let outcomes: Vec<OpOutcome> = run
+            .iter()
+            .map(|op| match self.block(op) {
+                true => OpOutcome::Skipped,
+                // Whoever carries out owes one outcome for each.
+                false => of_tried.next().unwrap_or(OpOutcome::Skipped),
+            })
+            .collect();
+        for (op, _) in run.iter().zip(&outcomes).filter(|(_, outcome)| **outcome != OpOutcome::Done) {
+            self.add(op);
+        }
+        outcomes
+    }
+
     /// Remembers that `op` failed or was skipped.
-    pub(crate) fn add(&mut self, op: &Op) {
+    fn add(&mut self, op: &Op) {
         match (&op.object, op.action) {
-            (_, Action::Delete) | (Object::Link(..), Action::Change) => {}
-            (Object::Ruleset { .. }, _) => self.guard = true,
+            (_, Action::Delete) => {}
+            (Object::Ruleset { .. }, Action::Create) => self.guard = Some(Guard::Missing),
+            (Object::Ruleset { .. }, _) => self.guard = Some(Guard::Stale),
+            (Object::Link(_, link), Action::Change) if !(self.guard.is_some() && link.kind.is_tunnel()) => {}
             (Object::Link(name, _), _) => {
                 self.links.insert(*name);
             }
@@ -37,19 +72,24 @@ impl Failures {
     }
 
     /// Whether `op` stands on something that failed. A deletion stands on nothing.
-    pub(crate) fn block(&self, op: &Op) -> bool {
+    fn block(&self, op: &Op) -> bool {
         if op.action == Action::Delete {
             return false;
         }
         match &op.object {
-            // A tunnel without its guard would decapsulate anybody's packets.
-            Object::Link(
-                _,
-                Link {
-                    kind: LinkKind::Vxlan(_) | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_), ..
-                },
-            ) => self.guard && op.action != Action::Change,
-            Object::Sysctl(sysctl, _) => sysctl.device().is_some_and(|device| self.links.contains(&device)),
+            // A tunnel without its guard would decapsulate anybody's packets. One that is there keeps the guard it has.
+            Object::Link(_, link) if link.kind.is_tunnel() => match self.guard {
+                Some(Guard::Missing) => true,
+                Some(Guard::Stale) => op.action != Action::Change,
+                None => false,
+            },
+            // Nor does a host become a router, or is opened in other people's chains, with nothing that judges.
+            Object::Sysctl(sysctl, _) => match sysctl.device() {
+                Some(device) => self.links.contains(&device),
+                None => self.guard == Some(Guard::Missing),
+            },
+            Object::Iptables(..) => self.guard == Some(Guard::Missing),
+            Object::PeerSource(_) => self.guard.is_some(),
             Object::Address(key) => self.links.contains(&key.device),
             Object::Neighbour(key, _) => self.links.contains(&key.device),
             Object::Fdb(key, _) => self.links.contains(&key.device),
@@ -61,7 +101,7 @@ impl Failures {
                 RouteVia::Encap(encap) => self.links.contains(&encap.device),
                 RouteVia::Unreachable => false,
             },
-            Object::Ruleset { .. } | Object::PeerSource(_) | Object::Link(..) | Object::Iptables(..) => false,
+            Object::Ruleset { .. } | Object::Link(..) => false,
         }
     }
 
@@ -70,9 +110,16 @@ impl Failures {
     }
 }
 
+/// Cuts operations into runs whose members stand on none of each other, so that each may share a batch.
+pub(crate) fn runs(ops: &[Op]) -> impl Iterator<Item = &[Op]> {
+    ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b))
+}
+
 /// Operations that may share one batch: none of them stands on another. `None`: stands alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// Elements of the sets of the table.
+    PeerSource,
     /// Addresses, neighbours and forwarding entries of a device.
     OfDevice,
     /// Peers of WireGuard devices.
@@ -81,26 +128,21 @@ pub(crate) enum Stage {
     Nexthop,
     /// Routes.
     Route,
+    /// Rules at the head of iptables chains.
+    Iptables,
 }
 
 impl Stage {
-    /// That of a run, whose operations are all of one.
-    pub(crate) fn of_run(run: &[Op]) -> Option<Self> {
-        run.first().and_then(Self::of)
-    }
-
     /// The stage of `op`.
     pub(crate) fn of(op: &Op) -> Option<Self> {
         match op.object.kind() {
+            ObjectKind::PeerSource => Some(Self::PeerSource),
             ObjectKind::Address | ObjectKind::Neighbour | ObjectKind::Fdb => Some(Self::OfDevice),
             ObjectKind::WireguardPeer => Some(Self::WireguardPeer),
             ObjectKind::Nexthop => Some(Self::Nexthop),
             ObjectKind::Route => Some(Self::Route),
-            ObjectKind::Ruleset
-            | ObjectKind::PeerSource
-            | ObjectKind::Link
-            | ObjectKind::Sysctl
-            | ObjectKind::Iptables => None,
+            ObjectKind::Iptables => Some(Self::Iptables),
+            ObjectKind::Ruleset | ObjectKind::Link | ObjectKind::Sysctl => None,
         }
     }
 }

@@ -18,7 +18,7 @@ use futures::Stream;
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use crate::dependency::Failures;
+use crate::dependency::{self, Failures};
 use crate::{Kernel, KernelError, Scope, Wake};
 
 /// When an injected failure strikes.
@@ -266,14 +266,15 @@ impl Kernel for FakeKernel {
         let mut inner = self.lock();
         let mut failures = Failures::default();
         let mut outcomes = Vec::with_capacity(ops.len());
-        for op in ops {
-            let outcome = if failures.block(op) { OpOutcome::Skipped } else { inner.try_op(op) };
-            if outcome != OpOutcome::Done {
-                failures.add(op);
-            }
-            outcomes.push(outcome);
+        for run in dependency::runs(ops) {
+            let of_tried: Vec<OpOutcome> = failures.tried(run).into_iter().map(|op| inner.try_op(op)).collect();
+            outcomes.extend(failures.settle(run, of_tried));
         }
         outcomes
+    }
+
+    async fn is_guarded(&self) -> bool {
+        self.lock().state.ruleset.is_some()
     }
 
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {

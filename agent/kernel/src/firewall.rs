@@ -119,7 +119,7 @@ impl Firewall {
 
     /// Carries out `ops` in order; one outcome each. Consecutive elements are one transaction, consecutive iptables rules
     /// one a table.
-    pub async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {
+    pub async fn apply(&self, ops: &[&Op]) -> Vec<OpOutcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| a.object.kind() == b.object.kind()) {
             match run.first().map(|op| &op.object) {
@@ -158,8 +158,8 @@ impl Firewall {
         }
     }
 
+    /// A swap that is refused changes nothing: what was loaded before is still known by its digest.
     async fn swap(&self, op: &Op, ruleset: &Ruleset, elements: &[PeerSource]) -> OpOutcome {
-        lock(&self.memory).forget();
         let mut look = Ok((0, None));
         let mut loaded = Loaded::Whole;
         for _ in 0..SWAP_TRIES {
@@ -195,6 +195,16 @@ impl Firewall {
                 refuse_with(op, &error)
             }
         }
+    }
+
+    /// Whether there is a table of ours, or the held copy of one. What cannot be read is taken to be there: a look that fails
+    /// must not be what closes tunnels.
+    pub async fn is_guarding(&self) -> bool {
+        let held = Arc::clone(&self.held);
+        let look = move |netfilter: &mut Netfilter| {
+            Ok(lock(&held).is_there() || table::digest(netfilter, Family::Inet, Ruleset::TABLE)?.is_some())
+        };
+        self.blocking(look).await.unwrap_or(true)
     }
 
     /// Brings the held copy of the guard up to date with the table, if that has the ruleset `wanted`, as the last dump
@@ -236,8 +246,8 @@ impl Firewall {
         }
     }
 
-    async fn apply_elements(&self, ops: &[Op]) -> Vec<OpOutcome> {
-        let source = |op: &Op| match &op.object {
+    async fn apply_elements(&self, ops: &[&Op]) -> Vec<OpOutcome> {
+        let source = |op: &&Op| match &op.object {
             Object::PeerSource(source) => Some(Change { create: op.action != Action::Delete, source: *source }),
             _ => None,
         };
@@ -257,7 +267,7 @@ impl Firewall {
         }
     }
 
-    async fn apply_iptables(&self, ops: &[Op]) -> Vec<OpOutcome> {
+    async fn apply_iptables(&self, ops: &[&Op]) -> Vec<OpOutcome> {
         let mut tables: BTreeMap<Which, Vec<(usize, Wanted)>> = BTreeMap::new();
         for (index, op) in ops.iter().enumerate() {
             if let Object::Iptables(key, rule) = &op.object {
@@ -279,7 +289,7 @@ impl Firewall {
             for (index, wanted) in changes {
                 outcomes[index] = match iptables::change(which, &[wanted]).await {
                     Ok(()) => OpOutcome::Done,
-                    Err(error) => refuse(&ops[index], None, &with_causes(&error)),
+                    Err(error) => refuse(ops[index], None, &with_causes(&error)),
                 };
             }
         }

@@ -19,7 +19,7 @@ use flatnet_core::op::{ObjectKind, Op, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
-use crate::dependency::Failures;
+use crate::dependency::{self, Failures};
 use crate::firewall::Firewall;
 use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
@@ -89,13 +89,13 @@ impl NetlinkKernel {
         tokio::task::spawn_blocking(move || work(&mut lock(&channel))).await.map_err(io::Error::other)
     }
 
-    /// A run of operations that need no firewall.
+    /// Operations that need no firewall.
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
-        let (owned, taken) = (ops.to_vec(), std::mem::take(failures));
+        let (owned, before) = (ops.to_vec(), failures.clone());
         let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
         let done = self.blocking(move |channel| {
             let mut userspace = lock(&userspace);
-            let (outcomes, after) = apply::Applier::new(channel, &wireguard, &mut userspace, taken).apply(&owned);
+            let (outcomes, after) = apply::Applier::new(channel, &wireguard, &mut userspace, before).apply(&owned);
             userspace.follow(&owned, &outcomes);
             (outcomes, after)
         });
@@ -107,9 +107,20 @@ impl NetlinkKernel {
             }
             Err(error) => {
                 let refusal = Refusal::from(error);
-                ops.iter().map(|op| apply::failed(op, &refusal)).collect()
+                let refused = failures.tried(ops).into_iter().map(|op| apply::failed(op, &refusal));
+                failures.settle(ops, refused.collect::<Vec<_>>())
             }
         }
+    }
+
+    /// Operations that the firewall carries out.
+    async fn apply_firewall(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for run in dependency::runs(ops) {
+            let of_tried = self.firewall.apply(&failures.tried(run)).await;
+            outcomes.extend(failures.settle(run, of_tried));
+        }
+        outcomes
     }
 }
 
@@ -174,7 +185,7 @@ impl Kernel for NetlinkKernel {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| is_firewall(a) == is_firewall(b)) {
             if run.first().is_some_and(is_firewall) {
-                outcomes.extend(self.firewall.apply(run).await);
+                outcomes.extend(self.apply_firewall(run, &mut failures).await);
             } else {
                 outcomes.extend(self.apply_netlink(run, &mut failures).await);
             }
@@ -184,6 +195,10 @@ impl Kernel for NetlinkKernel {
 
     async fn hold(&self, wanted: Option<&Ruleset>) {
         self.firewall.hold(wanted).await;
+    }
+
+    async fn is_guarded(&self) -> bool {
+        self.firewall.is_guarding().await
     }
 
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {

@@ -87,6 +87,10 @@ pub trait Kernel: Send + Sync + 'static {
         std::future::ready(())
     }
 
+    /// Whether there is a guard of ours, current or not. Asked after a ruleset was refused: tunnels that nothing guards are
+    /// to be closed.
+    fn is_guarded(&self) -> impl Future<Output = bool> + Send;
+
     /// Who can carry GRE over an underlay of `family`; `None`: nobody. Looking makes the kernel load its module, so it is
     /// asked only where a network wants it; a module that appears or goes later is noticed.
     fn gre(&self, family: IpFamily) -> impl Future<Output = Option<Datapath>> + Send;

@@ -7,7 +7,7 @@ use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
 use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
-use flatnet_core::plan::{Plan, plan};
+use flatnet_core::plan::{Plan, close_tunnels, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_kernel::{Kernel, KernelError, Scope};
 use flatnet_model::IpFamily;
@@ -185,6 +185,23 @@ impl<K: Kernel> Reconciler<K> {
             };
             self.metrics.op(op.object.kind(), op.action, result);
         }
+        let refused_guard = |key: &ObjectKey| matches!(key, ObjectKey::Ruleset);
+        if failed.iter().any(refused_guard) && !self.kernel.is_guarded().await {
+            problems.push(unguarded());
+            let ops = close_tunnels(&known.state);
+            let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
+            for (op, outcome) in ops.iter().zip(&outcomes) {
+                // Where it worked, too, the device is not as it is wanted.
+                failed.insert(op.object.key());
+                match outcome {
+                    OpOutcome::Done => known.apply(op),
+                    OpOutcome::Failed(error) => problems.push(refused(error)),
+                    OpOutcome::Skipped => {}
+                }
+                let result = if *outcome == OpOutcome::Done { "done" } else { "failed" };
+                self.metrics.op(op.object.kind(), op.action, result);
+            }
+        }
         // While not everything that may be wanted is known, no guard goes.
         if prune == Prune::Yes || desired.state.ruleset.is_some() {
             self.kernel.hold(desired.state.ruleset.as_ref()).await;
@@ -291,6 +308,15 @@ fn refused(error: &flatnet_core::op::OpError) -> Problem {
         error.to_string(),
         "the agent tries again by itself; `agent doctor` looks for the usual causes",
         &error.object,
+    )
+}
+
+fn unguarded() -> Problem {
+    Problem::new(
+        ProblemCode::Unguarded,
+        "the guard of the tunnels cannot be loaded: no tunnel is opened, and those that were open are closed",
+        "the refused ruleset says what nft has against it; `nft --version` must be 0.9.3 or later, and the agent tries again by itself",
+        "inet flatnet",
     )
 }
 

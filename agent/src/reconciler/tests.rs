@@ -25,6 +25,7 @@ const CONFIG: &[u8] = br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","
 const OWN: &str = "10.100.40.0-24";
 /// Linux's number (asm-generic/errno-base.h).
 const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
 /// Longer than a quick pass waits for its check.
 const SETTLED: Duration = Duration::from_secs(1);
 /// The longest wait between two tries.
@@ -414,6 +415,30 @@ async fn a_network_that_cannot_be_programmed_for_now_loses_nothing_and_is_kept_g
     sleep(SETTLED).await;
     assert_eq!(host.problems(), [ProblemCode::NetworkCoversHost]);
     assert!(host.kernel.state().links.is_empty() && host.kernel.state().routes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_guards_and_nothing_can_the_tunnels_are_closed_and_open_again() {
+    let host = Host::start("unguarded", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    assert!(exact.links.values().any(|link| link.up));
+    host.kernel.fail(Strike::Kind(ObjectKind::Ruleset), EINVAL);
+    host.kernel.edit(|state| state.ruleset = None);
+    for _ in 0..2 {
+        sleep(LONGEST_RETRY).await;
+        assert!(host.problems().contains(&ProblemCode::Unguarded), "{:?}", host.problems());
+        assert!(host.kernel.state().links.values().all(|link| !link.up || !link.kind.is_tunnel()));
+    }
+    host.kernel.heal();
+    sleep(LONGEST_RETRY).await;
+    assert_eq!((host.kernel.state() == exact, host.problems()), (true, vec![]));
+    // One that is there and cannot be changed goes on guarding what is there.
+    host.kernel.fail(Strike::Kind(ObjectKind::Ruleset), EINVAL);
+    host.kernel.edit(|state| state.ruleset.as_mut().unwrap().body.push_str("# changed"));
+    sleep(LONGEST_RETRY).await;
+    assert_eq!(host.problems(), [ProblemCode::KernelRefused]);
+    assert_eq!(host.kernel.state().links, exact.links);
 }
 
 #[tokio::test(start_paused = true)]

@@ -133,6 +133,10 @@ impl Kernel for ModelKernel {
         outcomes
     }
 
+    async fn is_guarded(&self) -> bool {
+        self.inner.is_guarded().await
+    }
+
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {
         self.inner.gre(family).await
     }

@@ -94,6 +94,15 @@ pub struct WireguardLink {
 }
 
 impl LinkKind {
+    /// Whether packets of other hosts come out of it, which only the guard can judge, or are to leave by it or not at all.
+    #[must_use]
+    pub fn is_tunnel(&self) -> bool {
+        match self {
+            Self::Vxlan(_) | Self::Wireguard(_) | Self::Gre(_) | Self::Gre6(_) => true,
+            Self::Bridge => false,
+        }
+    }
+
     /// Who carries its packets.
     #[must_use]
     pub fn datapath(&self) -> Datapath {

@@ -140,6 +140,8 @@ codes! {
     UnderlayMissing = "underlay-missing",
     /// The underlay's MTU is too small for anything.
     UnderlayMtu = "underlay-mtu",
+    /// There is no guard and none can be loaded: no tunnel is opened, and those that were open are closed.
+    Unguarded = "unguarded",
     /// Two joined networks have one VNI.
     VniConflict = "vni-conflict",
     /// The file of this host's WireGuard key cannot be read or written, or others can read it.

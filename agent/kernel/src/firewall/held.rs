@@ -73,6 +73,11 @@ impl Held {
         self.behind = !self.copy.as_ref().is_some_and(is_whole);
     }
 
+    /// Whether there is a copy, of whichever table.
+    pub(super) fn is_there(&self) -> bool {
+        self.copy.is_some()
+    }
+
     /// Whether the table that looks like `digest` is to be copied.
     pub(super) fn is_due(&self, digest: Digest) -> bool {
         let failed = self.failed.is_some_and(|(of, when)| of == digest && when.elapsed() < RETRY);

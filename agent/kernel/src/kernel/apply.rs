@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::links;
 use super::wireguard::Wireguard;
-use crate::dependency::{Failures, Stage};
+use crate::dependency::{self, Failures};
 use crate::netlink::encode::{self, Presence};
 use crate::netlink::parse::RawLink;
 use crate::netlink::socket::{Channel, Refusal};
@@ -63,44 +63,41 @@ impl<'a> Applier<'a> {
     /// Carries out `ops`: one outcome each, and what failed so far.
     pub(super) fn apply(mut self, ops: &[Op]) -> (Vec<OpOutcome>, Failures) {
         let mut outcomes = Vec::with_capacity(ops.len());
-        for run in ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b)) {
-            let of_run = match Stage::of_run(run) {
-                Some(Stage::WireguardPeer) => self.wireguard_peers(run, ops),
-                _ => self.run(run),
+        for run in dependency::runs(ops) {
+            let of_tried = match self.failures.tried(run).as_slice() {
+                [] => Vec::new(),
+                tried => self.run(tried, ops),
             };
-            for (op, _) in run.iter().zip(&of_run).filter(|(_, outcome)| **outcome != OpOutcome::Done) {
-                self.failures.add(op);
-            }
-            outcomes.extend(of_run);
+            outcomes.extend(self.failures.settle(run, of_tried));
         }
         (outcomes, self.failures)
     }
 
-    /// Operations of one stage, or a single one that stands alone.
-    fn run(&mut self, run: &[Op]) -> Vec<OpOutcome> {
+    /// Operations of one stage, or a single one that stands alone. `all`: the whole plan.
+    fn run(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
         match run {
             [op @ Op { object: Object::Link(name, link), .. }] => vec![self.link(op, *name, link)],
             [op @ Op { object: Object::Sysctl(setting, value), .. }] => {
                 vec![outcome(op, set_sysctl(op.action, setting, value))]
             }
+            [Op { object: Object::WireguardPeer(..), .. }, ..] => self.wireguard_peers(run, all),
             _ => self.batch(run),
         }
     }
 
-    fn batch(&mut self, run: &[Op]) -> Vec<OpOutcome> {
-        let plans: Vec<Option<Plan>> = run.iter().map(|op| (!self.failures.block(op)).then(|| self.plan(op))).collect();
+    fn batch(&mut self, run: &[&Op]) -> Vec<OpOutcome> {
+        let plans: Vec<Plan> = run.iter().map(|op| self.plan(op)).collect();
         let mut requests = Vec::with_capacity(run.len());
         let mut verdicts = Vec::with_capacity(run.len());
         for plan in plans {
             let verdict = match plan {
-                None => Verdict::Skipped,
-                Some(Plan::Nothing) => Verdict::Known(Ok(())),
-                Some(Plan::Refused(refusal)) => Verdict::Known(Err(refusal)),
-                Some(Plan::One(request)) => {
+                Plan::Nothing => Verdict::Known(Ok(())),
+                Plan::Refused(refusal) => Verdict::Known(Err(refusal)),
+                Plan::One(request) => {
                     requests.push(request);
                     Verdict::Asked
                 }
-                Some(Plan::Aside(aside, request)) => {
+                Plan::Aside(aside, request) => {
                     requests.extend([aside, request]);
                     Verdict::AskedAfter
                 }
@@ -195,12 +192,9 @@ impl<'a> Applier<'a> {
     }
 
     /// Peers of one stage. `all`: the whole plan, which tells a peer that got another key from one that is new.
-    fn wireguard_peers(&mut self, run: &[Op], all: &[Op]) -> Vec<OpOutcome> {
-        let blocked: Vec<bool> = run.iter().map(|op| self.failures.block(op)).collect();
-        let tried: Vec<&Op> = run.iter().zip(&blocked).filter(|(_, blocked)| !**blocked).map(|(op, _)| op).collect();
-        let mut answers = self.wireguard.change_peers(&tried, all).into_iter();
-        let verdict = |blocked| if blocked { Verdict::Skipped } else { Verdict::Asked };
-        run.iter().zip(blocked).map(|(op, blocked)| verdict(blocked).outcome(op, &mut answers)).collect()
+    fn wireguard_peers(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
+        let mut answers = self.wireguard.change_peers(run, all).into_iter();
+        run.iter().map(|op| Verdict::Asked.outcome(op, &mut answers)).collect()
     }
 
     /// Made, marked, silenced and brought up in one `send()`: see [`encode::link_create`]. If any of it fails the device
@@ -284,7 +278,6 @@ impl<'a> Applier<'a> {
 
 /// What is known of an operation before and after its requests.
 enum Verdict {
-    Skipped,
     Known(Result<(), Refusal>),
     /// The next answer is its.
     Asked,
@@ -295,7 +288,6 @@ enum Verdict {
 impl Verdict {
     fn outcome(self, op: &Op, answers: &mut impl Iterator<Item = Result<(), Refusal>>) -> OpOutcome {
         match self {
-            Self::Skipped => OpOutcome::Skipped,
             Self::Known(answer) => outcome(op, answer),
             Self::Asked => outcome(op, answers.next().unwrap_or_else(|| Err(Refusal::of(Errno::EIO)))),
             Self::AskedAfter => outcome(op, answers.nth(1).unwrap_or_else(|| Err(Refusal::of(Errno::EIO)))),
