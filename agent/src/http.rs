@@ -4,8 +4,6 @@
 //! host's containers can reach the others': lease held, env files written, nothing refused by the kernel. A store that is
 //! away makes neither fail: restarting would not help, and packets flow.
 
-mod limit;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +11,10 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use flatnet_controlplane::http_limit::Limited;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-use limit::Limited;
 
 use crate::metrics::Metrics;
 use crate::reconciler::Outcome;

@@ -18,12 +18,14 @@ pub mod files;
 pub mod flannel;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod http_limit;
 pub mod migrate;
 pub mod networks;
 pub mod pki;
 pub mod plane;
 pub mod presence;
 pub mod random;
+pub mod seats;
 pub mod server;
 #[cfg(feature = "simulation")]
 pub mod simulation;

@@ -31,7 +31,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(600);
 pub const CSR_LIMIT: usize = 8 * 1024;
 
 /// Who holds a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A node.
     Node(NodeId),

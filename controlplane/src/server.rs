@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use flatnet_model::Revision;
 use flatnet_proto::controlplane::v1 as proto;
+use futures::FutureExt;
 use proto::admin_server::AdminServer;
 use proto::enrollment_server::EnrollmentServer;
 use proto::node_server::NodeServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 use tonic::transport::server::Server as Grpc;
 use tonic::{Response, Status};
@@ -30,6 +31,7 @@ mod admin;
 mod audit;
 mod caller;
 mod enrollment;
+mod gate;
 mod http;
 mod hub;
 pub(crate) mod keys;
@@ -44,6 +46,7 @@ mod replica;
 mod tokens;
 
 use audit::Audit;
+use gate::Gate;
 use hub::Hubs;
 use listener::SharedConfig;
 use metrics::Metrics;
@@ -59,6 +62,14 @@ pub const SOCKET: &str = "admin.sock";
 pub const PKI: &str = "pki";
 /// Calls and streams on one connection: an agent has one stream a network and a few calls.
 const STREAMS: u32 = 128;
+/// The same on one of whoever showed no certificate: it joins, or looks whether the server is well.
+const STRANGERS_STREAMS: u32 = 4;
+/// What may be on its way on one stream, in bytes, before it is read: the least HTTP/2 has (RFC 9113 §6.9.2).
+const WINDOW: u32 = 65_535;
+/// The longest request taken, in bytes: a network's configuration, up to 64 KB, and some more.
+const REQUEST: usize = 128 * 1024;
+/// The same of whoever showed no certificate: a request for one has some 300 bytes, 8 KB at most.
+const STRANGERS_REQUEST: usize = 16 * 1024;
 /// A connection that does not answer a ping within this, sent every so often, is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a stopping server waits for calls under way.
@@ -210,7 +221,7 @@ pub struct Server<S> {
     context: Arc<Context<S>>,
     listener: TcpListener,
     http: Option<TcpListener>,
-    socket: tokio::net::UnixListener,
+    socket: std::os::unix::net::UnixListener,
     socket_path: PathBuf,
     tls: SharedConfig,
 }
@@ -283,43 +294,79 @@ impl<S: Store> Server<S> {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(flatnet_proto::DESCRIPTORS)
             .build_v1()?;
+        let reflection = reflection.max_decoding_message_size(STRANGERS_REQUEST);
         let routes = routes(&self.context).await.add_service(reflection).prepare();
-        let remote = grpc().add_routes(routes.clone());
-        let remote =
-            remote.serve_with_incoming_shutdown(listener::tls(self.listener, self.tls), until(stopped.clone()));
-        let local = grpc().add_routes(routes);
-        let local = local.serve_with_incoming_shutdown(listener::local(self.socket), until(stopped));
-        tasks.spawn(async move {
-            if let Err(error) = remote.await {
-                tracing::error!(%error, "the listener broke");
-            }
-        });
-        tasks.spawn(async move {
-            if let Err(error) = local.await {
+        let gate = Gate::new(Arc::clone(&self.context.registry));
+        let incoming = listener::tls(self.listener, self.tls, Arc::clone(&self.context.registry));
+        let known = grpc(STREAMS).layer(gate.clone()).add_routes(routes.clone());
+        let known = known.serve_with_incoming_shutdown(incoming.known, until(stopped.clone()));
+        let strangers = grpc(STRANGERS_STREAMS).layer(gate.clone()).add_routes(routes.clone());
+        let strangers = strangers.serve_with_incoming_shutdown(incoming.strangers, until(stopped.clone()));
+        for (served, what) in [(known.boxed(), "the listener broke"), (strangers.boxed(), "the listener broke")] {
+            tasks.spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, what);
+                }
+            });
+        }
+        let local = grpc(STREAMS).layer(gate).add_routes(routes);
+        let socket = self.socket;
+        let local = beside(async move {
+            let served = async {
+                let incoming = listener::local(socket)?;
+                local.serve_with_incoming_shutdown(incoming, until(stopped)).await.map_err(std::io::Error::other)
+            };
+            if let Err(error) = served.await {
                 tracing::error!(%error, "the local socket broke");
             }
         });
+        let path = self.socket_path;
+        tasks.spawn(local.map_err(|source| ServerError::Io { path: path.clone(), source })?);
         stop.await;
         // Watches end by this, and with them what holds connections open.
         self.context.stopping.send_replace(true);
         let _ = tokio::time::timeout(LAST_ANSWERS, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
-        let path = self.socket_path;
         std::fs::remove_file(&path).map_err(|source| ServerError::Io { path, source })
     }
 }
 
-fn grpc() -> Grpc {
+/// Runs `work` on a thread of its own, that no number of remote ends keeps busy: the local administrator is heard whatever
+/// goes on. What is returned ends with it, and dropped ends it.
+fn beside(
+    work: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (wanted, dropped) = oneshot::channel::<()>();
+    let (tell, ended) = oneshot::channel();
+    std::thread::Builder::new().name("local".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = work => {}
+                _ = dropped => {}
+            }
+        });
+        // The server may have stopped waiting.
+        let _ = tell.send(());
+    })?;
+    Ok(async move {
+        let _wanted = wanted;
+        // Its sender is dropped only when it has ended.
+        let _ = ended.await;
+    })
+}
+
+fn grpc(streams: u32) -> Grpc {
     Grpc::builder()
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .http2_max_header_list_size(16 * 1024)
+        .http2_max_header_list_size(8 * 1024)
 }
 
 async fn routes<S: Store>(context: &Arc<Context<S>>) -> Routes {
-    /// The longest request taken, in bytes.
-    const REQUEST: usize = 1024 * 1024;
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut ready = context.ready.subscribe();
     tokio::spawn(async move {
@@ -338,8 +385,8 @@ async fn routes<S: Store>(context: &Arc<Context<S>>) -> Routes {
     let enrollment = enrollment::EnrollmentService { context: Arc::clone(context) };
     let node = node::NodeService { context: Arc::clone(context) };
     let admin = admin::AdminService { context: Arc::clone(context) };
-    Routes::new(health_service)
-        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 * 1024))
+    Routes::new(health_service.max_decoding_message_size(STRANGERS_REQUEST))
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(STRANGERS_REQUEST))
         .add_service(NodeServer::new(node).max_decoding_message_size(REQUEST))
         .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST))
 }

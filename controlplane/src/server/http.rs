@@ -12,6 +12,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::Context;
+use crate::http_limit::Limited;
 use crate::store::Store;
 
 /// OpenMetrics 1.0, which every Prometheus since 2.5 reads.
@@ -24,7 +25,7 @@ pub async fn serve<S: Store>(listener: TcpListener, context: Arc<Context<S>>) {
         .route("/readyz", get(readyz::<S>))
         .route("/metrics", get(metrics::<S>))
         .with_state(context);
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(Limited::new(listener), router).await {
         tracing::error!(%error, "the HTTP listener broke");
     }
 }

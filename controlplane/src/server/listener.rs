@@ -1,4 +1,8 @@
-//! Connections: TLS handshakes that must be quick, bounded in number, and what they say of the other end.
+//! Connections: TLS handshakes that must be quick, bounded in number by whose they are, and what they say of the other end.
+//!
+//! Three kinds, each with places of its own: handshakes under way, whoever got through without a certificate, and nodes and
+//! administrators. Nobody stands in another kind's line, and of the first two a source address that comes alone finds a
+//! place however many somebody else has taken.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::IpAddr;
@@ -13,37 +17,84 @@ use futures::Stream;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Sleep, sleep};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::caller::Peer;
-use crate::pki;
+use super::registry::Registry;
+use crate::pki::{self, Holder, Identity};
+use crate::seats::{Seat, Seats, descriptors, source};
 
-/// How long a handshake may take.
+/// How long the first message of a handshake, the ClientHello, may take: one packet.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the rest may take, and waiting for a place.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections of whoever showed no certificate, handshakes under way among them: each costs some 50 KB. Whoever joins is
-/// done within a second.
+/// Handshakes under way at a time, some 10 KB each; beyond, the oldest of the address that has most gives way. A node's
+/// takes some milliseconds.
+const PENDING: usize = 1024;
+/// Connections of whoever showed no certificate: each costs some 50 KB and what [`super::STRANGERS_STREAMS`] allow. Whoever
+/// joins is done within a second.
 const STRANGERS: usize = 256;
 /// How long such a connection lasts at most.
 const STRANGER_LIFE: Duration = Duration::from_secs(20);
+/// Connections of one node: its own, that of before a reboot or a rotation, and some more.
+const OF_A_NODE: usize = 8;
+/// Connections of one administrator's certificate: scripts that run side by side.
+const OF_AN_ADMIN: usize = 64;
+/// How long a node whose rights have ended still hears why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Connections that are ready and not yet taken.
 const READY: usize = 64;
 
 /// The server's side of TLS; replaced when its certificate is renewed.
 pub type SharedConfig = Arc<RwLock<Arc<ServerConfig>>>;
 
+/// How many connections there may be, by this process's descriptors.
+struct Places {
+    pending: Arc<Seats<IpAddr>>,
+    strangers: Arc<Seats<IpAddr>>,
+    known: Arc<Seats<Identity>>,
+    /// Descriptors of handshakes: one that lost its place has its own for a moment more.
+    accepted: Arc<Semaphore>,
+}
+
+impl Places {
+    /// An eighth of the descriptors is never a remote end's, nor what the HTTP listener may have: they are the local
+    /// administrator's and the store's.
+    fn of(descriptors: usize) -> Self {
+        let remote = descriptors.saturating_sub(descriptors / 8).saturating_sub(descriptors / 10).max(8);
+        let (pending, strangers) = (PENDING.min(remote / 4), STRANGERS.min(remote / 4));
+        let accepted = pending + pending / 4;
+        Self {
+            pending: Seats::new(pending),
+            strangers: Seats::new(strangers),
+            known: Seats::new(remote.saturating_sub(accepted + strangers)),
+            accepted: Arc::new(Semaphore::new(accepted.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+}
+
+/// What gets through its handshake.
+pub struct Incoming {
+    /// Nodes and administrators.
+    pub known: ReceiverStream<Result<TlsConnection>>,
+    /// Everybody else.
+    pub strangers: ReceiverStream<Result<TlsConnection>>,
+}
+
 /// Every TLS connection that gets through its handshake.
-pub fn tls(listener: TcpListener, config: SharedConfig) -> impl Stream<Item = Result<TlsConnection>> {
-    let (sender, receiver) = mpsc::channel(READY);
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+pub fn tls(listener: TcpListener, config: SharedConfig, registry: Arc<Registry>) -> Incoming {
+    let (known, known_receiver) = mpsc::channel(READY);
+    let (strangers, strangers_receiver) = mpsc::channel(READY);
+    let places = Arc::new(Places::of(descriptors()));
     tokio::spawn(async move {
         loop {
-            // Nobody is accepted while too many strangers are here: they end within seconds, and the kernel's queue waits.
-            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else { return };
+            // Free within moments: whoever loses its place ends at once.
+            let Ok(accepted) = Arc::clone(&places.accepted).acquire_owned().await else { return };
             let (tcp, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
@@ -54,48 +105,129 @@ pub fn tls(listener: TcpListener, config: SharedConfig) -> impl Stream<Item = Re
                         continue;
                     }
                 },
-                () = sender.closed() => return,
+                () = known.closed() => return,
             };
-            let acceptor = TlsAcceptor::from(Arc::clone(&config.read().unwrap_or_else(PoisonError::into_inner)));
-            let sender = sender.clone();
+            let address = address.ip().to_canonical();
+            let Some(mut seat) = places.pending.take_newest(&source(address)) else { continue };
+            let config = Arc::clone(&config.read().unwrap_or_else(PoisonError::into_inner));
+            let (places, registry) = (Arc::clone(&places), Arc::clone(&registry));
+            let (known, strangers) = (known.clone(), strangers.clone());
             tokio::spawn(async move {
-                if let Some(connection) = shake_hands(acceptor, tcp, address.ip().to_canonical(), permit).await {
+                let let_in = async {
+                    let (stream, holder) = shake_hands(tcp, config, address).await?;
+                    let connection = places.seat(stream, address, holder, &registry).await?;
+                    let sender = if connection.is_known { &known } else { &strangers };
                     // Closed: the server is stopping.
-                    let _ = sender.send(Ok(connection)).await;
+                    sender.send(Ok(connection)).await.ok()
+                };
+                tokio::select! {
+                    _ = let_in => {}
+                    () = seat.lost() => {}
                 }
+                drop(accepted);
             });
         }
     });
-    ReceiverStream::new(receiver)
+    Incoming { known: ReceiverStream::new(known_receiver), strangers: ReceiverStream::new(strangers_receiver) }
 }
 
 async fn shake_hands(
-    acceptor: TlsAcceptor,
     tcp: TcpStream,
+    config: Arc<ServerConfig>,
     address: IpAddr,
-    permit: OwnedSemaphorePermit,
-) -> Option<TlsConnection> {
+) -> Option<(TlsStream<TcpStream>, Option<Holder>)> {
     // Small answers wait for nothing.
     let _ = tcp.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-        Ok(Ok(stream)) => stream,
+    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
+    let shaken = match timeout(HELLO_TIMEOUT, hello).await {
+        Ok(Ok(hello)) => timeout(HANDSHAKE_TIMEOUT, hello.into_stream(config)).await,
+        Ok(Err(error)) => Ok(Err(error)),
+        Err(elapsed) => Err(elapsed),
+    };
+    match shaken {
+        Ok(Ok(stream)) => {
+            let holder = stream.get_ref().1.peer_certificates().and_then(|chain| pki::holder(chain.first()?));
+            Some((stream, holder))
+        }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "handshake failed");
-            return None;
+            None
         }
-        Err(_) => return None,
-    };
-    let holder = stream.get_ref().1.peer_certificates().and_then(|chain| pki::holder(chain.first()?));
-    let stranger = holder.is_none().then(|| (permit, Box::pin(sleep(STRANGER_LIFE))));
-    Some(TlsConnection { stream, peer: Peer::Remote { address, holder }, stranger })
+        Err(_) => None,
+    }
 }
+
+impl Places {
+    /// A place among those of its kind. One whose rights have ended is a stranger that is told so.
+    async fn seat(
+        &self,
+        stream: TlsStream<TcpStream>,
+        address: IpAddr,
+        holder: Option<Holder>,
+        registry: &Arc<Registry>,
+    ) -> Option<TlsConnection> {
+        let known = match &holder {
+            Some(Holder { identity: identity @ Identity::Node(node), key_hash, .. }) => {
+                let rights = (*node, key_hash.clone());
+                (!registry.is_cut(*node, key_hash)).then(|| (identity.clone(), OF_A_NODE, Some(rights)))
+            }
+            Some(Holder { identity: identity @ Identity::Admin(_), .. }) => Some((identity.clone(), OF_AN_ADMIN, None)),
+            _ => None,
+        };
+        let (is_known, ends): (bool, Ends) = match known {
+            Some((identity, most, rights)) => {
+                // `None`: a descriptor for everybody who has more than one is there no more.
+                let seat = self.known.take(&identity, most)?;
+                (true, Box::pin(end_of_known(seat, rights, Arc::clone(registry))))
+            }
+            None => {
+                let group = source(address);
+                let seat = timeout(HANDSHAKE_TIMEOUT, async {
+                    loop {
+                        let freed = self.strangers.freed();
+                        if let Some(seat) = self.strangers.take(&group, usize::MAX) {
+                            return seat;
+                        }
+                        freed.await;
+                    }
+                });
+                let mut seat = seat.await.ok()?;
+                (false, Box::pin(async move { drop(timeout(STRANGER_LIFE, seat.lost()).await) }))
+            }
+        };
+        Some(TlsConnection { stream, peer: Peer::Remote { address, holder }, is_known, ends })
+    }
+}
+
+/// Ends when the place is lost, or the node's rights are.
+async fn end_of_known(
+    mut seat: Seat<Identity>,
+    rights: Option<(flatnet_model::NodeId, String)>,
+    registry: Arc<Registry>,
+) {
+    let cut = async {
+        match rights {
+            Some((node, key_hash)) => registry.cut(node, &key_hash).await,
+            None => std::future::pending().await,
+        }
+        sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = seat.lost() => {}
+        () = cut => {}
+    }
+}
+
+/// When a connection's time is up.
+type Ends = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One connection over TLS.
 pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    /// Of one without a certificate: its place among them, and its end.
-    stranger: Option<(OwnedSemaphorePermit, Pin<Box<Sleep>>)>,
+    is_known: bool,
+    /// Holds its place.
+    ends: Ends,
 }
 
 impl Connected for TlsConnection {
@@ -107,15 +239,17 @@ impl Connected for TlsConnection {
 }
 
 impl TlsConnection {
-    /// An error once a stranger's time is up. Asked whatever is done next: HTTP/2 does not read while what it has to say
-    /// cannot be written, and whoever never reads would stay.
+    /// An error once its time is up. Asked whatever is done next: HTTP/2 does not read while what it has to say cannot be
+    /// written, and whoever never reads would stay.
     fn check_time(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        if let Some((_, end)) = &mut self.stranger
-            && end.as_mut().poll(cx).is_ready()
-        {
-            return Err(Error::new(ErrorKind::TimedOut, "no certificate, and time is up"));
+        match self.ends.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => {
+                // Not to be asked again, and the place stays its own until it is dropped, which is next.
+                self.ends = Box::pin(std::future::ready(()));
+                Err(Error::new(ErrorKind::TimedOut, "its time is up, or its place another one's"))
+            }
         }
-        Ok(())
     }
 }
 
@@ -144,25 +278,26 @@ impl AsyncWrite for TlsConnection {
 }
 
 /// Listens on the local socket at `path`, its owner's alone.
-pub fn bind_local(path: &Path) -> Result<UnixListener> {
+pub fn bind_local(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// Every connection on the local socket.
-pub fn local(listener: UnixListener) -> impl Stream<Item = Result<LocalConnection>> {
-    futures::stream::unfold(listener, |listener| async move {
+/// Every connection on the local socket, in the runtime that this is called in.
+pub fn local(listener: std::os::unix::net::UnixListener) -> Result<impl Stream<Item = Result<LocalConnection>>> {
+    Ok(futures::stream::unfold(UnixListener::from_std(listener)?, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| LocalConnection(stream));
         if accepted.is_err() {
             sleep(Duration::from_millis(50)).await;
         }
         Some((accepted, listener))
-    })
+    }))
 }
 
 /// One connection on the local socket.

@@ -155,17 +155,19 @@ impl Registry {
     pub async fn cut(&self, node: NodeId, key_hash: &str) {
         let mut news = self.cut.subscribe();
         loop {
-            let is_cut = {
-                let known = self.known.borrow();
-                let found = known.as_ref().and_then(|known| known.get(&node));
-                found.is_some_and(|found| found.revoked || found.removed || found.key_sha256 != key_hash)
-            };
-            if is_cut {
+            if self.is_cut(node, key_hash) {
                 return;
             }
             // Its sender is here.
             let _ = news.changed().await;
         }
+    }
+
+    /// Whether the rights of a node with a certificate for `key_hash` are known to have ended.
+    pub fn is_cut(&self, node: NodeId, key_hash: &str) -> bool {
+        let known = self.known.borrow();
+        let found = known.as_ref().and_then(|known| known.get(&node));
+        found.is_some_and(|found| found.revoked || found.removed || found.key_sha256 != key_hash)
     }
 
     /// All of them, also those whose rights have ended.

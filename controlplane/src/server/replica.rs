@@ -17,7 +17,8 @@ use tonic::transport::server::Connected;
 
 use super::audit::Audit;
 use super::caller::Peer;
-use super::{Context, PKI, ServerError, grpc, probe, routes};
+use super::gate::Gate;
+use super::{Context, PKI, STREAMS, ServerError, grpc, probe, routes};
 use crate::clock;
 use crate::pki::{self, Authority};
 use crate::store::Store;
@@ -62,7 +63,10 @@ impl Replica {
         tasks.spawn(probe(Arc::clone(&context)));
         let (incoming, connections) = mpsc::channel(READY);
         let routes = routes(&context).await.prepare();
-        let serving = grpc().add_routes(routes).serve_with_incoming(ReceiverStream::new(connections));
+        let serving = grpc(STREAMS)
+            .layer(Gate::new(Arc::clone(&context.registry)))
+            .add_routes(routes)
+            .serve_with_incoming(ReceiverStream::new(connections));
         // Ends with the simulation's connections.
         tasks.spawn(async move { drop(serving.await) });
         Ok(Self { incoming, ca_hash, _tasks: tasks })
