@@ -180,12 +180,25 @@ pub async fn acquire<S: Store>(
         return Err(AcquireError::NoConfig { network: request.keys.network().to_string() });
     };
     let known = request.known.clone();
-    let mut attempt = Attempt { store, request, config, granted: None, known, outcome_unknown: false };
-    let result = attempt.run(random).await;
-    if result.is_err() {
-        attempt.abandon().await;
-    }
-    result
+    let attempt = Attempt { store, request, config, refresh_only: false, granted: None, known, outcome_unknown: false };
+    attempt.end(random).await
+}
+
+/// Refreshes the lease that this node holds on what it held before, whatever else it asks for, and nothing but that: under a
+/// configuration that may be anybody's word. [`AcquireError::Busy`]: it does not hold it any more.
+pub async fn refresh<S: Store>(
+    store: &S,
+    request: &ClaimRequest,
+    state: &NetworkState,
+    random: &mut impl Random,
+) -> Result<Claim, AcquireError> {
+    let Some(config) = state.valid_config() else {
+        return Err(AcquireError::NoConfig { network: request.keys.network().to_string() });
+    };
+    // What is known may be old: that the lease is there is read.
+    let attempt =
+        Attempt { store, request, config, refresh_only: true, granted: None, known: None, outcome_unknown: false };
+    attempt.end(random).await
 }
 
 /// How often a claim is tried before the caller is told: with a pause of about 20 ms each, ten nodes that start at once
@@ -198,6 +211,8 @@ struct Attempt<'a, S> {
     store: &'a S,
     request: &'a ClaimRequest,
     config: &'a NetworkConfig,
+    /// Nothing but what is held already may be written.
+    refresh_only: bool,
     /// A store's lease granted and not used yet.
     granted: Option<EtcdLease>,
     /// Used once.
@@ -207,6 +222,14 @@ struct Attempt<'a, S> {
 }
 
 impl<S: Store> Attempt<'_, S> {
+    async fn end(mut self, random: &mut impl Random) -> Result<Claim, AcquireError> {
+        let result = self.run(random).await;
+        if result.is_err() {
+            self.abandon().await;
+        }
+        result
+    }
+
     async fn run(&mut self, random: &mut impl Random) -> Result<Claim, AcquireError> {
         for _ in 0..ATTEMPTS {
             if let Some(claim) = self.once(random).await? {
@@ -229,6 +252,10 @@ impl<S: Store> Attempt<'_, S> {
         };
         if plan.is_ahead_of(&survey) {
             return Ok(None);
+        }
+        // The transaction compares the lease that is written over, so this holds when it happens too.
+        if self.refresh_only && !plan.refreshes(self.request.previous) {
+            return Err(AcquireError::Busy(1));
         }
         let etcd_lease = self.etcd_lease(&plan).await?;
         let value = encode_lease(&self.request.publication, Some(&self.request.owner));

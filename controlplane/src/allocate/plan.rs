@@ -278,6 +278,11 @@ impl Plan {
         self.replaces.as_ref().and_then(|replaced| replaced.etcd_lease)
     }
 
+    /// Whether it writes over this node's own lease on `held`, and takes nothing else.
+    pub(super) fn refreshes(&self, held: Option<SubnetKey>) -> bool {
+        self.origin == Origin::Refreshed && self.replaces.is_some() && Some(self.subnets) == held
+    }
+
     /// Whether a claim was written after the leases were read: whose lease that is does not show in them, and comparing the
     /// claim as it is now would not tell.
     pub(super) fn is_ahead_of(&self, survey: &Survey) -> bool {

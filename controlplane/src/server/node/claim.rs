@@ -19,8 +19,17 @@ use crate::server::registry;
 use crate::store::{KeyRange, Store};
 use crate::wire::{self, refusal};
 
-/// A lease's shortest and longest time to live, as the agent's flag allows and as etcd does (`lease.MaxLeaseTTL`), seconds.
-const TTL_SECS: std::ops::RangeInclusive<u64> = 10..=9_000_000_000;
+/// A lease's shortest and longest time to live, seconds: the shortest as the agent's flag allows, the longest for a host that is
+/// away over a holiday. A longer one would keep a subnet from everybody for ever.
+const TTL_SECS: std::ops::RangeInclusive<u64> = 10..=30 * 24 * 3600;
+
+/// The configuration to claim under.
+enum Under {
+    /// The store's.
+    Stored(ConfigState),
+    /// What the caller says: for what it holds, and nothing else.
+    Offered(NetworkConfig),
+}
 
 impl<S: Store> NodeService<S> {
     pub(super) async fn do_acquire(
@@ -34,11 +43,14 @@ impl<S: Store> NodeService<S> {
             Some(message.previous.as_str()).filter(|text| !text.is_empty()).map(wire::subnets).transpose()?;
         let publication = wire::publication(&message.publication, any_subnets()?)?;
         if !TTL_SECS.contains(&message.ttl_secs) {
-            return Err(Status::invalid_argument(format!("a lease lives {TTL_SECS:?} s")));
+            return Err(Status::invalid_argument("a lease lives 10 s to 30 days: --lease-ttl"));
         }
         registry::check_may_hold(self.store(), caller.node).await?;
         self.check_nobody_elses(&keys, caller.node, &publication).await?;
-        let config = self.config_for(&keys, caller.node, previous, &message.config).await?;
+        let (config, refresh_only) = match self.config_for(&keys, caller.node, previous, &message.config).await? {
+            Under::Stored(config) => (config, false),
+            Under::Offered(config) => (ConfigState::Valid(config), true),
+        };
         if let (Some(previous), ConfigState::Valid(config)) = (previous, &config) {
             self.check_was_held(&keys, caller.node, config, previous).await?;
         }
@@ -49,7 +61,7 @@ impl<S: Store> NodeService<S> {
             // A lease of this host's from before: only the host itself calls from its address.
             adopt: publication.public_ip.map(std::net::IpAddr::V4) == Some(caller.address)
                 || publication.public_ipv6.map(std::net::IpAddr::V6) == Some(caller.address),
-            wanted: wire::wanted(&message.wanted)?,
+            wanted: if refresh_only { Vec::new() } else { wire::wanted(&message.wanted)? },
             ttl: Duration::from_secs(message.ttl_secs),
             keys,
             owner,
@@ -57,7 +69,11 @@ impl<S: Store> NodeService<S> {
             previous,
         };
         let state = NetworkState { config, ..NetworkState::default() };
-        let claim = allocate::acquire(self.store(), &request, &state, &mut OsRandom).await;
+        let claim = if refresh_only {
+            allocate::refresh(self.store(), &request, &state, &mut OsRandom).await
+        } else {
+            allocate::acquire(self.store(), &request, &state, &mut OsRandom).await
+        };
         let claim = claim.map_err(|error| refusal::acquire(&error))?;
         // Whoever drained or revoked the node since it was looked at, perhaps at another replica, may have looked for its
         // leases before this one was there.
@@ -79,7 +95,7 @@ impl<S: Store> NodeService<S> {
         node: NodeId,
         previous: Option<SubnetKey>,
         offered: &[u8],
-    ) -> Result<ConfigState, Status> {
+    ) -> Result<Under, Status> {
         let reply = self.store().range(&KeyRange::key(&keys.config())).await;
         let found = reply.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
         let stored = found.and_then(|kv| decode_config(&kv.value).ok()).map(|(config, _)| config);
@@ -94,7 +110,7 @@ impl<S: Store> NodeService<S> {
             if let Some(offered) = &offered
                 && matches!(self.own_lease(keys, previous, node).await, Ok(Some(_)))
             {
-                return Ok(ConfigState::Valid(offered.clone()));
+                return Ok(Under::Offered(offered.clone()));
             }
             if let Some(stored) = &stored {
                 // Of a family that the network has no more, or has beside, the library would choose a new subnet: containers
@@ -113,7 +129,7 @@ impl<S: Store> NodeService<S> {
             // knows. It asks again.
             return Err(refusal::acquire(&allocate::AcquireError::Busy(1)));
         }
-        Ok(stored.map_or(ConfigState::Missing, ConfigState::Valid))
+        Ok(Under::Stored(stored.map_or(ConfigState::Missing, ConfigState::Valid)))
     }
 
     /// Refuses a previous subnet that is larger than those the network hands out, unless the store knows that the node held it:
@@ -230,3 +246,6 @@ fn same_identity(a: &BackendData, b: &BackendData) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

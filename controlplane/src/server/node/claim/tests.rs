@@ -1,0 +1,110 @@
+//! What a node gets while it changes its own records beside its call.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use flatnet_model::{BackendKind, NetworkName};
+
+use super::*;
+use crate::flannel::encode_lease;
+use crate::pki::Authority;
+use crate::server::Context;
+use crate::server::audit::Audit;
+use crate::server::caller::Peer;
+use crate::store::memory::{Fault, MemoryStore};
+
+/// The network, and what a node says of it: another family beside, and larger subnets.
+const STORED: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
+const OFFERED: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":18,"EnableIPv6":true,"IPv6Network":"fd50::/48","Backend":{"Type":"host-gw"}}"#;
+/// What each call of the store takes, and what of that is passed over from one try to the next.
+const CALL: Duration = Duration::from_millis(100);
+const STEP: Duration = Duration::from_millis(50);
+
+pub(in crate::server::node) fn service(name: &str, store: &MemoryStore) -> NodeService<MemoryStore> {
+    let dir = std::env::temp_dir().join(format!("flatnet-{name}-{}", std::process::id()));
+    let authority = Authority::open(&dir).unwrap();
+    let audit = Audit::open(&dir).unwrap();
+    let context = Context::new(Arc::new(store.client()), "memory", "/coreos.com/network".to_owned(), authority, audit);
+    // What is open stays so.
+    std::fs::remove_dir_all(&dir).unwrap();
+    NodeService { context: Arc::new(context) }
+}
+
+pub(in crate::server::node) fn caller(node: u128, address: Ipv4Addr) -> NodeCaller {
+    let address = IpAddr::V4(address);
+    NodeCaller {
+        node: NodeId::new(node),
+        key_hash: String::new(),
+        address,
+        peer: Peer::Remote { address, holder: None },
+    }
+}
+
+pub(in crate::server::node) fn keys() -> NetworkKeys {
+    NetworkKeys::new(&NetworkName::default_network(), "/coreos.com/network")
+}
+
+fn request(previous: &str, config: &str, wanted: &[&str]) -> proto::AcquireRequest {
+    let publication = Publication {
+        public_ip: Some(Ipv4Addr::new(192, 0, 2, 1)),
+        public_ipv6: Some("2001:db8::1".parse().unwrap()),
+        backend: BackendKind::HostGw,
+        data: BackendData::None,
+        data_v6: BackendData::None,
+        besides: Vec::new(),
+    };
+    proto::AcquireRequest {
+        network: "default".to_owned(),
+        instance: Some(proto::Instance { name: "m".to_owned(), nonce: format!("{:032x}", 1) }),
+        publication: encode_lease(&publication, None),
+        wanted: wanted.iter().map(|net| (*net).to_owned()).collect(),
+        previous: previous.to_owned(),
+        ttl_secs: 3600,
+        config: config.as_bytes().to_vec(),
+    }
+}
+
+/// The lease is given back at every moment of a call that names it: between any two looks at the store.
+#[tokio::test(start_paused = true)]
+async fn under_a_configuration_of_its_own_making_a_node_gets_nothing_but_what_it_holds() {
+    let mut refreshed = 0;
+    for step in 0..60 {
+        let store = MemoryStore::new();
+        store.put(keys().config(), STORED, None);
+        let service = service("race", &store);
+        let caller = caller(1, Ipv4Addr::new(192, 0, 2, 1));
+        let held = service.do_acquire(&caller, &request("", STORED, &[])).await.unwrap();
+        let key = held.lease.subnets.to_string();
+        service.context.store.fault_next(std::iter::repeat_n(Fault::Delay(CALL), 200));
+        let message = request(&key, OFFERED, &["10.100.64.0/18"]);
+        let release = async {
+            tokio::time::sleep(STEP * step).await;
+            let other = store.client();
+            allocate::release(&other, &keys(), &held).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(service.do_acquire(&caller, &message), release);
+        if let Ok(claim) = answer {
+            assert_eq!(claim.lease.subnets, held.lease.subnets, "step {step}");
+            refreshed += 1;
+        }
+        let prefix = keys().subnets();
+        for found in store.dump().keys().filter_map(|key| std::str::from_utf8(key).ok()?.strip_prefix(&prefix)) {
+            assert_eq!(found, key, "step {step}");
+        }
+    }
+    assert!(refreshed > 0, "it was given back before the last moment each time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_lives_no_longer_than_thirty_days() {
+    let store = MemoryStore::new();
+    store.put(keys().config(), STORED, None);
+    let service = service("ttl", &store);
+    for (ttl_secs, good) in
+        [(0, false), (9, false), (10, true), (2_592_000, true), (2_592_001, false), (u64::MAX, false)]
+    {
+        let message = proto::AcquireRequest { ttl_secs, ..request("", STORED, &[]) };
+        let answer = service.do_acquire(&caller(1, Ipv4Addr::new(192, 0, 2, 1)), &message).await;
+        assert_eq!(answer.is_ok(), good, "{ttl_secs} s");
+    }
+}
