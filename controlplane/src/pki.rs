@@ -224,7 +224,16 @@ impl Authority {
         }
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr)).map_err(invalid)?;
-        self.sign(identity, &request.public_key, lifetime)
+        let issued = self.sign(identity, &request.public_key, lifetime)?;
+        // A key of one kind signed with another kind's hash is written down as that other kind's: nobody could use it.
+        let written = validity(&issued.certificate).map(|(_, key)| sha256(&key));
+        if written.is_none() || written != request_key_hash(csr) {
+            return Err(PkiError::Invalid(
+                "the certificate request's key and its signature are not of one kind: P-256 with SHA-256, P-384 with SHA-384, or Ed25519"
+                    .to_owned(),
+            ));
+        }
+        Ok(issued)
     }
 
     /// A certificate and the key made for it.

@@ -107,3 +107,48 @@ fn identities_are_read_strictly() {
         assert_eq!(Identity::parse(bad), None, "{bad}");
     }
 }
+
+/// Requests that OpenSSL made: key, hash of the signature, DER in base64.
+const REQUESTS: [(&str, &str, bool); 5] = [
+    (
+        "P-384, SHA-384",
+        "MIIBBDCBiwIBADAMMQowCAYDVQQDDAF4MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEbSCFMSen0sR/pjy2v0HUs5dlYKH2Gc7uarks5GJE9S36nT+sygXO7VDfu7ZtWqYeRfJno1XA+0/MHm8M0O0bVhBNOBMGtDzJPQdIACkF35KJxR29WveT5pVMKQShQFuAoAAwCgYIKoZIzj0EAwMDaAAwZQIwR8eBZ6C0DHH5IGq2UxuhEFGyoJ+t9TE64VGpMrduyi9cp2KQz2spEAJgcQAxbcwSAjEA7nnLiZJyzWNpanFfqHCspNjl3IhT5UzqUGFeV2mJna7jj7gDuWuxcowwMK7EN8T6",
+        true,
+    ),
+    (
+        "Ed25519",
+        "MIGLMD8CAQAwDDEKMAgGA1UEAwwBeDAqMAUGAytlcAMhAPM6Hx0eYqi7pxK2Cs2/bj/yDiNQmVCEEciqdI6JZVHcoAAwBQYDK2VwA0EAQZ0nC1gouM7J9siwYHXmEC6lnrJvuvsIvu5N89RXpP6hUIRrXKQnpkikNT+8WXDVYDusdnvb4m5M6JhKVI5FDQ==",
+        true,
+    ),
+    (
+        "P-384, SHA-256",
+        "MIIBBTCBiwIBADAMMQowCAYDVQQDDAF4MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEbSCFMSen0sR/pjy2v0HUs5dlYKH2Gc7uarks5GJE9S36nT+sygXO7VDfu7ZtWqYeRfJno1XA+0/MHm8M0O0bVhBNOBMGtDzJPQdIACkF35KJxR29WveT5pVMKQShQFuAoAAwCgYIKoZIzj0EAwIDaQAwZgIxANYBFw50yZQWQNqm2EtqZw2l2/+rCoLZL3I2ht223biunNcBn5RYr7HANoNGW2sj1wIxAPEKxX3T1JI7rU/5StmlCfbxZqkL9dlu404dWV2JvcUY9AetWmwOZ3zdrJccag+myQ==",
+        false,
+    ),
+    (
+        "P-256, SHA-384",
+        "MIHHMG4CAQAwDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABKX4eVaIbePuy44FebIHlsgf2ycpNYkDEvRcijsn7XkKoW4za/QSEOZbjE9Xd5Lo9fPj5HDEp7QDBe2pAwcOGiCgADAKBggqhkjOPQQDAwNJADBGAiEAyx/qiBtOZxkziyY04YzUb8AHLqCL1FMZC6qoq7VunI8CIQDx1NhItwiU49gxFcm6jvgwWo6ap8rGk1i6HAWOLbuPJA==",
+        false,
+    ),
+    (
+        "P-256, SHA-512",
+        "MIHGMG4CAQAwDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABKX4eVaIbePuy44FebIHlsgf2ycpNYkDEvRcijsn7XkKoW4za/QSEOZbjE9Xd5Lo9fPj5HDEp7QDBe2pAwcOGiCgADAKBggqhkjOPQQDBANIADBFAiAVh9hJfQivxx4jpSxZsz52MEH7bQ4XJ53qiSht3q0bmgIhAMBB6C/0D9wXAg/cel/a6rhViZzu/v2KrAmYwMZIhh5T",
+        false,
+    ),
+];
+
+#[test]
+fn a_request_whose_key_and_signature_are_not_of_one_kind_gets_no_certificate() {
+    use base64::Engine;
+    let dir = scratch("kinds");
+    let authority = Authority::open(&dir).unwrap();
+    for (kind, request, good) in REQUESTS {
+        let csr = base64::engine::general_purpose::STANDARD.decode(request).unwrap();
+        let issued = authority.issue(&Identity::Node(NodeId::new(1)), &csr, NODE_LIFETIME);
+        assert_eq!(issued.is_ok(), good, "{kind}");
+        if let Ok(issued) = issued {
+            assert_eq!(holder(&issued.certificate).map(|holder| holder.key_hash), request_key_hash(&csr), "{kind}");
+        }
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}

@@ -14,6 +14,7 @@ use super::keys::TOKENS;
 use super::registry::{self, Registration};
 use crate::clock;
 use crate::pki::{sha256, unix_seconds};
+use crate::seats::source;
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 use crate::wire::refusal;
 
@@ -235,6 +236,7 @@ pub struct Failures(Mutex<Window>);
 
 struct Window {
     began: Instant,
+    /// An IPv6 network of /64 is one address: whoever has one has 2^64.
     by_address: HashMap<Option<IpAddr>, u32>,
 }
 
@@ -281,6 +283,7 @@ impl Failures {
 
 impl Window {
     fn key(&self, address: Option<IpAddr>) -> Option<IpAddr> {
+        let address = address.map(source);
         address.filter(|_| self.by_address.len() < ADDRESSES || self.by_address.contains_key(&address))
     }
 }

@@ -207,9 +207,9 @@ async fn without_a_certificate_there_is_nothing_but_joining() {
     let channel = channel::tls(&fleet.server(), config).unwrap();
     let mut node = NodeClient::new(channel.clone());
     let watch = node.watch(proto::WatchRequest { network: "default".to_owned(), position: None }).await;
-    assert_eq!(watch.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(watch.unwrap_err().code(), Code::Unauthenticated);
     let mut admin = AdminClient::new(channel);
-    assert_eq!(admin.list_nodes(proto::Nothing {}).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(admin.list_nodes(proto::Nothing {}).await.unwrap_err().code(), Code::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,6 +430,8 @@ async fn every_change_is_in_the_audit_log_and_no_secret_is() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["action"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(actions, ["join", "acquire", "create-network"]);
+    let of_admins = std::fs::read_to_string(fleet.dir.path().join("data/audit-admin.log")).unwrap();
+    assert_eq!(of_admins, log.lines().skip(2).map(|line| format!("{line}\n")).collect::<String>());
     // What no agent sends is no attempt to note, and does not go on for ever.
     let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
     let stranger = channel::tls(&fleet.server(), config).unwrap();

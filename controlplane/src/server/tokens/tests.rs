@@ -102,6 +102,14 @@ async fn bad_tokens_are_heard_a_few_times_a_minute_and_others_are_not_made_to_wa
     assert!(failures.0.lock().unwrap().by_address.len() <= ADDRESSES + 1, "bounded");
     tokio::time::advance(WINDOW).await;
     assert!(failures.may_try(bad).is_ok());
+    // All addresses of one IPv6 network are one.
+    for host in 0..5_000_u128 {
+        failures.failed(Some(std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) + host).into()));
+    }
+    assert!(failures.may_try(Some("2001:db8::ffff".parse().unwrap())).is_err());
+    for other in ["2001:db8:0:1::1", "192.0.2.3"] {
+        assert!(failures.may_try(Some(other.parse().unwrap())).is_ok(), "{other}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
