@@ -26,7 +26,7 @@ use crate::object::{
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
-pub use vxlan::vtep_mac;
+pub use flatnet_model::vtep_mac;
 
 /// Bytes of headers a backend puts round an IP packet, so that the result is an IP packet of the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

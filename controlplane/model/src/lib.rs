@@ -18,6 +18,7 @@ pub mod node;
 pub mod pool;
 pub mod state;
 pub mod subnet;
+pub mod vtep;
 pub mod wireguard;
 
 pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig, earlier_backends};
@@ -28,4 +29,5 @@ pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};
 pub use pool::Pool;
 pub use subnet::SubnetKey;
+pub use vtep::vtep_mac;
 pub use wireguard::{PresharedKey, WireguardConfig, WireguardKey, WireguardMode};

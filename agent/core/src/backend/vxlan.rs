@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use flatnet_model::{
     BackendData, BackendKind, IfName, IpFamily, Lease, Mac, NetworkConfig, NodeId, Publication, Revision, SubnetKey,
-    Vni, VxlanConfig,
+    Vni, VxlanConfig, vtep_mac,
 };
 use ipnet::IpNet;
 
@@ -212,28 +212,6 @@ fn device_name(vni: Vni, family: IpFamily) -> Result<IfName, flatnet_model::net:
         IpFamily::V4 => IfName::new(&format!("flat.{vni}")),
         IpFamily::V6 => IfName::new(&format!("flat6.{vni}")),
     }
-}
-
-/// The Ethernet address of `node`'s device for `vni` over an underlay of `family`: the same after every restart, so that
-/// peers' entries stay right; another for each device, since one host has several.
-///
-/// FNV-1a (64 bits) over the node id (16 bytes, big endian), the VNI (4 bytes, big endian) and the family (4 or 6), its
-/// bits spread by MurmurHash3's finaliser, the low 48 taken. Leases in stores hold the result: never change it.
-#[must_use]
-pub fn vtep_mac(node: NodeId, vni: Vni, family: IpFamily) -> Mac {
-    /// FNV-1a's offset basis and prime for 64 bits (RFC 9923).
-    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let family = match family {
-        IpFamily::V4 => 4,
-        IpFamily::V6 => 6,
-    };
-    let bytes = node.bits().to_be_bytes().into_iter().chain(vni.get().to_be_bytes()).chain([family]);
-    let mut hash = bytes.fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    let [_, _, a, b, c, d, e, f] = (hash ^ (hash >> 33)).to_be_bytes();
-    Mac::local([a, b, c, d, e, f])
 }
 
 #[cfg(test)]
