@@ -18,6 +18,7 @@ mod gre;
 mod guard;
 mod iptables;
 mod nat;
+mod specimen;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
 pub use iptables::iptables;
+pub use specimen::specimen;
 
 /// What the firewall has to know of a network on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

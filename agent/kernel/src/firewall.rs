@@ -42,6 +42,7 @@ use held::Held;
 use iptables::{Cache, Wanted, Which};
 use memory::Memory;
 use netfilter::Netfilter;
+use program::ProgramError;
 use swap::Loaded;
 use table::Digest;
 use wire::Family;
@@ -52,6 +53,21 @@ const DRIFTED: &str = "drifted";
 /// taken as it is: that somebody changed *our* table in those milliseconds is far less likely than that they are busy with
 /// their own.
 const SWAP_TRIES: usize = 3;
+
+/// What nft says where it could read a text and the kernel refused what it says.
+const NOT_PROCESSED: &str = "Could not process rule";
+
+/// nft or the kernel does not take a ruleset.
+#[derive(Debug, thiserror::Error)]
+#[error("nft {version} cannot load the firewall that guards the tunnels")]
+pub struct RulesetRefused {
+    /// What `nft --version` says.
+    pub version: String,
+    /// nft could read it, the kernel refused it.
+    pub by_kernel: bool,
+    /// In nft's words.
+    source: ProgramError,
+}
 
 /// The firewall of one network namespace.
 pub struct Firewall {
@@ -195,6 +211,14 @@ impl Firewall {
                 refuse_with(op, &error)
             }
         }
+    }
+
+    /// Asks nft and the kernel whether they take such a ruleset, and changes nothing.
+    pub async fn check(&self, ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), RulesetRefused> {
+        let Err(error) = swap::check(ruleset, elements).await else { return Ok(()) };
+        let by_kernel = matches!(&error, ProgramError::Refused { words, .. } if words.contains(NOT_PROCESSED));
+        let version = swap::version().await.unwrap_or_else(|| "of unknown version".to_owned());
+        Err(RulesetRefused { version, by_kernel, source: error })
     }
 
     /// Whether there is a table of ours, or the held copy of one. What cannot be read is taken to be there: a look that fails

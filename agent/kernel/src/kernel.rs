@@ -20,7 +20,7 @@ use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
 use crate::dependency::{self, Failures};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, RulesetRefused};
 use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
@@ -78,6 +78,13 @@ impl NetlinkKernel {
     pub fn without_userspace(self) -> Self {
         lock(&self.gre).refuse_userspace();
         self
+    }
+
+    /// Whether nft and the kernel take the firewall of any network over any of `families`; nothing is changed.
+    pub async fn check_firewall(&self, families: &[IpFamily]) -> Result<(), RulesetRefused> {
+        let (ruleset, elements) = flatnet_core::firewall::specimen(families);
+        let elements: Vec<_> = elements.into_iter().collect();
+        self.firewall.check(&ruleset, &elements).await
     }
 
     /// Runs `work` with the request socket on a thread that may block.

@@ -61,8 +61,8 @@ pub struct ChangeArgs {
     /// VXLAN network identifier, 1 to 16777215 [default: a free one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(flatnet_model::Vni::MAX)))]
     vni: Option<u32>,
-    /// UDP port of VXLAN [default: 8472] or WireGuard [default: a free one from 51820 up]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    /// UDP port of VXLAN [default: 8472] or WireGuard [default: a free one from 51820 up]; 1024 at least
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
     port: Option<u16>,
     /// GRE key; 0 for none [default: a free one]
     #[arg(long, value_name = "N")]

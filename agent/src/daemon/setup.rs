@@ -13,7 +13,7 @@ use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel};
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{NetworkName, Owner};
+use flatnet_model::{IpFamily, NetworkName, Owner};
 use flatnet_proto::agent::v1::Store as StoreDocument;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use crate::plane::Plane;
 use crate::preflight::{self, NamespaceLock};
 use crate::purge::state_dir_failure;
 use crate::reconciler::HostOptions;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
 use crate::store_address;
 use crate::sysctl_record::SysctlRecord;
@@ -76,6 +76,7 @@ impl Setup {
         let underlay = UnderlayRecord::open(Arc::clone(&dir));
         let (store_at, lookup) = store_address(&endpoints, &underlay).await;
         let selection = selection(&args, store_at.borrow().clone());
+        check_firewall(&kernel).await?;
         check_underlay(kernel.as_ref(), &selection).await?;
         let owner = Owner { node: dir.node(), name, nonce: dir.nonce() };
         let host = HostOptions {
@@ -269,6 +270,28 @@ fn selection(args: &JoinArgs, store: Vec<IpAddr>) -> Selection {
 }
 
 /// An interface that was named must be there now: a typing error would otherwise be waited on for ever.
+/// The very text that will guard the tunnels is read before a lease is taken. Where an earlier agent's guard is loaded,
+/// this one goes on with it: containers may run here, and it says what it cannot load.
+async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
+    let Err(mut refused) = kernel.check_firewall(&IpFamily::BOTH).await else { return Ok(()) };
+    if refused.by_kernel {
+        // A kernel without IPv6 does for networks without.
+        match kernel.check_firewall(&[IpFamily::V4]).await {
+            Ok(()) => return Ok(()),
+            Err(of_v4) => refused = of_v4,
+        }
+    }
+    if kernel.is_guarded().await {
+        tracing::warn!(error = chain(&refused), hint = NFT_HINT, "going on with the guard that is loaded");
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Unsupported, "the tunnels could not be guarded").caused_by(refused).hint(NFT_HINT))
+}
+
+/// What nft must be, and what to do where it is not.
+const NFT_HINT: &str = "the agent needs nft 1.0.3 or later (`nft --version`): install a later package nftables, or put a later nft first in PATH; \
+     where nft could read it, the kernel lacks a part of nftables (nft_fib_inet, nft_masq, nft_set_hash)";
+
 async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<(), Failure> {
     let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
     let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;

@@ -315,7 +315,7 @@ fn unguarded() -> Problem {
     Problem::new(
         ProblemCode::Unguarded,
         "the guard of the tunnels cannot be loaded: no tunnel is opened, and those that were open are closed",
-        "the refused ruleset says what nft has against it; `nft --version` must be 0.9.3 or later, and the agent tries again by itself",
+        "the refused ruleset says what nft has against it; `nft --version` must be 1.0.3 or later, and the agent tries again by itself",
         "inet flatnet",
     )
 }

@@ -248,13 +248,14 @@ impl IfName {
     /// `IFNAMSIZ` (16) less the terminating NUL.
     pub const MAX_LEN: usize = 15;
 
-    /// Parses and checks `name`.
+    /// Parses and checks `name`. Of what the kernel takes, quotes, backslashes and asterisks are refused: in a rule of nft
+    /// the first ends the name, and the last makes it a pattern that other interfaces match too.
     pub fn new(name: &str) -> Result<Self, InvalidIfName> {
         let valid = !name.is_empty()
             && name.len() <= Self::MAX_LEN
             && name != "."
             && name != ".."
-            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && !br#"/:"\*"#.contains(&byte));
         let Some(len) = valid.then(|| u8::try_from(name.len()).ok()).flatten() else {
             return Err(InvalidIfName(crate::keys::excerpt(name)));
         };
@@ -295,7 +296,7 @@ impl fmt::Debug for IfName {
 
 /// Text the kernel would refuse as an interface name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot name a network interface (1 to 15 printable ASCII characters, no '/' or ':')")]
+#[error("{0:?} cannot name a network interface (1 to 15 printable ASCII characters, none of / : \" \\ *)")]
 pub struct InvalidIfName(pub String);
 
 #[cfg(test)]
@@ -327,7 +328,7 @@ mod tests {
     #[test]
     fn an_interface_name_is_what_the_kernel_takes() {
         assert_eq!(IfName::new("flat.16777215").unwrap().as_str(), "flat.16777215");
-        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters!", "é"] {
+        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters!", "é", "we\"ird", "ens3\\", "eth*"] {
             assert!(IfName::new(bad).is_err(), "{bad}");
         }
     }

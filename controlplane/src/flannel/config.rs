@@ -172,7 +172,7 @@ fn read_vxlan(mut fields: Fields, warnings: &mut Vec<ConfigWarning>) -> Result<V
     };
     let port = match fields.number("Port")? {
         None | Some(0) => VxlanConfig::DEFAULT_PORT,
-        Some(port) => u16::try_from(port).map_err(|_| format!("Backend.Port {port} is not in 1..=65535"))?,
+        Some(port) => read_port("Port", port)?,
     };
     let mtu = read_mtu(&mut fields)?;
     let direct_routing = fields.boolean("DirectRouting")?.unwrap_or(false);
@@ -192,10 +192,7 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
     let mut port = |name: &str, default: u16| match fields.number(name)? {
         None => Ok(default),
         // Peers must know where to send: a port of the kernel's choosing is another after every start.
-        Some(port) => u16::try_from(port)
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| format!("Backend.{name} {port} is not in 1..=65535")),
+        Some(port) => read_port(name, port),
     };
     let (port, port_v6) =
         (port("ListenPort", WireguardConfig::DEFAULT_PORT)?, port("ListenPortV6", WireguardConfig::DEFAULT_PORT_V6)?);
@@ -225,6 +222,22 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
     };
     Ok(WireguardConfig { port, port_v6, mtu, keepalive_secs, mode, psk })
 }
+
+/// A UDP port that tunnels listen on. Every host opens it, so it is none that a service of the host may have: those below
+/// 1024 are privileged (net.ipv4.ip_unprivileged_port_start), and DNS, portmap and SNMP are among them.
+fn read_port(name: &str, port: u64) -> Result<u16, String> {
+    let number = u16::try_from(port).ok().filter(|port| *port != 0);
+    let port = number.ok_or_else(|| format!("Backend.{name} {port} is not in {LEAST_PORT}..=65535"))?;
+    match port < LEAST_PORT {
+        true => Err(format!(
+            "Backend.{name} {port} is a service's, which every host would open: tunnels listen on {LEAST_PORT}..=65535"
+        )),
+        false => Ok(port),
+    }
+}
+
+/// The first port that is nobody's by privilege.
+const LEAST_PORT: u16 = 1024;
 
 fn read_gre(mut fields: Fields) -> Result<GreConfig, String> {
     let key = fields.number32("Key")?.map_or(GreKey::NONE, GreKey::new);

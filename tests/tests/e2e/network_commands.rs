@@ -66,6 +66,7 @@ fn clashes() {
         (&["create", "blue", "--cidr", "10.30.0.0/16", "--vni", "1"], 6, "VNI 1"),
         (&["create", "blue", "--cidr", "10.30.0.0/16", "--vni", "16777216"], 2, "16777215"),
         (&["create", "blue", "--cidr", "10.30.0.0/16", "--port", "0"], 2, "--port"),
+        (&["create", "blue", "--cidr", "10.30.0.0/16", "--port", "53"], 2, "1024"),
         (&["create", "blue", "--cidr", "10.30.0.0/16", "--mtu", "10"], 2, "--mtu"),
         (&["create", "blue", "--cidr", "10.30.0.0/30"], 3, "too small"),
         (&["create", "blue", "--cidr", "10.30.0.0/16", "--subnet-len", "31"], 3, "SubnetLen"),

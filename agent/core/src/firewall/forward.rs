@@ -49,7 +49,7 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
     let ports: BTreeSet<u16> = vxlan.map(|tunnel| tunnel.port).collect();
     let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
     let udp = (!ports.is_empty()).then(|| format!("udp dport {{ {} }}", ports.join(", ")));
-    let gre = gre::is_used(networks).then(|| "meta l4proto gre".to_owned());
+    let gre = gre::is_used(networks).then(|| format!("meta l4proto {}", gre::NUMBER));
     let forged: Vec<String> = udp.into_iter().chain(gre).collect();
     let mut lines = Vec::new();
     for network in networks {

@@ -16,6 +16,9 @@ use flatnet_model::{GreKey, IpFamily};
 use super::{FirewallNetwork, Text, guard, ip};
 use crate::object::{SetName, TunnelId};
 
+/// GRE among the IP protocols, as a number: the name is looked up in /etc/protocols, which a small host lacks.
+pub(super) const NUMBER: u8 = 47;
+
 /// RFC 2784 §2.1 and RFC 2890 §2, from the transport header: flags and version, then the protocol.
 const FLAGS: &str = "@th,0,16";
 const PROTOCOL: &str = "@th,16,16";
@@ -70,7 +73,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String, why: &str) -> Vec<String> {
     let families = IpFamily::BOTH.into_iter().filter(|family| !judged(networks, *family).is_empty());
     families
-        .map(|family| format!("{} meta l4proto gre jump {} comment \"{why}\"", matching(family), entrance(family)))
+        .map(|family| format!("{} meta l4proto {NUMBER} jump {} comment \"{why}\"", matching(family), entrance(family)))
         .collect()
 }
 

@@ -77,7 +77,7 @@ pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
     }
     let mut lines = vec![format!("type filter hook prerouting priority {ORIGIN_PRIORITY}; policy accept;")];
     let packets = ports.iter().map(|port| format!("udp dport {port}"));
-    let packets = packets.chain(gre::is_used(networks).then(|| "meta l4proto gre".to_owned()));
+    let packets = packets.chain(gre::is_used(networks).then(|| format!("meta l4proto {}", gre::NUMBER)));
     lines.extend(packets.map(|packets| {
         format!(
             "{packets} iifname != \"{underlay}\" fib saddr . iif oif missing counter drop comment \"no route leads back: a forged source\""

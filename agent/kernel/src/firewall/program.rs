@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProgramError {
+pub enum ProgramError {
     /// There is no such program.
     #[error("{program}: no such program; install the package {package}")]
     Missing {

@@ -35,6 +35,18 @@ async fn load(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramE
     run("nft", "nftables", &["-f", "-"], &text(ruleset, elements)).await.map(drop)
 }
 
+/// Whether nft reads `ruleset`, and the kernel takes it; nothing is changed.
+pub(super) async fn check(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramError> {
+    run("nft", "nftables", &["-c", "-f", "-"], &text(ruleset, elements)).await.map(drop)
+}
+
+/// What `nft --version` says, such as `1.0.6`; `None`: nothing that can be read.
+pub(super) async fn version() -> Option<String> {
+    let said = run("nft", "nftables", &["--version"], "").await.ok()?;
+    let word = said.split_whitespace().nth(1)?;
+    Some(word.trim_start_matches('v').to_owned())
+}
+
 /// What `nft -f -` is given.
 pub(super) fn text(ruleset: &Ruleset, elements: &[PeerSource]) -> String {
     let table = Ruleset::TABLE;

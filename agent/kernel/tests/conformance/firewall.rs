@@ -172,3 +172,29 @@ fn what_is_loaded_is_remembered_over_a_restart() {
         }
     });
 }
+
+/// What nft is asked of before a lease is taken: this one can, and one that cannot is named with its version.
+#[test]
+fn what_nft_cannot_read_is_known_before_and_names_its_version() {
+    run("firewall::what_nft_cannot_read_is_known_before_and_names_its_version", async |kernel| {
+        for families in [&IpFamily::BOTH[..], &[IpFamily::V4], &[IpFamily::V6]] {
+            kernel.check_firewall(families).await.unwrap();
+        }
+        assert_eq!(shell("nft list tables"), "", "looking changes nothing");
+        for (words, by_kernel) in [
+            ("/dev/stdin:5:3-8: Error: syntax error, unexpected string", false),
+            ("/dev/stdin:5:3-8: Error: Could not process rule: No such file or directory", true),
+        ] {
+            // In this test's own mount namespace.
+            let older = format!(
+                "mount -t tmpfs none /run; printf '#!/bin/sh\\n[ \"$1\" != --version ] || {{ echo \"nftables v0.9.3 (Topsy)\"; exit 0; }}\\n\
+                 echo \"{words}\" >&2; exit 1\\n' > /run/nft; chmod +x /run/nft; mount --bind /run/nft $(command -v nft)"
+            );
+            shell(&older);
+            let refused = kernel.check_firewall(&IpFamily::BOTH).await.unwrap_err();
+            assert_eq!((refused.version.as_str(), refused.by_kernel), ("0.9.3", by_kernel));
+            assert!(refused.to_string().contains("nft 0.9.3"), "{refused}");
+            shell("umount $(command -v nft)");
+        }
+    });
+}

@@ -114,6 +114,9 @@ fn what_is_wrong_is_said_by_field() {
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","Port":65536}}"#, "Backend.Port 65536"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","MTU":67}}"#, "Backend.MTU"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPort":0}}"#, "Backend.ListenPort 0"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","Port":53}}"#, "Backend.Port 53 is a service's"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPort":1023}}"#, "1024..=65535"),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPortV6":443}}"#, "Backend.ListenPortV6 443"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","ListenPort":51821}}"#, "both 51821"),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","Mode":"both"}}"#, "Backend.Mode \"both\""),
         (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","PSK":"c2VjcmV0"}}"#, "Backend.PSK"),
@@ -191,7 +194,7 @@ fn earlier_backends_are_read_and_written_and_those_of_later_versions_left_out() 
 proptest! {
     #[test]
     fn any_configuration_reads_back_as_written(
-        bits: u32, len in 0_u8..=28, subnet in 0_u8..=30, v6: bool, vni in 1_u32..=Vni::MAX, port in 1_u16.., mtu in prop::option::of(68_u32..=65_535), direct: bool,
+        bits: u32, len in 0_u8..=28, subnet in 0_u8..=30, v6: bool, vni in 1_u32..=Vni::MAX, port in 1024_u16.., mtu in prop::option::of(68_u32..=65_535), direct: bool,
     ) {
         let network = Ipv4Net::new(Ipv4Addr::from_bits(bits), len).unwrap().trunc();
         let subnet_len = u64::from(subnet.clamp(len + 2, 30));

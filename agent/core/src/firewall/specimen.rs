@@ -1,0 +1,86 @@
+//! A table with everything in it that any network may need, to ask nft of whether it can read such a thing before anything
+//! depends on it.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use flatnet_model::{GreKey, IfName, IpFamily, NetworkName, Vni};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{EncryptedTunnel, FirewallNetwork, FirewallTunnel, ruleset};
+use crate::object::{PeerSource, Ruleset, TunnelId};
+
+/// Length of the subnets in the specimen, in bits: flannel's own for either family.
+fn subnet_len(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 24,
+        IpFamily::V6 => 64,
+    }
+}
+
+/// Every backend over `families`, two networks beside each other, and a peer in each set. The addresses are those for
+/// documentation (RFC 5737, RFC 3849); it is read, never loaded.
+#[must_use]
+pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
+    let ids = [
+        TunnelId::Vxlan(Vni::FLANNEL_DEFAULT),
+        TunnelId::Gre(GreKey::NONE),
+        TunnelId::Gre(GreKey::new(u32::from(u16::MAX))),
+    ];
+    let Ok(device) = IfName::new("flat.1") else { return (Ruleset { body: String::new() }, BTreeSet::new()) };
+    let tunnels: Vec<FirewallTunnel> = ids
+        .into_iter()
+        .flat_map(|id| families.iter().map(move |family| (id, *family)))
+        .map(|(id, family)| {
+            let port = if matches!(id, TunnelId::Vxlan(_)) { 8472 } else { 0 };
+            FirewallTunnel { id, family, prefix_lens: [subnet_len(family)].into(), port, device }
+        })
+        .collect();
+    let sets = tunnels.iter().flat_map(FirewallTunnel::sets);
+    let peers = sets.filter_map(|set| {
+        let (range, _) = ranges(set.family);
+        Some(PeerSource { set, outer: range.addr(), inner: IpNet::new(range.addr(), set.prefix_len).ok()?.trunc() })
+    });
+    let encrypted = |port| vec![EncryptedTunnel { device, port, families: families.to_vec() }];
+    let network = |name: &NetworkName, second: bool| {
+        let of = |family: &IpFamily| if second { ranges(*family).1 } else { ranges(*family).0 };
+        FirewallNetwork {
+            name: name.clone(),
+            cidrs: families.iter().map(of).collect(),
+            own: families.iter().map(of).collect(),
+            masquerade: true,
+            tunnels: Vec::new(),
+            encrypted: Vec::new(),
+            clear_to: Vec::new(),
+            clear_from: Vec::new(),
+            peers: BTreeSet::new(),
+        }
+    };
+    let name = NetworkName::default_network();
+    let tunnels = tunnels.clone();
+    let first =
+        FirewallNetwork { peers: peers.collect(), tunnels, encrypted: encrypted(51_820), ..network(&name, false) };
+    // One that changes to WireGuard, too.
+    let second = network(&name, true);
+    let changing = (second.cidrs.clone(), second.cidrs.clone());
+    let second =
+        FirewallNetwork { encrypted: encrypted(51_822), clear_to: changing.0, clear_from: changing.1, ..second };
+    ruleset(&[first, second], device)
+}
+
+/// Two ranges of a family that are nobody's.
+fn ranges(family: IpFamily) -> (IpNet, IpNet) {
+    const V4: [Ipv4Net; 2] =
+        [Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24), Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 24)];
+    const V6: [Ipv6Net; 2] = [
+        Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0), 48),
+        Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0), 48),
+    ];
+    match family {
+        IpFamily::V4 => (V4[0].into(), V4[1].into()),
+        IpFamily::V6 => (V6[0].into(), V6[1].into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
