@@ -90,6 +90,8 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
     checks.extend([
         resources::modules(&host),
         settings::forwarding(&host),
+        settings::of_devices(&host),
+        settings::advertisements(&host),
         settings::reverse_path(&host),
         firewall::iptables(&host),
         firewall::nftables(&host, rules.as_ref()),

@@ -53,6 +53,16 @@ impl SysctlRecord {
         }
     }
 
+    /// The `accept_ra` of interfaces that had learnt a default route, which would be lost were one of them set back.
+    #[must_use]
+    pub fn raised(&self) -> Vec<Sysctl> {
+        let raised = self.changed.iter().filter(|(sysctl, changed)| {
+            sysctl.device().is_some_and(|device| **sysctl == Sysctl::accept_ra(device))
+                && changed.ours.as_deref() == Some(Sysctl::ACCEPT_RA_ALWAYS)
+        });
+        raised.map(|(sysctl, _)| sysctl.clone()).collect()
+    }
+
     /// The settings that were changed.
     #[must_use]
     pub fn changed(&self) -> &BTreeMap<Sysctl, Changed> {
@@ -76,11 +86,26 @@ mod tests {
         record.changing(&Sysctl::new("net/a"), "0", "2");
         record.changing(&Sysctl::new("net/b"), "5", "6");
         record.changing(&Sysctl::new("net/b"), "6", "7");
+        assert_eq!(record.raised(), []);
         let of = |before: &str, ours: Option<&str>| Changed { before: before.to_owned(), ours: ours.map(Into::into) };
         let expected = [("net/a", of("1", Some("2"))), ("net/b", of("5", Some("7"))), ("net/old", of("0", None))];
         let expected = expected.into_iter().map(|(path, changed)| (Sysctl::new(path), changed)).collect();
         assert_eq!(*record.changed(), expected);
         assert_eq!(*SysctlRecord::open(dir).unwrap().changed(), expected);
+        let _ = std::fs::remove_dir_all(&path);
+    }
+
+    #[test]
+    fn raised_are_the_interfaces_whose_advertisements_are_heard_because_of_us() {
+        let path = std::env::temp_dir().join(format!("flatnet-sysctl-raised-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        let dir = Arc::new(StateDir::open(&path.join("state"), &path.join("run")).unwrap());
+        dir.write_sysctls(
+            "net/ipv6/conf/eth0/accept_ra=1=2\nnet/ipv6/conf/eth1/accept_ra=1=0\nnet/ipv4/ip_forward=0=2\n",
+        )
+        .unwrap();
+        let record = SysctlRecord::open(dir).unwrap();
+        assert_eq!(record.raised(), [Sysctl::accept_ra(flatnet_model::IfName::new("eth0").unwrap())]);
         let _ = std::fs::remove_dir_all(&path);
     }
 }

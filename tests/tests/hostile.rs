@@ -9,6 +9,8 @@
     reason = "this is test code: a failed assumption fails the test, with its message; figures are shown"
 )]
 
+#[path = "hostile/advertisements.rs"]
+mod advertisements;
 #[path = "hostile/containers.rs"]
 mod containers;
 #[path = "hostile/counter.rs"]
@@ -33,6 +35,6 @@ use std::process::ExitCode;
 use flatnet_tests::suite;
 
 fn main() -> ExitCode {
-    let groups = [flood::tests(), containers::tests(), outage::tests(), tunnels::tests()];
+    let groups = [flood::tests(), containers::tests(), outage::tests(), tunnels::tests(), advertisements::tests()];
     suite::main(groups.into_iter().flatten().collect())
 }

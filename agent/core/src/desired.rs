@@ -5,6 +5,7 @@
 
 mod check;
 mod outcome;
+mod settings;
 mod shared;
 mod ways;
 

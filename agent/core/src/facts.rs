@@ -25,7 +25,9 @@ pub struct HostFacts {
     pub dropping_chains: BTreeSet<DroppingChain>,
     /// What this kernel can do.
     pub features: Features,
-    /// Interfaces with `accept_ra` = 1: they stop hearing router advertisements once forwarding is on, unless it is 2.
+    /// `accept_ra` of the interfaces on which a router advertisement gave this host its default route, where that is 1 and
+    /// nobody has turned forwarding on yet: they stop hearing them once it is on, unless this is 2. A host that forwarded
+    /// before is deaf to them by its owner's will.
     pub accept_ra: Vec<Sysctl>,
 }
 

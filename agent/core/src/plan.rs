@@ -80,10 +80,11 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
     }
 }
 
-/// Forwarding comes after all other settings: turning it on drops the default routes of router advertisements on every
-/// interface whose `accept_ra` is not 2 by then (net/ipv6/addrconf.c: `rt6_purge_dflt_routers`).
+/// Forwarding comes after all other settings: turning it on, be it for a single device, drops the default routes of router
+/// advertisements on every interface whose `accept_ra` is not 2 by then (net/ipv6/addrconf.c: `addrconf_fixup_forwarding`,
+/// `rt6_purge_dflt_routers`).
 fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
-    matches!(sysctl.path(), "net/ipv6/conf/all/forwarding" | "net/ipv4/ip_forward")
+    sysctl.path().ends_with("/forwarding") || sysctl.path() == "net/ipv4/ip_forward"
 }
 
 #[cfg(test)]

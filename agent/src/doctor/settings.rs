@@ -1,6 +1,11 @@
 //! Kernel settings that decide whether packets pass.
 
-use flatnet_model::IpFamily;
+use std::collections::BTreeSet;
+
+use flatnet_core::facts::Interface;
+use flatnet_core::object::{RouteVia, Sysctl};
+use flatnet_model::{IfName, IpFamily};
+use ipnet::IpNet;
 
 use super::Check;
 use super::host::Host;
@@ -28,6 +33,82 @@ pub(super) fn forwarding(host: &Host) -> Check {
     }
     let names: Vec<&str> = settings.iter().map(|(_, name)| *name).collect();
     Check::ok(NAME, format!("{} is 1", names.join(" and ")))
+}
+
+/// Whether each device that the network's packets come in by forwards them. What is on for the host can be off for one:
+/// those made after a policy of `default.forwarding=0`, or by a network manager's will.
+pub(super) fn of_devices(host: &Host) -> Check {
+    const NAME: &str = "device-forwarding";
+    let off = |device: &IfName, path: &str, value: &str| {
+        let path = path.replace("DEVICE", device.as_str());
+        (host.files.setting(&path).as_deref() == Some(value)).then(|| (*device, Sysctl::new(path).to_string()))
+    };
+    let v4 = || entrances(host).into_iter().filter_map(|device| off(&device, "net/ipv4/conf/DEVICE/forwarding", "0"));
+    // Over IPv6 it is the host's setting alone that counts (net/ipv6/ip6_output.c: `ip6_forward`).
+    let v6 = || entrances(host).into_iter().filter_map(|device| off(&device, "net/ipv6/conf/DEVICE/disable_ipv6", "1"));
+    let mut wrong: Vec<(IfName, String, &str)> = Vec::new();
+    if host.uses(IpFamily::V4) {
+        wrong.extend(v4().map(|(device, name)| (device, name, "1")));
+    }
+    if host.uses(IpFamily::V6) {
+        let carries_v4_alone = |device: &IfName| host.is_ours(device.as_str());
+        wrong.extend(v6().filter(|(device, _)| !carries_v4_alone(device)).map(|(device, name)| (device, name, "0")));
+    }
+    let Some((_, name, value)) = wrong.first() else {
+        return Check::ok(NAME, "each device that the networks' packets come in by passes them on");
+    };
+    let devices: Vec<String> = wrong.iter().map(|(device, name, _)| format!("{device} ({name})")).collect();
+    Check::failure(
+        NAME,
+        format!("what comes in by {} is not passed on", devices.join(", ")),
+        format!(
+            "sysctl -w {name}={value}; then find what turned it off: net.ipv4.conf.default.forwarding=0 in /etc/sysctl.d, or a network manager"
+        ),
+    )
+}
+
+/// Our devices; bridges that an engine made with an address of this host's subnets; and what routes lead out by without a
+/// tunnel, since what peers send comes in there.
+fn entrances(host: &Host) -> BTreeSet<IfName> {
+    let subnets = host.subnets();
+    let holds = |net: &IpNet| subnets.iter().any(|subnet| subnet.contains(&net.addr()));
+    let bridges = host.facts.interfaces.iter().filter(|interface| interface.addresses.iter().any(holds));
+    let of_object = |id| host.ours.nexthops.get(id).map(|nexthop| nexthop.via.device);
+    let direct = host.ours.routes.values().filter_map(|route| match &route.via {
+        RouteVia::Object(id) => of_object(id),
+        RouteVia::Hop(hop) => Some(hop.device),
+        RouteVia::Encap(_) | RouteVia::Unreachable => None,
+    });
+    host.ours.links.keys().copied().chain(bridges.map(|bridge| bridge.name)).chain(direct).collect()
+}
+
+/// Whether this host would notice its router: one that was turned into a router before it heard the first advertisement
+/// hears none any more.
+pub(super) fn advertisements(host: &Host) -> Check {
+    const NAME: &str = "router-advertisements";
+    let has_route = host.facts.default_route.iter().any(|(family, _)| *family == IpFamily::V6);
+    let others =
+        host.facts.interfaces.iter().filter(|interface| interface.up && !interface.loopback && !interface.ours);
+    let deaf = |name: &IfName| host.files.setting(Sysctl::accept_ra(*name).path()).as_deref() == Some("1");
+    let has_global = |interface: &&Interface| interface.addresses.iter().any(|net| net.addr().is_ipv6());
+    let deaf: Vec<String> = match host.uses(IpFamily::V6) && !has_route {
+        true => others.filter(has_global).map(|interface| interface.name).filter(deaf).map(|n| n.to_string()).collect(),
+        false => Vec::new(),
+    };
+    if deaf.is_empty() {
+        return Check::ok(NAME, "no default route over IPv6 is missing for want of router advertisements");
+    }
+    Check::warning(
+        NAME,
+        format!(
+            "this host forwards IPv6, has no default route of it, and hears no router advertisements on {}",
+            deaf.join(", ")
+        ),
+        format!(
+            "if its router announces itself so: sysctl -w net.ipv6.conf.{}.accept_ra=2, also in /etc/sysctl.d",
+            deaf[0].replace('.', "/")
+        ),
+    )
 }
 
 /// Reverse path filtering: what counts is the larger of `all` and the device's own value.

@@ -80,14 +80,12 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// The `accept_ra` of every other interface, if IPv6 is forwarded because of us.
+    /// The `accept_ra` settings that were raised, if IPv6 is forwarded because of us.
     fn hearing(&self, scope: &Scope) -> Vec<Sysctl> {
         if !scope.sysctls.iter().any(|setting| setting.path() == Sysctl::FORWARD_IPV6) {
             return Vec::new();
         }
-        let others = self.facts.interfaces.iter().filter(|interface| !interface.loopback && !interface.ours);
-        let settings = others.map(|interface| Sysctl::accept_ra(interface.name));
-        settings.filter(|setting| !scope.sysctls.contains(setting)).collect()
+        self.sysctls.raised().into_iter().filter(|setting| !scope.sysctls.contains(setting)).collect()
     }
 
     /// What the next full pass would change.
@@ -134,6 +132,12 @@ impl<K: Kernel> Reconciler<K> {
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
         let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
         self.facts = facts;
+        // Somebody set them back, or plugged the interface in again: it was we who turned forwarding on.
+        let raised = self.kernel.settings(&self.sysctls.raised()).await?;
+        let back = raised.into_iter().filter(|(_, value)| value == "1").map(|(setting, _)| setting);
+        self.facts.accept_ra.extend(back);
+        self.facts.accept_ra.sort();
+        self.facts.accept_ra.dedup();
         if !self.host.userspace && self.facts.features.wireguard == Some(Datapath::Userspace) {
             self.facts.features.wireguard = None;
         }
@@ -159,7 +163,9 @@ impl<K: Kernel> Reconciler<K> {
             self.say_drift(drift(&left.dump.state, &known.state, ops));
         }
         for op in &ops {
+            // A device of ours takes its settings along when it goes.
             if let (Action::Create | Action::Change, Object::Sysctl(sysctl, ours)) = (op.action, &op.object)
+                && !sysctl.device().is_some_and(|device| desired.state.links.contains_key(&device))
                 && let Some(before) = known.state.sysctls.get(sysctl)
             {
                 self.sysctls.changing(sysctl, before, ours);

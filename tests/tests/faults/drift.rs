@@ -13,7 +13,7 @@ use crate::scene::{SECOND, Scene, assert_exact, drift, figure, ms, settled, shel
 type Doing = (&'static str, &'static str, &'static str);
 
 /// With `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our tunnel's address), `$SET` and `$CHAIN` of our table.
-const VXLAN: [Doing; 33] = [
+const VXLAN: [Doing; 36] = [
     ("route deleted", "route", "ip route del $PEER"),
     ("route replaced", "route", "ip route replace $PEER dev eth0 proto 91"),
     ("IPv6 route deleted", "route", "ip -6 route del $PEER6"),
@@ -56,6 +56,9 @@ const VXLAN: [Doing; 33] = [
     ("nexthop changed", "nexthop", "ip nexthop replace id $NHID via 192.168.33.12 dev eth0 proto 91"),
     ("ip_forward off", "sysctl", "sysctl -qw net.ipv4.ip_forward=0"),
     ("IPv6 forwarding off", "sysctl", "sysctl -qw net.ipv6.conf.all.forwarding=0"),
+    ("forwarding of the device off", "sysctl", "sysctl -qw net/ipv4/conf/flat.1/forwarding=0"),
+    ("forwarding of the bridge off", "sysctl", "sysctl -qw net/ipv4/conf/flbr0/forwarding=0"),
+    ("IPv6 off on the device", "sysctl", "sysctl -qw net/ipv6/conf/flat6.1/disable_ipv6=1"),
     ("accept_ra of the device on", "sysctl", "sysctl -qw net/ipv6/conf/flat6.1/accept_ra=1"),
     ("MTU changed", "link", "ip link set flat.1 mtu 1400"),
     ("Ethernet address changed", "link", "ip link set flat.1 address 02:00:00:00:00:97"),
@@ -111,7 +114,7 @@ const WIREGUARD: [Doing; 8] = [
 pub fn tests() -> Vec<Test> {
     let shape = |backend| Shape { hosts: 2, backend, overlay: Families::Dual, underlay: Families::Dual };
     let mut tests = Vec::new();
-    for (part, doings) in VXLAN.chunks(11).enumerate() {
+    for (part, doings) in VXLAN.chunks(12).enumerate() {
         let name = format!("what_somebody_else_changes_is_repaired_and_counted::vxlan_{}", part + 1);
         tests.push(Test::new(name, move || each_is_repaired(&shape("vxlan"), doings)).on_backend("vxlan"));
     }

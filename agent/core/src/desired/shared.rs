@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use flatnet_model::{BackendConfig, IfName, IpFamily};
 use ipnet::IpNet;
 
+use super::settings::{self, Device};
 use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::Draft;
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
-use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, Sysctl, TunnelId};
+use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {
@@ -25,35 +26,32 @@ pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways
             Some(AddressKey { device: bridge, address })
         }));
     }
-    if host.facts.features.ipv6 {
-        for (way, device) in
-            built.ways.iter().flat_map(|way| way.built.device_names().into_iter().map(move |d| (way, d)))
-        {
-            let carries_v6 = way.built.devices.contains(&(IpFamily::V6, device));
-            draft.sysctls.extend(tunnel_sysctls(if carries_v6 { IpFamily::V6 } else { IpFamily::V4 }, device));
-        }
-    }
+    let of_devices = devices(network, built, draft);
+    draft.sysctls.extend(of_devices.iter().flat_map(|device| settings::of_device(host.facts, device)));
 }
 
-/// Nobody on the other side of a tunnel may configure this host: no router advertisements, and no IPv6 at all on a
-/// device that carries IPv4.
-fn tunnel_sysctls(family: IpFamily, device: IfName) -> impl Iterator<Item = (Sysctl, String)> {
-    let setting = |name: &str, value: &str| (Sysctl::new(format!("net/ipv6/conf/{device}/{name}")), value.to_owned());
-    let off = (family == IpFamily::V4).then(|| setting("disable_ipv6", "1"));
-    [setting("accept_ra", "0")].into_iter().chain(off)
+/// The devices of a network, as far as their settings depend on them.
+fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Device> {
+    let mtu = |name: IfName| draft.links.iter().rev().find(|(other, _)| *other == name).map(|(_, link)| link.mtu);
+    let mut devices = Vec::new();
+    for way in &built.ways {
+        for name in way.built.device_names() {
+            let families = way.built.devices.iter().filter(|(_, of)| *of == name).map(|(family, _)| *family).collect();
+            devices.extend(mtu(name).map(|mtu| Device { name, families, tunnel: true, mtu }));
+        }
+    }
+    devices.extend(network.bridge.zip(built.mtu()).map(|(name, mtu)| {
+        let families = network.own.iter().map(|subnet| IpFamily::of(subnet.addr())).collect();
+        Device { name, families, tunnel: false, mtu }
+    }));
+    devices
 }
 
 /// Adds what the host needs once any network is programmed: forwarding and the firewall.
 pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft: &mut Draft) {
-    let has = |v4: bool| networks.iter().any(|network| network.cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == v4));
-    if has(true) {
-        draft.sysctls.push((Sysctl::new("net/ipv4/ip_forward"), "1".to_owned()));
-    }
-    if has(false) {
-        draft.sysctls.push((Sysctl::new(Sysctl::FORWARD_IPV6), "1".to_owned()));
-        // With forwarding on, a host stops hearing router advertisements unless this is 2.
-        draft.sysctls.extend(host.facts.accept_ra.iter().map(|sysctl| (sysctl.clone(), "2".to_owned())));
-    }
+    let cidrs = networks.iter().flat_map(|network| &network.cidrs);
+    let families = cidrs.map(|cidr| IpFamily::of(cidr.addr())).collect();
+    draft.sysctls.extend(settings::of_host(host.facts, &families));
     let (ruleset, elements) = firewall::ruleset(networks, host.underlay.device);
     draft.ruleset = Some(ruleset);
     draft.peer_sources = elements;

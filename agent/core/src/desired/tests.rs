@@ -43,11 +43,17 @@ fn a_dual_stack_network_with_one_peer_reads_like_this() {
         "create table inet flatnet (2 elements)\n\
          create link flat.1\n\
          create link flat6.1\n\
+         change sysctl net.ipv4.conf.flat/1.accept_redirects=0\n\
          change sysctl net.ipv6.conf.flat/1.accept_ra=0\n\
+         change sysctl net.ipv6.conf.flat/1.accept_redirects=0\n\
          change sysctl net.ipv6.conf.flat/1.disable_ipv6=1\n\
          change sysctl net.ipv6.conf.flat6/1.accept_ra=0\n\
+         change sysctl net.ipv6.conf.flat6/1.accept_redirects=0\n\
+         change sysctl net.ipv6.conf.flat6/1.disable_ipv6=0\n\
+         change sysctl net.ipv4.conf.flat/1.forwarding=1\n\
          change sysctl net.ipv4.ip_forward=1\n\
          change sysctl net.ipv6.conf.all.forwarding=1\n\
+         change sysctl net.ipv6.conf.flat6/1.forwarding=1\n\
          create address 10.100.1.0/32 dev flat.1\n\
          create address fd00:100:0:1::/128 dev flat6.1\n\
          create neighbour 10.100.2.0 lladdr {m4} dev flat.1\n\
@@ -299,12 +305,13 @@ fn of_two_networks_that_contradict_each_other_the_first_is_kept() {
 
 #[test]
 fn router_advertisements_are_heard_on_before_forwarding_is_turned_on() {
-    let sysctl = Sysctl::new("net/ipv6/conf/eth0/accept_ra");
+    let sysctl = Sysctl::accept_ra(device("wan0"));
     let facts = HostFacts { accept_ra: vec![sysctl], ..facts() };
     let desired = with(&facts, &underlay(), &dual(vxlan()), "10.100.1.0-24&fd00:100:0:1::-64", &[]);
     let listing = listing(&desired);
     let at = |text: &str| listing.find(text).unwrap_or_else(|| panic!("{text} is not in\n{listing}"));
-    assert!(at("net.ipv6.conf.eth0.accept_ra=2") < at("net.ipv6.conf.all.forwarding=1"));
+    let heard = at("net.ipv6.conf.wan0.accept_ra=2");
+    assert!(heard < at("net.ipv6.conf.all.forwarding=1") && heard < at("net.ipv6.conf.flat6/1.forwarding=1"));
 }
 
 #[test]

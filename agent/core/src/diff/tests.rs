@@ -49,8 +49,8 @@ fn another_port_makes_the_device_anew_with_all_that_stood_on_it() {
     let LinkKind::Vxlan(vxlan) = &mut want.links.get_mut(&flat()).unwrap().kind else { panic!("a vxlan device") };
     vxlan.port = 4789;
     let changes = texts(&diff(&want, &dump(have.clone()), Prune::Yes));
-    // The device, its address, two settings, two peers' neighbour, forwarding entry, nexthop and route.
-    assert_eq!(changes.len(), 1 + 1 + 2 + 2 * 4, "{changes:?}");
+    // The device, its address, five settings, two peers' neighbour, forwarding entry, nexthop and route.
+    assert_eq!(changes.len(), 1 + 1 + 5 + 2 * 4, "{changes:?}");
     assert_eq!(changes[0], "replace link flat.1");
     assert!(!changes.iter().any(|text| text.starts_with("delete")), "the kernel has deleted it all");
 }

@@ -18,6 +18,9 @@ impl Sysctl {
     /// The path of the setting that makes this host forward IPv6.
     pub const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
 
+    /// The value of [`Self::accept_ra`] with which router advertisements are heard whether or not this host forwards.
+    pub const ACCEPT_RA_ALWAYS: &str = "2";
+
     /// Whether `device` hears router advertisements: 1, while nothing is forwarded; 2, always.
     #[must_use]
     pub fn accept_ra(device: IfName) -> Self {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use flatnet_core::object::{
-    Datapath, Foreign, GreLink, KernelState, Link, LinkAddress, LinkKind, NextHop, PeerSource, Route, RouteVia, Ruleset,
+    Datapath, Foreign, GreLink, KernelState, Link, LinkAddress, LinkKind, NextHop, PeerSource, Route, RouteVia,
+    Ruleset, Sysctl,
 };
 use flatnet_core::op::{Action, Object, Op};
-use flatnet_model::IfName;
+use flatnet_model::{IfName, Mtu};
 use nix::errno::Errno;
 
 type Done = Result<(), Errno>;
@@ -17,6 +18,7 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
         Object::Link(name, link) => set_link(state, foreign, op.action, *name, link),
         Object::Sysctl(setting, value) => {
             if op.action != Action::Delete {
+                has_settings(state, setting)?;
                 state.sysctls.insert(setting.clone(), value.clone());
             }
             Ok(())
@@ -119,6 +121,14 @@ fn device(state: &KernelState, name: IfName) -> Result<&Link, Errno> {
     state.links.get(&name).ok_or(Errno::ENODEV)
 }
 
+/// A device has its settings from its making to its end, those of IPv6 only while packets of that size fit.
+fn has_settings(state: &KernelState, setting: &Sysctl) -> Done {
+    let Some(name) = setting.device().filter(|name| is_ours_by_name(*name)) else { return Ok(()) };
+    let link = device(state, name).map_err(|_| Errno::ENOENT)?;
+    let is_v6 = setting.path().starts_with("net/ipv6/");
+    if is_v6 && link.mtu.get() < Mtu::MIN_IPV6 { Err(Errno::ENOENT) } else { Ok(()) }
+}
+
 /// A next hop needs its device, and that up.
 fn hop(state: &KernelState, hop: &NextHop) -> Done {
     // Through a device that is none of ours (an underlay interface) everything goes: those are not kept here.
@@ -201,6 +211,7 @@ fn tunnel_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -
 pub(super) fn delete_link(state: &mut KernelState, name: IfName) {
     take_down(state, name);
     state.links.remove(&name);
+    state.sysctls.retain(|setting, _| setting.device() != Some(name));
     state.addresses.retain(|key| key.device != name);
     state.fdb.retain(|key, _| key.device != name);
     state.wireguard_peers.retain(|key, _| key.device != name);

@@ -197,8 +197,8 @@ impl<'a> Applier<'a> {
         run.iter().map(|op| Verdict::Asked.outcome(op, &mut answers)).collect()
     }
 
-    /// Made, marked, silenced and brought up in one `send()`: see [`encode::link_create`]. If any of it fails the device
-    /// is taken away again.
+    /// Made, marked and silenced in one `send()`: see [`encode::link_create`]; then brought up. If any of it fails the
+    /// device is taken away again.
     fn create(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
         if let LinkKind::Wireguard(link) = &wanted.kind {
             return self.wireguard.create(self.channel, name, wanted, *link);
@@ -207,11 +207,11 @@ impl<'a> Applier<'a> {
         let Some(create) = encode::link_create(name, wanted, index) else {
             return self.create_in_user_space(name, wanted, index);
         };
-        let mut requests = vec![create, encode::link_mark(index, Link::ALIAS), encode::link_quiet(index)];
-        requests.extend(wanted.up.then(|| encode::link_up(index)));
+        let requests = [create, encode::link_mark(index, Link::ALIAS), encode::link_quiet(index)];
         let mut answers = self.channel.request_all(&requests).into_iter();
         answers.next().unwrap_or(Ok(()))?;
         let made = answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>();
+        let made = made.and_then(|()| self.bring_up(name, wanted, index));
         if made.is_err()
             && let Err(refusal) = self.channel.request(&encode::link_delete(index))
         {
@@ -226,15 +226,20 @@ impl<'a> Applier<'a> {
             return Err(Refusal::of(Errno::EEXIST));
         }
         let made = Userspace::create(name, index).map_err(Refusal::from)?;
-        let mut requests = vec![
+        let requests = [
             encode::link_mark(index, &alias::write(&wanted.kind)),
             encode::link_set(index, wanted, None),
             encode::link_quiet(index),
         ];
-        requests.extend(wanted.up.then(|| encode::link_up(index)));
         let answers = self.channel.request_all(&requests).into_iter();
         answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>()?;
+        self.bring_up(name, wanted, index)?;
         self.userspace.keep(name, index, &wanted.kind, made).map_err(Refusal::from)
+    }
+
+    fn bring_up(&mut self, name: IfName, wanted: &Link, index: u32) -> Result<(), Refusal> {
+        links::deafen(name);
+        if wanted.up { self.channel.request(&encode::link_up(index)) } else { Ok(()) }
     }
 
     fn change(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {

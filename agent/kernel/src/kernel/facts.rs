@@ -27,14 +27,15 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     let names: HashMap<u32, IfName> =
         raw.iter().filter_map(|link| Some((link.index, IfName::new(&link.name).ok()?))).collect();
     let interfaces = interfaces(channel, &raw).map_err(of("addresses"))?;
-    let (mut default_route, mut destinations) = (Vec::new(), Vec::new());
+    let (mut default_route, mut destinations, mut learnt) = (Vec::new(), Vec::new(), Vec::new());
     for family in IpFamily::BOTH {
         let found = routes(channel, family).map_err(of("routes"))?;
         default_route.extend(found.default_device(&names).map(|device| (family, device)));
         destinations.extend(found.destinations(&names));
+        learnt.extend(found.learnt(&names));
     }
     Ok(HostFacts {
-        accept_ra: accept_ra(&interfaces),
+        accept_ra: accept_ra(&interfaces, &learnt),
         interfaces,
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
         default_route,
@@ -114,6 +115,12 @@ impl Routes {
         usable.min_by_key(|(metric, _)| *metric).map(|(_, device)| device)
     }
 
+    /// The devices of default routes that router advertisements brought.
+    fn learnt(&self, names: &HashMap<u32, IfName>) -> Vec<IfName> {
+        let learnt = self.default.iter().filter(|route| route.protocol == encode::PROTOCOL_RA);
+        learnt.filter_map(|route| names.get(&route.index?).copied()).collect()
+    }
+
     fn destinations(&self, names: &HashMap<u32, IfName>) -> impl Iterator<Item = Destination> {
         let device = |index: &Option<u32>| index.and_then(|index| names.get(&index).copied());
         self.others.iter().map(move |(net, index)| Destination { net: *net, device: device(index) })
@@ -142,8 +149,13 @@ fn has_nexthops(channel: &mut Channel) -> bool {
     channel.dump(&encode::nexthop_dump(), |(), _, _| {}, || ()).is_ok()
 }
 
-fn accept_ra(interfaces: &[Interface]) -> Vec<Sysctl> {
-    let setting = |interface: &Interface| Sysctl::accept_ra(interface.name);
-    let candidates = interfaces.iter().filter(|interface| !interface.loopback && !interface.ours).map(setting);
-    candidates.filter(|setting| matches!(sysctl::read(setting), Ok(Some(value)) if value == "1")).collect()
+fn accept_ra(interfaces: &[Interface], learnt: &[IfName]) -> Vec<Sysctl> {
+    let forwards = sysctl::read(&Sysctl::new(Sysctl::FORWARD_IPV6)).ok().flatten();
+    if forwards.as_deref() != Some("0") {
+        return Vec::new();
+    }
+    let candidates = interfaces.iter().filter(|interface| !interface.loopback && !interface.ours);
+    let heard = candidates.filter(|interface| learnt.contains(&interface.name));
+    let settings = heard.map(|interface| Sysctl::accept_ra(interface.name));
+    settings.filter(|setting| matches!(sysctl::read(setting), Ok(Some(value)) if value == "1")).collect()
 }

@@ -3,12 +3,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_core::object::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
+use flatnet_core::object::{Datapath, GreLink, Link, LinkKind, Sysctl, VxlanLink, WireguardLink};
 use flatnet_model::{GreKey, IfName, Mac, Mtu, Vni};
 
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawLink};
 use crate::netlink::socket::{Channel, Refusal};
+use crate::sysctl;
 
 /// What follows our alias on a TUN device that stands in for WireGuard.
 pub(super) const WIREGUARD: &str = "wireguard";
@@ -33,6 +34,17 @@ pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLin
     {
         Err(refusal) if refusal.is_absence() => Ok(None),
         other => other,
+    }
+}
+
+/// Nobody beyond a device that was just made may configure this host. Before it is brought up: the first router
+/// advertisement may be waiting. What cannot be written shows when the setting itself has its turn.
+pub(super) fn deafen(name: IfName) {
+    for (family, setting) in [("ipv6", "accept_ra"), ("ipv6", "accept_redirects"), ("ipv4", "accept_redirects")] {
+        let setting = Sysctl::new(format!("net/{family}/conf/{name}/{setting}"));
+        if let Err(error) = sysctl::write(&setting, "0") {
+            tracing::debug!(%setting, %error, "not written before the device is up");
+        }
     }
 }
 

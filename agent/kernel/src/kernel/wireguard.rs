@@ -190,9 +190,11 @@ impl Wireguard {
         key: &PrivateKey,
     ) -> Result<(), Refusal> {
         control::configure(name, link.datapath, key, link.port).map_err(|error| port_or(error, link))?;
-        let mut requests = vec![encode::link_set(index, wanted, None), encode::link_quiet(index)];
-        requests.extend(wanted.up.then(|| encode::link_up(index)));
-        channel.request_all(&requests).into_iter().filter(|answer| !is_no_ipv6(answer)).collect()
+        let requests = [encode::link_set(index, wanted, None), encode::link_quiet(index)];
+        let answers = channel.request_all(&requests).into_iter();
+        answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>()?;
+        links::deafen(name);
+        if wanted.up { channel.request(&encode::link_up(index)) } else { Ok(()) }
     }
 
     fn start(&self, channel: &mut Channel, name: IfName) -> Result<u32, Refusal> {

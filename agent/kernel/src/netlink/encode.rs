@@ -78,6 +78,8 @@ pub const AF_BRIDGE: u8 = 7;
 pub const TABLE_MAIN: u8 = 254;
 /// `RTN_UNICAST`.
 pub const UNICAST: u8 = 1;
+/// `RTPROT_RA`: a route that a router advertisement brought.
+pub const PROTOCOL_RA: u8 = 9;
 /// `RTN_UNREACHABLE`.
 pub const UNREACHABLE: u8 = 7;
 /// `NUD_PERMANENT` (linux/neighbour.h).

@@ -1,6 +1,6 @@
 //! What works.
 
-use flatnet_core::object::{KernelState, LinkKind, NexthopId, Route, RouteKey, RouteVia, Sysctl, VxlanLink};
+use flatnet_core::object::{KernelState, Link, LinkKind, NexthopId, Route, RouteKey, RouteVia, Sysctl, VxlanLink};
 use flatnet_core::op::{Action, Object};
 use flatnet_kernel::Scope;
 use flatnet_model::{Mac, Mtu};
@@ -303,6 +303,25 @@ pub async fn a_setting_is_written_and_read(world: &Subject) {
         let found = world.look(&scope).await.state.sysctls;
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [(Sysctl::new("net/ipv4/ip_forward"), value.to_owned())]);
     }
+}
+
+pub async fn a_devices_settings_come_and_go_with_it(world: &Subject) {
+    let forwarding = |device: &str| op(Action::Change, sysctl(&format!("net/ipv4/conf/{device}/forwarding"), "1"));
+    world.refused(forwarding("flat.1"), libc::ENOENT).await;
+    let made = [create(link("flat.1", vxlan(1, "192.0.2.1"))), create(link("flbr", bridge())), forwarding("flat.1")];
+    world.done(&made).await;
+    for device in ["flat.1", "flbr"] {
+        for setting in ["ipv6/conf/D/accept_ra", "ipv6/conf/D/accept_redirects", "ipv4/conf/D/accept_redirects"] {
+            if let Some(value) = world.oracle(&format!("cat /proc/sys/net/{}", setting.replace('D', device))) {
+                assert_eq!(value, 0, "{setting} of {device}: nobody asked for it to be anything");
+            }
+        }
+    }
+    world.done(&[op(Action::Delete, link("flat.1", vxlan(1, "192.0.2.1")))]).await;
+    world.refused(forwarding("flat.1"), libc::ENOENT).await;
+    let narrow = Link { mtu: Mtu::new(1279).unwrap(), ..vxlan(1, "192.0.2.1") };
+    world.done(&[create(link("flat.1", narrow)), forwarding("flat.1")]).await;
+    world.refused(op(Action::Change, sysctl("net/ipv6/conf/flat.1/accept_ra", "0")), libc::ENOENT).await;
 }
 
 pub async fn two_thousand_peers_go_in_one_apply(world: &Subject) {

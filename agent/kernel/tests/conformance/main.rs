@@ -58,6 +58,7 @@ conformance! {
     cases::a_device_that_goes_takes_everything_along,
     cases::a_device_set_down_loses_routes_nexthops_and_neighbours,
     cases::a_setting_is_written_and_read,
+    cases::a_devices_settings_come_and_go_with_it,
     cases::two_thousand_peers_go_in_one_apply,
     refusals::a_foreign_device_on_our_name_is_told_and_left_alone,
     refusals::a_foreign_route_on_our_key_is_told_and_left_alone,

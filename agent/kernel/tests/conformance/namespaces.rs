@@ -85,7 +85,7 @@ fn facts_tell_interfaces_routes_and_features() {
              ip addr add 2001:db8::1/64 dev up0 nodad; ip addr add 2001:db8::2/64 dev up0 nodad preferred_lft 0
              ip route add default via 192.0.2.254 metric 100; ip route add 198.51.100.0/24 via 192.0.2.9 mtu 1400
              ip route add default via 192.0.2.253 dev up0 metric 5; ip route add unreachable 203.0.113.0/24
-             ip link add gone type bridge; echo 0 > /proc/sys/net/ipv6/conf/gone/accept_ra",
+             ip link add gone type bridge",
         );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let asked =
@@ -104,8 +104,17 @@ fn facts_tell_interfaces_routes_and_features() {
         assert_eq!((refused.1, none.1), (None, None));
         assert_eq!((own.1.unwrap().device, link.1.unwrap().device), (name("lo"), name("up0")));
         assert!(facts.features.nexthop_objects && facts.features.ipv6);
-        let heard: Vec<String> = facts.accept_ra.iter().map(|setting| setting.path().to_owned()).collect();
-        assert!(heard.contains(&"net/ipv6/conf/up0/accept_ra".to_owned()), "{heard:?}");
-        assert!(!heard.iter().any(|path| path.contains("/gone/")), "{heard:?}");
+        // Heard is where a default route was learnt, as long as nobody forwards.
+        assert_eq!(facts.accept_ra, []);
+        let heard = || {
+            let facts = runtime.block_on(async { NetlinkKernel::new().unwrap().facts(&[]).await.unwrap() });
+            facts.accept_ra.iter().map(|setting| setting.path().to_owned()).collect::<Vec<_>>()
+        };
+        shell("ip -6 route add default via 2001:db8::9 dev up0 proto ra");
+        assert_eq!(heard(), ["net/ipv6/conf/up0/accept_ra"]);
+        shell("echo 0 > /proc/sys/net/ipv6/conf/up0/accept_ra");
+        assert!(heard().is_empty(), "its owner wants none");
+        shell("echo 1 > /proc/sys/net/ipv6/conf/up0/accept_ra; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        assert!(heard().is_empty(), "its owner made it a router");
     });
 }

@@ -1,3 +1,5 @@
+use flatnet_core::object::{NextHop, Route, RouteKey};
+
 use super::*;
 use crate::doctor::Verdict;
 use crate::doctor::fixture::Fixture;
@@ -12,6 +14,55 @@ fn each_family_in_use_must_be_forwarded() {
         (check.verdict, check.cause.as_str()),
         (Verdict::Failure, "net.ipv6.conf.all.forwarding is not readable")
     );
+}
+
+#[test]
+fn a_device_that_does_not_forward_is_named_ours_or_an_engines_or_the_way_to_peers() {
+    let path = |device: &str| format!("/proc/sys/net/ipv4/conf/{device}/forwarding");
+    let with = |off: &str| {
+        let paths = ["flat.1", "docker0", "eth1", "other0"].map(path);
+        let files: Vec<(&str, &str)> =
+            paths.iter().map(|p| (p.as_str(), if *p == path(off) { "0\n" } else { "1\n" })).collect();
+        let mut fixture = Fixture::with(&files);
+        let mut bridge = fixture.host.facts.interfaces[0].clone();
+        (bridge.name, bridge.addresses) = (IfName::new("docker0").unwrap(), vec!["10.100.7.1/24".parse().unwrap()]);
+        fixture.host.facts.interfaces.push(bridge);
+        fixture
+    };
+    for (off, named) in [("flat.1", "net.ipv4.conf.flat/1.forwarding"), ("docker0", "net.ipv4.conf.docker0.forwarding")]
+    {
+        let check = of_devices(&with(off).host);
+        assert!(check.verdict == Verdict::Failure && check.cause.contains(named), "{check:?}");
+        assert!(check.hint.contains(&format!("{named}=1")), "{check:?}");
+    }
+    assert_eq!(of_devices(&with("other0").host).verdict, Verdict::Ok, "not concerned");
+    let mut fixture = with("eth1");
+    assert_eq!(of_devices(&fixture.host).verdict, Verdict::Ok, "only tunnelled packets come in there");
+    let via = NextHop { gateway: "192.0.2.2".parse().unwrap(), device: IfName::new("eth1").unwrap(), onlink: false };
+    let route = Route { via: RouteVia::Hop(via), source: None };
+    fixture.host.ours.routes.insert(RouteKey::to_peer("10.100.8.0/24".parse().unwrap()), route);
+    assert_eq!(of_devices(&fixture.host).verdict, Verdict::Failure, "peers' packets come in there as they are");
+}
+
+#[test]
+fn an_engines_bridge_without_ipv6_is_named_where_the_network_has_it() {
+    let mut fixture = Fixture::with(&[("/proc/sys/net/ipv6/conf/eth1/disable_ipv6", "1")]);
+    fixture.host.facts.interfaces[0].addresses.push("10.100.7.1/24".parse().unwrap());
+    assert_eq!(of_devices(&fixture.host).verdict, Verdict::Ok);
+    fixture.network().cidr6 = Some("fd00:100::/56".to_owned());
+    assert!(of_devices(&fixture.host).cause.contains("net.ipv6.conf.eth1.disable_ipv6"));
+}
+
+#[test]
+fn a_host_that_turned_router_before_it_heard_its_own_is_told() {
+    let mut fixture = Fixture::with(&[("/proc/sys/net/ipv6/conf/eth1/accept_ra", "1\n")]);
+    fixture.network().cidr6 = Some("fd00:100::/56".to_owned());
+    assert_eq!(advertisements(&fixture.host).verdict, Verdict::Ok, "it has no IPv6 to the outside");
+    fixture.host.facts.interfaces[0].addresses.push("2001:db8::5/64".parse().unwrap());
+    let check = advertisements(&fixture.host);
+    assert!(check.verdict == Verdict::Warning && check.hint.contains("net.ipv6.conf.eth1.accept_ra=2"), "{check:?}");
+    fixture.host.facts.default_route.push((IpFamily::V6, IfName::new("eth1").unwrap()));
+    assert_eq!(advertisements(&fixture.host).verdict, Verdict::Ok);
 }
 
 #[test]
