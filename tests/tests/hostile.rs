@@ -29,12 +29,21 @@ mod packet;
 mod sender;
 #[path = "hostile/tunnels.rs"]
 mod tunnels;
+#[path = "hostile/ways.rs"]
+mod ways;
 
 use std::process::ExitCode;
 
 use flatnet_tests::suite;
 
 fn main() -> ExitCode {
-    let groups = [flood::tests(), containers::tests(), outage::tests(), tunnels::tests(), advertisements::tests()];
+    let groups = [
+        flood::tests(),
+        containers::tests(),
+        outage::tests(),
+        tunnels::tests(),
+        advertisements::tests(),
+        ways::tests(),
+    ];
     suite::main(groups.into_iter().flatten().collect())
 }

@@ -5,13 +5,14 @@
 //! |---|---|---|
 //! | `guard` | input, -120 | tunnel packets are judged before they are decapsulated: an allow-list that ends in a drop |
 //! | `origin` | prerouting, -90 | tunnel packets come from where their source is: no container wears a peer's address |
-//! | `encrypted_in` | prerouting, -290 | a WireGuard network's packets come out of its tunnel, or from this host's containers |
+//! | `arrival` | prerouting, -290 | a source of a network is believed only of what came by that network's own way |
 //! | `encrypted_out` | postrouting, -120 | a WireGuard network's packets leave through its tunnel, or not at all |
 //! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
 //!
 //! A drop is final in netfilter, an accept is not: what these chains let through is still judged by everybody else's.
 
+mod arrival;
 mod encrypted;
 mod forward;
 mod gre;
@@ -49,9 +50,9 @@ pub struct FirewallNetwork {
     pub encrypted: Vec<EncryptedTunnel>,
     /// Peers' subnets that are reached past those devices, while the network changes to or from WireGuard.
     pub clear_to: Vec<IpNet>,
-    /// Peers' subnets that packets may come from past those devices meanwhile.
-    pub clear_from: Vec<IpNet>,
-    /// Who may send what through the tunnels; sets that no tunnel here has are ignored.
+    /// The sets of the subnets whose packets may come without a tunnel, by the underlay (host-gw, `DirectRouting`).
+    pub direct: BTreeSet<SetName>,
+    /// Who may send what through the tunnels and without; sets that are not here are ignored.
     pub peers: BTreeSet<PeerSource>,
 }
 
@@ -104,13 +105,16 @@ pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTre
     }
     let mut text = Text::default();
     guard::sets(networks, &mut text);
+    arrival::sets(networks, &mut text);
     guard::chains(networks, &mut text);
     guard::origin(networks, underlay, &mut text);
-    encrypted::chains(networks, underlay, &mut text);
+    arrival::chains(networks, underlay, &mut text);
+    encrypted::chains(networks, &mut text);
     forward::chains(networks, &mut text);
     nat::chains(networks, &mut text);
+    let of_tunnels = networks.iter().flat_map(|network| &network.tunnels).flat_map(FirewallTunnel::sets);
     let sets: BTreeSet<SetName> =
-        networks.iter().flat_map(|network| &network.tunnels).flat_map(FirewallTunnel::sets).collect();
+        of_tunnels.chain(networks.iter().flat_map(|network| &network.direct).copied()).collect();
     let elements = networks.iter().flat_map(|network| &network.peers).filter(|peer| is_usable(peer, &sets));
     (Ruleset { body: text.body }, elements.copied().collect())
 }

@@ -55,7 +55,7 @@ fn flushed() {
     lab.attach_all();
     let host = lab.vm(1);
     let before = host.ok(COMPARE);
-    for wanted in ["guard", "origin", "forward", "encrypted_in", "encrypted_out", "gre4"] {
+    for wanted in ["guard", "origin", "forward", "arrival", "encrypted_out", "gre4"] {
         assert!(before.lines().any(|chain| chain == wanted), "{wanted}: {before}");
     }
     assert!(!before.contains("nat_") && !before.contains("postrouting"), "{before}");

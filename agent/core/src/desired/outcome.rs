@@ -166,12 +166,15 @@ impl PeerOutcome {
                     Tunnel::GreRoute(_) => [Some(source), None, None],
                 }
             });
+            let is_direct = path.tunnel.is_none() && path.wireguard.is_none();
+            let direct = is_direct.then(|| ObjectKey::PeerSource(PeerSource::direct(subnet)));
             let wireguard =
                 path.wireguard.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
             tunnel
                 .into_iter()
                 .flatten()
                 .flatten()
+                .chain(direct)
                 .chain(nexthop)
                 .chain(wireguard)
                 .chain([ObjectKey::Route(RouteKey::to_peer(subnet))])

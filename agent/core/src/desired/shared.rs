@@ -63,7 +63,7 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> Fire
     let mut firewall = FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: BTreeSet::new(),
         name: network.name.clone(),
         cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
         own: network.own.iter().collect(),
@@ -77,8 +77,6 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> Fire
     // Only beside a tunnel that encrypts does it matter who is not in it yet.
     for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
         firewall.clear_to.extend(&way.reached);
-        let senders = way.built.peers.iter().filter(|peer| matches!(peer.decision, PeerDecision::Programmed(_)));
-        firewall.clear_from.extend(senders.flat_map(|peer| peer.subnets.iter()));
     }
     firewall
 }
@@ -113,6 +111,28 @@ fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork
     }
     firewall.tunnels.extend(built.devices.iter().filter_map(tunnel));
     firewall.peers.extend(peers);
+    if has_direct_routes(&way.backend) {
+        let direct: Vec<PeerSource> = built.peers.iter().flat_map(unencapsulated).collect();
+        let usual = network.config.pools().map(|pool| SetName::direct(pool.family(), pool.subnet_len()));
+        firewall.direct.extend(direct.iter().map(|source| source.set).chain(usual));
+        firewall.peers.extend(direct);
+    }
+}
+
+/// Whether packets of the network may come as they are, by the underlay.
+fn has_direct_routes(backend: &BackendConfig) -> bool {
+    match backend {
+        BackendConfig::HostGw => true,
+        BackendConfig::Vxlan(vxlan) => vxlan.direct_routing,
+        BackendConfig::Gre(_) | BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => false,
+    }
+}
+
+/// What a peer may send us without a tunnel. Also where it is reached through one: whether two hosts share a link may look
+/// different from the other side.
+fn unencapsulated(peer: &PeerOutcome) -> impl Iterator<Item = PeerSource> {
+    let programmed = matches!(peer.decision, PeerDecision::Programmed(_));
+    peer.subnets.iter().filter(move |_| programmed).map(PeerSource::direct)
 }
 
 /// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may

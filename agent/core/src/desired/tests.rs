@@ -7,7 +7,7 @@ use super::*;
 use crate::backend::vtep_mac;
 use crate::diff::Prune;
 use crate::fixture::{NODE, codes, config, device, facts, interface, one, peer, underlay, vxlan, with};
-use crate::object::{Dump, LinkKind, RouteKey, RouteVia, Sysctl};
+use crate::object::{Dump, LinkKind, PeerSource, RouteKey, RouteVia, Sysctl};
 use crate::plan::plan;
 use crate::problem::ProblemCode;
 
@@ -106,7 +106,10 @@ fn direct_routing_and_back_changes_only_what_the_hop_is() {
     let tunnelled = one(&dual(vxlan()), own, &peers).state;
     let routed = one(&dual(direct), own, &peers);
     assert!(routed.state.neighbours.is_empty() && routed.state.fdb.is_empty());
-    assert_eq!(routed.state.peer_sources.len(), 2, "the other side may see the link differently");
+    let direct = ["10.100.2.0/24", "fd00:100:0:2::/64"].map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
+    assert!(direct.iter().all(|source| routed.state.peer_sources.contains(source)), "{:?}", routed.state.peer_sources);
+    assert_eq!(routed.state.peer_sources.len(), 4, "the other side may see the link differently");
+    assert!(!direct.iter().any(|source| tunnelled.peer_sources.contains(source)), "nothing comes without the tunnel");
     for (from, to) in [(&tunnelled, &routed.state), (&routed.state, &tunnelled)] {
         let ops = plan(to, &Dump { state: from.clone(), ..Dump::default() }, Prune::Yes).ops;
         let on_the_way: Vec<String> = ops
@@ -137,6 +140,9 @@ fn host_gw_routes_to_the_link_and_says_which_peer_is_beyond_it() {
     assert!(is_programmed(&desired, 0));
     assert!(matches!(decision(&desired, 1), PeerDecision::Unreachable { reason } if reason.contains("198.51.100.13")));
     assert_eq!(codes(&desired), ["peer-off-link"]);
+    // Nothing else is believed of what comes in by the underlay.
+    let believed = ["10.100.2.0/24", "fd00:100:0:2::/64"].map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
+    assert_eq!(desired.state.peer_sources, believed.into());
     let route = desired.state.routes[&RouteKey::to_peer("fd00:100:0:2::/64".parse().unwrap())];
     assert!(matches!(route.via, RouteVia::Hop(hop) if !hop.onlink && hop.device == device("eth0")));
 }

@@ -93,7 +93,7 @@ fn judged(networks: &[FirewallNetwork], family: IpFamily) -> BTreeMap<GreKey, Ju
     of_family
         .filter_map(|(network, tunnel)| match tunnel.id {
             TunnelId::Gre(key) => Some((key, Judged { network, key, family, sets: tunnel.sets().collect() })),
-            TunnelId::Vxlan(_) => None,
+            TunnelId::Vxlan(_) | TunnelId::Direct => None,
         })
         .collect()
 }

@@ -37,6 +37,7 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
         let inner = match set.tunnel {
             TunnelId::Vxlan(_) => inner_source(set.family).to_owned(),
             TunnelId::Gre(key) => gre::inner_source(set.family, key, false),
+            TunnelId::Direct => continue,
         };
         let lines = [
             format!("typeof {} saddr . {inner}", ip(set.family)),
@@ -146,7 +147,7 @@ fn tunnels(networks: &[FirewallNetwork]) -> impl Iterator<Item = (&FirewallNetwo
     let all = networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)));
     all.filter_map(|(network, tunnel)| match tunnel.id {
         TunnelId::Vxlan(vni) => Some((network, Vxlan { port: tunnel.port, vni, sets: tunnel.sets().collect() })),
-        TunnelId::Gre(_) => None,
+        TunnelId::Gre(_) | TunnelId::Direct => None,
     })
 }
 

@@ -37,7 +37,7 @@ fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let packets = |tunnel: &FirewallTunnel| match tunnel.id {
         TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {}", tunnel.port),
         // By number: a host without /etc/protocols does not know the name.
-        TunnelId::Gre(_) => "-p 47".to_owned(),
+        TunnelId::Gre(_) | TunnelId::Direct => "-p 47".to_owned(),
     };
     let mut rules: BTreeSet<String> = network.tunnels().filter(|tunnel| tunnel.family == family).map(packets).collect();
     // WireGuard listens on both families, whatever is inside.

@@ -8,7 +8,7 @@ use flatnet_model::{GreKey, IfName, IpFamily, NetworkName, Vni};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{EncryptedTunnel, FirewallNetwork, FirewallTunnel, ruleset};
-use crate::object::{PeerSource, Ruleset, TunnelId};
+use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
 /// Length of the subnets in the specimen, in bits: flannel's own for either family.
 fn subnet_len(family: IpFamily) -> u8 {
@@ -36,7 +36,9 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
             FirewallTunnel { id, family, prefix_lens: [subnet_len(family)].into(), port, device }
         })
         .collect();
-    let sets = tunnels.iter().flat_map(FirewallTunnel::sets);
+    let direct: BTreeSet<SetName> =
+        families.iter().map(|family| SetName::direct(*family, subnet_len(*family))).collect();
+    let sets = tunnels.iter().flat_map(FirewallTunnel::sets).chain(direct.iter().copied());
     let peers = sets.filter_map(|set| {
         let (range, _) = ranges(set.family);
         Some(PeerSource { set, outer: range.addr(), inner: IpNet::new(range.addr(), set.prefix_len).ok()?.trunc() })
@@ -52,7 +54,7 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
             tunnels: Vec::new(),
             encrypted: Vec::new(),
             clear_to: Vec::new(),
-            clear_from: Vec::new(),
+            direct: direct.clone(),
             peers: BTreeSet::new(),
         }
     };
@@ -62,10 +64,11 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
         FirewallNetwork { peers: peers.collect(), tunnels, encrypted: encrypted(51_820), ..network(&name, false) };
     // One that changes to WireGuard, too.
     let second = network(&name, true);
-    let changing = (second.cidrs.clone(), second.cidrs.clone());
-    let second =
-        FirewallNetwork { encrypted: encrypted(51_822), clear_to: changing.0, clear_from: changing.1, ..second };
-    ruleset(&[first, second], device)
+    let clear_to = second.cidrs.clone();
+    let second = FirewallNetwork { encrypted: encrypted(51_822), clear_to, ..second };
+    // And one whose packets come as they are, on a host that has no subnet of it yet.
+    let third = FirewallNetwork { own: Vec::new(), ..network(&name, true) };
+    ruleset(&[first, second, third], device)
 }
 
 /// Two ranges of a family that are nobody's.

@@ -30,7 +30,7 @@ fn dual() -> FirewallNetwork {
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: BTreeSet::new(),
         name: NetworkName::default_network(),
         cidrs: prefixes(&["10.100.0.0/16", "fd00::/48"]),
         own: prefixes(&["10.100.4.0/24", "fd00:0:0:4::/64"]),
@@ -45,16 +45,17 @@ fn dual() -> FirewallNetwork {
 
 /// IPv4 by direct routes, with neither masquerading nor a subnet yet.
 fn direct() -> FirewallNetwork {
+    let sets = [24, 25].map(|length| SetName::direct(IpFamily::V4, length));
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
         name: "blue".parse().unwrap(),
         cidrs: prefixes(&["10.200.0.0/16"]),
         own: Vec::new(),
         masquerade: false,
         tunnels: Vec::new(),
-        peers: BTreeSet::new(),
+        direct: sets.into(),
+        peers: BTreeSet::from([PeerSource::direct("10.200.7.0/24".parse().unwrap())]),
     }
 }
 
@@ -88,7 +89,7 @@ fn encrypted() -> FirewallNetwork {
         peers: BTreeSet::new(),
         encrypted: vec![EncryptedTunnel { device: device("flatwg.51820"), port: 51820, families }],
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: BTreeSet::new(),
         ..dual()
     }
 }

@@ -35,6 +35,8 @@ pub enum TunnelId {
     Vxlan(Vni),
     /// GRE's key, or that there is none.
     Gre(GreKey),
+    /// No tunnel: packets as they are, from a peer on the underlay's link.
+    Direct,
 }
 
 impl fmt::Display for TunnelId {
@@ -42,12 +44,13 @@ impl fmt::Display for TunnelId {
         match self {
             Self::Vxlan(vni) => vni.fmt(f),
             Self::Gre(key) => write!(f, "gre{key}"),
+            Self::Direct => f.write_str("direct"),
         }
     }
 }
 
 /// A set of our table: the pairs (outer source, inner source) that one tunnel accepts over one underlay family from peers
-/// with subnets of one length.
+/// with subnets of one length. Without a tunnel there is nothing outside: only the subnet is in the set.
 ///
 /// A set of one length is a hash table: a packet's inner source is cut to that length and looked up. A set of intervals
 /// would take every length, but the kernel's time to remove one of n is that of n comparisons (20 ms at 8,000), and to
@@ -63,6 +66,12 @@ pub struct SetName {
 }
 
 impl SetName {
+    /// The set of the subnets of that length whose packets come without a tunnel.
+    #[must_use]
+    pub fn direct(family: IpFamily, prefix_len: u8) -> Self {
+        Self { tunnel: TunnelId::Direct, family, prefix_len }
+    }
+
     /// What [`fmt::Display`] writes.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
@@ -72,9 +81,10 @@ impl SetName {
             (None, None) => return None,
         };
         let (tunnel, prefix_len) = rest.split_once('_')?;
-        let tunnel = match tunnel.strip_prefix("gre") {
-            Some(key) => TunnelId::Gre(GreKey::new(key.parse().ok()?)),
-            None => TunnelId::Vxlan(Vni::new(tunnel.parse().ok()?).ok()?),
+        let tunnel = match (tunnel, tunnel.strip_prefix("gre")) {
+            ("direct", _) => TunnelId::Direct,
+            (_, Some(key)) => TunnelId::Gre(GreKey::new(key.parse().ok()?)),
+            (vni, None) => TunnelId::Vxlan(Vni::new(vni.parse().ok()?).ok()?),
         };
         let prefix_len = prefix_len.parse().ok().filter(|length| *length <= family.bits())?;
         Some(Self { tunnel, family, prefix_len })
@@ -95,10 +105,19 @@ impl fmt::Display for SetName {
 pub struct PeerSource {
     /// The set.
     pub set: SetName,
-    /// The peer's underlay address.
+    /// The peer's underlay address; where there is no tunnel the subnet's own first address, since the set does not have it.
     pub outer: IpAddr,
     /// The peer's subnet.
     pub inner: IpNet,
+}
+
+impl PeerSource {
+    /// What may come from `inner` without a tunnel.
+    #[must_use]
+    pub fn direct(inner: IpNet) -> Self {
+        let inner = inner.trunc();
+        Self { set: SetName::direct(IpFamily::of(inner.addr()), inner.prefix_len()), outer: inner.addr(), inner }
+    }
 }
 
 /// Which iptables a rule is in: the two programs keep separate rules, and a packet passes both.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::{Desired, HostInput, NetworkInput, PeerDecision, desired};
 use crate::facts::{HostFacts, Interface};
-use crate::fixture::{config, device, facts, gre, interface, key, underlay, wireguard};
+use crate::fixture::{config, facts, gre, interface, key, underlay, wireguard};
 use crate::object::{Datapath, PeerSource, SetName};
 
 const HOSTS: u8 = 3;
@@ -245,15 +245,14 @@ impl World {
         }
         if path.wireguard.is_some() {
             prop_assert!(state.links.contains_key(&path.device));
-        } else if state.links.contains_key(&device("flatwg.51820")) {
-            // In clear: what this host is going to send encrypted is let in until then.
-            let body = &state.ruleset.as_ref().unwrap().body;
-            let judged = body
-                .lines()
-                .filter(|line| line.contains("in clear from outside") || line.contains("not from the tunnel"));
-            for line in judged {
-                prop_assert!(line.contains(&format!("10.100.{}.0/24", from.number * 16)), "{line}");
-            }
+        } else if path.tunnel.is_none() {
+            let direct = PeerSource::direct(inner);
+            prop_assert!(
+                state.peer_sources.contains(&direct),
+                "{} sends directly, {} drops it",
+                from.number,
+                to.number
+            );
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_core::object::{PeerSource, Ruleset, SetName};
+use flatnet_core::object::{PeerSource, Ruleset, SetName, TunnelId};
 use flatnet_model::IpFamily;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -76,6 +76,14 @@ fn parse(set: SetName, element: Attributes<'_>) -> Option<PeerSource> {
         return None;
     }
     let key = Attributes(element.get(KEY)?).get(DATA_VALUE)?;
+    if set.tunnel == TunnelId::Direct {
+        let inner = match set.family {
+            IpFamily::V4 => IpAddr::from(<[u8; 4]>::try_from(key).ok()?),
+            IpFamily::V6 => IpAddr::from(<[u8; 16]>::try_from(key).ok()?),
+        };
+        let inner = IpNet::new(inner, set.prefix_len).ok()?;
+        return (inner.addr() == inner.network()).then(|| PeerSource::direct(inner));
+    }
     let (outer, inner) = match set.family {
         IpFamily::V4 => {
             let (outer, inner) = halves(u64::from_be_bytes(key.try_into().ok()?));
@@ -208,17 +216,18 @@ fn write_message(writer: &mut Writer, table: &str, sequence: u32, flags: u16, ch
     let list = writer.open_nested(LIST_ELEMENTS);
     for change in changes {
         let element = writer.open_nested(LIST_ELEM);
-        write_key(writer, KEY, change.source.outer, change.source.inner.network());
+        write_key(writer, KEY, &change.source);
         writer.close_attribute(&element);
     }
     writer.close_attribute(&list);
     writer.close(&message);
 }
 
-fn write_key(writer: &mut Writer, kind: u16, outer: IpAddr, inner: IpAddr) {
+fn write_key(writer: &mut Writer, kind: u16, source: &PeerSource) {
     let key = writer.open_nested(kind);
     let mut value = Vec::with_capacity(32);
-    for address in [outer, inner] {
+    let outer = (source.set.tunnel != TunnelId::Direct).then_some(source.outer);
+    for address in outer.into_iter().chain([source.inner.network()]) {
         match address {
             IpAddr::V4(address) => value.extend_from_slice(&address.octets()),
             IpAddr::V6(address) => value.extend_from_slice(&address.octets()),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use flatnet_core::object::{PeerSource, Ruleset};
+use flatnet_core::object::{PeerSource, Ruleset, TunnelId};
 use ipnet::IpNet;
 
 use super::program::{ProgramError, run};
@@ -61,7 +61,12 @@ pub(super) fn text(ruleset: &Ruleset, elements: &[PeerSource]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "add element inet {table} {} {{", first.set);
         for source in of_one_set {
-            let _ = writeln!(text, "{} . {:#x},", source.outer, number(source.inner));
+            let _ = match source.set.tunnel {
+                TunnelId::Vxlan(_) | TunnelId::Gre(_) => {
+                    writeln!(text, "{} . {:#x},", source.outer, number(source.inner))
+                }
+                TunnelId::Direct => writeln!(text, "{},", source.inner.network()),
+            };
         }
         text.push_str("}\n");
     }

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use flatnet_core::firewall::ruleset;
 use flatnet_core::object::PeerSource;
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
-use flatnet_kernel::{Kernel, NetlinkKernel, Wake};
+use flatnet_kernel::{Kernel, NetlinkKernel, Scope, Wake};
 use flatnet_model::IpFamily;
 use futures::StreamExt;
 use ipnet::IpNet;
 
-use crate::firewall::{apply, dump, listed, run, set, source, swap, wanted};
-use crate::world::shell;
+use crate::firewall::{apply, dump, listed, network, run, set, source, swap, wanted};
+use crate::world::{name, shell};
 
 /// The `n`th of many peers.
 pub fn peer(family: IpFamily, n: u32) -> PeerSource {
@@ -65,6 +66,36 @@ fn what_the_kernel_refuses_does_not_take_the_rest_along() {
         let outcomes = kernel.apply(&ops(Action::Delete, create)).await;
         assert!(outcomes.iter().all(|outcome| *outcome == OpOutcome::Done), "{outcomes:?}");
         assert_eq!((listed(IpFamily::V4), listed(IpFamily::V6)), (0, 1));
+    });
+}
+
+#[test]
+fn what_comes_without_a_tunnel_is_told_by_its_subnet_alone() {
+    run("elements::what_comes_without_a_tunnel_is_told_by_its_subnet_alone", async |kernel| {
+        let subnets = ["10.100.5.0/24", "10.100.6.128/25", "fd00:0:0:5::/64"];
+        let [first, second, third] = subnets.map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
+        let mut network = network("default");
+        network.direct = [first, second, third].map(|source| source.set).into();
+        network.peers = [first].into();
+        let (ruleset, elements) = ruleset(&[network], name("eth0"));
+        let scope = Scope { sets: ruleset.sets().collect(), ..Scope::default() };
+        let elements: Vec<PeerSource> = elements.into_iter().collect();
+        let swap = Object::Ruleset { ruleset: ruleset.clone(), elements };
+        apply(&kernel, Op { action: Action::Create, object: swap }).await;
+        let outcomes = kernel.apply(&ops(Action::Create, [second, third])).await;
+        assert!(outcomes.iter().all(|outcome| *outcome == OpOutcome::Done), "{outcomes:?}");
+        let state = kernel.dump(&scope).await.unwrap().state;
+        assert_eq!(state.peer_sources, [first, second, third].into());
+        assert_eq!(state.ruleset, Some(ruleset));
+        for (source, listed) in [(first, "{ 10.100.5.0 }"), (second, "{ 10.100.6.128 }"), (third, "{ fd00:0:0:5:: }")] {
+            for table in ["flatnet", "flatnet_held"] {
+                let text = shell(&format!("nft list set inet {table} {}", source.set));
+                assert!(text.contains(listed), "{text}");
+            }
+        }
+        let outcomes = kernel.apply(&ops(Action::Delete, [first, third])).await;
+        assert!(outcomes.iter().all(|outcome| *outcome == OpOutcome::Done), "{outcomes:?}");
+        assert_eq!(kernel.dump(&scope).await.unwrap().state.peer_sources, [second].into());
     });
 }
 

@@ -29,23 +29,27 @@ pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
 
 /// The same, of a network of that name.
 pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
+    let (ruleset, elements) = ruleset(&[self::network(network)], name("eth0"));
+    (ruleset, elements.into_iter().collect())
+}
+
+/// That network.
+pub fn network(network: &str) -> FirewallNetwork {
     let tunnel = |family, device| {
         let SetName { tunnel: id, prefix_len, .. } = set(family);
         FirewallTunnel { id, family, prefix_lens: [prefix_len].into(), port: 8472, device: name(device) }
     };
-    let network = FirewallNetwork {
+    FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: Default::default(),
         name: network.parse().unwrap(),
         cidrs: vec!["10.100.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         own: vec!["10.100.4.0/24".parse().unwrap(), "fd00:0:0:4::/64".parse().unwrap()],
         masquerade: true,
         tunnels: vec![tunnel(IpFamily::V4, "flat.1"), tunnel(IpFamily::V6, "flat6.1")],
         peers: BTreeSet::from([source("192.168.33.12", "10.100.5.0/24"), source("fd33::12", "fd00:0:0:5::/64")]),
-    };
-    let (ruleset, elements) = ruleset(&[network], name("eth0"));
-    (ruleset, elements.into_iter().collect())
+    }
 }
 
 fn scope() -> Scope {

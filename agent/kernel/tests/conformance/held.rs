@@ -51,7 +51,7 @@ fn everything() -> Op {
     let network = |text: &str, octet: u8| FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: Default::default(),
         name: text.parse().unwrap(),
         cidrs: vec![format!("10.{octet}.0.0/16").parse().unwrap(), format!("fd00:{octet}::/48").parse().unwrap()],
         own: vec![format!("10.{octet}.4.0/24").parse().unwrap(), format!("fd00:{octet}:0:4::/64").parse().unwrap()],
@@ -92,7 +92,9 @@ fn a_swap_holds_a_copy_of_all_that_filters_and_of_no_more() {
         }
         apply(&kernel, everything()).await;
         let held = shell(HELD);
-        for chain in ["guard", "origin", "forward", "encrypted_in", "encrypted_out", "gre4", "from_wireguard_51820"] {
+        for chain in
+            ["guard", "origin", "forward", "arrival", "arrival4_red", "encrypted_out", "gre4", "from_wireguard_51820"]
+        {
             assert!(held.contains(&format!("chain {chain} ")), "{chain}: {held}");
         }
         // One later than the table's own, which so counts what both would drop.

@@ -10,7 +10,7 @@ fn network(name: &str, family: IpFamily, key: u32, cidr: &str) -> FirewallNetwor
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: Default::default(),
         name: name.parse().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: vec![cidr.parse().unwrap()],

@@ -9,7 +9,7 @@ fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
-        clear_from: Vec::new(),
+        direct: Default::default(),
         name: name.parse::<NetworkName>().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: Vec::new(),
