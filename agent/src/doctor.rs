@@ -90,6 +90,7 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
     checks.extend([
         resources::modules(&host),
         settings::forwarding(&host),
+        settings::writable(&host),
         settings::of_devices(&host),
         settings::advertisements(&host),
         settings::reverse_path(&host),

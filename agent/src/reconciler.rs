@@ -102,6 +102,8 @@ pub struct Reconciler<K> {
     outcome: watch::Sender<Outcome>,
     metrics: Arc<Metrics>,
     sysctls: SysctlRecord,
+    /// Settings that cannot be written here and can be done without.
+    unwritable: BTreeSet<ObjectKey>,
     wireguard: WireguardIdentity,
     /// The kernel as the last pass left it; `None` when no pass came to its end.
     known: Option<Known>,
@@ -136,6 +138,7 @@ impl<K: Kernel> Reconciler<K> {
             outcome,
             metrics,
             sysctls,
+            unwritable: BTreeSet::new(),
             wireguard,
             known: None,
             facts: HostFacts::default(),

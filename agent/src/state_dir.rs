@@ -87,7 +87,16 @@ impl StateDir {
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
         let node = identity(&state.join("node-id"), NodeId::new)?;
-        let nonce = identity(&run.join("instance"), InstanceNonce::new)?;
+        let nonce = match identity(&run.join("instance"), InstanceNonce::new) {
+            // It only tells this boot's agents from those of a copied disk: another one is as good, once the presence of
+            // the one before has ended. A power cut leaves an empty file.
+            Err(StateDirError::BadIdentity { path, .. }) => {
+                tracing::warn!(path = %path.display(), "the mark of this boot cannot be read; it is made anew");
+                remove(&path)?;
+                identity(&path, InstanceNonce::new)?
+            }
+            found => found?,
+        };
         // Whoever starts an agent wants it to be here: a service manager that must not does not come this far.
         remove(&state.join(LEFT))?;
         Ok(Self { state: state.to_owned(), run: run.to_owned(), node, nonce, _lock: lock })
@@ -360,6 +369,24 @@ mod tests {
         let copy = StateDir::open(&dir.join("state"), &dir.join("other-run")).unwrap();
         assert_eq!(copy.node(), node);
         assert_ne!(copy.nonce(), nonce);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_mark_of_this_boot_that_is_broken_is_made_anew_and_a_nodes_identity_never() {
+        let dir = scratch("broken");
+        let (state, run) = (dir.join("state"), dir.join("run"));
+        let node = StateDir::open(&state, &run).unwrap().node();
+        for broken in ["", "\0\0\0\0", "nonsense"] {
+            std::fs::write(run.join("instance"), broken).unwrap();
+            let opened = StateDir::open(&state, &run).unwrap();
+            let nonce = opened.nonce();
+            drop(opened);
+            let again = StateDir::open(&state, &run).unwrap();
+            assert_eq!((again.node(), again.nonce()), (node, nonce), "{broken:?}");
+        }
+        std::fs::write(state.join("node-id"), "").unwrap();
+        assert!(matches!(StateDir::open(&state, &run), Err(StateDirError::BadIdentity { .. })));
         std::fs::remove_dir_all(dir).unwrap();
     }
 

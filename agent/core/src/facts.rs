@@ -13,6 +13,9 @@ use crate::object::{Datapath, IptablesChain, IptablesVariant, Sysctl};
 pub struct HostFacts {
     /// Every interface.
     pub interfaces: Vec<Interface>,
+    /// Addresses that will not stay, or are no good yet: temporary ones (RFC 8981), deprecated, tentative. Nobody should be
+    /// told of these.
+    pub passing: BTreeSet<IpAddr>,
     /// Which way this host would send to the addresses it was asked about, in their order; `None`: no route.
     pub routes: Vec<(IpAddr, Option<RouteTo>)>,
     /// Interface of the default route with the lowest metric, per family.
@@ -48,9 +51,10 @@ pub struct Interface {
     pub up: bool,
     /// Whether it is the loopback.
     pub loopback: bool,
-    /// MTU in bytes; `None`: outside what an interface should have.
+    /// MTU in bytes, 65,535 if it is larger (a loopback's is); `None`: too small for anything.
     pub mtu: Option<Mtu>,
-    /// Addresses with their prefix, host bits kept; link-local ones left out. Tentative and deprecated ones last.
+    /// Addresses with their prefix, host bits kept; link-local ones left out. In the kernel's order but for those that are
+    /// alone in their prefix, as floating ones mostly are, after the others; and last, those in [`HostFacts::passing`].
     pub addresses: Vec<IpNet>,
     /// Whether it is one of ours.
     pub ours: bool,

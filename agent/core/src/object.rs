@@ -66,6 +66,23 @@ pub struct KernelState {
     pub iptables: BTreeMap<IptablesKey, IptablesRule>,
 }
 
+impl KernelState {
+    /// Whether nobody is harmed while this setting has another value than is wanted here: what a tunnel's guard lets out of
+    /// it are no router advertisements, and where forwarding is on no redirect is heeded.
+    #[must_use]
+    pub fn does_without(&self, setting: &Sysctl) -> bool {
+        let Some(link) = setting.device().and_then(|device| self.links.get(&device)) else { return false };
+        let is_tunnel = link.kind != LinkKind::Bridge;
+        let wanted = self.sysctls.get(setting).map(String::as_str);
+        match setting.path().rsplit('/').next() {
+            Some("accept_redirects") => true,
+            Some("accept_ra") => is_tunnel,
+            Some("disable_ipv6") => is_tunnel && wanted == Some("1"),
+            _ => false,
+        }
+    }
+}
+
 /// Keys at which the kernel has an object that is not ours. What we want there is a conflict, to be reported, never
 /// changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use flatnet_model::{IfName, IpFamily, Mtu};
 use regex::Regex;
 
-use crate::facts::{HostFacts, Interface};
+use crate::facts::{HostFacts, Interface, RouteTo};
 
 /// What the user said about the underlay; all empty is the usual case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,16 +35,17 @@ impl Selection {
     }
 }
 
-/// The interface that carries the tunnels, and where peers reach us.
+/// The way to the other hosts, and where they reach us. Its addresses are the interface's own but on a host that is reached
+/// at an address of its loopback, by routes alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
-    /// The interface.
+    /// The interface by which packets leave.
     pub device: IfName,
     /// What fits through it in bytes: the smaller of the interface's MTU and that of the route looked up through it.
     pub mtu: Mtu,
-    /// The interface's IPv4 address: outer source of what we send.
+    /// This host's IPv4 address: outer source of what we send.
     pub v4: Option<Ipv4Addr>,
-    /// The interface's IPv6 address.
+    /// This host's IPv6 address.
     pub v6: Option<Ipv6Addr>,
     /// The IPv4 address that is published (`PublicIP`).
     pub public_v4: Option<Ipv4Addr>,
@@ -144,7 +145,9 @@ impl UnderlayError {
             }
             Self::Regex { .. } => "see https://docs.rs/regex for the syntax; quote it in the shell",
             Self::NoAddress { .. } => "give the interface an address, or name another one with --iface",
-            Self::NoMtu { .. } => "set one: ip link set DEVICE mtu 1500",
+            Self::NoMtu { .. } => {
+                "name the interface by which packets leave, with --iface, or give it an MTU: ip link set DEVICE mtu 1500"
+            }
         }
     }
 }
@@ -160,47 +163,84 @@ pub fn select(facts: &HostFacts, selection: &Selection, families: &[IpFamily]) -
     build(facts, selection, needed, chosen)
 }
 
-/// An interface, and the address that was asked for, if one was.
+/// An interface, and what is known of the address on it.
 #[derive(Clone, Copy)]
 struct Chosen<'a> {
     interface: &'a Interface,
+    /// The one that was asked for.
     address: Option<IpAddr>,
+    /// The one that the kernel would take.
+    source: Option<IpAddr>,
+}
+
+impl<'a> Chosen<'a> {
+    fn of(interface: &'a Interface) -> Self {
+        Self { interface, address: None, source: None }
+    }
+
+    fn at(interface: &'a Interface, address: IpAddr) -> Self {
+        Self { interface, address: Some(address), source: None }
+    }
 }
 
 /// flannel's order (`pkg/ipmatch`, `main.go`): every `--iface`, then every `--iface-regex`, then `--iface-can-reach`.
 fn by_option<'a>(facts: &'a HostFacts, selection: &Selection) -> Result<Chosen<'a>, UnderlayError> {
     for wanted in &selection.ifaces {
         if let Some(chosen) = by_name_or_address(facts, wanted) {
-            return Ok(chosen);
+            return Ok(way_out(facts, chosen));
         }
     }
     for pattern in &selection.iface_regexes {
         if let Some(chosen) = by_regex(facts, pattern)? {
-            return Ok(chosen);
+            return Ok(way_out(facts, chosen));
         }
     }
     if let Some(target) = selection.can_reach
-        && let Some((interface, source)) = route_to(facts, target)
-        && !interface.loopback
+        && let Some(chosen) = route_to(facts, target)
+        && !chosen.interface.loopback
     {
-        return Ok(Chosen { interface, address: source });
+        return Ok(chosen);
     }
     Err(UnderlayError::NoMatch { wanted: options(selection), candidates: candidates(facts) })
 }
 
 fn by_name_or_address<'a>(facts: &'a HostFacts, wanted: &str) -> Option<Chosen<'a>> {
     match wanted.parse::<IpAddr>() {
-        Ok(address) => facts
-            .interfaces
-            .iter()
-            .find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
-            .map(|interface| Chosen { interface, address: Some(address) }),
-        Err(_) => facts
-            .interfaces
-            .iter()
-            .find(|interface| interface.name.as_str() == wanted)
-            .map(|interface| Chosen { interface, address: None }),
+        Ok(address) => holder(facts, address).map(|interface| Chosen::at(interface, address)),
+        Err(_) => facts.interfaces.iter().find(|interface| interface.name.as_str() == wanted).map(Chosen::of),
     }
+}
+
+/// The interface that has `address`.
+fn holder(facts: &HostFacts, address: IpAddr) -> Option<&Interface> {
+    facts.interfaces.iter().find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
+}
+
+/// What is chosen for its address need not be what packets leave by: an address of the loopback, or of a device that stands
+/// in for it, is routed to this host by its routers. The device is then that of the route on which the kernel takes this
+/// address, or the default route's.
+fn way_out<'a>(facts: &'a HostFacts, chosen: Chosen<'a>) -> Chosen<'a> {
+    let Chosen { interface, .. } = chosen;
+    let addresses = || match chosen.address {
+        Some(address) => vec![address],
+        None => IpFamily::BOTH.into_iter().filter_map(|family| first_address(interface, family)).collect(),
+    };
+    for address in addresses() {
+        let takes_it = |route: &&RouteTo| route.source == Some(address) && route.device != interface.name;
+        let by_route = facts.routes.iter().filter_map(|(_, route)| route.as_ref()).filter(takes_it);
+        let by_route = by_route.filter_map(|route| facts.interface(route.device)).find(|way| is_way(way));
+        let family = IpFamily::of(address);
+        let default = facts.default_route.iter().filter(|(of, _)| *of == family && interface.loopback);
+        let by_default = default.filter_map(|(_, name)| facts.interface(*name)).find(|way| is_way(way));
+        if let Some(way) = by_route.or(by_default) {
+            return Chosen::at(way, address);
+        }
+    }
+    chosen
+}
+
+fn is_way(interface: &Interface) -> bool {
+    !interface.loopback && !interface.ours
 }
 
 fn by_regex<'a>(facts: &'a HostFacts, pattern: &str) -> Result<Option<Chosen<'a>>, UnderlayError> {
@@ -211,37 +251,35 @@ fn by_regex<'a>(facts: &'a HostFacts, pattern: &str) -> Result<Option<Chosen<'a>
     let usable = || facts.interfaces.iter().filter(|interface| !interface.ours);
     let by_address = usable().find_map(|interface| {
         let hit = interface.addresses.iter().map(ipnet::IpNet::addr).find(|addr| regex.is_match(&addr.to_string()))?;
-        Some(Chosen { interface, address: Some(hit) })
+        Some(Chosen::at(interface, hit))
     });
-    Ok(by_address.or_else(|| {
-        usable()
-            .find(|interface| regex.is_match(interface.name.as_str()))
-            .map(|interface| Chosen { interface, address: None })
-    }))
+    Ok(by_address.or_else(|| usable().find(|interface| regex.is_match(interface.name.as_str())).map(Chosen::of)))
 }
 
 /// Without options: the interface towards the store; when the store is on this host, that of the default route; else the
 /// only one there is.
 fn by_route<'a>(facts: &'a HostFacts, selection: &Selection, needed: &[IpFamily]) -> Result<Chosen<'a>, UnderlayError> {
-    let usable = |interface: &Interface| {
-        !interface.loopback
-            && !interface.ours
-            && needed.iter().any(|family| first_address(interface, *family).is_some())
-    };
+    let has_one = |interface: &Interface| needed.iter().any(|family| first_address(interface, *family).is_some());
+    let usable = |interface: &Interface| is_way(interface) && has_one(interface);
     for target in &selection.store {
-        if let Some((interface, source)) = route_to(facts, *target)
-            && usable(interface)
+        if let Some(chosen) = route_to(facts, *target)
+            && is_way(chosen.interface)
+            && (has_one(chosen.interface) || chosen.address.is_some())
         {
-            return Ok(Chosen { interface, address: source });
+            return Ok(chosen);
         }
     }
     // The store is on this host. The kernel reaches every address of its own by the loopback, but an endpoint at an
-    // address of a real interface still says which one the other hosts are told of.
+    // address of a real interface still says which one the other hosts are on. Not at which address they find this host:
+    // the store's may float.
     for target in selection.store.iter().filter(|target| !target.is_loopback()) {
-        if let Some(chosen) = by_name_or_address(facts, &target.to_string())
-            && usable(chosen.interface)
-        {
-            return Ok(chosen);
+        let Some(interface) = holder(facts, *target) else { continue };
+        if usable(interface) {
+            return Ok(Chosen::of(interface));
+        }
+        let way = way_out(facts, Chosen::at(interface, *target));
+        if interface.loopback && is_way(way.interface) && !has_one(way.interface) {
+            return Ok(way);
         }
     }
     for family in needed {
@@ -249,12 +287,12 @@ fn by_route<'a>(facts: &'a HostFacts, selection: &Selection, needed: &[IpFamily]
         if let Some(interface) = default.and_then(|(_, name)| facts.interface(*name))
             && usable(interface)
         {
-            return Ok(Chosen { interface, address: None });
+            return Ok(Chosen::of(interface));
         }
     }
     let mut up = facts.interfaces.iter().filter(|interface| interface.up && usable(interface));
     match (up.next(), up.next()) {
-        (Some(interface), None) => Ok(Chosen { interface, address: None }),
+        (Some(interface), None) => Ok(Chosen::of(interface)),
         _ => Err(UnderlayError::Ambiguous { candidates: candidates(facts) }),
     }
 }
@@ -265,8 +303,8 @@ fn build(
     needed: &[IpFamily],
     chosen: Chosen<'_>,
 ) -> Result<Underlay, UnderlayError> {
-    let Chosen { interface, address } = chosen;
-    let of = |family| address.filter(|address| IpFamily::of(*address) == family).or(first_address(interface, family));
+    let interface = chosen.interface;
+    let of = |family| address(facts, selection, chosen, family);
     if needed.iter().all(|family| of(*family).is_none()) {
         let family = needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
         return Err(UnderlayError::NoAddress { device: interface.name, family, candidates: candidates(facts) });
@@ -285,17 +323,63 @@ fn build(
     })
 }
 
-fn first_address(interface: &Interface, family: IpFamily) -> Option<IpAddr> {
-    interface.addresses.iter().map(ipnet::IpNet::addr).find(|address| IpFamily::of(*address) == family)
+/// This host's address of `family`: the one asked for; the one the kernel takes, if it is there to stay; the interface's
+/// first; the published one, if it is this host's on whatever interface.
+fn address(facts: &HostFacts, selection: &Selection, chosen: Chosen<'_>, family: IpFamily) -> Option<IpAddr> {
+    let of_family = |address: &IpAddr| IpFamily::of(*address) == family;
+    let first = first_address(chosen.interface, family);
+    let stays = |source: &IpAddr| {
+        // Of IPv6 addresses the kernel takes those that are alone in their prefix like any other.
+        let floats = source.is_ipv6() && is_alone(chosen.interface, *source) && first != Some(*source);
+        !facts.passing.contains(source) && !floats
+    };
+    let published = match family {
+        IpFamily::V4 => selection.public_ip.map(IpAddr::V4),
+        IpFamily::V6 => selection.public_ipv6.map(IpAddr::V6),
+    };
+    let own = |address: &IpAddr| holder(facts, *address).is_some();
+    chosen
+        .address
+        .filter(of_family)
+        .or(chosen.source.filter(of_family).filter(stays))
+        .or(first)
+        .or(published.filter(own))
+        .or_else(|| source_by(facts, chosen.interface, family))
 }
 
-/// The interface towards `target`, and the source address the kernel would choose there, if it is the interface's own.
-fn route_to(facts: &HostFacts, target: IpAddr) -> Option<(&Interface, Option<IpAddr>)> {
+fn is_alone(interface: &Interface, address: IpAddr) -> bool {
+    interface.addresses.iter().any(|net| net.addr() == address && net.prefix_len() == net.max_prefix_len())
+}
+
+/// The first address of `family`: facts have them in the order of their worth.
+fn first_address(interface: &Interface, family: IpFamily) -> Option<IpAddr> {
+    let mut reachable = interface.addresses.iter().map(ipnet::IpNet::addr).filter(|address| !address.is_loopback());
+    reachable.find(|address| IpFamily::of(*address) == family)
+}
+
+/// The address of this host that the kernel takes on a looked-up route through an interface that has none.
+fn source_by(facts: &HostFacts, interface: &Interface, family: IpFamily) -> Option<IpAddr> {
+    let through = facts.routes.iter().filter_map(|(_, route)| *route).filter(|route| route.device == interface.name);
+    let mut sources = through.filter_map(|route| route.source);
+    sources.find(|source| IpFamily::of(*source) == family && !source.is_loopback() && holder(facts, *source).is_some())
+}
+
+/// The interface towards `target`, and the source address the kernel would choose there: one of the interface's own, or
+/// one of the loopback, at which the routers reach this host whatever its interfaces have.
+fn route_to(facts: &HostFacts, target: IpAddr) -> Option<Chosen<'_>> {
     let (_, route) = facts.routes.iter().find(|(to, _)| *to == target)?;
     let route = route.as_ref()?;
     let interface = facts.interface(route.device)?;
-    let source = route.source.filter(|source| interface.addresses.iter().any(|net| net.addr() == *source));
-    Some((interface, source))
+    let holder = route.source.and_then(|source| holder(facts, source));
+    let of_route = Chosen { source: route.source, ..Chosen::of(interface) };
+    Some(match (route.source, holder) {
+        (Some(_), Some(holder)) if holder.name == interface.name => of_route,
+        (Some(source), Some(holder)) if !source.is_loopback() => {
+            let bare = first_address(interface, IpFamily::of(source)).is_none();
+            if holder.loopback || bare { Chosen::at(interface, source) } else { Chosen::of(interface) }
+        }
+        _ => Chosen::of(interface),
+    })
 }
 
 /// The smallest MTU of the looked-up routes through `device`.
@@ -316,12 +400,16 @@ fn options(selection: &Selection) -> String {
     parts.join(" ")
 }
 
-/// `eth0 (10.0.0.1/24), eth1 (down)`: what there is to choose from, ours and the loopback left out.
+fn has_global(interface: &Interface) -> bool {
+    interface.addresses.iter().any(|net| !net.addr().is_loopback())
+}
+
+/// `eth0 (10.0.0.1/24), eth1 (down)`: what there is to choose from, ours and a loopback without further addresses left out.
 fn candidates(facts: &HostFacts) -> String {
     let texts: Vec<String> = facts
         .interfaces
         .iter()
-        .filter(|interface| !interface.loopback && !interface.ours)
+        .filter(|interface| !interface.ours && (!interface.loopback || has_global(interface)))
         .map(|interface| {
             let mut words: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
             if words.is_empty() {

@@ -5,6 +5,7 @@ mod dump;
 mod facts;
 mod gre_probe;
 mod links;
+mod port_holder;
 mod wireguard;
 
 use std::collections::BTreeMap;

@@ -82,6 +82,26 @@ fn entrances(host: &Host) -> BTreeSet<IfName> {
     host.ours.links.keys().copied().chain(bridges.map(|bridge| bridge.name)).chain(direct).collect()
 }
 
+/// Whether settings can be written at all where this runs.
+pub(super) fn writable(host: &Host) -> Check {
+    const NAME: &str = "settings-writable";
+    let mounts = host.files.read("/proc/self/mounts").unwrap_or_default();
+    // The last one mounted over a place is what is seen there (proc_pid_mounts(5): device, place, type, options).
+    let options = |place: &str| {
+        let at = |line: &&str| line.split(' ').nth(1) == Some(place);
+        mounts.lines().rfind(at).and_then(|line| line.split(' ').nth(3))
+    };
+    let options = ["/proc/sys/net", "/proc/sys", "/proc"].into_iter().find_map(options).unwrap_or_default();
+    if options.split(',').any(|option| option == "ro") {
+        return Check::warning(
+            NAME,
+            "/proc/sys is read-only here: what the kernel does not have right already cannot be set",
+            "run the agent privileged, or with /proc/sys writable in its container; its problems name what harms",
+        );
+    }
+    Check::ok(NAME, "/proc/sys can be written")
+}
+
 /// Whether this host would notice its router: one that was turned into a router before it heard the first advertisement
 /// hears none any more.
 pub(super) fn advertisements(host: &Host) -> Check {

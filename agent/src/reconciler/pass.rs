@@ -6,7 +6,7 @@ use flatnet_core::diff::{Conflict, Prune};
 use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
 use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Sysctl};
-use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
+use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_core::plan::{Plan, close_tunnels, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_kernel::{Kernel, KernelError, Scope};
@@ -96,7 +96,9 @@ impl<K: Kernel> Reconciler<K> {
         let mut wanted = self.want();
         let dump = self.kernel.dump(&scope(&wanted.desired.state)).await?;
         wanted.keep_guard(&dump.state);
-        Ok(plan(&wanted.desired.state, &dump, wanted.prune).ops)
+        let mut ops = plan(&wanted.desired.state, &dump, wanted.prune).ops;
+        ops.retain(|op| !self.unwritable.contains(&op.object.key()));
+        Ok(ops)
     }
 
     async fn full(&mut self) -> Result<bool, KernelError> {
@@ -179,6 +181,10 @@ impl<K: Kernel> Reconciler<K> {
                     known.apply(op);
                     "done"
                 }
+                OpOutcome::Failed(error) if is_dispensable(&desired.state, op, error) => {
+                    self.unwritable(op, error);
+                    "failed"
+                }
                 OpOutcome::Failed(error) => {
                     failed.insert(op.object.key());
                     problems.push(refused(error));
@@ -250,6 +256,13 @@ impl<K: Kernel> Reconciler<K> {
         complete
     }
 
+    /// Says once that a setting cannot be written which can be done without.
+    fn unwritable(&mut self, op: &Op, error: &OpError) {
+        if self.unwritable.insert(op.object.key()) {
+            tracing::warn!(%error, "a setting cannot be written; nothing depends on it");
+        }
+    }
+
     /// Says and counts what somebody else changed.
     fn say_drift<'a>(&self, repairs: impl Iterator<Item = &'a Op>) {
         let kinds: Vec<ObjectKind> = repairs.map(|op| op.object.kind()).collect();
@@ -308,13 +321,25 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-fn refused(error: &flatnet_core::op::OpError) -> Problem {
-    Problem::new(
-        ProblemCode::KernelRefused,
-        error.to_string(),
-        "the agent tries again by itself; `agent doctor` looks for the usual causes",
-        &error.object,
-    )
+/// Whether a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is lost by it.
+fn is_dispensable(desired: &KernelState, op: &Op, error: &OpError) -> bool {
+    matches!(&op.object, Object::Sysctl(setting, _) if is_forbidden(error) && desired.does_without(setting))
+}
+
+/// `EPERM`, `EACCES` or `EROFS` (asm-generic/errno-base.h).
+fn is_forbidden(error: &OpError) -> bool {
+    matches!(error.errno, Some(1 | 13 | 30))
+}
+
+fn refused(error: &OpError) -> Problem {
+    let setting = error.object.strip_prefix("sysctl ").filter(|_| is_forbidden(error));
+    let hint = match setting {
+        Some(setting) => format!(
+            "the agent may not write it: run it privileged, or with /proc/sys writable in its container; or on the host: sysctl -w {setting}"
+        ),
+        None => "the agent tries again by itself; `agent doctor` looks for the usual causes".to_owned(),
+    };
+    Problem::new(ProblemCode::KernelRefused, error.to_string(), hint, &error.object)
 }
 
 fn unguarded() -> Problem {

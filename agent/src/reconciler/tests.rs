@@ -23,8 +23,9 @@ use crate::state_dir::StateDir;
 
 const CONFIG: &[u8] = br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
 const OWN: &str = "10.100.40.0-24";
-/// Linux's number (asm-generic/errno-base.h).
+/// Linux's numbers (asm-generic/errno-base.h).
 const EBUSY: i32 = 16;
+const EROFS: i32 = 30;
 const EINVAL: i32 = 22;
 /// Longer than a quick pass waits for its check.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -452,6 +453,29 @@ async fn a_setting_changed_without_a_word_is_repaired_within_a_second() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(host.kernel.state(), exact);
     assert_eq!(host.drift("sysctl"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_setting_that_may_not_be_written_is_a_problem_only_where_something_depends_on_it() {
+    let kernel = FakeKernel::new(facts());
+    kernel.fail(Strike::KindAndAction(ObjectKind::Sysctl, Action::Change), EROFS);
+    let host = Host::start("readonly", kernel, Source::Store, 1);
+    sleep(SETTLED).await;
+    let problems: Vec<_> = host.outcome.borrow().problems.iter().map(|p| (p.object.clone(), p.hint.clone())).collect();
+    let objects: Vec<&str> = problems.iter().map(|(object, _)| object.as_str()).collect();
+    assert_eq!(objects, ["sysctl net.ipv4.conf.flat/7.forwarding=1", "sysctl net.ipv4.ip_forward=1"]);
+    assert!(
+        problems.iter().all(|(_, hint)| hint.contains("privileged") && hint.contains("sysctl -w net.")),
+        "{problems:?}"
+    );
+    // What was right already needs no writing.
+    for setting in ["net/ipv4/conf/flat.7/forwarding", "net/ipv4/ip_forward"] {
+        host.kernel.edit(|state| state.sysctls.insert(Sysctl::new(setting), "1".to_owned()));
+    }
+    sleep(LONGEST_RETRY).await;
+    assert_eq!(host.problems(), []);
+    assert!(host.outcome.borrow().complete);
+    assert!(host.plan().await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

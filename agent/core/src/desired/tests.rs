@@ -321,6 +321,27 @@ fn router_advertisements_are_heard_on_before_forwarding_is_turned_on() {
 }
 
 #[test]
+fn what_a_guard_sees_to_anyway_can_be_done_without_and_nothing_else() {
+    let mut state = one(&dual(vxlan()), "10.100.1.0-24&fd00:100:0:1::-64", &[]).state;
+    let bridge = crate::object::Link { kind: LinkKind::Bridge, ..state.links[&device("flat.1")].clone() };
+    state.links.insert(device("flbr0"), bridge);
+    state.sysctls.insert(Sysctl::accept_ra(device("flbr0")), "0".to_owned());
+    let needless: Vec<&str> =
+        state.sysctls.keys().filter(|setting| state.does_without(setting)).map(Sysctl::path).collect();
+    assert_eq!(
+        needless,
+        [
+            "net/ipv4/conf/flat.1/accept_redirects",
+            "net/ipv6/conf/flat.1/accept_ra",
+            "net/ipv6/conf/flat.1/accept_redirects",
+            "net/ipv6/conf/flat.1/disable_ipv6",
+            "net/ipv6/conf/flat6.1/accept_ra",
+            "net/ipv6/conf/flat6.1/accept_redirects",
+        ]
+    );
+}
+
+#[test]
 fn a_bridge_has_the_first_address_of_each_subnet() {
     let name = NetworkName::default_network();
     let (config, underlay, facts) = (dual(vxlan()), underlay(), facts());

@@ -9,6 +9,7 @@ use flatnet_model::IfName;
 use nix::errno::Errno;
 
 use super::links;
+use super::port_holder;
 use super::wireguard::Wireguard;
 use crate::dependency::{self, Failures};
 use crate::netlink::encode::{self, Presence};
@@ -188,7 +189,7 @@ impl<'a> Applier<'a> {
             Action::Replace => self.delete(name).and_then(|()| self.create(name, wanted)),
             Action::Delete => self.delete(name),
         };
-        outcome(op, done)
+        outcome(op, done.map_err(|refusal| named_holder(refusal, wanted)))
     }
 
     /// Peers of one stage. `all`: the whole plan, which tells a peer that got another key from one that is new.
@@ -281,6 +282,14 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// A VXLAN device opens its port when it is brought up.
+fn named_holder(refusal: Refusal, wanted: &Link) -> Refusal {
+    match &wanted.kind {
+        LinkKind::Vxlan(vxlan) if refusal.errno == libc::EADDRINUSE => port_holder::refusal(vxlan.port),
+        _ => refusal,
+    }
+}
+
 /// What is known of an operation before and after its requests.
 enum Verdict {
     Known(Result<(), Refusal>),
@@ -355,6 +364,10 @@ fn set_sysctl(action: Action, setting: &Sysctl, value: &str) -> Result<(), Refus
     match action {
         // A setting is never deleted: to put it back is a change to the value recorded.
         Action::Delete => Ok(()),
-        Action::Create | Action::Change | Action::Replace => sysctl::write(setting, value).map_err(Refusal::from),
+        Action::Create | Action::Change | Action::Replace => match sysctl::write(setting, value) {
+            // Where none may be written (a container's /proc/sys) many are right all the same.
+            Err(_) if matches!(sysctl::read(setting), Ok(Some(now)) if now == value) => Ok(()),
+            written => written.map_err(Refusal::from),
+        },
     }
 }

@@ -1,6 +1,6 @@
 //! What the host is like.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 
@@ -26,7 +26,7 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     let raw = links::all(channel).map_err(of("links"))?;
     let names: HashMap<u32, IfName> =
         raw.iter().filter_map(|link| Some((link.index, IfName::new(&link.name).ok()?))).collect();
-    let interfaces = interfaces(channel, &raw).map_err(of("addresses"))?;
+    let (interfaces, passing) = interfaces(channel, &raw).map_err(of("addresses"))?;
     let (mut default_route, mut destinations, mut learnt) = (Vec::new(), Vec::new(), Vec::new());
     for family in IpFamily::BOTH {
         let found = routes(channel, family).map_err(of("routes"))?;
@@ -37,11 +37,12 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     Ok(HostFacts {
         accept_ra: accept_ra(&interfaces, &learnt),
         interfaces,
+        passing,
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
         default_route,
         destinations,
         resolvers: resolvers::read(),
-        dropping_chains: std::collections::BTreeSet::new(),
+        dropping_chains: BTreeSet::new(),
         features: Features { nexthop_objects: has_nexthops(channel), ipv6: sysctl::has_ipv6(), ..Features::default() },
     })
 }
@@ -50,26 +51,33 @@ fn of(what: &'static str) -> impl Fn(io::Error) -> KernelError {
     move |source| KernelError { what, source }
 }
 
-fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<Vec<Interface>> {
+fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<(Vec<Interface>, BTreeSet<IpAddr>)> {
     let mut addresses: HashMap<u32, Vec<RawAddress>> = HashMap::new();
+    let mut passing = BTreeSet::new();
     for address in dump::all_addresses(channel)? {
         if !dump::is_link_local(address.address) {
+            passing.extend(address.is_passing().then_some(address.address));
             addresses.entry(address.index).or_default().push(address);
         }
     }
     let interface = |link: &RawLink| {
         let mut found = addresses.remove(&link.index).unwrap_or_default();
-        found.sort_by_key(RawAddress::is_second_choice);
+        found.sort_by_key(|address| (address.is_passing(), address.is_alone()));
         Some(Interface {
             name: IfName::new(&link.name).ok()?,
             up: link.is_up() && link.carrier != Some(false),
             loopback: link.is_loopback(),
-            mtu: Mtu::new(link.mtu).ok(),
+            mtu: mtu(link.mtu),
             addresses: found.iter().filter_map(|raw| IpNet::new(raw.address, raw.prefix).ok()).collect(),
             ours: links::is_ours(link),
         })
     };
-    Ok(links.iter().filter_map(interface).collect())
+    Ok((links.iter().filter_map(interface).collect(), passing))
+}
+
+/// A larger one than an IP packet can be is as good as that: the loopback's is 65,536.
+fn mtu(bytes: u32) -> Option<Mtu> {
+    Mtu::new(bytes.min(Mtu::MAX)).ok()
 }
 
 /// `None`: the kernel has no way there, or a route that refuses.
@@ -86,7 +94,7 @@ fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) 
     };
     let usable = raw.kind == encode::UNICAST || raw.kind == LOCAL;
     let device = names.get(&raw.index?).copied().filter(|_| usable)?;
-    Some(RouteTo { device, source: raw.source, mtu: raw.mtu.and_then(|mtu| Mtu::new(mtu).ok()) })
+    Some(RouteTo { device, source: raw.source, mtu: raw.mtu.and_then(mtu) })
 }
 
 /// Routes of the main table that lead somewhere.

@@ -14,11 +14,11 @@ use flatnet_core::op::{Action, Object, Op};
 use flatnet_model::{IfName, WireguardKey};
 use futures::Stream;
 use ipnet::IpNet;
-use nix::errno::Errno;
 use tokio::time::Instant;
 
 use super::apply::{free_index, is_no_ipv6};
 use super::links;
+use super::port_holder;
 use crate::Wake;
 use crate::netlink::encode;
 use crate::netlink::socket::{Channel, Refusal};
@@ -460,8 +460,7 @@ fn port_or(error: io::Error, link: WireguardLink) -> Refusal {
     let taken = std::net::UdpSocket::bind(("0.0.0.0", link.port)).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
     let refused = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrInUse);
     if refused && taken {
-        let reason = format!("UDP port {} is in use by another program on this host", link.port);
-        return Refusal { errno: Errno::EADDRINUSE as i32, reason };
+        return port_holder::refusal(link.port);
     }
     Refusal::from(error)
 }

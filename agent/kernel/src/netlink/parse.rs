@@ -121,10 +121,18 @@ pub struct RawAddress {
 }
 
 impl RawAddress {
-    /// Whether it is no good choice for a source: tentative, failed duplicate detection, or deprecated.
+    /// Whether nobody should be told of it: tentative, failed duplicate detection, deprecated, or temporary (RFC 8981).
     #[must_use]
-    pub fn is_second_choice(&self) -> bool {
-        self.flags & (0x40 | 0x20 | 0x08) != 0
+    pub fn is_passing(&self) -> bool {
+        // IFA_F_TEMPORARY is the same bit as IFA_F_SECONDARY, which is IPv4's.
+        let temporary = self.address.is_ipv6() && self.flags & 0x01 != 0;
+        temporary || self.flags & (0x40 | 0x20 | 0x08) != 0
+    }
+
+    /// Whether it is alone in its prefix (/32 or /128).
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
     }
 
     /// Whether the kernel made it: loopback, router advertisement, link-local (linux/if_addr.h).

@@ -45,6 +45,15 @@ fn a_device_that_does_not_forward_is_named_ours_or_an_engines_or_the_way_to_peer
 }
 
 #[test]
+fn read_only_settings_are_told() {
+    let with = |mounts: &str| writable(&Fixture::with(&[("/proc/self/mounts", mounts)]).host).verdict;
+    let proc = "proc /proc proc rw,nosuid 0 0\n";
+    assert_eq!(with(proc), Verdict::Ok);
+    assert_eq!(with(&format!("{proc}proc /proc/sys proc ro,relatime 0 0\n")), Verdict::Warning);
+    assert_eq!(with(&format!("{proc}proc /proc/sys proc ro 0 0\nproc /proc/sys/net proc rw 0 0\n")), Verdict::Ok);
+}
+
+#[test]
 fn an_engines_bridge_without_ipv6_is_named_where_the_network_has_it() {
     let mut fixture = Fixture::with(&[("/proc/sys/net/ipv6/conf/eth1/disable_ipv6", "1")]);
     fixture.host.facts.interfaces[0].addresses.push("10.100.7.1/24".parse().unwrap());
