@@ -33,7 +33,6 @@ use crate::report::Failure;
 use crate::state_dir::StateDir;
 
 pub(crate) use decide::fits;
-use decide::in_force;
 
 /// What the daemon asks of the keeper.
 #[derive(Debug)]
@@ -178,8 +177,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         problems.extend(self.taken(run));
         let held = self.holding.borrow().held.as_ref().map(|held| held.subnets);
         problems.extend(held.and_then(|held| problems::differs(&self.keys, &self.wanted, held)));
-        let config =
-            in_force(&self.keys, self.view.borrow().state.valid_config(), self.holding.borrow().held.as_ref()).0;
+        let config = self.in_force(&self.view.borrow()).0;
+        let admitted = config.as_ref().is_some_and(|config| self.is_admitted(config));
         let before = config.as_ref().map(|config| self.before(config)).unwrap_or_default();
         self.holding.send_if_modified(|holding| {
             let mut changed = holding.problems != problems;
@@ -191,7 +190,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                     changed = true;
                 }
                 // A node that knew its subnet but not the network: now it knows both, and containers use that subnet.
-                (None, Some(config)) if !matches!(run.machine.state(), LeaseState::Starting) => {
+                (None, Some(config)) if admitted && !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
                         self.remember_config(&config, &before);
                         holding.held = Some(Held { subnets, config, before, unread: Vec::new(), expires: None });

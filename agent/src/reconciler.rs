@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use flatnet_core::facts::HostFacts;
+use flatnet_core::firewall::FirewallNetwork;
 use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKey, Op};
 use flatnet_core::underlay::{Selection, Underlay};
@@ -110,6 +111,8 @@ pub struct Reconciler<K> {
     facts: HostFacts,
     /// Whether the facts tell who carries GRE.
     gre_wanted: bool,
+    /// Each network's part of the guard when it was programmed last.
+    guards: Vec<FirewallNetwork>,
     /// The last underlay found: kept while a look finds none.
     underlay: Option<Underlay>,
     underlay_record: UnderlayRecord,
@@ -143,6 +146,7 @@ impl<K: Kernel> Reconciler<K> {
             known: None,
             facts: HostFacts::default(),
             gre_wanted: false,
+            guards: Vec::new(),
             underlay: None,
             underlay_record,
             store,

@@ -21,7 +21,8 @@ use crate::desired::PeerOutcome;
 use crate::facts::HostFacts;
 use crate::object::{
     AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, LinkAddress, NeighbourKey, NextHop,
-    Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, TunnelId, WireguardPeer,
+    WireguardPeerKey,
 };
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -201,6 +202,20 @@ pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Prob
         }
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.desired(ctx, out),
     }
+}
+
+/// The tunnel devices of `config`, each with its family, and what tells its packets from others; WireGuard's have their port.
+pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Option<TunnelId>)> {
+    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+    let device = |family| match &config.backend {
+        BackendConfig::Vxlan(vxlan) => {
+            Some((vxlan::device_name(vxlan.vni, family).ok()?, Some(TunnelId::Vxlan(vxlan.vni))))
+        }
+        BackendConfig::Gre(gre) => Some((gre::device_of(gre.key, family)?, Some(TunnelId::Gre(gre.key)))),
+        BackendConfig::Wireguard(wireguard) => Some((wireguard::device_name(wireguard.port_of(family)).ok()?, None)),
+        BackendConfig::HostGw | BackendConfig::Unsupported(_) => None,
+    };
+    families.filter_map(|family| device(family).map(|(name, id)| (family, name, id))).collect()
 }
 
 /// What one of our own agents that does not say yet that it receives by `backend` is going to say, as far as that is known

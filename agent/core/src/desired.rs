@@ -3,6 +3,7 @@
 //! A network that cannot be programmed safely is left out with a [`Problem`]; it never takes another one with it. The
 //! same holds for a peer inside a network.
 
+mod candidate;
 mod check;
 mod outcome;
 mod settings;
@@ -11,15 +12,15 @@ mod ways;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{
-    BackendConfig, IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey,
-};
+use flatnet_model::{BackendConfig, IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey};
 use ipnet::IpNet;
 
+pub use candidate::{admit, admit_changes};
 pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel, WayOutcome};
 
-use crate::backend::{self, Draft, NetworkCtx};
+use crate::backend::{Draft, NetworkCtx};
 use crate::facts::HostFacts;
+use crate::firewall::FirewallNetwork;
 use crate::object::{Datapath, KernelState};
 use crate::problem::Problem;
 use crate::transition::Said;
@@ -36,6 +37,8 @@ pub struct HostInput<'a> {
     pub underlay: &'a Underlay,
     /// The host as it was found.
     pub facts: &'a HostFacts,
+    /// Where the store is: the addresses of its endpoints, as far as they are known.
+    pub store: &'a [IpAddr],
     /// The networks, in the order in which they were joined: of two that contradict each other the first is kept.
     pub networks: &'a [NetworkInput<'a>],
 }
@@ -59,6 +62,8 @@ pub struct NetworkInput<'a> {
     pub bridge: Option<IfName>,
     /// Whether packets that leave the network get this host's address.
     pub masquerade: bool,
+    /// Its part of the guard when it was programmed last; `None`: not known in this run.
+    pub guard: Option<&'a FirewallNetwork>,
 }
 
 /// What the kernel should hold, and what became of each network and peer on the way there.
@@ -70,14 +75,19 @@ pub struct Desired {
     pub networks: Vec<NetworkOutcome>,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// Whether a network is not programmed for a reason that may pass ([`crate::problem::ProblemCode::may_pass`]): what it
-    /// left in the kernel, its containers' bridge and its part of the guard too, must stay until then.
+    /// Whether a network is not programmed now: what it left in the kernel, its containers' bridge too, must stay.
     pub unsettled: bool,
+    /// The part of the guard of each network that is programmed: what it keeps should it be refused later.
+    pub guards: Vec<FirewallNetwork>,
+    /// Whether a network is not programmed whose part of the guard is not known: the table that is loaded may let its peers
+    /// in, the one that is wanted lets nobody in.
+    pub guard_unknown: bool,
 }
 
 /// The kernel objects wanted on this host.
 ///
-/// Does not depend on the order of a network's peers. A network that is not programmed adds no object at all.
+/// Does not depend on the order of a network's peers. Of a network that is not programmed only what keeps its packets in is
+/// wanted: the route that refuses, and its part of the guard as it was when the network was programmed last.
 #[must_use]
 pub fn desired(host: &HostInput<'_>) -> Desired {
     let mut draft = Draft::default();
@@ -86,9 +96,9 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     let refused: Vec<Option<Problem>> =
         host.networks.iter().map(|network| accepted.admit(host, *network, &mut problems).err()).collect();
     let overlays = accepted.ranges();
-    let mut firewall = Vec::new();
     let mut networks = Vec::with_capacity(host.networks.len());
-    let mut unsettled = false;
+    let (mut firewall, mut remembered, mut closed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut unsettled, mut guard_unknown) = (false, false);
     for (network, refusal) in host.networks.iter().zip(refused) {
         let ctx = NetworkCtx {
             node: host.node,
@@ -117,47 +127,32 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                 problems.extend(built.problems);
             }
             Err(problem) => {
-                unsettled |= problem.code.may_pass();
+                unsettled = true;
+                shared::refuse_unknown(network, &mut draft);
+                match network.guard {
+                    Some(guard) => remembered.push(guard.clone()),
+                    None => {
+                        guard_unknown = true;
+                        closed.extend(shared::closed(network));
+                    }
+                }
                 networks.push(not_programmed(network, &problem));
                 problems.push(problem);
             }
         }
     }
+    let programmed = firewall.len();
+    shared::add_beside(remembered, &mut firewall);
     if !firewall.is_empty() {
         shared::add_host(host, &firewall, &mut draft);
     }
+    // Those of networks that were not programmed in this run need nothing but their tunnels shut.
+    shared::add_beside(closed, &mut firewall);
+    shared::add_guard(host, &firewall, &mut draft);
+    firewall.truncate(programmed);
     problems.sort();
     problems.dedup();
-    Desired { state: draft.into_state(), networks, problems, unsettled }
-}
-
-/// Whether a network that this host holds no lease in yet could be programmed beside those of `host`: asked before a lease
-/// is taken, since one that cannot be served draws traffic into a hole.
-pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Result<(), Problem> {
-    backend::check(name, config, host.underlay)?;
-    backend::check_host(name, config, host.facts, host.wireguard)?;
-    let first = |family| config.pool(family).and_then(|pool| pool.nth(0));
-    let v4 = first(IpFamily::V4).and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None });
-    let v6 = first(IpFamily::V6).and_then(|net| if let IpNet::V6(net) = net { Some(net) } else { None });
-    // Any subnet will do: which one it will be is not looked at.
-    let Ok(own) = SubnetKey::new(v4, v6) else { return Ok(()) };
-    let mut accepted = check::Accepted::default();
-    let mut unimportant = Vec::new();
-    for network in host.networks {
-        // One that is refused is not in the way.
-        let _ = accepted.admit(host, *network, &mut unimportant);
-    }
-    let candidate = NetworkInput {
-        name,
-        config,
-        before: &[],
-        own,
-        said: Said::default(),
-        peers: &[],
-        bridge: None,
-        masquerade: false,
-    };
-    accepted.consider(host, &candidate)
+    Desired { state: draft.into_state(), networks, problems, unsettled, guards: firewall, guard_unknown }
 }
 
 fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutcome {

@@ -8,7 +8,7 @@ use flatnet_model::{
 use crate::backend::vtep_mac;
 use crate::desired::{Desired, HostInput, NetworkInput, desired};
 use crate::facts::{Features, GreSupport, HostFacts, Interface};
-use crate::object::Datapath;
+use crate::object::{Datapath, KernelState, RouteVia};
 use crate::transition::Said;
 use crate::underlay::Underlay;
 
@@ -122,8 +122,19 @@ pub(crate) fn with(
         peers: &peers,
         bridge: None,
         masquerade: true,
+        guard: None,
     };
-    desired(&HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
+    desired(&HostInput { store: &[], node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
+}
+
+/// Whether nothing of any network is programmed: what it does not know is refused, and who might come in is kept out.
+pub(crate) fn is_shut(desired: &Desired) -> bool {
+    let state = &desired.state;
+    let refuses = state.routes.values().all(|route| route.via == RouteVia::Unreachable);
+    let has_guard = state.ruleset.is_some() && state.peer_sources.is_empty();
+    let guard_only =
+        KernelState { ruleset: state.ruleset.clone(), routes: state.routes.clone(), ..KernelState::default() };
+    refuses && !state.routes.is_empty() && has_guard && *state == guard_only
 }
 
 pub(crate) fn codes(desired: &Desired) -> Vec<&str> {

@@ -47,8 +47,6 @@ use swap::Loaded;
 use table::Digest;
 use wire::Family;
 
-/// The body of a table that somebody changed: no ruleset that is wanted has it.
-const DRIFTED: &str = "drifted";
 /// How often a swap is repeated because somebody else changed a ruleset at the same moment. After that the digest is
 /// taken as it is: that somebody changed *our* table in those milliseconds is far less likely than that they are busy with
 /// their own.
@@ -115,7 +113,7 @@ impl Firewall {
         if let (Some(digest), Some(_)) = (digest, &known) {
             lock(&self.held).compare(digest, &into.peer_sources);
         }
-        into.ruleset = digest.map(|_| known.unwrap_or_else(|| Ruleset { body: DRIFTED.to_owned() }));
+        into.ruleset = digest.map(|_| known.unwrap_or_else(|| Ruleset { body: Ruleset::DRIFTED.to_owned() }));
         into.iptables = self.with_listings(Cache::rules).await?;
         Ok(())
     }

@@ -15,6 +15,7 @@ use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, 
 use super::{LeaseKeeper, Run, problems};
 use crate::networks::Held;
 use crate::presence_keeper::Presence;
+use crate::reconciler::Judgement;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// What the machine says, and the configuration it was asked under.
@@ -28,8 +29,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             run.machine.store_is_back();
         }
         run.followed = followed;
-        let (config, problem) = in_force(&self.keys, view.state.valid_config(), self.holding.borrow().held.as_ref());
-        run.config_problem = problem;
+        let (config, problem) = self.in_force(&view);
+        let said = std::mem::replace(&mut run.config_problem, problem);
         let wanted = match self.publication(&view, config.as_ref()) {
             Some(Ok(publication)) => Some(publication),
             Some(Err(problem)) => {
@@ -38,6 +39,9 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             }
             None => None,
         };
+        if let Some(problem) = run.config_problem.as_ref().filter(|now| said.as_ref() != Some(*now)) {
+            problems::say(problem);
+        }
         let published = self.own_lease(&view, run).map(Lease::publication);
         let seen = match run.machine.subnets() {
             Some(subnets) => self.seen(&view, subnets, published.as_ref()),
@@ -53,6 +57,20 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let action = run.machine.next(&input);
         run.forget_what_no_longer_holds(config.is_some());
         (action, config)
+    }
+
+    /// The configuration in force here, and what keeps the store's from being it.
+    pub(super) fn in_force(&self, view: &NetworkView) -> (Option<NetworkConfig>, Option<Problem>) {
+        let (holding, outcome) = (self.holding.borrow(), self.outcome.borrow());
+        let judged = outcome.judgements.get(self.keys.network());
+        in_force(&self.keys, view.state.valid_config(), holding.held.as_ref(), judged)
+    }
+
+    /// Whether the reconciler found that this host can serve `config`.
+    pub(super) fn is_admitted(&self, config: &NetworkConfig) -> bool {
+        let outcome = self.outcome.borrow();
+        let judged = outcome.judgements.get(self.keys.network());
+        judged.is_some_and(|judged| judged.config == *config && judged.refused.is_none())
     }
 
     /// What the view says of this node's `subnets`; `published`: of its lease on them, if the view has that.
@@ -162,12 +180,13 @@ fn overlap(a: SubnetKey, b: SubnetKey) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
 }
 
-/// The configuration in force here: the store's, unless what this node holds would not fit it, or could not be served at
-/// all: containers live on what is held.
+/// The configuration in force here: the store's, unless what this node holds would not fit it, or this host could not serve it
+/// (`judged`: what the reconciler says of it): containers live on what is held. Until that is known the present one stays.
 pub(super) fn in_force(
     keys: &NetworkKeys,
     stored: Option<&NetworkConfig>,
     held: Option<&Held>,
+    judged: Option<&Judgement>,
 ) -> (Option<NetworkConfig>, Option<Problem>) {
     match (stored, held) {
         (Some(stored), Some(held)) if !fits(stored, held.subnets) => {
@@ -175,6 +194,15 @@ pub(super) fn in_force(
         }
         (Some(NetworkConfig { backend: BackendConfig::Unsupported(kind), .. }), Some(held)) => {
             (Some(held.config.clone()), Some(problems::backend_changed(keys, kind.as_str(), held)))
+        }
+        (Some(stored), Some(held)) if *stored != held.config => {
+            match judged.filter(|judged| judged.config == *stored) {
+                Some(Judgement { refused: None, .. }) => (Some(stored.clone()), None),
+                Some(Judgement { refused: Some(why), .. }) => {
+                    (Some(held.config.clone()), Some(problems::not_in_force(keys, why)))
+                }
+                None => (Some(held.config.clone()), None),
+            }
         }
         (Some(stored), _) => (Some(stored.clone()), None),
         (None, held) => (held.map(|held| held.config.clone()), None),

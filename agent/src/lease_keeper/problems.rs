@@ -77,6 +77,31 @@ pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -
     )
 }
 
+/// A configuration that is refused for what it would do to this host is said loudly, once.
+pub(super) fn say(problem: &Problem) {
+    if problem.code == ProblemCode::NetworkCoversHost {
+        tracing::warn!(
+            code = problem.code.as_str(),
+            object = problem.object,
+            hint = problem.hint,
+            "{}",
+            problem.message
+        );
+    }
+}
+
+/// The network was changed to what this host cannot have beside what it has.
+pub(super) fn not_in_force(keys: &NetworkKeys, why: &Problem) -> Problem {
+    Problem {
+        message: format!(
+            "{}; the configuration of network {} before that stays in force here",
+            why.message,
+            keys.network()
+        ),
+        ..why.clone()
+    }
+}
+
 /// The network was given a backend that nobody here can build.
 pub(super) fn backend_changed(keys: &NetworkKeys, backend: &str, held: &Held) -> Problem {
     let network = keys.network();

@@ -18,7 +18,8 @@ pub struct Outcome {
     pub last_pass: Option<Instant>,
     /// What carries the tunnels; `None` while it is not known.
     pub underlay: Option<Underlay>,
-    /// Networks without a lease: whether one may be taken.
+    /// Networks without a lease: whether one may be taken. Others whose configuration in the store is not the one in force:
+    /// whether it may come into force.
     pub judgements: BTreeMap<NetworkName, Judgement>,
     /// What became of each network with a lease.
     pub networks: Vec<NetworkOutcome>,
@@ -36,7 +37,7 @@ pub struct Outcome {
     pub ranges: Option<HostRanges>,
 }
 
-/// Whether this host could serve a network, so that a lease may be taken.
+/// Whether this host could serve a network by a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
     /// The configuration that was judged.

@@ -7,7 +7,7 @@ use flatnet_controlplane::flannel::{decode_change, decode_config};
 use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
-use flatnet_core::object::{KernelState, RouteKey, Sysctl};
+use flatnet_core::object::{KernelState, RouteKey, Ruleset, Sysctl};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_core::problem::ProblemCode;
 use flatnet_kernel::fake::{FakeKernel, Strike};
@@ -406,16 +406,107 @@ async fn a_network_that_cannot_be_programmed_for_now_loses_nothing_and_is_kept_g
     assert_eq!(host.problems(), [ProblemCode::UnderlayMtu]);
     assert_eq!(host.kernel.state(), exact);
     assert!(host.plan().await.is_empty());
-    // One that would cut the host off is taken down all the same.
-    host.kernel.edit_facts(|facts| {
-        let mut lan = facts.interfaces[0].clone();
-        lan.name = IfName::new("eth1").unwrap();
-        lan.addresses = vec!["10.100.99.7/24".parse().unwrap()];
-        facts.interfaces.push(lan);
-    });
+}
+
+/// Gives the host an address inside its network.
+fn stray(facts: &mut HostFacts) {
+    let mut lan = facts.interfaces[0].clone();
+    lan.name = IfName::new("eth1").unwrap();
+    lan.addresses = vec!["10.100.99.7/24".parse().unwrap()];
+    facts.interfaces.push(lan);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_inside_the_network_takes_nothing_down_and_peers_and_repairs_go_on() {
+    let mut host = Host::start("stray", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit_facts(stray);
     sleep(SETTLED).await;
     assert_eq!(host.problems(), [ProblemCode::NetworkCoversHost]);
-    assert!(host.kernel.state().links.is_empty() && host.kernel.state().routes.is_empty());
+    assert_eq!(host.kernel.state(), exact);
+    host.kernel.delete_link(*exact.links.keys().next().unwrap());
+    host.peer(3);
+    sleep(SETTLED).await;
+    assert!(host.kernel.state().routes.contains_key(&route(3)), "peers still come");
+    assert_eq!(host.kernel.state().links, exact.links, "a deleted device is still repaired");
+    // The next agent finds it like this.
+    host.end().await;
+    let left = host.kernel.state();
+    let next = Host::start_on(host.dir.clone(), host.kernel.clone(), Source::Store, 3);
+    sleep(SETTLED).await;
+    assert_eq!((next.kernel.state() == left, next.problems()), (true, vec![ProblemCode::NetworkCoversHost]));
+    next.kernel.edit_facts(|now| *now = facts());
+    sleep(SETTLED).await;
+    assert_eq!((next.kernel.state() == left, next.problems()), (true, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_is_changed_or_flushed_while_a_network_waits_is_put_back_as_it_was() {
+    let host = Host::start("guard", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    host.kernel.edit_facts(|facts| facts.interfaces[0].mtu = Some(Mtu::new(80).unwrap()));
+    sleep(SETTLED).await;
+    assert_eq!(host.problems(), [ProblemCode::UnderlayMtu]);
+    // As a dump shows a table of ours that somebody changed.
+    host.kernel.edit(|state| state.ruleset = Some(Ruleset { body: Ruleset::DRIFTED.to_owned() }));
+    sleep(SETTLED).await;
+    assert_eq!((host.kernel.state() == exact, host.drift("ruleset")), (true, 1));
+    // `nft flush ruleset`.
+    host.kernel.edit(|state| {
+        state.ruleset = None;
+        state.peer_sources.clear();
+    });
+    sleep(SETTLED).await;
+    assert_eq!((host.kernel.state() == exact, host.drift("ruleset")), (true, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_nobody_remembers_is_kept_as_it_is_loaded_and_shut_once_somebody_changed_it() {
+    let mut first = Host::start("forgotten", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let exact = first.kernel.state();
+    first.end().await;
+    first.kernel.edit_facts(|facts| facts.interfaces[0].mtu = Some(Mtu::new(80).unwrap()));
+    let second = Host::start_on(first.dir.clone(), first.kernel.clone(), Source::Store, 2);
+    sleep(SETTLED).await;
+    assert_eq!((second.kernel.state() == exact, second.problems()), (true, vec![ProblemCode::UnderlayMtu]));
+    second.kernel.edit(|state| {
+        state.ruleset = Some(Ruleset { body: Ruleset::DRIFTED.to_owned() });
+        state.peer_sources.clear();
+    });
+    sleep(SETTLED).await;
+    let shut = second.kernel.state();
+    let body = shut.ruleset.unwrap().body;
+    assert!(body.contains("tunnel_8472_7") && shut.peer_sources.is_empty(), "nobody may send: {body}");
+    second.kernel.edit_facts(|now| *now = facts());
+    sleep(LONGEST_RETRY).await;
+    assert_eq!(second.kernel.state(), exact);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_of_the_store_that_is_not_in_force_is_judged_and_changes_nothing_by_itself() {
+    let host = Host::start("judged", FakeKernel::new(facts_with(&["10.9.0.7/24"])), Source::Store, 1);
+    sleep(SETTLED).await;
+    let exact = host.kernel.state();
+    let said = |config: &str| {
+        let config = decode_config(config.as_bytes()).unwrap().0;
+        host.view.send_modify(|view| view.state.config = ConfigState::Valid(config));
+    };
+    let judged = |host: &Host| {
+        let outcome = host.outcome.borrow();
+        let judgement = outcome.judgements.values().next().cloned();
+        judgement.map(|judgement| judgement.refused.map(|problem| problem.code))
+    };
+    assert_eq!(judged(&host), None);
+    said(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":7}}"#);
+    sleep(SETTLED).await;
+    assert_eq!(judged(&host), Some(Some(ProblemCode::NetworkCoversHost)));
+    assert_eq!((host.kernel.state() == exact, host.outcome.borrow().complete), (true, true));
+    said(r#"{"Network":"10.96.0.0/11","Backend":{"Type":"vxlan","VNI":7}}"#);
+    sleep(SETTLED).await;
+    assert_eq!((judged(&host), host.kernel.state() == exact), (Some(None), true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flatnet_controlplane::watch::Source;
-use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, desired};
+use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, admit_changes, desired};
 use flatnet_core::diff::Prune;
 use flatnet_core::host_ranges;
 use flatnet_core::object::{KernelState, LinkKind, Ruleset};
@@ -34,11 +34,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Keeps the guard that is loaded, if there is one, while a network waits: one made without that network would leave
-    /// its device open.
+    /// Keeps the guard that an earlier run left while a network waits that was not programmed in this one: its peers are in
+    /// that table only. What somebody changed in it since is nothing to keep: then the tunnels of such a network are shut.
     pub fn keep_guard(&mut self, found: &KernelState) {
-        if self.desired.unsettled && found.ruleset.is_some() {
-            self.desired.state.ruleset.clone_from(&found.ruleset);
+        if let Some(loaded) = found.ruleset.as_ref().filter(|loaded| self.desired.guard_unknown && loaded.is_intact()) {
+            self.desired.state.ruleset = Some(loaded.clone());
         }
     }
 }
@@ -139,7 +139,14 @@ impl<K: Kernel> Reconciler<K> {
                     peers,
                     bridge,
                     masquerade: self.host.masquerade,
+                    guard: self.guards.iter().find(|guard| guard.name == port.name),
                 })
+            })
+            .collect();
+        let changed: Vec<Option<&NetworkConfig>> = std::iter::zip(&views, &held)
+            .filter_map(|(view, held)| {
+                let in_force = &held.as_ref()?.config;
+                Some(view.state.valid_config().filter(|stored| *stored != in_force))
             })
             .collect();
         let input = HostInput {
@@ -147,17 +154,24 @@ impl<K: Kernel> Reconciler<K> {
             wireguard: wireguard.as_ref().map(|key| *key),
             underlay,
             facts: &self.facts,
+            store: &self.host.selection.store,
             networks: &inputs,
         };
-        let desired = desired(&input);
+        let mut desired = desired(&input);
         let prune = if prune && !desired.unsettled { Prune::Yes } else { Prune::No };
         let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
-        let judgements = unheld
+        let mut judgements: BTreeMap<NetworkName, Judgement> = unheld
             .filter_map(|((port, view), _)| {
                 let config = view.state.valid_config()?;
                 Some((port.name.clone(), self.judge(&input, &port.name, config)))
             })
             .collect();
+        judgements.extend(judge_changes(&input, &changed));
+        let held: Vec<NetworkName> = inputs.iter().map(|network| network.name.clone()).collect();
+        let made = std::mem::take(&mut desired.guards);
+        // Of a network that is not programmed now, what it had stays known for as long as it is held.
+        self.guards.retain(|guard| held.contains(&guard.name) && made.iter().all(|new| new.name != guard.name));
+        self.guards.extend(made);
         Wanted { desired, judgements, problems, prune, revision, ranges, wireguard: wireguard.ok() }
     }
 
@@ -198,6 +212,18 @@ impl<K: Kernel> Reconciler<K> {
         let is_there = |name: &IfName| self.facts.interface(*name).is_some_and(|interface| !interface.ours);
         names.find(|name| !self.host.take_over && is_there(name)).map(|name| left_by_flanneld(name, "in use"))
     }
+}
+
+/// Whether the configurations that the store has by now (`changed`, in the order of the networks held) may come into force.
+fn judge_changes(
+    input: &HostInput<'_>,
+    changed: &[Option<&NetworkConfig>],
+) -> impl Iterator<Item = (NetworkName, Judgement)> {
+    let verdicts = input.networks.iter().zip(changed).zip(admit_changes(input, changed));
+    verdicts.filter_map(|((network, config), verdict)| {
+        let judgement = Judgement { config: (*config)?.clone(), refused: verdict?.err() };
+        Some((network.name.clone(), judgement))
+    })
 }
 
 /// What a dump must look at besides what carries our mark.

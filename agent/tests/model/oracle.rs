@@ -241,12 +241,28 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
             let name = network.keys.network();
             let read = state.leases.get(own).filter(|lease| lease.is_owned_by(node));
             let said = Said { read, unread: &[] };
-            Some(NetworkInput { name, config, before, own: *own, said, peers, bridge: None, masquerade: true })
+            Some(NetworkInput {
+                name,
+                config,
+                before,
+                own: *own,
+                said,
+                peers,
+                bridge: None,
+                masquerade: true,
+                guard: None,
+            })
         })
         .collect();
     let none = Problem::new(ProblemCode::WireguardNoKey, "no network of the model is WireGuard's", "", "");
-    let wanted =
-        desired(&HostInput { node, wireguard: Err(&none), underlay: &underlay, facts: &facts, networks: &inputs });
+    let wanted = desired(&HostInput {
+        store: &[],
+        node,
+        wireguard: Err(&none),
+        underlay: &underlay,
+        facts: &facts,
+        networks: &inputs,
+    });
     codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));
     let own_links = slot.kernel.state().links;
     for (network, held) in world.networks.iter().zip(&held) {

@@ -207,6 +207,14 @@ fn add_peer(end: &End, subnet: IpNet, path: &Path, out: &mut Draft) {
     }
 }
 
+/// The device of the network with `key` in one family.
+pub(super) fn device_of(key: GreKey, family: IpFamily) -> Option<IfName> {
+    match family {
+        IpFamily::V4 => IfName::new(&device_name(key)).ok(),
+        IpFamily::V6 => IfName::new(DEVICE_V6).ok(),
+    }
+}
+
 /// `flatgre<key in hexadecimal>`: at most 15 characters.
 fn device_name(key: GreKey) -> String {
     format!("flatgre{:x}", key.get())

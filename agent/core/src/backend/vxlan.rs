@@ -207,7 +207,7 @@ impl Claims {
 }
 
 /// `flat.<VNI>`, over IPv6 `flat6.<VNI>`: at most 14 characters.
-fn device_name(vni: Vni, family: IpFamily) -> Result<IfName, flatnet_model::net::InvalidIfName> {
+pub(super) fn device_name(vni: Vni, family: IpFamily) -> Result<IfName, flatnet_model::net::InvalidIfName> {
     match family {
         IpFamily::V4 => IfName::new(&format!("flat.{vni}")),
         IpFamily::V6 => IfName::new(&format!("flat6.{vni}")),

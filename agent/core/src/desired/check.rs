@@ -16,6 +16,9 @@ pub(super) struct Accepted<'a> {
 impl<'a> Accepted<'a> {
     /// Why `network` cannot be programmed beside those accepted before it, if it cannot; else it is accepted. What is
     /// wrong without standing in the way goes to `problems`.
+    ///
+    /// What this host uses itself is no reason any more: the network holds a lease, so it ran beside it or was there before
+    /// it, and taking it down would harm its containers and nobody else.
     pub(super) fn admit(
         &mut self,
         host: &HostInput<'_>,
@@ -23,12 +26,11 @@ impl<'a> Accepted<'a> {
         problems: &mut Vec<Problem>,
     ) -> Result<(), Problem> {
         for other in &self.networks {
-            overlap(&network, other)?;
-            same_tunnel(&network, other)?;
+            contradicts(&network, other)?;
         }
         own_inside(&network)?;
         for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
-            interface_outside(host, &network, interface, problems)?;
+            inside(host, &network, interface, problems);
         }
         self.networks.push(network);
         Ok(())
@@ -53,14 +55,12 @@ impl<'a> Accepted<'a> {
     /// Why a network in which this host holds no lease yet could not be programmed beside those accepted, if it could not.
     pub(super) fn consider(&self, host: &HostInput<'_>, candidate: &NetworkInput<'_>) -> Result<(), Problem> {
         for other in &self.networks {
-            overlap(candidate, other)?;
-            same_tunnel(candidate, other)?;
+            contradicts(candidate, other)?;
         }
         for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
             for prefix in &interface.addresses {
                 let Some(pool) = candidate.config.pool(IpFamily::of(prefix.addr())) else { continue };
-                // What fits into one subnet may be a container bridge in the subnet that this host is about to get.
-                let may_be_ours = interface.name != host.underlay.device && prefix.prefix_len() >= pool.subnet_len();
+                let may_be_ours = interface.name != host.underlay.device && may_be_a_bridge(interface, *prefix, pool);
                 if pool.network().contains(&prefix.addr()) && !may_be_ours {
                     return Err(covers(candidate.name, pool.network(), interface, *prefix));
                 }
@@ -73,6 +73,39 @@ impl<'a> Accepted<'a> {
     pub(super) fn ranges(&self) -> Vec<IpNet> {
         self.networks.iter().flat_map(|network| network.config.pools()).map(flatnet_model::Pool::network).collect()
     }
+}
+
+/// Whether `prefix` may be a container bridge's in the subnet that this host is about to get: the first address of what
+/// fits into one subnet.
+fn may_be_a_bridge(interface: &Interface, prefix: IpNet, pool: &flatnet_model::Pool) -> bool {
+    /// A bridge and one container take four addresses.
+    const HOST_BITS: u8 = 2;
+    let fits = prefix.prefix_len() >= pool.subnet_len() && prefix.max_prefix_len() - prefix.prefix_len() >= HOST_BITS;
+    !interface.loopback && fits && first_address(prefix.trunc()) == prefix.addr()
+}
+
+/// Whether `network` could have the configuration `new` without taking an address of this host that it has not got already.
+pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &NetworkConfig) -> Result<(), Problem> {
+    for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
+        for prefix in &interface.addresses {
+            let family = IpFamily::of(prefix.addr());
+            let Some(pool) = new.pool(family).filter(|pool| pool.network().contains(&prefix.addr())) else { continue };
+            let had = network.config.pool(family).is_some_and(|pool| pool.network().contains(&prefix.addr()));
+            let may_be_ours = interface.name != host.underlay.device
+                && (may_be_a_bridge(interface, *prefix, pool)
+                    || network.own.of(family).is_some_and(|own| own.contains(prefix)));
+            if !had && !may_be_ours {
+                return Err(covers(network.name, pool.network(), interface, *prefix));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why the two cannot be on one host, if they cannot.
+pub(super) fn contradicts(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
+    overlap(network, other)?;
+    same_tunnel(network, other)
 }
 
 fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
@@ -158,13 +191,8 @@ fn own_inside(network: &NetworkInput<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The network must not swallow what this host speaks to other hosts by.
-fn interface_outside(
-    host: &HostInput<'_>,
-    network: &NetworkInput<'_>,
-    interface: &Interface,
-    problems: &mut Vec<Problem>,
-) -> Result<(), Problem> {
+/// What `interface` has of the network's range: said, and left alone.
+fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interface, problems: &mut Vec<Problem>) {
     for prefix in &interface.addresses {
         let family = IpFamily::of(prefix.addr());
         let Some(pool) = network.config.pool(family) else { continue };
@@ -182,11 +210,20 @@ fn interface_outside(
                 continue;
             }
         }
-        return Err(covers(network.name, range, interface, *prefix));
+        problems.push(Problem::new(
+            ProblemCode::NetworkCoversHost,
+            format!(
+                "network {} ({range}) covers {prefix}, the address of {}: the network goes on, but its containers and that \
+                 address do not reach each other",
+                network.name, interface.name
+            ),
+            format!("take the address away (ip address del {prefix} dev {}), or give the network another range", interface.name),
+            network.name,
+        ));
     }
-    Ok(())
 }
 
+/// Why a lease in `range` must not be taken: an address of this host is in it.
 fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet) -> Problem {
     Problem::new(
         ProblemCode::NetworkCoversHost,

@@ -8,17 +8,14 @@ use ipnet::IpNet;
 use super::settings::{self, Device};
 use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
-use crate::backend::Draft;
+use crate::backend::{self, Draft};
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {
-    for pool in network.config.pools() {
-        let key = RouteKey::unreachable(pool.network());
-        draft.routes.push((key, Route { via: RouteVia::Unreachable, source: None }));
-    }
+    refuse_unknown(network, draft);
     if let (Some(bridge), Some(mtu)) = (network.bridge, built.mtu()) {
         draft.links.push((bridge, Link { kind: LinkKind::Bridge, mtu, mac: None, up: true }));
         draft.addresses.extend(network.own.iter().filter_map(|subnet| {
@@ -47,20 +44,86 @@ fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Devic
     devices
 }
 
+/// Adds the routes that refuse what no other route of the network leads to: nothing of it leaves by the default route,
+/// whether the network is programmed or not.
+pub(super) fn refuse_unknown(network: &NetworkInput<'_>, draft: &mut Draft) {
+    for pool in network.config.pools() {
+        let key = RouteKey::unreachable(pool.network());
+        draft.routes.push((key, Route { via: RouteVia::Unreachable, source: None }));
+    }
+}
+
+/// Adds the guards of networks that are not programmed now, without the tunnels that one already there has: the table names
+/// each only once.
+pub(super) fn add_beside(guards: Vec<FirewallNetwork>, firewall: &mut Vec<FirewallNetwork>) {
+    for mut guard in guards {
+        let tunnels: Vec<&FirewallTunnel> = firewall.iter().flat_map(|other| &other.tunnels).collect();
+        let is_same = |a: &FirewallTunnel, b: &FirewallTunnel| a.id == b.id && a.family == b.family;
+        guard.tunnels.retain(|tunnel| !tunnels.iter().any(|other| is_same(tunnel, other)));
+        let encrypted: Vec<&EncryptedTunnel> = firewall.iter().flat_map(|other| &other.encrypted).collect();
+        guard.encrypted.retain(|tunnel| !encrypted.iter().any(|other| other.port == tunnel.port));
+        firewall.push(guard);
+    }
+}
+
+/// The guard of a network that was not programmed in this run: nobody may send by its tunnels, should a device be there.
+pub(super) fn closed(network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
+    let mut firewall = empty_guard(network);
+    let port = if let BackendConfig::Vxlan(vxlan) = &network.config.backend { vxlan.port } else { 0 };
+    for (family, device, id) in backend::devices(network.config) {
+        match id {
+            Some(id) => {
+                let prefix_lens =
+                    network.config.pool(family).map(flatnet_model::Pool::subnet_len).into_iter().collect();
+                firewall.tunnels.push(FirewallTunnel { id, family, prefix_lens, port, device });
+            }
+            None => {
+                let BackendConfig::Wireguard(wireguard) = &network.config.backend else { continue };
+                let port = wireguard.port_of(family);
+                match firewall.encrypted.iter_mut().find(|tunnel| tunnel.port == port) {
+                    Some(tunnel) => tunnel.families.push(family),
+                    None => firewall.encrypted.push(EncryptedTunnel { device, port, families: vec![family] }),
+                }
+            }
+        }
+    }
+    (!firewall.tunnels.is_empty() || !firewall.encrypted.is_empty()).then_some(firewall)
+}
+
 /// Adds what the host needs once any network is programmed: forwarding and the firewall.
 pub(super) fn add_host(host: &HostInput<'_>, networks: &[FirewallNetwork], draft: &mut Draft) {
     let cidrs = networks.iter().flat_map(|network| &network.cidrs);
     let families = cidrs.map(|cidr| IpFamily::of(cidr.addr())).collect();
     draft.sysctls.extend(settings::of_host(host.facts, &families));
+    draft.iptables.extend(firewall::iptables(networks, &host.facts.dropping_chains));
+}
+
+/// Adds the table, if there is anything to guard.
+pub(super) fn add_guard(host: &HostInput<'_>, networks: &[FirewallNetwork], draft: &mut Draft) {
+    if networks.is_empty() {
+        return;
+    }
     let (ruleset, elements) = firewall::ruleset(networks, host.underlay.device);
     draft.ruleset = Some(ruleset);
     draft.peer_sources = elements;
-    draft.iptables.extend(firewall::iptables(networks, &host.facts.dropping_chains));
 }
 
 /// What the firewall has to know of a network that is programmed.
 pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> FirewallNetwork {
-    let mut firewall = FirewallNetwork {
+    let mut firewall = empty_guard(network);
+    for way in &built.ways {
+        add_way(network, way, &mut firewall);
+    }
+    // Only beside a tunnel that encrypts does it matter who is not in it yet.
+    for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
+        firewall.clear_to.extend(&way.reached);
+    }
+    firewall
+}
+
+/// A network without tunnels and peers.
+fn empty_guard(network: &NetworkInput<'_>) -> FirewallNetwork {
+    FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: BTreeSet::new(),
@@ -70,15 +133,7 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> Fire
         masquerade: network.masquerade,
         tunnels: Vec::new(),
         peers: BTreeSet::new(),
-    };
-    for way in &built.ways {
-        add_way(network, way, &mut firewall);
     }
-    // Only beside a tunnel that encrypts does it matter who is not in it yet.
-    for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
-        firewall.clear_to.extend(&way.reached);
-    }
-    firewall
 }
 
 fn is_wireguard(backend: &BackendConfig) -> bool {

@@ -21,6 +21,15 @@ impl Ruleset {
     /// The table that holds the guard a second time while an agent runs, in family `inet`: nobody else can flush it.
     pub const HELD: &'static str = "flatnet_held";
 
+    /// The body of a table of ours that somebody changed: no ruleset that is wanted has it.
+    pub const DRIFTED: &'static str = "drifted";
+
+    /// Whether the table is as we made it.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.body != Self::DRIFTED
+    }
+
     /// The sets that the body declares, in order.
     pub fn sets(&self) -> impl Iterator<Item = SetName> {
         let declared = self.body.lines().filter_map(|line| line.trim().strip_prefix("set ")?.split(' ').next());

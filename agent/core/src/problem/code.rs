@@ -26,23 +26,6 @@ macro_rules! codes {
     };
 }
 
-impl ProblemCode {
-    /// Whether a network refused for this may become possible again without anybody having to choose: an address, a module or
-    /// an MTU comes back, a configuration is corrected. Not so where programming it would harm the host or another network:
-    /// there what it had in the kernel goes.
-    #[must_use]
-    pub fn may_pass(self) -> bool {
-        !matches!(
-            self,
-            Self::GreKeyConflict
-                | Self::NetworkCoversHost
-                | Self::NetworkOverlap
-                | Self::PortConflict
-                | Self::VniConflict
-        )
-    }
-}
-
 codes! {
     /// The network's backend is none that this version builds.
     BackendUnsupported = "backend-unsupported",

@@ -70,8 +70,10 @@ impl Host {
         let peers: Vec<&Lease> = self.view.iter().filter(|lease| lease.subnets != own).collect();
         let (config, before) = (&self.config, &self.before);
         let (peers, bridge, said) = (&peers, None, self.said());
-        let input = NetworkInput { name: &name, config, before, own, said, peers, bridge, masquerade: true };
+        let input =
+            NetworkInput { name: &name, config, before, own, said, peers, bridge, masquerade: true, guard: None };
         let host = HostInput {
+            store: &[],
             node: self.node(),
             wireguard: Ok(key(self.number)),
             underlay: &self.underlay(),

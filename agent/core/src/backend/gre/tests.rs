@@ -80,6 +80,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         peers,
         bridge: None,
         masquerade: true,
+        guard: None,
     };
     let (red_peers, blue_peers) = ([&to_red], [&to_blue]);
     let networks = [
@@ -88,6 +89,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
     ];
     let (underlay, facts) = (underlay(), facts());
     let desired = desired(&HostInput {
+        store: &[],
         node: NODE,
         wireguard: Ok(key(0xa)),
         underlay: &underlay,
@@ -134,9 +136,16 @@ fn without_any_way_to_make_it_no_lease_is_taken_and_nothing_is_programmed() {
     facts.features.gre = GreSupport { v4: None, v6: Some(Datapath::Kernel) };
     let desired = with(&facts, &underlay(), &v4(0), "10.100.1.0-24", &[peer("10.100.2.0-24", 12, &backend(0))]);
     assert_eq!(codes(&desired), ["module-missing"]);
-    assert!(desired.state.links.is_empty() && desired.state.routes.is_empty());
+    assert!(crate::fixture::is_shut(&desired), "{:?}", desired.state);
     let underlay = underlay();
-    let host = HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay: &underlay, facts: &facts, networks: &[] };
+    let host = HostInput {
+        store: &[],
+        node: NODE,
+        wireguard: Ok(key(0xa)),
+        underlay: &underlay,
+        facts: &facts,
+        networks: &[],
+    };
     let name = NetworkName::default_network();
     assert_eq!(crate::desired::admit(&host, &name, &v4(0)).unwrap_err().code, ProblemCode::ModuleMissing);
     assert_eq!(crate::desired::admit(&host, &name, &v6("fd00::/56", 0)), Ok(()));
@@ -168,10 +177,12 @@ fn two_networks_of_one_key_are_not_both_programmed() {
         peers: &[],
         bridge: None,
         masquerade: true,
+        guard: None,
     };
     let networks = [network(&names[0], &a, "10.100.1.0-24"), network(&names[1], &b, "10.200.1.0-24")];
     let (underlay, facts) = (underlay(), facts());
     let desired = desired(&HostInput {
+        store: &[],
         node: NODE,
         wireguard: Ok(key(0xa)),
         underlay: &underlay,

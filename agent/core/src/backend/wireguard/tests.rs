@@ -145,7 +145,7 @@ fn a_host_that_cannot_carry_it_says_so_and_makes_nothing() {
     facts.features.wireguard = None;
     let desired = with(&facts, &underlay(), &v4(), OWN, &[peer("10.100.2.0-24", 12, &wireguard())]);
     assert_eq!(codes(&desired), ["wireguard-unsupported"]);
-    assert!(desired.state.links.is_empty() && desired.state.routes.is_empty(), "{:?}", desired.state);
+    assert!(crate::fixture::is_shut(&desired), "{:?}", desired.state);
 }
 
 #[test]
