@@ -4,8 +4,11 @@
 //! | chain | hook, priority | what for |
 //! |---|---|---|
 //! | `guard` | input, -120 | tunnel packets are judged before they are decapsulated: an allow-list that ends in a drop |
+//! | `judged` | input, 10 | the mark by which other people's chains let in what `guard` accepted is taken off again |
 //! | `origin` | prerouting, -90 | tunnel packets come from where their source is: no container wears a peer's address |
 //! | `arrival` | prerouting, -290 | a source of a network is believed only of what came by that network's own way |
+//! | `sent` | output, -120 | this host's own tunnel packets are not taken for others' |
+//! | `posing` | postrouting, 110 | nobody's tunnel packets leave this host with its own address |
 //! | `encrypted_out` | postrouting, -120 | a WireGuard network's packets leave through its tunnel, or not at all |
 //! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
@@ -18,6 +21,7 @@ mod forward;
 mod gre;
 mod guard;
 mod iptables;
+mod mark;
 mod nat;
 mod specimen;
 #[cfg(test)]
@@ -108,6 +112,7 @@ pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTre
     arrival::sets(networks, &mut text);
     guard::chains(networks, &mut text);
     guard::origin(networks, underlay, &mut text);
+    guard::posing(networks, &mut text);
     arrival::chains(networks, underlay, &mut text);
     encrypted::chains(networks, &mut text);
     forward::chains(networks, &mut text);

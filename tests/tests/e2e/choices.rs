@@ -1,5 +1,7 @@
 //! What an operator can choose, and what a host does when it cannot have it.
 
+use std::net::IpAddr;
+
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::suite::Test;
 use flatnet_tests::{oracle, pinger};
@@ -110,6 +112,21 @@ fn dropping(program: &str) {
     pinger::assert_all_pairs(&lab, &agents);
     let listed = host.ok(&format!("{program} -S"));
     assert!(listed.contains("flatnet"), "our rule is at the head: {listed}");
+    // The tunnel's port is open to peers' tunnel packets, and to nothing else.
+    let let_in = || {
+        let listed = host.ok(&format!("{program} -vnxL INPUT"));
+        let rule = listed.lines().find(|line| line.contains("flatnet:default:tunnel")).map(str::to_owned);
+        let rule = rule.unwrap_or_else(|| panic!("{listed}"));
+        rule.split_whitespace().next().and_then(|packets| packets.parse::<u64>().ok()).unwrap()
+    };
+    let before = let_in();
+    assert!(before > 0, "peers' packets came in by our rule");
+    let junk = format!("for n in 1 2 3; do echo $n >/dev/udp/{}/8472; done", lab.topology.host(1).v4);
+    assert_eq!(lab.host(2).run(&["bash", "-c", &junk]).code, 0);
+    pinger::assert_reaches(&lab.host(2), IpAddr::V4(lab.topology.host(1).v4));
+    assert_eq!(let_in(), before, "what is no tunnel's was let in");
+    pinger::assert_all_pairs(&lab, &agents);
+    assert!(let_in() > before, "what peers send goes on coming in");
     assert_eq!(agents[0].command(&["leave", "--purge"]).code, 0);
     let listed = host.ok(&format!("{program} -S"));
     assert!(!listed.contains("flatnet") && listed.contains("-P FORWARD DROP"), "theirs stays, ours goes: {listed}");

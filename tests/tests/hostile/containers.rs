@@ -164,6 +164,18 @@ fn foreign_bridge() {
         counter.assert_none("from a foreign bridge");
     }
     eprintln!("a foreign bridge posing as a tunnel's end: 300 packets, 0 came out of a tunnel");
+    // What has no address of this host on its way is somebody else's tunnel, though it has our number.
+    host.ok("nft delete table ip foreign");
+    let theirs = Counter::start(&field.host(STRANGER), &[]);
+    let stranger = field.outer(STRANGER, family);
+    for source_port in 1..=10 {
+        let payload = allowed(&field, FRIEND, VICTIM, family);
+        assert!(sender.send(stranger, &udp_ip(own, stranger, source_port, PORT, &payload)));
+    }
+    wait_until("somebody else's tunnel passes through this host", SOON, || match theirs.arrivals().len() {
+        10 => Ok(()),
+        other => Err(format!("{other} of 10 arrived")),
+    });
 }
 
 fn two_networks() {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use flatnet_model::{GreKey, IpFamily};
 
-use super::{FirewallNetwork, Text, guard, ip};
+use super::{FirewallNetwork, Text, guard, ip, mark};
 use crate::object::{SetName, TunnelId};
 
 /// GRE among the IP protocols, as a number: the name is looked up in /etc/protocols, which a small host lacks.
@@ -46,8 +46,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
         if judged.is_empty() {
             continue;
         }
-        let mut lines =
-            vec![format!("{PROTOCOL} {OTHERS} return"), format!("{FLAGS} & {VERSION} != 0 return comment \"PPTP\"")];
+        let mut lines = others();
         match family {
             IpFamily::V4 => {
                 for one in judged.values() {
@@ -71,10 +70,58 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 /// The rules of a base chain that bring GRE to judgement; `matching` is what else they match by, for each family. What is
 /// none of ours comes back.
 pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String, why: &str) -> Vec<String> {
-    let families = IpFamily::BOTH.into_iter().filter(|family| !judged(networks, *family).is_empty());
+    let families = families(networks).into_iter();
     families
         .map(|family| format!("{} meta l4proto {NUMBER} jump {} comment \"{why}\"", matching(family), entrance(family)))
         .collect()
+}
+
+/// Chains with the same matches that do `verdict` with what a peer could have sent.
+pub(super) fn forged(networks: &[FirewallNetwork], verdict: &str, text: &mut Text) {
+    for family in families(networks) {
+        let judged = judged(networks, family);
+        let lines = judged.values().flat_map(of_peer).map(|peer| format!("{peer} {verdict}"));
+        text.block(&format!("chain forged_{}", entrance(family)), &lines.collect::<Vec<_>>());
+    }
+}
+
+/// The rules of a base chain that ask those, of what matches `wrong_side`.
+pub(super) fn ask_forged(networks: &[FirewallNetwork], wrong_side: &str) -> Vec<String> {
+    let families = families(networks).into_iter();
+    families
+        .map(|family| {
+            format!("{} meta l4proto {NUMBER} {wrong_side} jump forged_{}", of_family(family), entrance(family))
+        })
+        .collect()
+}
+
+/// Chains that mark what carries a key of ours, or none if none is ours.
+pub(super) fn passing(networks: &[FirewallNetwork], text: &mut Text) {
+    for family in families(networks) {
+        let mut lines = others();
+        match family {
+            IpFamily::V4 => {
+                let judged = judged(networks, family);
+                let selectors = judged.values().flat_map(selectors);
+                lines.extend(selectors.map(|selector| format!("{selector} {}", mark::set())));
+            }
+            IpFamily::V6 => lines.push(mark::set()),
+        }
+        text.block(&format!("chain passing_{}", entrance(family)), &lines);
+    }
+}
+
+/// The rules of a base chain that bring GRE to those.
+pub(super) fn ask_passing(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String) -> Vec<String> {
+    let families = families(networks).into_iter();
+    families
+        .map(|family| format!("{} meta l4proto {NUMBER} jump passing_{}", matching(family), entrance(family)))
+        .collect()
+}
+
+/// The families over which there are GRE tunnels here.
+fn families(networks: &[FirewallNetwork]) -> Vec<IpFamily> {
+    IpFamily::BOTH.into_iter().filter(|family| !judged(networks, *family).is_empty()).collect()
 }
 
 /// Whether any network has GRE tunnels on this host.
@@ -121,8 +168,18 @@ fn selectors(one: &Judged<'_>) -> impl Iterator<Item = String> {
     .into_iter()
 }
 
-/// The allow-list: with and without a sequence number, for each length of the peers' subnets.
+/// What our devices do not take.
+fn others() -> Vec<String> {
+    vec![format!("{PROTOCOL} {OTHERS} return"), format!("{FLAGS} & {VERSION} != 0 return comment \"PPTP\"")]
+}
+
+/// The allow-list.
 fn allow(one: &Judged<'_>) -> Vec<String> {
+    of_peer(one).into_iter().map(|peer| format!("{peer} {} accept", mark::set())).collect()
+}
+
+/// Matches what peers may send: with and without a sequence number, for each length of the peers' subnets.
+fn of_peer(one: &Judged<'_>) -> Vec<String> {
     let family = one.family;
     let inner = match family {
         IpFamily::V4 => "0x0800",
@@ -134,7 +191,7 @@ fn allow(one: &Judged<'_>) -> Vec<String> {
         let flags = flags | if sequence { SEQUENCE } else { 0 };
         let source = inner_source(family, one.key, sequence);
         format!(
-            "{FLAGS} {flags:#06x} {PROTOCOL} {inner} {key}{} saddr . ({source} & {}) @{set} accept",
+            "{FLAGS} {flags:#06x} {PROTOCOL} {inner} {key}{} saddr . ({source} & {}) @{set}",
             ip(family),
             guard::mask(*set)
         )

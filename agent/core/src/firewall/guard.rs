@@ -6,14 +6,15 @@
 //! is refused by the device (drivers/net/vxlan: `vxlan_rcv` pulls the header first).
 //!
 //! An outer source is worth something only if it cannot be forged from *inside* this host: a container with CAP_NET_RAW,
-//! which Docker grants, can send with a peer's address. So a tunnel packet must come in where its source would be answered
-//! to. What comes in by the underlay's own interface is let pass, so that routes may differ by direction there.
+//! which Docker grants, can send with a peer's address. So what a peer could have sent must come in where its source would be
+//! answered to. What comes in by the underlay's own interface is let pass, so that routes may differ by direction there.
+//! Nor may anybody be given this host's address on the way: see [`posing`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IfName, IpFamily, Vni};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip};
+use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
 use crate::object::{SetName, TunnelId};
 
 /// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
@@ -21,6 +22,12 @@ const PRIORITY: i32 = -120;
 
 /// After `dstnat` (-100), so that a translated port is the one that counts.
 const ORIGIN_PRIORITY: i32 = -90;
+
+/// After every filter (0, and what people hang behind it), before security labels (50) and translation (100).
+const JUDGED_PRIORITY: i32 = 10;
+
+/// After `srcnat` (100), when a source is what it will be on the wire.
+const POSING_PRIORITY: i32 = 110;
 
 /// What follows the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport header: the
 /// VNI after 4 bytes of flags; the inner EtherType after 8 bytes of VXLAN and two MAC addresses; then the inner packet.
@@ -47,20 +54,18 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The base chain, and an allow-list for each port and VNI.
+/// The base chains, and an allow-list for each port and VNI.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
-    let mut by_port_and_vni: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
-    for (network, vxlan) in tunnels(networks) {
-        let entry = by_port_and_vni.entry((vxlan.port, vxlan.vni));
-        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.extend(vxlan.sets);
-    }
+    let by_port_and_vni = by_port_and_vni(networks);
     for ((port, vni), (network, sets)) in &by_port_and_vni {
-        let mut lines: Vec<String> = sets.iter().map(|set| allow(*set)).collect();
+        let mut lines: Vec<String> =
+            sets.iter().map(|set| format!("{} {} accept", of_peer(*set), mark::set())).collect();
         lines.push(format!("counter drop comment \"{network}: our VNI, but not a peer sending from its own subnet\""));
         text.block(&format!("chain tunnel_{port}_{vni}"), &lines);
     }
     gre::chains(networks, text);
     let mut lines = vec![format!("type filter hook input priority {PRIORITY}; policy accept;")];
+    lines.extend(protocols(networks).map(|packets| format!("{packets} {}", mark::clear())));
     lines.extend(gre::judge(networks, gre::of_family, "before decapsulation; what is not ours comes back"));
     for ((port, vni), (network, _)) in &by_port_and_vni {
         lines.push(format!(
@@ -68,26 +73,37 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
         ));
     }
     text.block("chain guard", &lines);
+    if protocols(networks).next().is_some() {
+        let mut lines = vec![format!("type filter hook input priority {JUDGED_PRIORITY}; policy accept;")];
+        lines.extend(protocols(networks).map(|packets| format!("{} {packets} {}", mark::is_set(), mark::clear())));
+        text.block("chain judged", &lines);
+    }
 }
 
-/// The base chain that refuses tunnel packets from the wrong side.
+/// The base chain that refuses peers' tunnel packets from the wrong side, and what it asks. Other people's tunnels, whose
+/// ends are no peers, are none of ours, whether they are routed or bridged through this host.
 pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
-    let ports: BTreeSet<u16> = tunnels(networks).map(|(_, vxlan)| vxlan.port).collect();
-    if ports.is_empty() && !gre::is_used(networks) {
+    let by_port_and_vni = by_port_and_vni(networks);
+    if protocols(networks).next().is_none() {
         return;
     }
+    const FORGED: &str = "counter drop comment \"no route leads back to this peer: a forged source\"";
+    for ((port, vni), (_, sets)) in &by_port_and_vni {
+        let lines: Vec<String> = sets.iter().map(|set| format!("{} {FORGED}", of_peer(*set))).collect();
+        text.block(&format!("chain forged_{port}_{vni}"), &lines);
+    }
+    gre::forged(networks, FORGED, text);
     let mut lines = vec![format!("type filter hook prerouting priority {ORIGIN_PRIORITY}; policy accept;")];
-    let packets = ports.iter().map(|port| format!("udp dport {port}"));
-    let packets = packets.chain(gre::is_used(networks).then(|| format!("meta l4proto {}", gre::NUMBER)));
-    lines.extend(packets.map(|packets| {
-        format!(
-            "{packets} iifname != \"{underlay}\" fib saddr . iif oif missing counter drop comment \"no route leads back: a forged source\""
-        )
-    }));
+    let packets = by_port_and_vni
+        .keys()
+        .map(|(port, vni)| (format!("udp dport {port}"), format!("{VNI} {vni} goto forged_{port}_{vni}")));
+    let wrong_side = format!("iifname != \"{underlay}\" fib saddr . iif oif missing");
+    lines.extend(packets.map(|(packets, ask)| format!("{packets} {wrong_side} {ask}")));
+    lines.extend(gre::ask_forged(networks, &wrong_side));
     text.block("chain origin", &lines);
 }
 
-/// What passes through this host with our VNI is judged as what comes in: whoever masquerades behind this host would
+/// What passes through this host with our VNI, as `forward` is to mark it: whoever is masqueraded behind this host would
 /// otherwise speak with its address, which is a peer's elsewhere. Tunnels inside the networks are none of ours.
 pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
     let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, vxlan)| (vxlan.port, vxlan.vni)).collect();
@@ -95,25 +111,62 @@ pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
         Some(every) => format!("{} daddr != {every}", ip(family)),
         None => gre::of_family(family),
     };
-    let mut lines = gre::judge(networks, outside, "nobody behind this host is its tunnel");
+    let mut lines = gre::ask_passing(networks, outside);
     for family in IpFamily::BOTH {
         let outside = outside(family);
-        lines.extend(judged.iter().map(|(port, vni)| {
-            format!(
-                "{outside} udp dport {port} {VNI} {vni} goto tunnel_{port}_{vni} comment \"nobody behind this host is its tunnel\""
-            )
-        }));
+        lines
+            .extend(judged.iter().map(|(port, vni)| format!("{outside} udp dport {port} {VNI} {vni} {}", mark::set())));
     }
     lines
 }
 
-fn allow(set: SetName) -> String {
+/// The base chains that let no such packet leave with an address of this host, and clear the mark of those that leave with
+/// another. What this host sends itself may carry the mark of what is inside, which is somebody else's.
+pub(super) fn posing(networks: &[FirewallNetwork], text: &mut Text) {
+    if protocols(networks).next().is_none() {
+        return;
+    }
+    gre::passing(networks, text);
+    let clear = || protocols(networks).map(|packets| format!("{} {packets} {}", mark::is_set(), mark::clear()));
+    let mut lines = vec![format!("type filter hook output priority {PRIORITY}; policy accept;")];
+    lines.extend(clear());
+    text.block("chain sent", &lines);
+    let mut lines = vec![format!("type filter hook postrouting priority {POSING_PRIORITY}; policy accept;")];
+    lines.extend(protocols(networks).map(|packets| {
+        format!(
+            "{} {packets} fib saddr type local counter drop comment \"nobody behind this host is its tunnel\"",
+            mark::is_set()
+        )
+    }));
+    lines.extend(clear());
+    text.block("chain posing", &lines);
+}
+
+/// Every packet that may be a tunnel's, whoever's: a match for each port, and for GRE.
+fn protocols(networks: &[FirewallNetwork]) -> impl Iterator<Item = String> {
+    let ports: BTreeSet<u16> = tunnels(networks).map(|(_, vxlan)| vxlan.port).collect();
+    let gre = gre::is_used(networks).then(|| format!("meta l4proto {}", gre::NUMBER));
+    ports.into_iter().map(|port| format!("udp dport {port}")).chain(gre)
+}
+
+/// The sets of each port and VNI, and the network to name.
+fn by_port_and_vni(networks: &[FirewallNetwork]) -> BTreeMap<(u16, Vni), (String, Vec<SetName>)> {
+    let mut all: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
+    for (network, vxlan) in tunnels(networks) {
+        let entry = all.entry((vxlan.port, vxlan.vni));
+        entry.or_insert_with(|| (network.name.to_string(), Vec::new())).1.extend(vxlan.sets);
+    }
+    all
+}
+
+/// Matches what a peer in `set` may send.
+fn of_peer(set: SetName) -> String {
     let ethertype = match set.family {
         IpFamily::V4 => "0x0800",
         IpFamily::V6 => "0x86dd",
     };
     format!(
-        "{INNER_ETHERTYPE} {ethertype} {} saddr . ({} & {}) @{set} accept",
+        "{INNER_ETHERTYPE} {ethertype} {} saddr . ({} & {}) @{set}",
         ip(set.family),
         inner_source(set.family),
         mask(set)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::IpFamily;
 
-use super::{FirewallNetwork, FirewallTunnel, merged};
+use super::{FirewallNetwork, FirewallTunnel, mark, merged};
 use crate::facts::DroppingChain;
 use crate::object::{IptablesChain, IptablesKey, IptablesRule, TunnelId};
 
@@ -32,12 +32,14 @@ pub fn iptables(
     rules
 }
 
-/// Tunnel packets: our own guard has judged them, or WireGuard will.
+/// Tunnel packets. Of VXLAN's and GRE's those that our own guard accepted, which it marks: so the port is open to peers and
+/// to nothing else that listens there. WireGuard judges by itself, and a peer behind a translator comes from any address: its
+/// port is open to all, but only while the device is there.
 fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let packets = |tunnel: &FirewallTunnel| match tunnel.id {
-        TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {}", tunnel.port),
+        TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {} {}", tunnel.port, mark::iptables_match()),
         // By number: a host without /etc/protocols does not know the name.
-        TunnelId::Gre(_) | TunnelId::Direct => "-p 47".to_owned(),
+        TunnelId::Gre(_) | TunnelId::Direct => format!("-p 47 {}", mark::iptables_match()),
     };
     let mut rules: BTreeSet<String> = network.tunnels().filter(|tunnel| tunnel.family == family).map(packets).collect();
     // WireGuard listens on both families, whatever is inside.

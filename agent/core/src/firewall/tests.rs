@@ -188,7 +188,7 @@ fn an_input_chain_that_drops_needs_the_tunnel_port_of_that_family_only() {
     let mut network = dual();
     network.tunnels.truncate(1);
     let of = |family| rules(&[network.clone(), direct()], IptablesVariant::Nft, family, IptablesChain::Input);
-    assert_eq!(of(IpFamily::V4), ["flatnet:default:tunnel -p udp -m udp --dport 8472"]);
+    assert_eq!(of(IpFamily::V4), ["flatnet:default:tunnel -p udp -m udp --dport 8472 -m mark --mark 0x1000/0x1000"]);
     assert_eq!(of(IpFamily::V6), [""; 0]);
 }
 

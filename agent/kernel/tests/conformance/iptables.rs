@@ -36,7 +36,11 @@ fn rules(variant: IptablesVariant, family: IpFamily) -> Vec<(IptablesKey, Iptabl
             "flatnet:a-b_c:back",
             format!("-d {network} -m conntrack --ctstate RELATED,ESTABLISHED"),
         ),
-        rule(IptablesChain::Input, "flatnet:a-b_c:tunnel", "-p udp -m udp --dport 8472".to_owned()),
+        rule(
+            IptablesChain::Input,
+            "flatnet:a-b_c:tunnel",
+            "-p udp -m udp --dport 8472 -m mark --mark 0x1000/0x1000".to_owned(),
+        ),
     ]
 }
 
@@ -111,7 +115,7 @@ fn rules_stand_at_the_head_are_seen_when_they_do_not_and_go_alone() {
             for disturb in [
                 "-I FORWARD 1 -i eth1 -j DROP",
                 "-I FORWARD 1 -p udp -j REJECT",
-                "-A INPUT -p udp -m udp --dport 8472 -m comment --comment flatnet:a-b_c:tunnel -j ACCEPT",
+                "-A INPUT -p udp -m udp --dport 8472 -m mark --mark 0x1000/0x1000 -m comment --comment flatnet:a-b_c:tunnel -j ACCEPT",
                 "-F FORWARD",
             ] {
                 shell(&format!("{program} {disturb}"));

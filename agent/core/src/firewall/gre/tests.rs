@@ -66,5 +66,11 @@ fn an_input_chain_that_drops_lets_gre_of_that_family_in() {
     let rules = crate::firewall::iptables(&both(), &[chain].into());
     let rules: Vec<String> =
         rules.iter().map(|(key, rule)| format!("{} {}", key.comment, rule.matches.join(" "))).collect();
-    assert_eq!(rules, ["flatnet:blue:tunnel -p 47", "flatnet:default:tunnel -p 47"]);
+    assert_eq!(
+        rules,
+        [
+            "flatnet:blue:tunnel -p 47 -m mark --mark 0x1000/0x1000",
+            "flatnet:default:tunnel -p 47 -m mark --mark 0x1000/0x1000"
+        ]
+    );
 }

@@ -33,17 +33,23 @@ fn chain<'a>(body: &'a str, name: &str) -> Vec<&'a str> {
 fn tunnel_packets_that_do_not_come_by_the_underlay_must_come_from_where_their_source_is() {
     let body = body(&[network("default", 1, "10.100.0.0/16"), network("blue", 2, "10.200.0.0/16")]);
     let rules = chain(&body, "origin");
-    // Once for a port, however many networks use it.
-    assert_eq!(rules.len(), 2, "{body}");
-    assert!(rules[1].starts_with("udp dport 8472 iifname != \"eth0\" fib saddr . iif oif missing counter drop"));
+    // Only what a peer could have sent: other people's tunnels may come as they like.
+    let wrong_side = "udp dport 8472 iifname != \"eth0\" fib saddr . iif oif missing";
+    for vni in [1, 2] {
+        assert_eq!(rules[vni], format!("{wrong_side} @th,96,24 {vni} goto forged_8472_{vni}"));
+        let forged = chain(&body, &format!("forged_8472_{vni}"));
+        let [of_peers] = forged.as_slice() else { panic!("{body}") };
+        assert!(of_peers.contains(&format!("@peers4_{vni}_24 counter drop")), "{body}");
+    }
 }
 
 #[test]
-fn what_passes_through_with_our_vni_is_judged_before_anything_is_accepted() {
+fn what_passes_through_with_our_vni_is_marked_before_anything_is_accepted_and_must_not_leave_as_ours() {
     let body = body(&[network("default", 1, "10.100.0.0/16"), network("blue", 2, "10.200.0.0/16")]);
     let rules = chain(&body, "forward");
     for vni in [1, 2] {
-        let judged = rules.iter().position(|rule| rule.contains(&format!("goto tunnel_8472_{vni} "))).unwrap();
+        let marked = format!("@th,96,24 {vni} meta mark set meta mark | 0x1000");
+        let judged = rules.iter().position(|rule| rule.ends_with(&marked)).unwrap();
         let accepted = rules.iter().position(|rule| rule.ends_with("accept")).unwrap();
         assert!(judged < accepted, "{rules:#?}");
         // Containers may run tunnels of their own inside either network.
@@ -51,9 +57,26 @@ fn what_passes_through_with_our_vni_is_judged_before_anything_is_accepted() {
         assert!(chain(&body, &format!("tunnel_8472_{vni}")).last().unwrap().starts_with("counter drop"));
     }
     assert!(
-        rules.iter().any(|rule| rule.starts_with("meta nfproto ipv6 udp dport 8472 @th,96,24 1 goto")),
+        rules.iter().any(|rule| rule.starts_with("meta nfproto ipv6 udp dport 8472 @th,96,24 1 meta mark")),
         "{rules:#?}"
     );
+    let posing = chain(&body, "posing");
+    assert!(posing[1].starts_with("meta mark & 0x1000 == 0x1000 udp dport 8472 fib saddr type local counter drop"));
+    assert_eq!(posing[2], "meta mark & 0x1000 == 0x1000 udp dport 8472 meta mark set meta mark & 0xffffefff");
+    assert_eq!(chain(&body, "sent")[1], posing[2], "what is inside may carry the mark");
+}
+
+/// iptables lets in what carries the mark: it must be the guard's own.
+#[test]
+fn what_the_guard_accepts_is_marked_and_nothing_keeps_or_brings_the_mark() {
+    let body = body(&[network("default", 1, "10.100.0.0/16")]);
+    let (guard, judged) = (chain(&body, "guard"), chain(&body, "judged"));
+    assert_eq!(guard[1], "udp dport 8472 meta mark set meta mark & 0xffffefff", "before anything judges");
+    assert_eq!(judged[1], "meta mark & 0x1000 == 0x1000 udp dport 8472 meta mark set meta mark & 0xffffefff");
+    for rule in chain(&body, "tunnel_8472_1") {
+        let marks = rule.ends_with("@peers4_1_24 meta mark set meta mark | 0x1000 accept");
+        assert!(marks || rule.starts_with("counter drop"), "{rule}");
+    }
 }
 
 #[test]
@@ -72,7 +95,10 @@ fn an_inner_source_is_cut_to_the_length_of_its_peers_subnet_and_no_further() {
     let rules = chain(&ruleset.body, "tunnel_8472_1");
     let cut = ["0xfffff000) @peers4_1_20", "0xffffff00) @peers4_1_24", "0xffffffff) @peers4_1_32"];
     for (rule, cut) in rules.iter().zip(cut) {
-        assert_eq!(*rule, format!("@th,224,16 0x0800 ip saddr . (@th,336,32 & {cut} accept"));
+        assert_eq!(
+            *rule,
+            format!("@th,224,16 0x0800 ip saddr . (@th,336,32 & {cut} meta mark set meta mark | 0x1000 accept")
+        );
     }
     let names: Vec<String> = ruleset.sets().map(|set| set.to_string()).collect();
     assert_eq!(names, ["peers4_1_20", "peers4_1_24", "peers4_1_32"]);
