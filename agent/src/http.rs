@@ -1,8 +1,8 @@
 //! `--http-listen`: /metrics, /healthz and /readyz.
 //!
 //! Health means that the reconciler's loop turns: restarting the agent helps if it does not. Readiness means that this
-//! host's containers can reach the others': lease held, env files written, nothing refused by the kernel. A store that is
-//! away makes neither fail: restarting would not help, and packets flow.
+//! host's containers can reach the others': lease held and there for the others to see, env files written,
+//! nothing refused by the kernel. A store that is away makes neither fail: restarting would not help, and packets flow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use flatnet_controlplane::http_limit::Limited;
+use flatnet_core::problem::ProblemCode;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -74,7 +75,7 @@ pub async fn serve(
 }
 
 async fn page_metrics(State(pages): State<Pages>) -> ([(&'static str, &'static str); 1], String) {
-    let text = pages.metrics.render(&pages.status.status(), &pages.status.connected(), &pages.status.expiry());
+    let text = pages.metrics.render(&pages.status.status(), &pages.status.gauges());
     ([("content-type", OPEN_METRICS)], text)
 }
 
@@ -91,7 +92,8 @@ async fn page_health(State(pages): State<Pages>) -> (StatusCode, String) {
 async fn page_ready(State(pages): State<Pages>) -> (StatusCode, String) {
     let status = pages.status.status();
     let programmed = pages.status.outcome.borrow().complete && *pages.env_written.borrow();
-    if status.state != "starting" && programmed {
+    let unconfirmed = status.problems.iter().any(|problem| problem.code == ProblemCode::LeaseUnconfirmed.as_str());
+    if status.state != "starting" && programmed && !unconfirmed {
         return (StatusCode::OK, format!("{}\n", status.state));
     }
     let problems: Vec<String> =

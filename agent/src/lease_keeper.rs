@@ -26,6 +26,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::channels::{Channel, Channels};
 use crate::networks::{Held, Holding};
 use crate::presence_keeper::Presence;
 use crate::reconciler::Outcome;
@@ -67,6 +68,8 @@ pub struct LeaseKeeper<P> {
     pub outcome: watch::Receiver<Outcome>,
     /// Whether this node may act in its own name.
     pub presence: watch::Receiver<Presence>,
+    /// Where is said how each way to the store fares.
+    pub channels: Channels,
     /// What this node holds.
     pub holding: watch::Sender<Holding>,
     /// Ends the agent.
@@ -90,6 +93,8 @@ struct Run {
     /// How often the store had gone back when the machine was last told.
     rewinds: u64,
     followed: bool,
+    /// The lease held does not say what it should.
+    unpublished: bool,
 }
 
 impl<P: ControlPlane> LeaseKeeper<P> {
@@ -107,6 +112,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             started: Instant::now(),
             rewinds: 0,
             followed: false,
+            unpublished: false,
         };
         loop {
             let until = self.step(&mut run).await;
@@ -146,7 +152,9 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             let init = self.init_config().await;
             let now = run.started.elapsed();
             let init = init.map(|wait| now + wait);
-            match self.decide(run, now) {
+            let decided = self.decide(run, now);
+            self.say_idle(run);
+            match decided {
                 (Action::Nothing { until }, _) => return until.into_iter().chain(init).min(),
                 (Action::Acquire { previous, publication }, Some(config)) if self.may_act(run) => {
                     self.acquire(run, previous, publication, &config).await;
@@ -157,6 +165,19 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 (Action::KeepAlive, _) => self.keep_alive(run).await,
             }
             self.publish(run);
+        }
+    }
+
+    /// Ways to the store that are not wanted now have nothing wrong with them.
+    fn say_idle(&self, run: &Run) {
+        let held = matches!(run.machine.state(), LeaseState::Held(_));
+        let idle = [
+            (Channel::Claim, held || !self.may_act(run)),
+            (Channel::KeepAlive, !held),
+            (Channel::Publish, !held || !run.unpublished),
+        ];
+        for (channel, _) in idle.into_iter().filter(|(_, idle)| *idle) {
+            self.channels.idle(channel, Some(&self.keys));
         }
     }
 

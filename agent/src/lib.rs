@@ -3,11 +3,12 @@
 //! - [`cli`]: one file a subcommand
 //! - [`daemon`]: what `agent join` is made of: the process; [`node`]: the tasks in it, generic over store and kernel
 //! - [`reconciler`]: the loop; the only place that changes the kernel
-//! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store
+//! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to it fares
 //! - [`networks`]: what the tasks tell each other
-//! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`]: what others are told
+//! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`], [`problem_log`]: what others are told
 //! - [`report`]: how commands end
 
+pub mod channels;
 pub mod cli;
 pub mod daemon;
 pub mod doctor;
@@ -22,6 +23,7 @@ pub mod node;
 pub mod plane;
 pub mod preflight;
 pub mod presence_keeper;
+pub mod problem_log;
 pub mod purge;
 pub mod reconciler;
 pub mod report;

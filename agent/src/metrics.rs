@@ -57,6 +57,24 @@ struct PeerLabels {
     state: String,
 }
 
+/// A way of speaking with the store; of a network, or (empty) of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChannelLabels {
+    network: String,
+    channel: &'static str,
+}
+
+/// What is read anew for every page.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges {
+    /// Network, and whether its store is followed now.
+    pub connected: Vec<(String, bool)>,
+    /// Network with a confirmed lease, and when that ends, in seconds since 1970.
+    pub expiry: Vec<(String, f64)>,
+    /// Way of speaking with the store, of which network, and whether its last call went well.
+    pub channels: Vec<(&'static str, String, bool)>,
+}
+
 /// All metrics of the agent.
 #[derive(Debug)]
 pub struct Metrics {
@@ -67,6 +85,7 @@ pub struct Metrics {
     objects: Family<ObjectLabels, Gauge>,
     watch_restarts: Family<ReasonLabels, Counter>,
     connected: Family<NetworkLabels, Gauge>,
+    channels: Family<ChannelLabels, Gauge>,
     peers: Family<PeerLabels, Gauge>,
     lease_expiry: Family<NetworkLabels, Gauge<f64, AtomicU64>>,
     tasks: Gauge,
@@ -92,6 +111,7 @@ impl Metrics {
             objects: Family::default(),
             watch_restarts: Family::default(),
             connected: Family::default(),
+            channels: Family::default(),
             peers: Family::default(),
             lease_expiry: Family::default(),
             tasks: Gauge::default(),
@@ -115,6 +135,11 @@ impl Metrics {
             metrics.watch_restarts.clone(),
         );
         registry.register("controlplane_connected", "1 while the store is followed", metrics.connected.clone());
+        registry.register(
+            "store_channel_ok",
+            "1 while the last call of this way of speaking with the store went well",
+            metrics.channels.clone(),
+        );
         registry.register("peers", "Peers by backend and state", metrics.peers.clone());
         registry.register(
             "lease_expiry_timestamp_seconds",
@@ -142,21 +167,9 @@ impl Metrics {
 
     /// What the kernel has of ours, and which objects it refused.
     pub fn objects(&self, state: &KernelState, failed: &BTreeSet<ObjectKey>) {
-        let counts = [
-            (ObjectKind::Ruleset, usize::from(state.ruleset.is_some())),
-            (ObjectKind::PeerSource, state.peer_sources.len()),
-            (ObjectKind::Link, state.links.len()),
-            (ObjectKind::Sysctl, state.sysctls.len()),
-            (ObjectKind::Address, state.addresses.len()),
-            (ObjectKind::Neighbour, state.neighbours.len()),
-            (ObjectKind::Fdb, state.fdb.len()),
-            (ObjectKind::Nexthop, state.nexthops.len()),
-            (ObjectKind::Route, state.routes.len()),
-            (ObjectKind::Iptables, state.iptables.len()),
-        ];
-        for (kind, programmed) in counts {
-            let failed = failed.iter().filter(|key| kind_of(key) == kind).count();
-            for (status, count) in [("programmed", programmed), ("failed", failed)] {
+        for kind in ObjectKind::ALL.iter().copied() {
+            let failed = failed.iter().filter(|key| key.kind() == kind).count();
+            for (status, count) in [("programmed", state.count(kind)), ("failed", failed)] {
                 let labels = ObjectLabels { kind: kind.as_str(), status };
                 self.objects.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
             }
@@ -169,12 +182,7 @@ impl Metrics {
     }
 
     /// Brings the gauges up to date and writes everything in OpenMetrics text.
-    pub fn render(
-        &self,
-        status: &flatnet_proto::agent::v1::Status,
-        connected: &[(String, bool)],
-        expiry: &[(String, f64)],
-    ) -> String {
+    pub fn render(&self, status: &flatnet_proto::agent::v1::Status, now: &Gauges) -> String {
         self.peers.clear();
         for network in &status.networks {
             for peer in &network.peers {
@@ -186,10 +194,14 @@ impl Metrics {
                 self.peers.get_or_create(&labels).inc();
             }
         }
-        for (network, connected) in connected {
+        for (network, connected) in &now.connected {
             self.connected.get_or_create(&NetworkLabels { network: network.clone() }).set(i64::from(*connected));
         }
-        for (network, seconds) in expiry {
+        for (channel, network, is_well) in &now.channels {
+            let labels = ChannelLabels { network: network.clone(), channel };
+            self.channels.get_or_create(&labels).set(i64::from(*is_well));
+        }
+        for (network, seconds) in &now.expiry {
             self.lease_expiry.get_or_create(&NetworkLabels { network: network.clone() }).set(*seconds);
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -207,7 +219,7 @@ pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc
     let mut before = Connection::Connecting;
     loop {
         let now = view.borrow_and_update().connection.clone();
-        if let Connection::Lost { reason } = &now
+        if let Connection::Lost { reason, .. } = &now
             && before == Connection::Connected
         {
             metrics.watch_restarted(reason);
@@ -228,22 +240,6 @@ fn restart_reason(reason: &str) -> &'static str {
         (" answered: ", "rejected"),
     ];
     kinds.iter().find(|(text, _)| reason.contains(text)).map_or("other", |(_, kind)| kind)
-}
-
-fn kind_of(key: &ObjectKey) -> ObjectKind {
-    match key {
-        ObjectKey::Ruleset => ObjectKind::Ruleset,
-        ObjectKey::PeerSource(_) => ObjectKind::PeerSource,
-        ObjectKey::Link(_) => ObjectKind::Link,
-        ObjectKey::Sysctl(_) => ObjectKind::Sysctl,
-        ObjectKey::Address(_) => ObjectKind::Address,
-        ObjectKey::Neighbour(_) => ObjectKind::Neighbour,
-        ObjectKey::WireguardPeer(_) => ObjectKind::WireguardPeer,
-        ObjectKey::Fdb(_) => ObjectKind::Fdb,
-        ObjectKey::Nexthop(_) => ObjectKind::Nexthop,
-        ObjectKey::Route(_) => ObjectKind::Route,
-        ObjectKey::Iptables(_) => ObjectKind::Iptables,
-    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::channels::Channels;
 use crate::env_files;
 use crate::lease_keeper::{self, LeaseAsk, LeaseKeeper};
 use crate::metrics::Metrics;
@@ -141,17 +142,19 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         let (outcome_sender, outcome) = watch::channel(Outcome::default());
         let (ready_sender, ready) = watch::channel(false);
         let metrics = Arc::new(Metrics::new());
+        let channels = Channels::default();
         let presence = PresenceKeeper::new(
             Arc::clone(&parts.plane),
             parts.owner.clone(),
             fatal_sender.clone(),
             parts.random.clone(),
             outcome.clone(),
+            channels.clone(),
         );
         let mut running = Running::default();
         let (mut ports, mut leases, mut problems, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for network in &parts.networks {
-            let joined = join(&parts, network, &outcome, &presence, &fatal_sender, &mut running);
+            let joined = join(&parts, network, &outcome, &presence, &channels, &fatal_sender, &mut running);
             targets.push(env_files::Target { port: joined.port.clone(), path: network.env_file.clone() });
             ports.push(joined.port);
             leases.push(joined.lease);
@@ -185,6 +188,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             ports,
             outcome,
             env_problems: env_problem_receiver,
+            channels,
             snapshot_problems: problems,
         };
         Self { parts, status, metrics, fatal, ready, plans, leases, presence, running }
@@ -300,6 +304,7 @@ fn join<P: ControlPlane, K: Kernel>(
     network: &NetworkSetup,
     outcome: &watch::Receiver<Outcome>,
     presence: &PresenceKeeper<P>,
+    channels: &Channels,
     fatal: &mpsc::Sender<Failure>,
     running: &mut Running,
 ) -> Joined {
@@ -329,6 +334,7 @@ fn join<P: ControlPlane, K: Kernel>(
         view: port.view.clone(),
         outcome: outcome.clone(),
         presence: presence.subscribe(),
+        channels: channels.clone(),
         holding: holding_sender,
         fatal: fatal.clone(),
         random: parts.random.clone(),

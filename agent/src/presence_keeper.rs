@@ -9,7 +9,9 @@ use flatnet_controlplane::random::{Backoff, NodeRandom};
 use flatnet_controlplane::store::StoreError;
 use flatnet_model::{HostRanges, Owner};
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::Instant;
 
+use crate::channels::{Channel, Channels};
 use crate::reconciler::Outcome;
 use crate::report::{Exit, Failure};
 
@@ -18,9 +20,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// Longest wait: presence must be back well within its own time to live.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// Renewals after which the key is looked at again, every [`PRESENCE_TTL`]: its lease can live on without it, when somebody
-/// deleted it or a backup was put back. So a living node is missing for no longer than a dead one is still there.
-const ANNOUNCE_EVERY: u32 = 3;
+/// Renewals after which the key is looked at again: its lease can live on without it, when somebody deleted it or a backup was
+/// put back, and a renewal needs no rights, so that only looking shows that ours are gone. With every one, so that both are
+/// known within 5 s.
+const ANNOUNCE_EVERY: u32 = 1;
 
 /// How long what this host uses must stay as it is before it is announced: a route seldom comes alone.
 const SETTLES: Duration = Duration::from_secs(1);
@@ -43,6 +46,7 @@ pub struct PresenceKeeper<P> {
     fatal: mpsc::Sender<Failure>,
     random: NodeRandom,
     outcome: watch::Receiver<Outcome>,
+    channels: Channels,
     state: watch::Sender<Presence>,
     held: Arc<Mutex<Option<presence::Presence>>>,
 }
@@ -55,6 +59,7 @@ impl<P> Clone for PresenceKeeper<P> {
             fatal: self.fatal.clone(),
             random: self.random.clone(),
             outcome: self.outcome.clone(),
+            channels: self.channels.clone(),
             state: self.state.clone(),
             held: Arc::clone(&self.held),
         }
@@ -69,6 +74,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         fatal: mpsc::Sender<Failure>,
         random: NodeRandom,
         outcome: watch::Receiver<Outcome>,
+        channels: Channels,
     ) -> Self {
         Self {
             plane,
@@ -76,6 +82,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
             fatal,
             random,
             outcome,
+            channels,
             state: watch::Sender::new(Presence::Unknown),
             held: Arc::default(),
         }
@@ -106,6 +113,10 @@ impl<P: ControlPlane> PresenceKeeper<P> {
                 }
                 Err(PresenceError::Store(error)) => {
                     tracing::debug!(%error, "presence cannot be announced; trying again");
+                    self.channels.failed(Channel::Presence, None, &error, Instant::now());
+                    if error.is_refusal() {
+                        self.stay_all_the_same().await;
+                    }
                     tokio::time::sleep(backoff.wait(&mut random)).await;
                 }
             }
@@ -116,7 +127,9 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         let mut random = self.random.clone();
         let mut outcome = self.outcome.clone();
         let ranges = outcome.borrow().ranges.clone().unwrap_or_default();
+        self.channels.pending(Channel::Presence, Instant::now());
         let announced = self.plane.announce(&self.owner, &ranges).await?;
+        self.channels.succeeded(Channel::Presence, None, Instant::now());
         *self.held.lock().await = Some(announced);
         self.state.send_if_modified(|state| std::mem::replace(state, Presence::Confirmed) != Presence::Confirmed);
         backoff.reset();
@@ -130,11 +143,24 @@ impl<P: ControlPlane> PresenceKeeper<P> {
                 if matches!(error, StoreError::LeaseGone(_)) {
                     return Err(PresenceError::Store(error));
                 }
+                self.channels.failed(Channel::Presence, None, &error, Instant::now());
                 tokio::time::sleep(backoff.wait(&mut random)).await;
             }
+            self.channels.succeeded(Channel::Presence, None, Instant::now());
             backoff.reset();
         }
         Ok(())
+    }
+
+    /// Keeps what was announced before alive: etcd asks neither password nor right for that, so a node whose rights are gone
+    /// for now does not count as dead. What comes of it changes nothing about the refusal.
+    async fn stay_all_the_same(&self) {
+        let held = *self.held.lock().await;
+        if let Some(held) = held
+            && let Err(error) = self.plane.stay(&held).await
+        {
+            tracing::debug!(%error, "presence cannot be kept alive either");
+        }
     }
 
     /// Ends the presence. Call after [`Self::run`] was stopped.

@@ -226,7 +226,8 @@ async fn changed(ports: &mut [NetworkPort]) {
 }
 
 /// A receiver of any type of value.
-trait Changed: Send {
+pub(crate) trait Changed: Send {
+    /// Waits for a new value; `false`: there will be none.
     fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 

@@ -6,13 +6,16 @@ use flatnet_controlplane::watch::{Connection, NetworkView, Sign};
 use flatnet_core::desired::{NetworkOutcome, PeerOutcome};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::state::ConfigState;
-use flatnet_model::{IpFamily, NetworkConfig, NodeId};
+use flatnet_model::{IpFamily, NetworkConfig, NetworkName, NodeId};
 use flatnet_proto::agent::v1 as wire;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::channels::Channels;
+use crate::metrics::Gauges;
 use crate::networks::{Holding, NetworkPort};
 use crate::reconciler::Outcome;
-use crate::report::store_hint;
+use crate::report::{refusal_hint, store_hint};
 
 /// Everything the document is made from.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct StatusSource {
     pub outcome: watch::Receiver<Outcome>,
     /// What is wrong with the env files.
     pub env_problems: watch::Receiver<Vec<Problem>>,
+    /// How each way to the store fares.
+    pub channels: Channels,
     /// What is wrong with each network's snapshot on disk.
     pub snapshot_problems: Vec<watch::Receiver<Option<Problem>>>,
 }
@@ -35,22 +40,16 @@ impl StatusSource {
     /// The document as of now.
     #[must_use]
     pub fn status(&self) -> wire::Status {
+        let problems = self.problems();
         let outcome = self.outcome.borrow();
-        let mut problems = outcome.problems.clone();
-        problems.extend(self.env_problems.borrow().iter().cloned());
-        problems.extend(self.snapshot_problems.iter().filter_map(|problem| problem.borrow().clone()));
         let mut starting = outcome.passes == 0;
         let mut networks = Vec::new();
         for port in &self.ports {
             let (view, holding) = (port.view.borrow(), port.holding.borrow());
-            problems.extend(view_problems(port, &view));
-            problems.extend(holding.problems.iter().cloned());
             let programmed = outcome.networks.iter().find(|network| network.name == port.name);
             starting |= holding.held.is_none() || programmed.is_none();
             networks.push(network(port, &view, &holding, programmed, &outcome));
         }
-        problems.sort();
-        problems.dedup();
         let state = match (starting, problems.is_empty() && outcome.complete) {
             (true, _) => "starting",
             (false, true) => "converged",
@@ -65,6 +64,28 @@ impl StatusSource {
         }
     }
 
+    /// All that is wrong, from every task.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.outcome.borrow().problems.clone();
+        problems.extend(self.env_problems.borrow().iter().cloned());
+        problems.extend(self.snapshot_problems.iter().filter_map(|problem| problem.borrow().clone()));
+        for port in &self.ports {
+            let (view, holding) = (port.view.borrow(), port.holding.borrow());
+            problems.extend(view_problems(port, &view));
+            problems.extend(holding.problems.iter().cloned());
+            problems.extend(unconfirmed(port, &view, &holding, self.node));
+        }
+        let is_followed = |port: &NetworkPort| port.view.borrow().connection == Connection::Connected;
+        let followed = |network: Option<&NetworkName>| {
+            self.ports.iter().any(|port| network.is_none_or(|name| *name == port.name) && is_followed(port))
+        };
+        problems.extend(self.channels.problems(Instant::now(), followed));
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
     /// The document in one line, for the service manager.
     #[must_use]
     pub fn line(&self) -> String {
@@ -74,18 +95,22 @@ impl StatusSource {
         format!("{}, {} networks, {peers} peers{first}", status.state, status.networks.len())
     }
 
-    /// For each network: whether the store is followed now.
+    /// What metrics need besides the document.
     #[must_use]
-    pub fn connected(&self) -> Vec<(String, bool)> {
+    pub fn gauges(&self) -> Gauges {
         let connected = |port: &NetworkPort| port.view.borrow().connection == Connection::Connected;
-        self.ports.iter().map(|port| (port.name.to_string(), connected(port))).collect()
-    }
-
-    /// For each network with a confirmed lease: when it ends, in seconds since 1970.
-    #[must_use]
-    pub fn expiry(&self) -> Vec<(String, f64)> {
         let expiry = |port: &NetworkPort| port.holding.borrow().held.as_ref()?.expires?.duration_since(UNIX_EPOCH).ok();
-        self.ports.iter().filter_map(|port| Some((port.name.to_string(), expiry(port)?.as_secs_f64()))).collect()
+        let network = |name: Option<NetworkName>| name.map(|name| name.to_string()).unwrap_or_default();
+        let states = self.channels.states().into_iter();
+        Gauges {
+            connected: self.ports.iter().map(|port| (port.name.to_string(), connected(port))).collect(),
+            expiry: self
+                .ports
+                .iter()
+                .filter_map(|port| Some((port.name.to_string(), expiry(port)?.as_secs_f64())))
+                .collect(),
+            channels: states.map(|(channel, name, is_well)| (channel.as_str(), network(name), is_well)).collect(),
+        }
     }
 }
 
@@ -109,7 +134,13 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
             "if this stays: check the endpoint, and that etcd runs there and has a leader, or the control plane",
             name,
         )),
-        Connection::Lost { reason } => problems.push(Problem::new(
+        Connection::Lost { reason, refused: true } => problems.push(Problem::new(
+            ProblemCode::StoreRefuses,
+            format!("network {name} cannot be followed: {reason}"),
+            format!("the datapath goes on with the last known peers; {}", refusal_hint(reason)),
+            name,
+        )),
+        Connection::Lost { reason, refused: false } => problems.push(Problem::new(
             ProblemCode::StoreUnreachable,
             format!("the store does not answer: {reason}"),
             format!("the datapath goes on with the last known peers; {}", store_hint(reason)),
@@ -150,6 +181,26 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
         )
     }));
     problems
+}
+
+/// That the store, which is followed, has no lease of this node that it confirmed in this run. A store that is away says
+/// nothing either way, and is a problem of its own.
+fn unconfirmed(port: &NetworkPort, view: &NetworkView, holding: &Holding, node: NodeId) -> Option<Problem> {
+    let held = holding.held.as_ref().filter(|_| view.connection == Connection::Connected)?;
+    let kept = view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&held.subnets));
+    let is_there = !kept && view.state.leases.get(&held.subnets).is_some_and(|lease| lease.is_owned_by(node));
+    let (name, subnets) = (&port.name, held.subnets);
+    let message = match (is_there, held.expires) {
+        (true, Some(_)) => return None,
+        (true, None) => {
+            format!("network {name}: the store has not confirmed this node's lease on {subnets} in this run")
+        }
+        (false, _) => {
+            format!("network {name}: the store has no lease of this node on {subnets}: other hosts do not send to it")
+        }
+    };
+    let hint = "the agent claims it by itself; another problem listed says what keeps it from that";
+    Some(Problem::new(ProblemCode::LeaseUnconfirmed, message, hint, subnets))
 }
 
 fn network(

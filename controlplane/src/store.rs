@@ -189,6 +189,12 @@ impl StoreError {
         ["certificate", "unknownissuer", "unknown ca"].iter().any(|word| reason.contains(word))
     }
 
+    /// Whether the store is there and will not do what it was asked, until somebody changes something.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Rejected { .. })
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn can_retry(&self) -> bool {

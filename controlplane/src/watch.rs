@@ -47,6 +47,8 @@ pub enum Connection {
     Lost {
         /// What the store or the network said.
         reason: String,
+        /// Whether the store itself said it: it is there, and refuses.
+        refused: bool,
     },
 }
 
@@ -305,12 +307,12 @@ impl<P: ControlPlane> Follower<P> {
         if let Some(ends) = self.grace_ends.take() {
             self.grace_left = Some(ends.saturating_duration_since(Instant::now()));
         }
-        let reason = error.to_string();
+        let (reason, refused) = (error.to_string(), error.is_refusal());
         self.view.send_if_modified(|view| {
-            let known = matches!(&view.connection, Connection::Lost { reason: before } if *before == reason);
+            let known = matches!(&view.connection, Connection::Lost { reason: before, .. } if *before == reason);
             if !known {
                 tracing::info!(network = %self.keys.network(), reason, "lost the store");
-                view.connection = Connection::Lost { reason };
+                view.connection = Connection::Lost { reason, refused };
             }
             !known
         });

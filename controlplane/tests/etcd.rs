@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flatnet_controlplane::allocate::{self, ClaimRequest, Origin, acquire};
+use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_controlplane::flannel::decode_config;
 use flatnet_controlplane::migrate;
 use flatnet_controlplane::presence;
@@ -288,4 +289,90 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     allocate::release(&store, &keys(), &claim).await.unwrap();
     let left = etcd.ctl(&["--user", "root:secret", "get", "--prefix", "--keys-only", &keys().subnets()]);
     assert_eq!(left.split_whitespace().collect::<Vec<_>>(), [keys().lease(&others.lease.subnets)]);
+}
+
+/// A password that is changed, first in the store and then in the file; and a right that is taken away.
+#[tokio::test]
+async fn a_changed_password_is_said_ends_no_presence_and_is_read_again() {
+    let etcd = configured().await;
+    for line in [
+        &["user", "add", "root:secret"] as &[&str],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "agents"],
+        &["role", "grant-permission", "agents", "readwrite", "--prefix=true", "/flatnet/"],
+        &["user", "add", "fl:one"],
+        &["user", "grant-role", "fl", "agents"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(line);
+    }
+    let scratch = support::ScratchDir::new("password");
+    let file = scratch.path().join("password");
+    std::fs::write(&file, "one\n").unwrap();
+    let args = EtcdArgs {
+        etcd_username: Some("fl".to_owned()),
+        etcd_password_file: Some(file.clone()),
+        ..EtcdArgs::default()
+    };
+    let store = args.open(vec![etcd.url()]).unwrap();
+    let owner = request(1).owner;
+    let held = presence::announce(&store, &owner, &HostRanges::default()).await.unwrap();
+    // As interactively: the new password is not an argument.
+    let passwd = format!(
+        "printf 'two\\ntwo\\n' | ETCDCTL_API=3 etcdctl --endpoints {} --user root:secret user passwd fl --interactive=false",
+        etcd.url()
+    );
+    assert!(
+        std::process::Command::new("sh")
+            .args(["-c", &passwd])
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
+
+    let began = Instant::now();
+    while began.elapsed() < presence::PRESENCE_TTL + Duration::from_secs(3) {
+        let refused = presence::announce(&store, &owner, &HostRanges::default()).await;
+        assert!(matches!(&refused, Err(presence::PresenceError::Store(error)) if error.is_refusal()), "{refused:?}");
+        presence::keep_alive(&store, &held).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let there = || etcd.ctl(&["--user", "root:secret", "get", "--keys-only", "--prefix", "/flatnet/nodes/"]);
+    assert!(there().contains(&owner.node.to_string()), "its presence went on without a password");
+
+    // Half written: what was read before counts until there is a file again.
+    std::fs::remove_file(&file).unwrap();
+    assert!(presence::announce(&store, &owner, &HostRanges::default()).await.is_err());
+    std::fs::write(&file, "two\n").unwrap();
+    assert_eq!(presence::announce(&store, &owner, &HostRanges::default()).await.unwrap(), held);
+
+    etcd.ctl(&["--user", "root:secret", "role", "revoke-permission", "agents", "/flatnet/", "--prefix=true"]);
+    let refused = presence::announce(&store, &owner, &HostRanges::default()).await.unwrap_err();
+    assert!(matches!(&refused, presence::PresenceError::Store(StoreError::Denied { .. })), "{refused:?}");
+    presence::keep_alive(&store, &held).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_whose_quota_is_full_refuses_and_is_there() {
+    let etcd = Etcd::start_with(&["--quota-backend-bytes", "1000000"]).await;
+    let store = etcd.store();
+    let lease = store.lease_grant(Duration::from_secs(60)).await.unwrap();
+    let put = |key: &str, value: Vec<u8>| Txn {
+        when: vec![],
+        then: vec![Write::Put { key: key.to_owned(), value, lease: Some(lease) }],
+    };
+    let mut refused = None;
+    for number in 0..64 {
+        if let Err(error) = store.txn(put(&format!("/junk/{number}"), vec![b'x'; 200_000])).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(&refused, Some(StoreError::Rejected { reason, .. }) if reason.contains("space")), "{refused:?}");
+    // In every call that writes; what writes nothing goes on.
+    let owner = request(1).owner;
+    let announced = presence::announce(&store, &owner, &HostRanges::default()).await.unwrap_err();
+    assert!(matches!(&announced, presence::PresenceError::Store(error) if error.is_refusal()), "{announced:?}");
+    assert!(store.lease_keep_alive(lease).await.is_ok() && store.range(&KeyRange::key("x")).await.is_ok());
 }

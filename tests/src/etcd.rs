@@ -21,6 +21,9 @@ pub struct Etcd {
     namespace: Namespace,
     endpoint: String,
     directory: PathBuf,
+    /// Flags of the next start, and how `etcdctl` says who it is.
+    pub flags: Vec<String>,
+    pub user: Option<String>,
     child: Option<Child>,
 }
 
@@ -28,7 +31,8 @@ impl Etcd {
     /// Starts it and waits until it answers. `directory`: for its data and log.
     pub fn start(namespace: Namespace, endpoint: String, directory: &Path) -> Self {
         fs::create_dir_all(directory).unwrap();
-        let mut etcd = Self { namespace, endpoint, directory: directory.to_owned(), child: None };
+        let mut etcd =
+            Self { namespace, endpoint, directory: directory.to_owned(), flags: Vec::new(), user: None, child: None };
         etcd.start_again();
         etcd
     }
@@ -49,6 +53,7 @@ impl Etcd {
             format!("--initial-cluster=test={peer}"),
             "--unsafe-no-fsync".to_owned(),
         ];
+        let argv: Vec<String> = argv.into_iter().chain(self.flags.iter().cloned()).collect();
         let mut command = self.namespace.command(&argv);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
@@ -78,7 +83,14 @@ impl Etcd {
     /// Runs `etcdctl` with `arguments`.
     pub fn ctl(&self, arguments: &[&str]) -> Ran {
         let prefix = ["env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=2s", "--command-timeout=5s", "--endpoints"];
-        let argv: Vec<&str> = prefix.iter().chain(&[self.endpoint.as_str()]).chain(arguments).copied().collect();
+        let user = self.user.as_ref().map(|user| format!("--user={user}"));
+        let argv: Vec<&str> = prefix
+            .iter()
+            .copied()
+            .chain([self.endpoint.as_str()])
+            .chain(user.as_deref())
+            .chain(arguments.iter().copied())
+            .collect();
         self.namespace.run(&argv)
     }
 

@@ -116,13 +116,15 @@ pub struct LeaseMachine {
     previous: Option<SubnetKey>,
     failures: u32,
     retry_at: Duration,
+    /// Publishing failed last: the lease is kept alive all the same.
+    publishing_failed: bool,
 }
 
 impl LeaseMachine {
     /// A machine at the start of a run; `previous`: what the state directory says this node held.
     #[must_use]
     pub fn new(previous: Option<SubnetKey>) -> Self {
-        Self { state: LeaseState::Starting, previous, failures: 0, retry_at: Duration::ZERO }
+        Self { state: LeaseState::Starting, previous, failures: 0, retry_at: Duration::ZERO, publishing_failed: false }
     }
 
     /// Where the lease stands.
@@ -153,6 +155,11 @@ impl LeaseMachine {
                 Some(wanted) => Action::Acquire { previous: self.subnets(), publication: wanted.clone() },
             },
             LeaseState::TakenByOther { .. } => Action::Nothing { until: None },
+            // A store that takes no writes may still keep leases alive: one must not end for want of the other.
+            LeaseState::Held(held) if self.publishing_failed && input.now >= held.keep_alive_at => Action::KeepAlive,
+            LeaseState::Held(held) if waiting && self.publishing_failed => {
+                Action::Nothing { until: Some(self.retry_at.min(held.keep_alive_at)) }
+            }
             LeaseState::Held(_) if waiting => Action::Nothing { until: retry_at },
             LeaseState::Held(held) => match input.wanted {
                 Some(wanted) if *wanted != held.published => Action::Publish(wanted.clone()),
@@ -237,8 +244,15 @@ impl LeaseMachine {
     pub fn failed(&mut self, now: Duration, random: u64) -> Duration {
         let delay = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_LAST);
         self.failures = self.failures.saturating_add(1);
+        self.publishing_failed = false;
         self.retry_at = now.saturating_add(delay / 2).saturating_add(fraction(delay / 2, random));
         self.retry_at
+    }
+
+    /// Publishing failed and may succeed later: waits as after any failure, but keeps the lease alive meanwhile.
+    pub fn publishing_failed(&mut self, now: Duration, random: u64) {
+        self.failed(now, random);
+        self.publishing_failed = true;
     }
 
     /// The store says that our lease is gone (keeping it alive or writing into it found that out).
@@ -284,6 +298,7 @@ impl LeaseMachine {
 
     fn succeeded(&mut self) {
         self.failures = 0;
+        self.publishing_failed = false;
         self.retry_at = Duration::ZERO;
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use flatnet_model::IfName;
 
 use crate::object::{
-    AddressKey, FdbKey, IptablesKey, IptablesRule, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId, PeerSource,
-    Route, RouteKey, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    AddressKey, FdbKey, IptablesKey, IptablesRule, KernelState, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId,
+    PeerSource, Route, RouteKey, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
 /// What an operation does to its object.
@@ -36,39 +36,61 @@ impl Action {
     }
 }
 
-/// The kinds of object, for metrics, logs and drift counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "each is the object of that name")]
-pub enum ObjectKind {
-    Ruleset,
-    PeerSource,
-    Link,
-    Sysctl,
-    Address,
-    Neighbour,
-    Fdb,
-    WireguardPeer,
-    Nexthop,
-    Route,
-    Iptables,
+/// Declares the kinds together with the list of all of them, so that none can be left out.
+macro_rules! kinds {
+    ($($variant:ident = $text:literal,)*) => {
+        /// The kinds of object, for metrics, logs and drift counts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[expect(missing_docs, reason = "each is the object of that name")]
+        pub enum ObjectKind {
+            $($variant,)*
+        }
+
+        impl ObjectKind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// For metrics and logs.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
 }
 
-impl ObjectKind {
-    /// For metrics and logs.
+kinds! {
+    Ruleset = "ruleset",
+    PeerSource = "peer_source",
+    Link = "link",
+    Sysctl = "sysctl",
+    Address = "address",
+    Neighbour = "neighbour",
+    Fdb = "fdb",
+    WireguardPeer = "wireguard_peer",
+    Nexthop = "nexthop",
+    Route = "route",
+    Iptables = "iptables",
+}
+
+impl KernelState {
+    /// How many objects of `kind` there are.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ruleset => "ruleset",
-            Self::PeerSource => "peer_source",
-            Self::Link => "link",
-            Self::Sysctl => "sysctl",
-            Self::Address => "address",
-            Self::Neighbour => "neighbour",
-            Self::Fdb => "fdb",
-            Self::WireguardPeer => "wireguard_peer",
-            Self::Nexthop => "nexthop",
-            Self::Route => "route",
-            Self::Iptables => "iptables",
+    pub fn count(&self, kind: ObjectKind) -> usize {
+        match kind {
+            ObjectKind::Ruleset => usize::from(self.ruleset.is_some()),
+            ObjectKind::PeerSource => self.peer_sources.len(),
+            ObjectKind::Link => self.links.len(),
+            ObjectKind::Sysctl => self.sysctls.len(),
+            ObjectKind::Address => self.addresses.len(),
+            ObjectKind::Neighbour => self.neighbours.len(),
+            ObjectKind::Fdb => self.fdb.len(),
+            ObjectKind::WireguardPeer => self.wireguard_peers.len(),
+            ObjectKind::Nexthop => self.nexthops.len(),
+            ObjectKind::Route => self.routes.len(),
+            ObjectKind::Iptables => self.iptables.len(),
         }
     }
 }
@@ -109,6 +131,26 @@ pub enum ObjectKey {
     Nexthop(NexthopId),
     Route(RouteKey),
     Iptables(IptablesKey),
+}
+
+impl ObjectKey {
+    /// Which kind it is of.
+    #[must_use]
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Ruleset => ObjectKind::Ruleset,
+            Self::PeerSource(_) => ObjectKind::PeerSource,
+            Self::Link(_) => ObjectKind::Link,
+            Self::Sysctl(_) => ObjectKind::Sysctl,
+            Self::Address(_) => ObjectKind::Address,
+            Self::Neighbour(_) => ObjectKind::Neighbour,
+            Self::WireguardPeer(_) => ObjectKind::WireguardPeer,
+            Self::Fdb(_) => ObjectKind::Fdb,
+            Self::Nexthop(_) => ObjectKind::Nexthop,
+            Self::Route(_) => ObjectKind::Route,
+            Self::Iptables(_) => ObjectKind::Iptables,
+        }
+    }
 }
 
 impl Object {

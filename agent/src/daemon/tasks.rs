@@ -15,6 +15,7 @@ use super::setup::ProcessSetup;
 use crate::http::{self, Pulse};
 use crate::local_api::{self, Ask, LocalApi};
 use crate::metrics::{Metrics, count_restarts};
+use crate::problem_log;
 use crate::report::{Exit, Failure, chain};
 use crate::status::StatusSource;
 use crate::store_address;
@@ -91,6 +92,7 @@ impl Tasks {
         if let Some((endpoint, addresses)) = setup.lookup {
             tokio::spawn(store_address::look_up(endpoint, addresses));
         }
+        tokio::spawn(problem_log::keep(status.clone()));
         tokio::spawn(tell_service_manager(status.clone(), ready));
         Self { asks, api, api_stop: Some(stop), socket: listeners.path }
     }

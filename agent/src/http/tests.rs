@@ -1,18 +1,35 @@
 //! Over a real listener, as Prometheus and a load balancer come.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::desired::NetworkOutcome;
 use flatnet_core::object::Datapath;
 use flatnet_core::problem::Problem;
 use flatnet_model::state::ConfigState;
-use flatnet_model::{NetworkName, NodeId};
+use flatnet_model::{BackendData, BackendKind, InstanceNonce, Lease, NetworkName, NodeId, Owner, SubnetKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
 use crate::networks::{Held, Holding, NetworkPort};
+
+fn own_lease(subnets: SubnetKey) -> Lease {
+    Lease {
+        subnets,
+        public_ip: Some([192, 0, 2, 1].into()),
+        public_ipv6: None,
+        backend: BackendKind::HostGw,
+        data: BackendData::None,
+        data_v6: BackendData::None,
+        besides: Vec::new(),
+        owner: Some(Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) }),
+        etcd_lease: None,
+        create_revision: 1,
+        mod_revision: 1,
+    }
+}
 
 /// What the pages are made from, to be changed by a test.
 struct Agent {
@@ -40,6 +57,7 @@ impl Agent {
             ports: vec![port],
             outcome: outcomes,
             env_problems,
+            channels: crate::channels::Channels::default(),
             snapshot_problems: Vec::new(),
         };
         tokio::spawn(serve(listener, status, Arc::new(Metrics::new()), written));
@@ -55,8 +73,9 @@ impl Agent {
             config,
             before: Vec::new(),
             unread: Vec::new(),
-            expires: None,
+            expires: Some(SystemTime::now()),
         };
+        self.view.send_modify(|view| drop(view.state.leases.insert(held.subnets, own_lease(held.subnets))));
         self.holding.send_modify(|holding| holding.held = Some(held));
         self.view.send_modify(|view| view.connection = flatnet_controlplane::watch::Connection::Connected);
         self.passed(true);
@@ -102,11 +121,39 @@ async fn readiness_comes_with_lease_kernel_and_env_file_and_stays_while_the_stor
     agent.env_written.send_replace(true);
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.as_str()), (200, "converged\n"));
-    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned() };
+    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), refused: false };
     agent.view.send_modify(|view| view.connection = lost);
     assert_eq!(agent.get("/readyz").await.0, 200);
     agent.passed(false);
     assert_eq!(agent.get("/readyz").await.0, 503, "the kernel refused something");
+}
+
+#[tokio::test]
+async fn a_lease_that_the_others_do_not_see_is_neither_ready_nor_converged() {
+    let agent = Agent::serve().await;
+    agent.converge();
+    agent.env_written.send_replace(true);
+    assert_eq!(agent.get("/readyz").await.0, 200);
+    // It ended, though what was held stays in force here.
+    agent.view.send_modify(|view| view.state.leases.clear());
+    let (code, _, body) = agent.get("/readyz").await;
+    assert_eq!((code, body.lines().next()), (503, Some("degraded")));
+    assert!(body.contains("lease-unconfirmed: "), "{body}");
+    agent.converge();
+    assert_eq!(agent.get("/readyz").await.0, 200);
+    // Known from disk alone: the one in the store may be of the run before, and end.
+    agent.holding.send_modify(|holding| {
+        if let Some(held) = &mut holding.held {
+            held.expires = None;
+        }
+    });
+    let (code, _, body) = agent.get("/readyz").await;
+    assert!(code == 503 && body.contains("lease-unconfirmed: "), "{code} {body}");
+    // A store that is away says nothing either way: packets flow.
+    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), refused: false };
+    agent.view.send_modify(|view| view.connection = lost);
+    let (code, _, body) = agent.get("/readyz").await;
+    assert_eq!((code, body.as_str()), (200, "degraded\n"));
 }
 
 #[tokio::test]

@@ -10,8 +10,10 @@ use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{NetworkConfig, Publication, SubnetKey};
+use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};
+use crate::channels::Channel;
 use crate::report::chain;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
@@ -41,6 +43,11 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let result = self.plane.acquire(&request, &state, &mut random).await;
         let now = run.started.elapsed();
         run.unanswered = matches!(result, Err(AcquireError::Store(_)));
+        match &result {
+            Err(AcquireError::Store(error)) => self.say_failed(Channel::Claim, error),
+            // Whatever else it says, it did what it was asked.
+            Ok(_) | Err(_) => self.say_succeeded(Channel::Claim),
+        }
         match result {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
@@ -101,14 +108,19 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         match self.plane.publish(&self.keys, claim, &publication).await {
             Ok(claim) => {
                 tracing::info!(network = %self.keys.network(), subnet = %claim.lease.subnets, "lease updated in place");
+                self.say_succeeded(Channel::Publish);
                 run.machine.published(claim.lease.publication(), claim.lease.mod_revision);
                 run.claim = Some(claim);
             }
             Err(UpdateError::Lost(_)) => {
+                self.say_succeeded(Channel::Publish);
                 run.claim = None;
                 run.machine.lost();
             }
-            Err(UpdateError::Store(error)) => self.store_failed(run, &error),
+            Err(UpdateError::Store(error)) => {
+                self.say_failed(Channel::Publish, &error);
+                run.machine.publishing_failed(run.started.elapsed(), self.random.next_u64());
+            }
         }
     }
 
@@ -119,6 +131,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         };
         match self.plane.renew(&self.keys, claim).await {
             Ok(ttl) => {
+                self.say_succeeded(Channel::KeepAlive);
                 run.machine.kept_alive(run.started.elapsed(), ttl, self.random.next_u64());
                 self.holding.send_modify(|holding| {
                     if let Some(held) = &mut holding.held {
@@ -128,15 +141,23 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             }
             Err(StoreError::LeaseGone(_)) => {
                 tracing::warn!(network = %self.keys.network(), "the lease expired; claiming it again");
+                self.say_succeeded(Channel::KeepAlive);
                 run.claim = None;
                 run.machine.lost();
             }
-            Err(error) => self.store_failed(run, &error),
+            Err(error) => {
+                self.say_failed(Channel::KeepAlive, &error);
+                run.machine.failed(run.started.elapsed(), self.random.next_u64());
+            }
         }
     }
 
-    pub(super) fn store_failed(&mut self, run: &mut Run, error: &StoreError) {
-        tracing::debug!(network = %self.keys.network(), %error, "the store did not take it; trying again");
-        run.machine.failed(run.started.elapsed(), self.random.next_u64());
+    pub(super) fn say_failed(&self, channel: Channel, error: &StoreError) {
+        tracing::debug!(network = %self.keys.network(), channel = channel.as_str(), %error, "the store did not do it; trying again");
+        self.channels.failed(channel, Some(&self.keys), error, Instant::now());
+    }
+
+    pub(super) fn say_succeeded(&self, channel: Channel) {
+        self.channels.succeeded(channel, Some(&self.keys), Instant::now());
     }
 }

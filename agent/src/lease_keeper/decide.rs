@@ -11,6 +11,7 @@ use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
+use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};
 use crate::networks::Held;
@@ -27,6 +28,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let followed = view.connection == Connection::Connected;
         if followed && !run.followed {
             run.machine.store_is_back();
+            self.channels.store_is_back(&self.keys, Instant::now());
         }
         run.followed = followed;
         let (config, problem) = self.in_force(&view);
@@ -55,6 +57,10 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             wanted: wanted.as_ref(),
         };
         let action = run.machine.next(&input);
+        run.unpublished = match run.machine.state() {
+            LeaseState::Held(held) => wanted.as_ref().is_some_and(|wanted| *wanted != held.published),
+            LeaseState::Starting | LeaseState::Lost { .. } | LeaseState::TakenByOther { .. } => false,
+        };
         run.forget_what_no_longer_holds(config.is_some());
         (action, config)
     }

@@ -9,6 +9,7 @@ use flatnet_model::state::ConfigState;
 use ipnet::IpNet;
 
 use super::LeaseKeeper;
+use crate::channels::Channel;
 
 /// The wait before the network is created again after the store did not answer: nothing else may wake the keeper meanwhile.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -23,6 +24,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 && view.suspect.is_none()
         };
         if self.init.is_empty() || !missing {
+            self.channels.idle(Channel::Create, Some(&self.keys));
             return None;
         }
         let mut spec = NetworkSpec::default();
@@ -33,10 +35,17 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             }
         }
         match self.plane.create_network(&self.flannel_prefix, self.keys.network(), &spec).await {
-            Ok(()) => tracing::info!(network = %self.keys.network(), "network created"),
+            Ok(()) => {
+                self.say_succeeded(Channel::Create);
+                tracing::info!(network = %self.keys.network(), "network created");
+            }
             // Another agent was faster.
             Err(NetworkError::Exists(_)) => {}
-            Err(error @ (NetworkError::Store(_) | NetworkError::Busy(_))) => {
+            Err(NetworkError::Store(error)) => {
+                self.say_failed(Channel::Create, &error);
+                return Some(AGAIN);
+            }
+            Err(error @ NetworkError::Busy(_)) => {
                 tracing::debug!(network = %self.keys.network(), %error, "the network cannot be created yet");
                 return Some(AGAIN);
             }

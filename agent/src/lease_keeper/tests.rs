@@ -50,6 +50,7 @@ struct Host {
     asks: mpsc::Sender<LeaseAsk>,
     tasks: Vec<JoinHandle<()>>,
     presence: watch::Sender<Presence>,
+    channels: Channels,
     fatal: mpsc::Receiver<Failure>,
 }
 
@@ -85,6 +86,7 @@ impl Host {
             asks: mpsc::channel(1).0,
             tasks: Vec::new(),
             presence: watch::Sender::new(Presence::Confirmed),
+            channels: Channels::default(),
             fatal: mpsc::channel(1).1,
         }
     }
@@ -124,6 +126,7 @@ impl Host {
             view: view.clone(),
             outcome: self.outcome.subscribe(),
             presence: self.presence.subscribe(),
+            channels: self.channels.clone(),
             holding: holding_sender,
             fatal: fatal_sender,
             random: NodeRandom::seeded(5),

@@ -18,7 +18,13 @@ fn rendered() -> String {
     let peer = Peer { backend: "vxlan".to_owned(), state: "programmed".to_owned(), ..Peer::default() };
     let network = Network { name: "default".to_owned(), peers: vec![peer.clone(), peer], ..Network::default() };
     let status = Status { networks: vec![network], ..Status::default() };
-    metrics.render(&status, &[("default".to_owned(), true)], &[("default".to_owned(), 1.5e9)])
+    let network = || "default".to_owned();
+    let now = Gauges {
+        connected: vec![(network(), true)],
+        expiry: vec![(network(), 1.5e9)],
+        channels: vec![("presence", String::new(), true), ("claim", network(), false)],
+    };
+    metrics.render(&status, &now)
 }
 
 #[test]
@@ -31,11 +37,24 @@ fn every_documented_metric_is_there_under_its_name() {
         "flatnet_objects{kind=\"link\",status=\"programmed\"} 0",
         "flatnet_drift_repairs_total{kind=\"link\"} 1",
         "flatnet_controlplane_connected{network=\"default\"} 1",
+        "flatnet_store_channel_ok{network=\"\",channel=\"presence\"} 1",
+        "flatnet_store_channel_ok{network=\"default\",channel=\"claim\"} 0",
         "flatnet_watch_restarts_total{reason=\"unavailable\"} 1",
         "flatnet_lease_expiry_timestamp_seconds{network=\"default\"} 1500000000.0",
         "flatnet_peers{network=\"default\",backend=\"vxlan\",state=\"programmed\"} 2",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
+    }
+}
+
+#[test]
+fn every_kind_of_object_is_counted() {
+    let text = rendered();
+    for kind in ObjectKind::ALL {
+        for status in ["programmed", "failed"] {
+            let series = format!("flatnet_objects{{kind=\"{}\",status=\"{status}\"}} ", kind.as_str());
+            assert!(text.contains(&series), "{series}\nin\n{text}");
+        }
     }
 }
 
@@ -91,13 +110,16 @@ async fn a_lost_store_counts_once_however_often_its_reason_changes() {
     let metrics = Arc::new(Metrics::new());
     let (view, receiver) = watch::channel(NetworkView::default());
     let counting = tokio::spawn(count_restarts(receiver, Arc::clone(&metrics)));
-    let lost = |reason: &str| Connection::Lost { reason: format!("the store at a is not reachable: {reason}") };
+    let lost = |reason: &str| Connection::Lost {
+        reason: format!("the store at a is not reachable: {reason}"),
+        refused: false,
+    };
     for connection in [lost("x"), Connection::Connected, lost("x"), lost("y"), Connection::Connected, lost("z")] {
         view.send_modify(|view| view.connection = connection);
         tokio::task::yield_now().await;
     }
     drop(view);
     counting.await.unwrap();
-    let text = metrics.render(&Status::default(), &[], &[]);
+    let text = metrics.render(&Status::default(), &Gauges::default());
     assert!(text.contains("flatnet_watch_restarts_total{reason=\"unavailable\"} 2\n"), "{text}");
 }

@@ -279,18 +279,9 @@ impl<K: Kernel> Reconciler<K> {
         );
     }
 
-    /// Publishes what a pass found and did, and says what is new about it.
+    /// Publishes what a pass found and did; what is wrong is said by [`crate::problem_log`].
     fn publish(&mut self, done: Outcome) {
         self.outcome.send_modify(|outcome| {
-            for problem in done.problems.iter().filter(|problem| !outcome.problems.contains(problem)) {
-                tracing::warn!(
-                    code = problem.code.as_str(),
-                    object = problem.object,
-                    hint = problem.hint,
-                    "{}",
-                    problem.message
-                );
-            }
             if done.complete && !outcome.complete && !done.networks.is_empty() {
                 tracing::info!(revision = done.revision, "the kernel is what the store says");
             }

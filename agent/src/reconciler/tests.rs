@@ -161,7 +161,8 @@ impl Host {
 
     /// Repairs of `kind` counted so far.
     fn drift(&self, kind: &str) -> u64 {
-        let page = self.metrics.render(&flatnet_proto::agent::v1::Status::default(), &[], &[]);
+        let page =
+            self.metrics.render(&flatnet_proto::agent::v1::Status::default(), &crate::metrics::Gauges::default());
         let series = format!("flatnet_drift_repairs_total{{kind=\"{kind}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or_default()
     }

@@ -279,6 +279,12 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
             true => transition::publication(node, None, name, config, &underlay, &ways),
             false => backend::publication(node, None, name, config, &underlay),
         };
+        if !state.leases.values().any(|lease| lease.is_owned_by(node)) {
+            codes.insert("lease-unconfirmed".to_owned());
+        } else if state.valid_config().is_none() {
+            // Nobody claims anything, and so may not have had it confirmed in this run.
+            may.insert("lease-unconfirmed".to_owned());
+        }
         let stored = configuration(&world.store, &network.keys);
         if world.servers.is_some() && stored.is_some_and(|stored| !fits(&stored, *own)) {
             // What was lost outside of the network as it is now, a server gives to nobody again; the node says so.

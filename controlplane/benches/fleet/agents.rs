@@ -82,7 +82,8 @@ impl Fleet {
 
     /// How long each of `count` new leases took to each agent.
     pub async fn changes(&self, etcd: &Etcd, count: u32) -> Vec<Duration> {
-        let options = EtcdOptions { endpoints: vec![etcd.endpoint.clone()], ca: None, identity: None, user: None };
+        let options =
+            EtcdOptions { endpoints: vec![etcd.endpoint.clone()], ca: None, identity: None, user: None, again: None };
         let store = EtcdStore::connect(options).unwrap();
         let mut times = Vec::new();
         for number in 0..count {

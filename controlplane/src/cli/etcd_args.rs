@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::failure::{Exit, Failure};
-use crate::store::etcd::{EtcdOptions, EtcdStore};
+use crate::failure::{Exit, Failure, chain};
+use crate::store::etcd::{Again, EtcdOptions, EtcdStore};
 
 /// Where in an etcd the networks are, and how to authenticate it and to it.
 #[derive(Args, Clone, Debug, Default)]
@@ -33,6 +33,17 @@ pub struct EtcdArgs {
 impl EtcdArgs {
     /// The etcd at `endpoints` (URLs). Does not need it to be there.
     pub fn open(&self, endpoints: Vec<String>) -> Result<EtcdStore, Failure> {
+        let mut options = self.options(endpoints.clone())?;
+        let args = self.clone();
+        options.again = Some(Again::new(move || args.options(endpoints.clone()).map_err(|failure| chain(&failure))));
+        EtcdStore::connect(options).map_err(|error| {
+            Failure::new(Exit::InvalidConfig, error.to_string())
+                .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
+        })
+    }
+
+    /// What the flags say, with the files as they are now.
+    fn options(&self, endpoints: Vec<String>) -> Result<EtcdOptions, Failure> {
         let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
         // Values of a file of settings are not held against each other by the command line.
         self.check_pairs()?;
@@ -40,15 +51,12 @@ impl EtcdArgs {
         let key = file("etcd-keyfile", &self.etcd_keyfile)?;
         let password = file("etcd-password-file", &self.etcd_password_file)?;
         let password = password.map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned());
-        let options = EtcdOptions {
+        Ok(EtcdOptions {
             endpoints,
             ca: file("etcd-cafile", &self.etcd_cafile)?,
             identity: certificate.zip(key),
             user: self.etcd_username.clone().zip(password),
-        };
-        EtcdStore::connect(options).map_err(|error| {
-            Failure::new(Exit::InvalidConfig, error.to_string())
-                .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
+            again: None,
         })
     }
 }

@@ -21,7 +21,7 @@ mod options;
 mod watch;
 
 use options::Endpoint;
-pub use options::{EtcdOptions, InvalidOptions};
+pub use options::{Again, EtcdOptions, InvalidOptions};
 
 /// The largest answer taken, in bytes. 20,000 leases of 600 bytes each (key, value, revisions) are 12 MB in the one
 /// range read of a start, and tonic's default of 4 MB ends at 7,000; the rest is room for values of others that will be
@@ -35,9 +35,37 @@ pub struct EtcdStore {
 }
 
 struct Inner {
+    /// As they were last read.
+    access: Mutex<Arc<Access>>,
+    /// Reads them again.
+    again: Option<Again>,
+    current: Mutex<Current>,
+}
+
+/// Where the servers are, and by what they know us.
+struct Access {
+    /// At least one: `EtcdOptions::endpoints` refuses an empty list.
     endpoints: Vec<Endpoint>,
     user: Option<(String, String)>,
-    current: Mutex<Current>,
+    /// What `endpoints` were made from.
+    files: Files,
+}
+
+/// The CA; certificate and key.
+type Files = (Option<Vec<u8>>, Option<(Vec<u8>, Vec<u8>)>);
+
+impl Access {
+    fn new(options: EtcdOptions) -> Result<Self, InvalidOptions> {
+        Ok(Self { endpoints: options.endpoints()?, user: options.user, files: (options.ca, options.identity) })
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.user == other.user && self.files == other.files
+    }
+
+    fn endpoint(&self, index: usize) -> &Endpoint {
+        &self.endpoints[index % self.endpoints.len()]
+    }
 }
 
 #[derive(Default)]
@@ -46,6 +74,8 @@ struct Current {
     index: usize,
     /// Connected lazily.
     client: Option<Client>,
+    /// Keeps leases alive while the server refuses to know us.
+    keeper: Option<Client>,
     /// Counts connections, so that late news of an old one does not end a new one.
     generation: u64,
 }
@@ -60,8 +90,9 @@ struct Connection {
 impl EtcdStore {
     /// Checks `options`; connects with the first call, so an absent server blocks nothing here.
     pub fn connect(options: EtcdOptions) -> Result<Self, InvalidOptions> {
-        let endpoints = options.endpoints()?;
-        let inner = Inner { endpoints, user: options.user, current: Mutex::default() };
+        let again = options.again.clone();
+        let access = Mutex::new(Arc::new(Access::new(options)?));
+        let inner = Inner { access, again, current: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -69,7 +100,7 @@ impl EtcdStore {
     #[must_use]
     pub fn endpoint(&self) -> String {
         let index = self.inner.lock().index;
-        self.inner.endpoint(index).url.clone()
+        self.inner.access().endpoint(index).url.clone()
     }
 
     /// Carries out one call within [`CALL_TIMEOUT`], connecting first if needed.
@@ -77,13 +108,26 @@ impl EtcdStore {
     where
         F: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
+        self.call_on(self.inner.connection(), f).await
+    }
+
+    /// The same on `connection`.
+    async fn call_on<T, F>(
+        &self,
+        connection: impl Future<Output = Result<Connection, StoreError>> + Send,
+        f: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>> + Send,
+    {
         let mut generation = self.inner.lock().generation;
         let work = async {
-            let connection = self.inner.connection().await?;
+            let connection = connection.await?;
             generation = connection.generation;
             f(connection.client).await.map_err(|error| error::classify(&connection.endpoint, &error))
         };
-        let result = match tokio::time::timeout(CALL_TIMEOUT, work).await {
+        // Boxed: connecting is large, and every caller's future would hold it.
+        let result = match tokio::time::timeout(CALL_TIMEOUT, Box::pin(work)).await {
             Ok(result) => result,
             Err(_elapsed) => Err(self.inner.silent(CALL_TIMEOUT)),
         };
@@ -99,9 +143,26 @@ impl Inner {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn endpoint(&self, index: usize) -> &Endpoint {
-        // There is at least one: `EtcdOptions::endpoints` refuses an empty list.
-        &self.endpoints[index % self.endpoints.len()]
+    fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the files again that say who we are: whoever changes a password or renews a certificate changes them too. One
+    /// that cannot be used leaves what was read before. Whether they changed.
+    fn read_again(&self) -> bool {
+        let Some(again) = &self.again else { return false };
+        match again.options().and_then(|options| Access::new(options).map_err(|error| error.to_string())) {
+            Ok(read) => {
+                let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+                let changed = !access.is_same(&read);
+                *access = Arc::new(read);
+                changed
+            }
+            Err(error) => {
+                tracing::warn!(error, "password or certificates cannot be read again; going on with those of before");
+                false
+            }
+        }
     }
 
     /// The connection in use, made if there is none.
@@ -112,34 +173,68 @@ impl Inner {
                 return Ok(Connection {
                     client: client.clone(),
                     generation: current.generation,
-                    endpoint: self.endpoint(current.index).url.clone(),
+                    endpoint: self.access().endpoint(current.index).url.clone(),
                 });
             }
             (current.index, current.generation)
         };
-        let endpoint = self.endpoint(index);
-        let client =
-            endpoint.connect(self.user.as_ref()).await.map_err(|error| error::classify(&endpoint.url, &error))?;
+        self.read_again();
+        let access = self.access();
+        let endpoint = access.endpoint(index);
+        let client = Box::pin(endpoint.connect(access.user.as_ref()))
+            .await
+            .map_err(|error| error::classify(&endpoint.url, &error))?;
         let mut current = self.lock();
         if current.generation == generation && current.client.is_none() {
-            current.client = Some(client.clone());
+            (current.client, current.keeper) = (Some(client.clone()), None);
+        }
+        Ok(Connection { client, generation, endpoint: endpoint.url.clone() })
+    }
+
+    /// The connection in use; while the server does not accept our password, one without: whoever knows a lease may keep it
+    /// alive, and a node must not be dead to others for a password.
+    async fn connection_to_keep_alive(&self) -> Result<Connection, StoreError> {
+        let denied = match Box::pin(self.connection()).await {
+            Err(denied @ StoreError::Denied { .. }) => denied,
+            other => return other,
+        };
+        let (index, generation, keeper) = {
+            let current = self.lock();
+            (current.index, current.generation, current.keeper.clone())
+        };
+        let access = self.access();
+        let endpoint = access.endpoint(index);
+        let client = match keeper {
+            Some(keeper) => keeper,
+            None => Box::pin(endpoint.connect(None)).await.map_err(|_| denied)?,
+        };
+        let mut current = self.lock();
+        if current.generation == generation {
+            current.keeper = Some(client.clone());
         }
         Ok(Connection { client, generation, endpoint: endpoint.url.clone() })
     }
 
     /// What the end of a call means for the connection it used.
     fn after_error(&self, generation: u64, error: &StoreError) {
+        let known_as_before = match error {
+            // It knows us: only another user or certificate has other rights, not another connection.
+            StoreError::Denied { reason, .. } if reason.contains("permission denied") => !self.read_again(),
+            _ => false,
+        };
         let mut current = self.lock();
         if current.generation != generation {
             return;
         }
         match error {
             StoreError::Unavailable { .. } => {
-                current.index = (current.index + 1) % self.endpoints.len();
-                current.client = None;
+                current.index = (current.index + 1) % self.access().endpoints.len();
+                (current.client, current.keeper) = (None, None);
                 current.generation += 1;
             }
-            // A token may have expired or the password changed: authenticate anew with the next call.
+            // A token may have expired or the password changed: authenticate anew with the next call. Leases are kept
+            // alive meanwhile ([`Self::connection_to_keep_alive`]).
+            StoreError::Denied { .. } if known_as_before => {}
             StoreError::Denied { .. } => {
                 current.client = None;
                 current.generation += 1;
@@ -149,7 +244,8 @@ impl Inner {
     }
 
     fn silent(&self, after: Duration) -> StoreError {
-        let endpoint = self.endpoint(self.lock().index).url.clone();
+        let index = self.lock().index;
+        let endpoint = self.access().endpoint(index).url.clone();
         StoreError::Unavailable { endpoint, reason: format!("no answer within {} s", after.as_secs()) }
     }
 }
@@ -168,7 +264,7 @@ impl Store for EtcdStore {
 
     fn path_changed(&self) {
         let mut current = self.inner.lock();
-        current.client = None;
+        (current.client, current.keeper) = (None, None);
         current.generation += 1;
     }
 
@@ -198,7 +294,7 @@ impl Store for EtcdStore {
     }
 
     async fn lease_keep_alive(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
-        let ttl = self.call(|client| async move {
+        let ttl = self.call_on(self.inner.connection_to_keep_alive(), |client| async move {
             // The first answer is checked and swallowed by etcd-client, only the second one shows the time left.
             let (mut keeper, mut answers) = client.lease_client().keep_alive(lease.0).await?;
             keeper.keep_alive().await?;

@@ -46,9 +46,10 @@ pub fn store(error: &StoreError) -> Status {
         StoreError::LeaseGone(lease) => {
             status(Code::NotFound, message, Refusal { number: *lease, ..of(Kind::StoreLeaseGone) })
         }
-        // Of the server, not of whoever asks: the server's credentials may be put right.
-        StoreError::Denied { .. } => status(Code::Unavailable, message, of(Kind::StoreUnavailable)),
-        StoreError::Rejected { .. } => status(Code::Internal, message, of(Kind::StoreRejected)),
+        // Of the server, not of whoever asks: a client is told that the store refuses, in the store's words.
+        StoreError::Denied { .. } | StoreError::Rejected { .. } => {
+            status(Code::Internal, message, of(Kind::StoreRejected))
+        }
     }
 }
 

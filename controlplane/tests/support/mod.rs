@@ -16,12 +16,18 @@ pub struct Etcd {
     dir: PathBuf,
     client_port: u16,
     peer_port: u16,
+    flags: Vec<String>,
     child: Option<Child>,
 }
 
 impl Etcd {
     /// Starts an empty one and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn start_with(flags: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // tmpfs if there is one: etcd waits for the disk with every write.
         let base = [PathBuf::from("/dev/shm"), std::env::temp_dir()].into_iter().find(|dir| dir.is_dir()).unwrap();
@@ -29,7 +35,8 @@ impl Etcd {
         let dir = base.join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let (client_port, peer_port) = (free_port(), free_port());
-        let mut etcd = Self { dir, client_port, peer_port, child: None };
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut etcd = Self { dir, client_port, peer_port, flags, child: None };
         etcd.run().await;
         etcd
     }
@@ -63,6 +70,7 @@ impl Etcd {
                 "--election-timeout",
                 "200",
             ])
+            .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -28,6 +28,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("a_compaction_after_a_silent_cut_hides_no_change", || compaction(false)).on_backend("vxlan"),
         Test::new("a_wiped_store_is_filled_again", wiped).on_backend("vxlan"),
         Test::new("an_old_backup_moves_nobody", restored).on_backend("vxlan"),
+        Test::new("a_store_that_refuses_is_said", refuses).on_backend("vxlan"),
         Test::new("a_hung_store_is_said_and_costs_nothing", hung).on_backend("vxlan"),
     ]
 }
@@ -315,6 +316,111 @@ fn restored() {
     assert!(losses.lost.is_empty(), "{losses:?}");
     put_lease(&scene.lab, 250, 98, "02:00:00:00:00:98");
     until_programmed(&hosts[0], 250, 98, "02:00:00:00:00:98", Instant::now());
+}
+
+/// The message of the problem `code`, once it is there and `accept` takes it.
+fn said(agent: &Agent, code: &str, accept: impl Fn(&str) -> bool) -> String {
+    let of = |status: &serde_json::Value| {
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        let messages = problems.iter().filter(|problem| problem["code"] == code);
+        messages.filter_map(|problem| problem["message"].as_str().map(str::to_owned)).find(|message| accept(message))
+    };
+    of(&agent.wait_for_status(code, |status| of(status).is_some())).unwrap()
+}
+
+/// A password is changed, a right taken away, the quota reached, under agents whose watches go on as if nothing were.
+fn refuses() {
+    let lab = Lab::new(&Shape::vxlan(3));
+    let password = lab.directory.join("password");
+    std::fs::write(&password, "one").unwrap();
+    let flags = ["--etcd-username", "fl", "--etcd-password-file", password.to_str().unwrap(), "--lease-ttl", "30s"];
+    let mut agents: Vec<Agent> = (1..=2).map(|number| agent(&lab, number, &flags)).collect();
+    agents.iter_mut().for_each(Agent::start);
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    let mut scene = Scene { agents, lab };
+    let host = scene.lab.host(1);
+    let ctl = |scene: &Scene, line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ran = scene.lab.etcd.ctl(&words);
+        assert_eq!(ran.code, 0, "{line}: {}", ran.stderr);
+    };
+    for line in [
+        "user add root:secret",
+        "user grant-role root root",
+        "role add agents",
+        "role grant-permission agents readwrite --prefix=true /coreos.com/network/",
+        "role grant-permission agents readwrite --prefix=true /flatnet/",
+        "user add fl:one",
+        "user grant-role fl agents",
+        "auth enable",
+    ] {
+        ctl(&scene, line);
+    }
+    scene.lab.etcd.user = Some("root:secret".to_owned());
+
+    ctl(&scene, "user delete fl");
+    ctl(&scene, "user add fl:two");
+    ctl(&scene, "user grant-role fl agents");
+    let changed = Instant::now();
+    let message = said(&scene.agents[0], "store-refuses", |message| message.contains("authentication failed"));
+    let took = changed.elapsed();
+    assert!(message.contains("/flatnet/nodes/"), "{message}");
+    assert!(took <= Duration::from_secs(7), "said after {took:?}");
+    // Longer than a lease lasts: neither presence nor lease needs a password to be kept alive.
+    pause(Duration::from_secs(35));
+    let status = scene.agents[0].status().unwrap();
+    assert_eq!(
+        (status["state"].as_str(), status["networks"][0]["peers"].as_array().map(Vec::len)),
+        (Some("degraded"), Some(1))
+    );
+    assert_eq!(scene.lab.etcd.subnets().len(), 2);
+    assert!(crate::scene::page(&host, "/readyz").contains(" 200 "), "packets flow");
+    assert_eq!(metric(&host, "flatnet_store_channel_ok", &["channel=\"presence\""]), 0);
+    let warnings = |agent: &Agent| {
+        agent.log().lines().filter(|line| line.contains("WARN") && line.contains("store-refuses")).count()
+    };
+    assert!((1..=3).contains(&warnings(&scene.agents[0])), "{}", scene.agents[0].log());
+    std::fs::write(&password, "two").unwrap();
+    scene.agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+
+    ctl(&scene, "role revoke-permission agents /flatnet/ --prefix=true");
+    said(&scene.agents[0], "store-refuses", |message| {
+        message.contains("permission denied") && message.contains("/flatnet/")
+    });
+    let mut late = agent(&scene.lab, 3, &flags);
+    late.start();
+    said(&late, "store-refuses", |message| message.contains("permission denied") && message.contains("/flatnet/"));
+    assert_eq!(late.status().unwrap()["state"], "starting");
+    drop(late);
+    ctl(&scene, "role grant-permission agents readwrite --prefix=true /flatnet/");
+    scene.agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+
+    // Full: who starts now cannot claim what it held.
+    scene.lab.etcd.end(Signal::SIGKILL);
+    scene.lab.etcd.flags = vec!["--quota-backend-bytes=1000000".to_owned()];
+    scene.lab.etcd.start_again();
+    scene.agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    let junk = "x".repeat(100_000);
+    let full = (0..64).any(|number| scene.lab.etcd.ctl(&["put", &format!("/junk/{number}"), &junk]).code != 0);
+    assert!(full, "the quota is not reached");
+    scene.agents[1].end(Signal::SIGKILL);
+    let gone = wait_until("the lease of an agent that is gone ends", Duration::from_secs(60), || {
+        let left = scene.lab.etcd.subnets().len();
+        if left == 1 { Ok(()) } else { Err(format!("{left} leases")) }
+    });
+    let () = gone;
+    scene.agents[1].start();
+    said(&scene.agents[1], "store-refuses", |message| message.contains("database space exceeded"));
+    said(&scene.agents[1], "lease-unconfirmed", |_| true);
+    assert!(crate::scene::page(&scene.lab.host(2), "/readyz").contains(" 503 "), "peers do not send to it");
+    assert_eq!(scene.agents[1].status().unwrap()["state"], "degraded");
+    assert!(scene.agents[1].log().contains("database space exceeded"), "{}", scene.agents[1].log());
+    let doctor = scene.agents[1].command(&["doctor"]);
+    assert!(doctor.code == 8 && doctor.stdout.contains("store-refuses"), "{}", doctor.stdout);
+    figure(
+        "a password changed under running agents",
+        format!("said after {}, no lease and no presence ended", ms(took)),
+    );
 }
 
 fn hung() {

@@ -81,6 +81,32 @@ fn a_held_lease_is_kept_alive_at_a_third_of_its_life() {
 }
 
 #[test]
+fn a_lease_is_kept_alive_while_the_store_takes_no_change_of_it() {
+    let mut machine = held();
+    let (wanted, ours) = (publication(2), publication(1));
+    let due = TTL / 3;
+    let mut now = secs(1);
+    let mut kept = 0;
+    while now < TTL * 2 {
+        match machine.next(&input(now, Seen::Ours(&ours), 10, &wanted)) {
+            Action::Publish(_) => machine.publishing_failed(now, 0),
+            Action::KeepAlive => {
+                kept += 1;
+                machine.kept_alive(now, TTL, 0);
+            }
+            Action::Nothing { until: Some(until) } if until > now => now = until,
+            other => panic!("{other:?} at {now:?}"),
+        }
+        assert!(!machine.is_overdue(now), "the lease ended at {now:?}");
+    }
+    assert!(kept >= 5, "{kept}");
+    // When that fails too, both wait.
+    machine.failed(due * 7, 0);
+    let asked = machine.next(&input(due * 7, Seen::Ours(&ours), 10, &wanted));
+    assert!(matches!(asked, Action::Nothing { until: Some(until) } if until > due * 7), "{asked:?}");
+}
+
+#[test]
 fn a_lease_that_is_gone_is_claimed_again_at_once_with_the_same_subnets() {
     let wanted = publication(1);
     let again = Action::Acquire { previous: Some(subnets()), publication: wanted.clone() };

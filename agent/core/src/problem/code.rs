@@ -55,6 +55,8 @@ codes! {
     KeyRejected = "key-rejected",
     /// A valid lease contradicts an older one (overlap, duplicate) and is not programmed.
     LeaseRefused = "lease-refused",
+    /// The store has no confirmed lease of this host: peers do not send to it, or soon will not.
+    LeaseUnconfirmed = "lease-unconfirmed",
     /// The kernel lacks a module that the network needs, and user space cannot stand in for it.
     ModuleMissing = "module-missing",
     /// The configured MTU does not fit the underlay.
@@ -91,6 +93,8 @@ codes! {
     PeersRefused = "peers-refused",
     /// Two joined networks listen on one UDP port.
     PortConflict = "port-conflict",
+    /// The store has not confirmed yet that this node is the only one with its identity: another one's time is waited out.
+    PresencePending = "presence-pending",
     /// Another node publishes our address.
     PublicIpConflict = "public-ip-conflict",
     /// Host-gw cannot send to a published address that is not the interface's.
@@ -101,6 +105,8 @@ codes! {
     StaleBridge = "stale-bridge",
     /// The store has not answered yet.
     StoreConnecting = "store-connecting",
+    /// The store is there and refuses what it is asked: password, rights, quota, an alarm.
+    StoreRefuses = "store-refuses",
     /// The store was wiped or put back to an old backup: nothing is removed for one lease TTL, live nodes claim what they hold.
     StoreSuspect = "store-suspect",
     /// The store does not answer.

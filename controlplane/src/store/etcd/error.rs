@@ -10,9 +10,11 @@ use crate::store::StoreError;
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
 const PERMISSION_DENIED: i32 = 7;
+const RESOURCE_EXHAUSTED: i32 = 8;
 const FAILED_PRECONDITION: i32 = 9;
 const OUT_OF_RANGE: i32 = 11;
 const UNIMPLEMENTED: i32 = 12;
+const DATA_LOSS: i32 = 15;
 const UNAUTHENTICATED: i32 = 16;
 
 /// The store's error for one of etcd-client's, with `endpoint` named.
@@ -37,6 +39,12 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
                 INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
                     StoreError::Rejected { endpoint, reason }
                 }
+                // A full quota (NOSPACE) and a corrupt member are answers of a store that is there, and stay until somebody
+                // clears the alarm. Too many requests at once pass by themselves.
+                RESOURCE_EXHAUSTED if reason.contains("database space exceeded") => {
+                    StoreError::Rejected { endpoint, reason }
+                }
+                DATA_LOSS => StoreError::Rejected { endpoint, reason },
                 // Everything else is the network, a restart, an election or an overload.
                 _ => unavailable(endpoint, reason),
             }

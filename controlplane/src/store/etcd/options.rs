@@ -1,5 +1,7 @@
 //! How to reach an etcd.
 
+use std::sync::Arc;
+
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
 use crate::store::CALL_TIMEOUT;
@@ -21,6 +23,23 @@ pub struct EtcdOptions {
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
     /// User and password.
     pub user: Option<(String, String)>,
+    /// Reads all of it again, before every connection that is made.
+    pub again: Option<Again>,
+}
+
+/// Reads the options again from where they came: files are replaced while a client runs.
+#[derive(Clone)]
+pub struct Again(Arc<dyn Fn() -> Result<EtcdOptions, String> + Send + Sync>);
+
+impl Again {
+    /// By `read`; it says why it cannot.
+    pub fn new(read: impl Fn() -> Result<EtcdOptions, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    pub(super) fn options(&self) -> Result<EtcdOptions, String> {
+        (self.0)()
+    }
 }
 
 /// Options that cannot work.

@@ -1,0 +1,151 @@
+//! Says in the log what becomes wrong and what is right again: whatever `status` lists, from whichever task it comes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flatnet_core::problem::{Problem, ProblemCode};
+use futures::future::select_all;
+use tokio::time::{Instant, sleep};
+
+use crate::reconciler::Changed;
+use crate::status::StatusSource;
+
+/// How often it is looked though nobody woke us: some problems come with time alone.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a problem must be away to be over: one that comes and goes with every pass is one problem.
+const OVER: Duration = Duration::from_secs(2);
+/// How long what every start passes through may last before it is said: a healthy store answers and confirms in milliseconds.
+const STARTING: Duration = Duration::from_secs(2);
+
+/// What a look found to be said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Line {
+    Appeared(Problem),
+    Over(Problem),
+}
+
+/// Which problem: code, object, and the message without its numbers, which may count on.
+type Key = (ProblemCode, String, String);
+
+/// What is known to be wrong.
+#[derive(Debug, Default)]
+struct ProblemLog(BTreeMap<Key, Known>);
+
+#[derive(Debug)]
+struct Known {
+    problem: Problem,
+    since: Instant,
+    seen: Instant,
+    said: bool,
+}
+
+impl ProblemLog {
+    /// What is to be said, as `problems` are there at `now`.
+    fn look(&mut self, problems: &[Problem], now: Instant) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for problem in problems {
+            let new = || Known { problem: problem.clone(), since: now, seen: now, said: false };
+            let known = self.0.entry(key(problem)).or_insert_with(new);
+            known.seen = now;
+            if !known.said && now.duration_since(known.since) >= patience(problem.code) {
+                known.said = true;
+                lines.push(Line::Appeared(problem.clone()));
+            }
+        }
+        self.0.retain(|_, known| {
+            let over =
+                now.duration_since(known.seen) >= if known.said { OVER } else { Duration::ZERO } && known.seen != now;
+            if over && known.said {
+                lines.push(Line::Over(known.problem.clone()));
+            }
+            !over
+        });
+        lines
+    }
+}
+
+fn key(problem: &Problem) -> Key {
+    let without_numbers = problem.message.chars().filter(|character| !character.is_ascii_digit()).collect();
+    (problem.code, problem.object.clone(), without_numbers)
+}
+
+fn patience(code: ProblemCode) -> Duration {
+    match code {
+        ProblemCode::StoreConnecting | ProblemCode::LeaseUnconfirmed => STARTING,
+        _ => Duration::ZERO,
+    }
+}
+
+/// Says it, for ever.
+pub async fn keep(status: StatusSource) {
+    let mut log = ProblemLog::default();
+    let mut sources: Vec<Box<dyn Changed>> = vec![
+        Box::new(status.outcome.clone()),
+        Box::new(status.env_problems.clone()),
+        Box::new(status.channels.subscribe()),
+    ];
+    for port in &status.ports {
+        sources.push(Box::new(port.view.clone()));
+        sources.push(Box::new(port.holding.clone()));
+    }
+    loop {
+        for line in log.look(&status.problems(), Instant::now()) {
+            say(&line);
+        }
+        let woken = select_all(sources.iter_mut().map(|source| source.changed()));
+        tokio::select! {
+            (alive, ..) = woken => if !alive { return },
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+fn say(line: &Line) {
+    match line {
+        Line::Appeared(Problem { code, message, hint, object }) => {
+            tracing::warn!(code = code.as_str(), object, hint, "{message}");
+        }
+        Line::Over(Problem { code, object, .. }) => tracing::info!(code = code.as_str(), object, "no longer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(code: ProblemCode, message: &str) -> Problem {
+        Problem::new(code, message, "", "10.100.3.0/24")
+    }
+
+    #[test]
+    fn a_problem_is_said_when_it_comes_and_when_it_is_over_and_not_between() {
+        let (mut log, start) = (ProblemLog::default(), Instant::now());
+        let full = problem(ProblemCode::EnvFileUnwritable, "the disk is full");
+        assert_eq!(log.look(std::slice::from_ref(&full), start), [Line::Appeared(full.clone())]);
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK), []);
+        assert_eq!(log.look(&[], start + LOOK * 2), [], "it may be back with the next pass");
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK * 3), []);
+        assert_eq!(log.look(&[], start + LOOK * 3 + OVER), [Line::Over(full.clone())]);
+        assert_eq!(log.look(&[], start + LOOK * 9), []);
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK * 10), [Line::Appeared(full)]);
+    }
+
+    #[test]
+    fn what_every_start_passes_through_is_said_only_if_it_lasts() {
+        let (mut log, start) = (ProblemLog::default(), Instant::now());
+        let waiting = problem(ProblemCode::StoreConnecting, "the store has not answered yet");
+        assert_eq!(log.look(std::slice::from_ref(&waiting), start), []);
+        assert_eq!(log.look(&[], start + LOOK), []);
+        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2), [], "counted from its latest beginning");
+        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2 + STARTING), [Line::Appeared(waiting)]);
+    }
+
+    #[test]
+    fn a_number_that_counts_on_is_no_news_and_another_text_is() {
+        let (mut log, start) = (ProblemLog::default(), Instant::now());
+        let dropped = |text| problem(ProblemCode::KernelRefused, text);
+        assert_eq!(log.look(&[dropped("3 packets")], start).len(), 1);
+        assert_eq!(log.look(&[dropped("4 packets")], start + LOOK).len(), 0);
+        assert_eq!(log.look(&[dropped("4 packets"), dropped("no memory")], start + LOOK).len(), 1);
+    }
+}
