@@ -5,6 +5,7 @@
 
 mod agent;
 mod devices;
+mod evidence;
 mod firewall;
 mod gre;
 mod host;
@@ -76,6 +77,8 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         facts: HostFacts::default(),
         ours: Default::default(),
         devices: Default::default(),
+        drops: Vec::new(),
+        detours: Vec::new(),
         status: agent.ok(),
         now: SystemTime::now(),
     };
@@ -103,6 +106,8 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         gre::carrier(&host),
         wireguard::key(&host),
         wireguard::carrier(&host),
+        evidence::drops(&host),
+        evidence::detours(&host),
         routes::overlap(&host),
         routes::resolvers(&host),
         settings::neighbours(&host),
@@ -120,6 +125,8 @@ async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> 
     let dump = kernel.dump(&Scope { links, ..Scope::default() }).await?;
     host.ours = dump.state;
     host.devices = dump.foreign.links;
+    host.drops = kernel.drops().await?;
+    host.detours = kernel.detours(&evidence::ways(host)).await?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! - [`reconciler`]: the loop; the only place that changes the kernel
 //! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to it fares
 //! - [`networks`]: what the tasks tell each other
+//! - [`evidence`]: what the kernel tells of packets that do not arrive
 //! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`], [`problem_log`]: what others are told
 //! - [`report`]: how commands end
 
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod daemon;
 pub mod doctor;
 pub mod env_files;
+pub mod evidence;
 pub mod http;
 pub mod lab;
 pub mod lease_keeper;

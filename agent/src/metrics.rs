@@ -64,6 +64,13 @@ struct ChannelLabels {
     channel: &'static str,
 }
 
+/// Why our rules dropped packets, of which network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    network: String,
+    reason: String,
+}
+
 /// What is read anew for every page.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
@@ -73,6 +80,8 @@ pub struct Gauges {
     pub expiry: Vec<(String, f64)>,
     /// Way of speaking with the store, of which network, and whether its last call went well.
     pub channels: Vec<(&'static str, String, bool)>,
+    /// Network (empty: any), why our rules dropped, and how many packets since the agent began to look.
+    pub dropped: Vec<(String, String, u64)>,
 }
 
 /// All metrics of the agent.
@@ -86,6 +95,7 @@ pub struct Metrics {
     watch_restarts: Family<ReasonLabels, Counter>,
     connected: Family<NetworkLabels, Gauge>,
     channels: Family<ChannelLabels, Gauge>,
+    dropped: Family<DropLabels, Counter>,
     peers: Family<PeerLabels, Gauge>,
     lease_expiry: Family<NetworkLabels, Gauge<f64, AtomicU64>>,
     tasks: Gauge,
@@ -112,6 +122,7 @@ impl Metrics {
             watch_restarts: Family::default(),
             connected: Family::default(),
             channels: Family::default(),
+            dropped: Family::default(),
             peers: Family::default(),
             lease_expiry: Family::default(),
             tasks: Gauge::default(),
@@ -139,6 +150,11 @@ impl Metrics {
             "store_channel_ok",
             "1 while the last call of this way of speaking with the store went well",
             metrics.channels.clone(),
+        );
+        registry.register(
+            "dropped_packets",
+            "Packets that the agent's own rules dropped since it began to look, by reason",
+            metrics.dropped.clone(),
         );
         registry.register("peers", "Peers by backend and state", metrics.peers.clone());
         registry.register(
@@ -200,6 +216,11 @@ impl Metrics {
         for (channel, network, is_well) in &now.channels {
             let labels = ChannelLabels { network: network.clone(), channel };
             self.channels.get_or_create(&labels).set(i64::from(*is_well));
+        }
+        for (network, reason, packets) in &now.dropped {
+            let labels = DropLabels { network: network.clone(), reason: reason.clone() };
+            let counter = self.dropped.get_or_create(&labels);
+            counter.inc_by(packets.saturating_sub(counter.get()));
         }
         for (network, seconds) in &now.expiry {
             self.lease_expiry.get_or_create(&NetworkLabels { network: network.clone() }).set(*seconds);

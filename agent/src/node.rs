@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::channels::Channels;
 use crate::env_files;
+use crate::evidence::{self, Evidence};
 use crate::lease_keeper::{self, LeaseAsk, LeaseKeeper};
 use crate::metrics::Metrics;
 use crate::networks::{Held, Holding, NetworkPort};
@@ -182,6 +183,10 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             wait_for_identity(&waited_for, identity).await;
             reconciler.run(plan_receiver).await;
         });
+        let (evidence_sender, evidence) = watch::channel(Evidence::default());
+        let looking = (Arc::clone(&parts.kernel), parts.host.bridge, ports.clone(), outcome.clone());
+        let (kernel, bridge, joined, done) = looking;
+        running.spawn("evidence", evidence::keep(kernel, bridge, joined, done, evidence_sender));
         let status = StatusSource {
             node: parts.owner.node,
             name: parts.owner.name.clone(),
@@ -189,6 +194,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             outcome,
             env_problems: env_problem_receiver,
             channels,
+            evidence,
             snapshot_problems: problems,
         };
         Self { parts, status, metrics, fatal, ready, plans, leases, presence, running }
@@ -215,7 +221,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
 
     /// Ends every task and waits until each has ended; what is in the store and in the kernel stays.
     pub async fn stop(&mut self) {
-        for task in ["env", "snapshot", "reconciler", "lease", "presence", "watch"] {
+        for task in ["evidence", "env", "snapshot", "reconciler", "lease", "presence", "watch"] {
             self.running.stop(task).await;
         }
     }
@@ -250,7 +256,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
     /// Gives everything back in the store, and in the kernel too if asked to; what could not be undone.
     pub async fn leave(&mut self, purge: bool) -> Vec<String> {
         // Nobody may program or publish while we take down.
-        for task in ["env", "snapshot", "reconciler"] {
+        for task in ["evidence", "env", "snapshot", "reconciler"] {
             self.running.stop(task).await;
         }
         let mut failures = Vec::new();

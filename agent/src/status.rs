@@ -1,5 +1,6 @@
 //! The status document: put together on demand from what the tasks publish.
 
+use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
 use flatnet_controlplane::watch::{Connection, NetworkView, Sign};
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::channels::Channels;
+use crate::evidence::Evidence;
 use crate::metrics::Gauges;
 use crate::networks::{Holding, NetworkPort};
 use crate::reconciler::Outcome;
@@ -32,6 +34,8 @@ pub struct StatusSource {
     pub env_problems: watch::Receiver<Vec<Problem>>,
     /// How each way to the store fares.
     pub channels: Channels,
+    /// What the kernel tells of packets that do not arrive.
+    pub evidence: watch::Receiver<Evidence>,
     /// What is wrong with each network's snapshot on disk.
     pub snapshot_problems: Vec<watch::Receiver<Option<Problem>>>,
 }
@@ -50,7 +54,8 @@ impl StatusSource {
             starting |= holding.held.is_none() || programmed.is_none();
             networks.push(network(port, &view, &holding, programmed, &outcome));
         }
-        let state = match (starting, problems.is_empty() && outcome.complete) {
+        let is_well = problems.iter().all(|problem| problem.code.is_note());
+        let state = match (starting, is_well && outcome.complete) {
             (true, _) => "starting",
             (false, true) => "converged",
             (false, false) => "degraded",
@@ -80,6 +85,7 @@ impl StatusSource {
         let followed = |network: Option<&NetworkName>| {
             self.ports.iter().any(|port| network.is_none_or(|name| *name == port.name) && is_followed(port))
         };
+        problems.extend(self.evidence.borrow().problems());
         problems.extend(self.channels.problems(Instant::now(), followed));
         problems.sort();
         problems.dedup();
@@ -102,6 +108,11 @@ impl StatusSource {
         let expiry = |port: &NetworkPort| port.holding.borrow().held.as_ref()?.expires?.duration_since(UNIX_EPOCH).ok();
         let network = |name: Option<NetworkName>| name.map(|name| name.to_string()).unwrap_or_default();
         let states = self.channels.states().into_iter();
+        let evidence = self.evidence.borrow();
+        let mut dropped: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for (reason, packets) in evidence.drops.totals() {
+            *dropped.entry((reason.network.clone(), reason.text.clone())).or_default() += packets;
+        }
         Gauges {
             connected: self.ports.iter().map(|port| (port.name.to_string(), connected(port))).collect(),
             expiry: self
@@ -109,6 +120,7 @@ impl StatusSource {
                 .iter()
                 .filter_map(|port| Some((port.name.to_string(), expiry(port)?.as_secs_f64())))
                 .collect(),
+            dropped: dropped.into_iter().map(|((network, reason), packets)| (network, reason, packets)).collect(),
             channels: states.map(|(channel, name, is_well)| (channel.as_str(), network(name), is_well)).collect(),
         }
     }

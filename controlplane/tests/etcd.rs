@@ -376,3 +376,41 @@ async fn a_store_whose_quota_is_full_refuses_and_is_there() {
     assert!(matches!(&announced, presence::PresenceError::Store(error) if error.is_refusal()), "{announced:?}");
     assert!(store.lease_keep_alive(lease).await.is_ok() && store.range(&KeyRange::key("x")).await.is_ok());
 }
+
+/// etcd's own proxy, which never says how far a watch has come.
+#[tokio::test]
+async fn a_quiet_watch_through_a_proxy_is_not_taken_for_dead() {
+    let etcd = configured().await;
+    let port = free_port();
+    let mut proxy = std::process::Command::new("etcd")
+        .args(["grpc-proxy", "start", "--endpoints", &etcd.url(), "--listen-addr", &format!("127.0.0.1:{port}")])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let store = connect(&[format!("http://127.0.0.1:{port}")]);
+    let (mut view, following) = followed(store).await;
+    let mut lost = view.clone();
+    // Two watches are given up; the third is not.
+    let steady = async {
+        loop {
+            let quiet = until(&mut lost, |view| matches!(view.connection, Connection::Lost { .. }));
+            if tokio::time::timeout(Duration::from_secs(8), quiet).await.is_err() {
+                break;
+            }
+            until(&mut lost, |view| view.connection == Connection::Connected).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(40), steady).await.expect("it stays connected");
+    etcd.ctl(&["put", &keys().lease(&"10.100.5.0-24".parse().unwrap()), VALUE]);
+    let began = Instant::now();
+    until(&mut view, |view| view.state.leases.len() == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(view.borrow().connection, Connection::Connected);
+    // Gone, it is noticed as ever.
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    until(&mut view, |view| matches!(view.connection, Connection::Lost { .. })).await;
+    following.abort();
+}

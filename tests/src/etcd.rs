@@ -21,8 +21,9 @@ pub struct Etcd {
     namespace: Namespace,
     endpoint: String,
     directory: PathBuf,
-    /// Flags of the next start, and how `etcdctl` says who it is.
+    /// Further flags of the next start.
     pub flags: Vec<String>,
+    /// `NAME:PASSWORD` that etcdctl gives.
     pub user: Option<String>,
     child: Option<Child>,
 }

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     suite::main(vec![
         Test::new("a_healthy_host_passes_every_check_that_the_machine_itself_passes", healthy).on_backend("vxlan"),
         Test::new("each_injected_fault_is_named", faults).on_backend("vxlan"),
+        Test::new("packets_that_go_astray_are_said_with_the_reason", astray).on_backend("vxlan"),
         Test::new("without_an_agent_doctor_says_so_and_still_looks", without_an_agent).on_backend("vxlan"),
     ])
 }
@@ -148,6 +149,54 @@ fn inject(lab: &mut Lab, agent: &mut Agent, (what, commands, ..): Fault) {
             }
         }
     }
+}
+
+/// A peer whose packets come from another address than it publishes; another tool's rule that takes packets before our routes.
+fn astray() {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let agents = lab.join_all();
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    let host = |number: usize, line: &str| agents[number].host.run(&line.split(' ').collect::<Vec<_>>());
+    let said = |code: &str, word: &str| {
+        let has = |status: &Value| {
+            let problems = status["problems"].as_array().cloned().unwrap_or_default();
+            problems.iter().any(|problem| {
+                problem["code"] == code && problem["message"].as_str().is_some_and(|message| message.contains(word))
+            })
+        };
+        agents[0].wait_for_status(code, has)
+    };
+    for line in [
+        "nft add table ip shift",
+        "nft add chain ip shift out { type nat hook postrouting priority 100 ; }",
+        "nft add rule ip shift out udp dport 8472 snat to 192.168.33.200",
+    ] {
+        assert_eq!(host(1, line).code, 0, "{line}");
+    }
+    let subnet = agents[0].status().unwrap().pointer("/networks/0/subnet").unwrap().as_str().unwrap().to_owned();
+    let own = subnet.split('/').next().unwrap();
+    assert_ne!(host(1, &format!("ping -c 6 -i 0.2 -W 1 {own}")).code, 0, "its packets come from a stranger's address");
+    let status = said("packets-dropped", "network default: dropped");
+    assert_eq!(status["state"], "converged", "a stranger can bring it about: {status}");
+    assert_eq!(found(&examine(&agents[0]).1, "dropped-packets").unwrap().0, "warning");
+
+    for line in ["ip route add blackhole 10.0.0.0/8 table 52", "ip rule add prio 5270 lookup 52"] {
+        assert_eq!(host(0, line).code, 0, "{line}");
+    }
+    let status = said("peer-detour", "rule 5270 and table 52");
+    assert_eq!(status["state"], "degraded");
+    let (verdict, cause) = found(&examine(&agents[0]).1, "peer-routes").unwrap();
+    assert!(verdict == "failure" && cause.contains("are dropped, because of rule 5270 and table 52"), "{cause}");
+    // By a device, as an exit node or a subnet router does.
+    for line in ["ip link add tun0 type bridge", "ip link set tun0 up", "ip route replace 10.0.0.0/8 dev tun0 table 52"]
+    {
+        let ran = host(0, line);
+        assert_eq!(ran.code, 0, "{line}: {}", ran.stderr);
+    }
+    said("peer-detour", "leave by tun0, because of rule 5270 and table 52");
+    assert_eq!(host(0, "ip rule del prio 5270").code, 0);
+    agents[0].wait_for_status("the way is ours again", |status| status["state"] == "converged");
+    assert_eq!(found(&examine(&agents[0]).1, "peer-routes"), None);
 }
 
 fn without_an_agent() {

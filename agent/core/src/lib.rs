@@ -14,6 +14,7 @@ pub mod desired;
 pub mod diff;
 pub mod docker_opts;
 pub mod drift;
+pub mod drops;
 pub mod env_file;
 pub mod facts;
 pub mod firewall;
@@ -25,6 +26,7 @@ pub mod plan;
 pub mod problem;
 pub mod transition;
 pub mod underlay;
+pub mod way;
 
 #[cfg(test)]
 mod fixture;

@@ -11,6 +11,7 @@
 //! Sockets belong to the network namespace [`Firewall::new`] was called in; programs run in that of the process. Dropping
 //! a call's future kills its program and changes nothing else; the next dump tells what was done.
 
+mod drops;
 mod elements;
 mod events;
 pub(crate) mod fuzzing;
@@ -31,6 +32,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatnet_core::drops::DropCount;
 use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{KernelState, PeerSource, Ruleset};
 use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
@@ -122,6 +124,22 @@ impl Firewall {
     /// the operation that needs the program fails and names it.
     pub async fn dropping_chains(&self) -> Result<BTreeSet<DroppingChain>, KernelError> {
         self.with_listings(Cache::dropping).await
+    }
+
+    /// What our rules have dropped, those of the held copy too: it drops what the table would have, had nobody flushed it.
+    pub async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
+        let read = self.blocking(|netfilter| {
+            let mut counts = Vec::new();
+            for table in [Ruleset::TABLE, Ruleset::HELD] {
+                match drops::read(netfilter, table) {
+                    Ok(found) => counts.extend(found),
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(counts)
+        });
+        read.await.map_err(failed("nftables' counters"))
     }
 
     async fn with_listings<T>(&self, read: impl Fn(&Cache) -> T) -> Result<T, KernelError> {

@@ -6,6 +6,7 @@ mod facts;
 mod gre_probe;
 mod links;
 mod port_holder;
+mod way;
 mod wireguard;
 
 use std::collections::BTreeMap;
@@ -14,9 +15,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{Datapath, Dump, Link, Ruleset, Sysctl};
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
+use flatnet_core::way::{Detour, WayQuery};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
@@ -207,6 +210,16 @@ impl Kernel for NetlinkKernel {
 
     async fn is_guarded(&self) -> bool {
         self.firewall.is_guarding().await
+    }
+
+    async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
+        self.firewall.drops().await
+    }
+
+    async fn detours(&self, ways: &[WayQuery]) -> Result<Vec<Detour>, KernelError> {
+        let ways = ways.to_vec();
+        let asked = self.blocking(move |channel| way::detours(channel, &ways)).await;
+        asked.and_then(|found| found).map_err(|source| KernelError { what: "routes to peers", source })
     }
 
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {

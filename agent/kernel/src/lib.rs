@@ -22,9 +22,11 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 
+use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{Datapath, Dump, Ruleset, SetName, Sysctl};
 use flatnet_core::op::{Op, OpOutcome};
+use flatnet_core::way::{Detour, WayQuery};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
@@ -90,6 +92,17 @@ pub trait Kernel: Send + Sync + 'static {
     /// Whether there is a guard of ours, current or not. Asked after a ruleset was refused: tunnels that nothing guards are
     /// to be closed.
     fn is_guarded(&self) -> impl Future<Output = bool> + Send;
+
+    /// The counters of those rules of ours that drop.
+    fn drops(&self) -> impl Future<Output = Result<Vec<DropCount>, KernelError>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// Those of `ways` that are not by a route of ours. What the kernel cannot be asked is left out.
+    fn detours(&self, ways: &[WayQuery]) -> impl Future<Output = Result<Vec<Detour>, KernelError>> + Send {
+        let _ = ways;
+        std::future::ready(Ok(Vec::new()))
+    }
 
     /// Who can carry GRE over an underlay of `family`; `None`: nobody. Looking makes the kernel load its module, so it is
     /// asked only where a network wants it; a module that appears or goes later is noticed.

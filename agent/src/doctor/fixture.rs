@@ -55,6 +55,8 @@ impl Fixture {
             places: Places { state_dir: "/var/lib/flatnet".into(), run_dir: "/run/flatnet".into() },
             facts: HostFacts { interfaces, ..HostFacts::default() },
             ours: KernelState { links, ..KernelState::default() },
+            drops: Vec::new(),
+            detours: Vec::new(),
             devices: BTreeMap::new(),
             status: Some(Status { networks: vec![network], ..Status::default() }),
             now: UNIX_EPOCH + Duration::from_secs(1_800_000_000),

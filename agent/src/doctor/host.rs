@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{KernelState, LinkKind};
-use flatnet_model::{IfName, IpFamily};
+use flatnet_core::way::Detour;
+use flatnet_model::{IfName, IpFamily, SubnetKey};
 use flatnet_proto::agent::v1::{Network, Status};
 use ipnet::IpNet;
 
@@ -72,6 +74,10 @@ pub(super) struct Host {
     pub(super) ours: KernelState,
     /// Devices that are not ours, with a word on what they are.
     pub(super) devices: BTreeMap<IfName, String>,
+    /// What our own rules have dropped.
+    pub(super) drops: Vec<DropCount>,
+    /// Peers' packets that take another way than ours.
+    pub(super) detours: Vec<Detour>,
     /// What the agent says, if it answers.
     pub(super) status: Option<Status>,
     pub(super) now: SystemTime,
@@ -115,6 +121,13 @@ impl Host {
     pub(super) fn interface_with(&self, address: IpAddr) -> Option<IfName> {
         let has = |prefix: &IpNet| prefix.addr() == address;
         self.facts.interfaces.iter().find(|interface| interface.addresses.iter().any(has)).map(|found| found.name)
+    }
+
+    /// Whether `device` has an address in `subnets`.
+    pub(super) fn is_in(&self, device: IfName, subnets: SubnetKey) -> bool {
+        let found = self.facts.interfaces.iter().find(|interface| interface.name == device);
+        let has = |address: &IpNet| subnets.iter().any(|subnet| subnet.contains(&address.addr()));
+        found.is_some_and(|interface| interface.addresses.iter().any(has))
     }
 
     /// Whether any network has addresses of `family`.

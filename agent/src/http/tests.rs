@@ -58,6 +58,7 @@ impl Agent {
             outcome: outcomes,
             env_problems,
             channels: crate::channels::Channels::default(),
+            evidence: watch::channel(crate::evidence::Evidence::default()).1,
             snapshot_problems: Vec::new(),
         };
         tokio::spawn(serve(listener, status, Arc::new(Metrics::new()), written));

@@ -23,6 +23,7 @@ fn rendered() -> String {
         connected: vec![(network(), true)],
         expiry: vec![(network(), 1.5e9)],
         channels: vec![("presence", String::new(), true), ("claim", network(), false)],
+        dropped: vec![(network(), "not a peer".to_owned(), 7)],
     };
     metrics.render(&status, &now)
 }
@@ -37,6 +38,7 @@ fn every_documented_metric_is_there_under_its_name() {
         "flatnet_objects{kind=\"link\",status=\"programmed\"} 0",
         "flatnet_drift_repairs_total{kind=\"link\"} 1",
         "flatnet_controlplane_connected{network=\"default\"} 1",
+        "flatnet_dropped_packets_total{network=\"default\",reason=\"not a peer\"} 7",
         "flatnet_store_channel_ok{network=\"\",channel=\"presence\"} 1",
         "flatnet_store_channel_ok{network=\"default\",channel=\"claim\"} 0",
         "flatnet_watch_restarts_total{reason=\"unavailable\"} 1",

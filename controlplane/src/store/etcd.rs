@@ -5,12 +5,14 @@
 //!
 //! Nothing runs in the background. A call that is dropped may or may not have happened.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, GetOptions, PutOptions, TxnOp};
 use flatnet_model::{EtcdLease, Revision};
 use futures::Stream;
+use tokio::time::Instant;
 
 use crate::store::{
     CALL_TIMEOUT, Compare, KeyRange, KeyValue, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch, Write,
@@ -28,6 +30,10 @@ pub use options::{Again, EtcdOptions, InvalidOptions};
 /// skipped, of which etcd allows 1.5 MB each.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
+/// How long a password that was not accepted is not tried again, unless another one is read: checking one costs etcd a tenth
+/// of a second of CPU (bcrypt), and a whole fleet would ask.
+const DENIED_AGAIN: Duration = Duration::from_secs(5);
+
 /// A cluster of etcd servers, one of them in use at a time.
 #[derive(Clone)]
 pub struct EtcdStore {
@@ -40,6 +46,8 @@ struct Inner {
     /// Reads them again.
     again: Option<Again>,
     current: Mutex<Current>,
+    /// Watches in a row that were given up because nothing told of their progress.
+    silences: AtomicU32,
 }
 
 /// Where the servers are, and by what they know us.
@@ -76,6 +84,8 @@ struct Current {
     client: Option<Client>,
     /// Keeps leases alive while the server refuses to know us.
     keeper: Option<Client>,
+    /// When a server last did not accept our password, and its words.
+    denied: Option<(Instant, String)>,
     /// Counts connections, so that late news of an old one does not end a new one.
     generation: u64,
 }
@@ -92,7 +102,7 @@ impl EtcdStore {
     pub fn connect(options: EtcdOptions) -> Result<Self, InvalidOptions> {
         let again = options.again.clone();
         let access = Mutex::new(Arc::new(Access::new(options)?));
-        let inner = Inner { access, again, current: Mutex::default() };
+        let inner = Inner { access, again, current: Mutex::default(), silences: AtomicU32::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -178,15 +188,24 @@ impl Inner {
             }
             (current.index, current.generation)
         };
-        self.read_again();
+        let is_new = self.read_again();
         let access = self.access();
         let endpoint = access.endpoint(index);
-        let client = Box::pin(endpoint.connect(access.user.as_ref()))
-            .await
-            .map_err(|error| error::classify(&endpoint.url, &error))?;
+        if let Some((when, reason)) = self.lock().denied.clone()
+            && !is_new
+            && when.elapsed() < DENIED_AGAIN
+        {
+            return Err(StoreError::Denied { endpoint: endpoint.url.clone(), reason });
+        }
+        let connected = Box::pin(endpoint.connect(access.user.as_ref())).await;
+        let connected = connected.map_err(|error| error::classify(&endpoint.url, &error));
+        if let Err(StoreError::Denied { reason, .. }) = &connected {
+            self.lock().denied = Some((Instant::now(), reason.clone()));
+        }
+        let client = connected?;
         let mut current = self.lock();
         if current.generation == generation && current.client.is_none() {
-            (current.client, current.keeper) = (Some(client.clone()), None);
+            (current.client, current.keeper, current.denied) = (Some(client.clone()), None, None);
         }
         Ok(Connection { client, generation, endpoint: endpoint.url.clone() })
     }
@@ -229,7 +248,7 @@ impl Inner {
         match error {
             StoreError::Unavailable { .. } => {
                 current.index = (current.index + 1) % self.access().endpoints.len();
-                (current.client, current.keeper) = (None, None);
+                (current.client, current.keeper, current.denied) = (None, None, None);
                 current.generation += 1;
             }
             // A token may have expired or the password changed: authenticate anew with the next call. Leases are kept

@@ -26,6 +26,14 @@ macro_rules! codes {
     };
 }
 
+impl ProblemCode {
+    /// Whether it is worth saying and yet no fault of this host: a stranger can bring it about.
+    #[must_use]
+    pub fn is_note(self) -> bool {
+        matches!(self, Self::PacketsDropped)
+    }
+}
+
 codes! {
     /// The network's backend is none that this version builds.
     BackendUnsupported = "backend-unsupported",
@@ -75,10 +83,14 @@ codes! {
     NoSubnet = "no-subnet",
     /// Our lease is outside the network.
     OwnSubnetOutside = "own-subnet-outside",
+    /// Our own rules dropped packets lately. A note: it may be a stranger's doing, and does not make the host degraded.
+    PacketsDropped = "packets-dropped",
     /// A peer publishes an address that cannot be a host's.
     PeerBadAddress = "peer-bad-address",
     /// A peer publishes a VTEP address that is none.
     PeerBadMac = "peer-bad-mac",
+    /// The kernel sends a peer's packets another way than by our route.
+    PeerDetour = "peer-detour",
     /// A peer's underlay address is inside a network: its tunnel would run through itself.
     PeerInsideOverlay = "peer-inside-overlay",
     /// A peer publishes no address of a family we need.

@@ -21,13 +21,13 @@ const CHAIN_COPIED: [u16; 3] = [5, 7, 12];
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 /// `NFTA_RULE_CHAIN`, `_USERDATA`.
-const RULE_CHAIN: u16 = 2;
-const RULE_USERDATA: u16 = 7;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_USERDATA: u16 = 7;
 /// `NFTA_EXPR_DATA`; `NFTA_LOOKUP_SET`; `NFTA_IMMEDIATE_DATA`, `NFTA_DATA_VERDICT`, `NFTA_VERDICT_CHAIN`.
-const EXPR_DATA: u16 = 2;
+pub(super) const EXPR_DATA: u16 = 2;
 const LOOKUP_SET: u16 = 1;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VERDICT: u16 = 2;
+pub(super) const IMMEDIATE_DATA: u16 = 2;
+pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
 /// `NFTA_SET_NAME`, `_FLAGS`, `_ID`; and with these `_KEY_TYPE`, `_KEY_LEN`, `_DATA_TYPE`, `_DATA_LEN`, `_POLICY`, `_DESC`,
 /// `_TIMEOUT`, `_GC_INTERVAL`, `_USERDATA`.
@@ -91,7 +91,7 @@ pub(super) fn read(netfilter: &mut Netfilter, table: &str) -> io::Result<Parts> 
 }
 
 /// Every object of a kind that `table` has; `key`: its attribute that names the table.
-fn collect<T>(
+pub(super) fn collect<T>(
     netfilter: &mut Netfilter,
     request: Request,
     key: u16,

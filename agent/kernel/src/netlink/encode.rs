@@ -32,6 +32,8 @@ pub mod rtm {
     pub const NEWNEIGH: u16 = 28;
     pub const DELNEIGH: u16 = 29;
     pub const GETNEIGH: u16 = 30;
+    pub const NEWRULE: u16 = 32;
+    pub const GETRULE: u16 = 34;
     pub const NEWNETCONF: u16 = 80;
     pub const NEWNEXTHOP: u16 = 104;
     pub const DELNEXTHOP: u16 = 105;
@@ -338,6 +340,8 @@ pub fn nexthop_dump() -> Request {
 }
 
 const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
@@ -445,6 +449,33 @@ pub fn route_dump(of: IpFamily) -> Request {
     fixed[0] = family(of);
     fixed[4] = TABLE_MAIN;
     Request::new(rtm::GETROUTE, 0, &fixed)
+}
+
+/// Asks which route packets to `to` take that come from `from`, an address and the index of the interface; the answer is the
+/// route itself, with its table (`RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH`).
+#[must_use]
+pub fn way_lookup(to: IpAddr, from: Option<(IpAddr, u32)>) -> Request {
+    const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
+    const RTM_F_FIB_MATCH: u32 = 0x2000;
+    let of = IpFamily::of(to);
+    let mut fixed = [0; 12];
+    fixed[0] = family(of);
+    fixed[1] = of.bits();
+    fixed[2] = if from.is_some() { of.bits() } else { 0 };
+    fixed[8..].copy_from_slice(&(RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH).to_ne_bytes());
+    let request = Request::new(rtm::GETROUTE, 0, &fixed).with_address(RTA_DST, to);
+    match from {
+        Some((source, index)) => request.with_address(RTA_SRC, source).with_u32(RTA_IIF, index),
+        None => request,
+    }
+}
+
+/// Asks for the routing rules.
+#[must_use]
+pub fn rule_dump(of: IpFamily) -> Request {
+    let mut fixed = [0; 12];
+    fixed[0] = family(of);
+    Request::new(rtm::GETRULE, 0, &fixed)
 }
 
 /// Asks which way packets to `address` leave.

@@ -293,6 +293,29 @@ pub struct RawRoute {
     pub encap: Option<(IpAddr, IpAddr, GreKey)>,
 }
 
+/// A routing rule (`struct fib_rule_hdr`, linux/fib_rules.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawRule {
+    /// The lower, the earlier.
+    pub priority: u32,
+    /// The table it leads to; 0 if none.
+    pub table: u32,
+}
+
+/// Reads a routing rule.
+#[must_use]
+pub fn rule(payload: &[u8]) -> Option<RawRule> {
+    let mut rule = RawRule { priority: 0, table: u32::from(read_u8(payload, 4)?) };
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            6 => rule.priority = read_u32(value, 0)?,
+            15 => rule.table = read_u32(value, 0)?,
+            _ => {}
+        }
+    }
+    Some(rule)
+}
+
 /// Reads a route of IPv4 or IPv6.
 #[must_use]
 pub fn route(payload: &[u8]) -> Option<RawRoute> {

@@ -1,9 +1,10 @@
 //! A watch: opened on the connection in use, probed when it is quiet.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use etcd_client::{EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use flatnet_model::Revision;
 use futures::stream::{self, Stream, StreamExt};
 
@@ -16,8 +17,18 @@ const PROBE_AFTER: Duration = Duration::from_millis(1500);
 /// server is noticed after 3 s, which leaves 2 s of the 5 s in which another endpoint must be in use, also on a busy host.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Watches in a row that ended because nobody told of their progress, after which silence no longer means death: etcd's own
+/// grpc-proxy never answers that question. One may be a server that hung; a second that was just opened is a habit.
+const DEAF: u32 = 2;
+
 struct Watch {
     inner: Arc<Inner>,
+    /// What is watched.
+    range: KeyRange,
+    /// Everything up to here was told.
+    told: Revision,
+    /// A key was changed after that, as the last look showed.
+    is_behind: bool,
     generation: u64,
     endpoint: String,
     requests: WatchRequestSender,
@@ -49,7 +60,8 @@ pub(super) async fn open(
     if let Some(at) = at.map(etcd_client::ResponseHeader::revision).filter(|at| *at + 1 < from) {
         return Err(StoreError::behind(&endpoint, at, from));
     }
-    let watch = Watch { inner: store.inner.clone(), generation, endpoint, requests, answers, first };
+    let (inner, range, told) = (store.inner.clone(), range.clone(), from.saturating_sub(1));
+    let watch = Watch { inner, range, told, is_behind: false, generation, endpoint, requests, answers, first };
     Ok(stream::unfold(Some(watch), |watch| async move {
         let mut watch = watch?;
         let item = watch.next().await;
@@ -70,6 +82,7 @@ impl Watch {
                 None => self.answer().await?,
             };
             if let Some(batch) = self.batch(&answer)? {
+                (self.told, self.is_behind) = (self.told.max(batch.revision), false);
                 return Ok(batch);
             }
         }
@@ -77,16 +90,31 @@ impl Watch {
 
     /// The next answer; probes a silent server.
     async fn answer(&mut self) -> Result<WatchResponse, StoreError> {
-        let answer = match tokio::time::timeout(PROBE_AFTER, self.answers.message()).await {
-            Ok(answer) => answer,
-            Err(_quiet) => {
-                let probe = async {
-                    self.requests.request_progress().await?;
-                    self.answers.message().await
-                };
-                match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
-                    Ok(answer) => answer,
-                    Err(_silent) => return Err(self.broken("the watch is silent")),
+        let answer = loop {
+            if let Ok(answer) = tokio::time::timeout(PROBE_AFTER, self.answers.message()).await {
+                break answer;
+            }
+            let is_deaf = self.inner.silences.load(Ordering::Relaxed) >= DEAF;
+            let Self { inner, range, told, requests, answers, .. } = &mut *self;
+            let ask = async {
+                requests.request_progress().await?;
+                answers.message().await
+            };
+            let look = async { if is_deaf { Some(is_changed(inner, range, *told).await) } else { None } };
+            let (asked, looked) =
+                tokio::join!(tokio::time::timeout(PROBE_TIMEOUT, ask), tokio::time::timeout(PROBE_TIMEOUT, look));
+            if let Ok(answer) = asked {
+                let is_progress = |answer: &WatchResponse| answer.events().is_empty() && !answer.created();
+                if matches!(&answer, Ok(Some(answer)) if is_progress(answer)) {
+                    self.inner.silences.store(0, Ordering::Relaxed);
+                }
+                break answer;
+            }
+            match looked {
+                Ok(Some(Ok(changed))) if !(changed && self.is_behind) => self.is_behind = changed,
+                _ => {
+                    self.inner.silences.fetch_add(1, Ordering::Relaxed);
+                    return Err(self.broken("the watch is silent"));
                 }
             }
         };
@@ -129,6 +157,16 @@ impl Watch {
     fn broken(&self, reason: &str) -> StoreError {
         StoreError::Unavailable { endpoint: self.endpoint.clone(), reason: reason.to_owned() }
     }
+}
+
+/// Whether a key of `range` was written after `told`: a small read, which every proxy passes on. The watch was to tell of it.
+async fn is_changed(inner: &Inner, range: &KeyRange, told: Revision) -> Result<bool, StoreError> {
+    let connection = Box::pin(inner.connection()).await?;
+    let options = GetOptions::new().with_range(range.end.clone()).with_min_mod_revision(told.saturating_add(1));
+    let read =
+        connection.client.kv_client().get(range.start.clone(), Some(options.with_limit(1).with_keys_only())).await;
+    let reply = read.map_err(|error| error::classify(&connection.endpoint, &error))?;
+    Ok(!reply.kvs().is_empty())
 }
 
 fn event(event: &etcd_client::Event) -> Option<WatchEvent> {

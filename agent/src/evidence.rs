@@ -1,0 +1,112 @@
+//! What the kernel can tell of packets that do not arrive: counters of our own rules that drop, and the way it would send a
+//! peer's packets. Looked at now and then; status, doctor and metrics read what was found.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flatnet_core::drops::DropLog;
+use flatnet_core::problem::Problem;
+use flatnet_core::way::{Detour, WayQuery};
+use flatnet_kernel::Kernel;
+use flatnet_model::{IfName, NetworkName, SubnetKey};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::networks::NetworkPort;
+use crate::reconciler::Outcome;
+
+/// How often it is looked: one dump of some tens of rules, and [`PEERS`] route look-ups of a few microseconds.
+const LOOK: Duration = Duration::from_secs(10);
+/// Peers whose way is asked in one look; the next look goes on with the next ones. What turns packets away mostly does so
+/// with every peer's.
+const PEERS: usize = 32;
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// What our rules dropped.
+    pub drops: DropLog,
+    /// Peers whose packets go astray.
+    pub detours: Vec<Detour>,
+}
+
+impl Evidence {
+    /// What is wrong. Detours are many or none: a few say what the matter is.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        /// As many as are worth reading.
+        const SHOWN: usize = 4;
+        let detours = self.detours.iter().take(SHOWN).map(Detour::problem);
+        self.drops.problems().into_iter().chain(detours).collect()
+    }
+}
+
+/// Looks for ever.
+pub async fn keep<K: Kernel>(
+    kernel: Arc<K>,
+    bridge: Option<IfName>,
+    ports: Vec<NetworkPort>,
+    outcome: watch::Receiver<Outcome>,
+    evidence: watch::Sender<Evidence>,
+) {
+    let names: Vec<NetworkName> = ports.iter().map(|port| port.name.clone()).collect();
+    let started = Instant::now();
+    let mut from = 0;
+    loop {
+        let ways = ways(&ports, bridge, &outcome.borrow());
+        let asked: Vec<WayQuery> = ways.iter().cycle().skip(from).take(PEERS.min(ways.len())).cloned().collect();
+        from = if ways.is_empty() { 0 } else { (from + asked.len()) % ways.len() };
+        // What cannot be read is said by the reconciler, which reads it too.
+        let (counts, detours) = (kernel.drops().await, kernel.detours(&asked).await);
+        evidence.send_modify(|evidence| {
+            if let Ok(counts) = counts {
+                evidence.drops.observe(started.elapsed(), &counts, &names);
+            }
+            if let Ok(detours) = detours {
+                let is_there = |detour: &Detour| ways.iter().any(|way| way.to == detour.to);
+                let is_old = |detour: &Detour| !asked.iter().any(|way| way.to == detour.to);
+                evidence.detours.retain(|detour| is_there(detour) && is_old(detour));
+                evidence.detours.extend(detours);
+                evidence.detours.sort_by_key(|detour| detour.to);
+            }
+        });
+        sleep(LOOK).await;
+    }
+}
+
+/// The way to each peer that is programmed.
+fn ways(ports: &[NetworkPort], bridge: Option<IfName>, outcome: &Outcome) -> Vec<WayQuery> {
+    let mut ways = Vec::new();
+    for (number, port) in ports.iter().enumerate() {
+        let Some(own) = port.holding.borrow().held.as_ref().map(|held| held.subnets) else { continue };
+        let Some(network) = outcome.networks.iter().find(|network| network.name == port.name) else { continue };
+        // The bridge of our own is the first network's.
+        let bridge = bridge.filter(|_| number == 0);
+        let good =
+            network.peers.iter().filter(|peer| outcome.peer_state(peer) == crate::reconciler::PeerState::Programmed);
+        for peer in good {
+            ways.extend(of_peer(peer.subnets, own, bridge));
+        }
+    }
+    ways
+}
+
+/// The way to the first container of each of a peer's subnets.
+pub(crate) fn of_peer(peer: SubnetKey, own: SubnetKey, bridge: Option<IfName>) -> Vec<WayQuery> {
+    let query = |subnet: IpNet| {
+        let to = container(subnet)?;
+        let own = own.iter().find(|own| own.addr().is_ipv4() == to.is_ipv4()).and_then(container);
+        Some(WayQuery { peer, to, from: own.zip(bridge) })
+    };
+    peer.iter().filter_map(query).collect()
+}
+
+/// The address after the gateway's, the first that a container gets.
+fn container(subnet: IpNet) -> Option<IpAddr> {
+    match subnet {
+        IpNet::V4(net) => u32::from(net.network()).checked_add(2).map(|number| IpAddr::V4(number.into())),
+        IpNet::V6(net) => u128::from(net.network()).checked_add(2).map(|number| IpAddr::V6(number.into())),
+    }
+}
