@@ -210,3 +210,6 @@ pub fn network(error: &NetworkError) -> Status {
     let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     status(code, format!("{error}{source}"), Refusal { hint, ..of(Kind::Unspecified) })
 }
+
+#[cfg(test)]
+mod tests;
