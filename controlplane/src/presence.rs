@@ -1,5 +1,6 @@
 //! That a node is alive, and that it is the only one with its identity.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use flatnet_model::keys::excerpt;
@@ -8,7 +9,7 @@ use flatnet_model::{EtcdLease, HostRanges, InstanceNonce, NodeId, Owner, Revisio
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, Write};
+use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 
 /// The record's version.
 const VERSION: u32 = 1;
@@ -54,22 +55,26 @@ struct Record {
     routes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     resolvers: Vec<String>,
+    /// Where it calls from, as the server that it called saw; none of one that writes the store itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<IpAddr>,
 }
 
 impl Record {
-    fn new(who: &Owner, ranges: &HostRanges) -> Self {
+    fn new(who: &Owner, ranges: &HostRanges, from: Option<IpAddr>) -> Self {
         Self {
             version: VERSION,
             name: who.name.clone(),
             nonce: who.nonce,
             routes: ranges.prefixes().iter().map(ToString::to_string).collect(),
             resolvers: ranges.resolvers().iter().map(ToString::to_string).collect(),
+            from,
         }
     }
 
     /// Whether a record of this node's says what `new` says.
     fn says_the_same(&self, new: &Self) -> bool {
-        self.name == new.name && self.routes == new.routes && self.resolvers == new.resolvers
+        self.from == new.from && self.name == new.name && self.routes == new.routes && self.resolvers == new.resolvers
     }
 }
 
@@ -81,6 +86,21 @@ pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
     let routes = record.routes.iter().take(HostRanges::PREFIXES).filter_map(|text| text.parse().ok());
     let resolvers = record.resolvers.iter().take(HostRanges::RESOLVERS).filter_map(|text| text.parse().ok());
     Some((excerpt(&record.name), HostRanges::new(routes, resolvers)))
+}
+
+/// Where a present node calls from, if a server saw that.
+#[must_use]
+pub fn called_from(value: &[u8]) -> Option<IpAddr> {
+    serde_json::from_slice::<Record>(value).ok()?.from
+}
+
+/// Writes down that the node of the presence `kv` calls from another address now.
+pub async fn moved<S: Store>(store: &S, node: NodeId, kv: &KeyValue, from: IpAddr) -> Result<(), StoreError> {
+    let (Ok(mut record), Some(lease)) = (serde_json::from_slice::<Record>(&kv.value), kv.lease) else { return Ok(()) };
+    record.from = Some(from);
+    let key = flatnet_model::keys::presence(node);
+    // Refused: it was written meanwhile, by the node itself.
+    put(store, key, kv.mod_revision, node, &record, lease).await.map(drop)
 }
 
 /// How often the key of another copy is looked at while its time runs out.
@@ -97,9 +117,19 @@ const RENEWALS: u32 = 2;
 /// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its lease
 /// is renewed meanwhile, or the key still there after its TTL, somebody lives who has a copy of our state directory.
 pub async fn announce<S: Store>(store: &S, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
+    announce_from(store, who, ranges, None).await
+}
+
+/// The same for a node that calls from `from`.
+pub async fn announce_from<S: Store>(
+    store: &S,
+    who: &Owner,
+    ranges: &HostRanges,
+    from: Option<IpAddr>,
+) -> Result<Presence, PresenceError> {
     let mut ends = Instant::now() + PRESENCE_TTL + MARGIN;
     let mut granted = None;
-    let new = Record::new(who, ranges);
+    let new = Record::new(who, ranges, from);
     let mut signs = SignsOfLife::default();
     loop {
         let other = match attempt(store, who.node, &new, &mut granted).await {
@@ -115,7 +145,7 @@ pub async fn announce<S: Store>(store: &S, who: &Owner, ranges: &HostRanges) -> 
         };
         if Instant::now() >= ends || signs.renewals >= RENEWALS {
             return Err(match other {
-                Some(other) => PresenceError::Cloned { node: who.node, name: other.name, nonce: other.nonce },
+                Some(other) => PresenceError::Cloned { node: who.node, name: excerpt(&other.name), nonce: other.nonce },
                 None => PresenceError::Store(StoreError::Unavailable {
                     endpoint: "store".to_owned(),
                     reason: "the node's presence changed in every attempt".to_owned(),
@@ -155,7 +185,7 @@ impl SignsOfLife {
     async fn look<S: Store>(&mut self, store: &S, other: &Record, lease: EtcdLease) -> Sign {
         if self.last.is_none() {
             tracing::warn!(
-                name = other.name,
+                name = excerpt(&other.name),
                 "another instance has this node's identity; waiting whether it is this machine before a reboot, or a copy that lives"
             );
         }

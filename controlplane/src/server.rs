@@ -22,6 +22,7 @@ use tonic::transport::server::Server as Grpc;
 use tonic::{Response, Status};
 
 use crate::clock;
+use crate::networks::{self, NetworkError};
 use crate::pki::{self, Authority, Identity, PkiError, SERVER_LIFETIME};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError};
@@ -44,6 +45,8 @@ mod removal;
 #[cfg(feature = "simulation")]
 mod replica;
 mod tokens;
+mod watches;
+mod witness;
 
 use audit::Audit;
 use gate::Gate;
@@ -51,6 +54,8 @@ use hub::Hubs;
 use listener::SharedConfig;
 use metrics::Metrics;
 use registry::Registry;
+use watches::Watches;
+use witness::Witness;
 
 #[cfg(feature = "simulation")]
 pub use replica::{Replica, Stranger};
@@ -78,6 +83,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const RENEW_CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
 /// How often its age is looked at: by the clock, which may be set, and goes on while a virtual machine is suspended.
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(60);
+/// How long nodes may put networks back after a wipe was seen: a fleet that lost its store is there within minutes, and
+/// afterwards an administrator does it.
+const RESTORE: Duration = Duration::from_secs(15 * 60);
 /// How often the store is asked whether it answers.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -144,6 +152,8 @@ pub(crate) struct Context<S> {
     node_lifetime: Duration,
     registry: Arc<Registry>,
     hubs: Hubs<S>,
+    watches: Watches,
+    witness: Witness,
     audit: Audit,
     failures: tokens::Failures,
     line: tokens::Line,
@@ -157,8 +167,16 @@ pub(crate) struct Context<S> {
 }
 
 impl<S: Store> Context<S> {
-    fn new(store: Arc<S>, store_name: &'static str, prefix: String, authority: Authority, audit: Audit) -> Self {
+    fn new(
+        store: Arc<S>,
+        store_name: &'static str,
+        prefix: String,
+        authority: Authority,
+        (audit, witness): (Audit, Witness),
+    ) -> Self {
         Self {
+            watches: Watches::default(),
+            witness,
             hubs: Hubs::new(Arc::clone(&store)),
             store,
             store_name,
@@ -195,15 +213,30 @@ impl<S: Store> Context<S> {
         })
     }
 
-    /// Looks whether nodes may put networks back: the store was blank when this server came to it or was wiped under it,
-    /// and nobody but nodes has written networks since.
+    /// Looks whether nodes may put networks back: this server, or an earlier run of it, saw networks in the store and they
+    /// are gone since it came to it or went back under it; nobody but nodes has written networks since; and that is not long
+    /// ago.
     async fn was_wiped(&self) -> Result<bool, StoreError> {
         let mut looks = self.looks.lock().await;
         let look = look::look(self.store.as_ref(), &self.prefix).await?;
-        let went_back = looks.newest.is_none_or(|newest| look.revision < newest);
-        looks.wiped = look.is_blank && (looks.wiped || went_back);
+        if !look.is_blank && looks.written != Some(look.written) {
+            let all = networks::list(self.store.as_ref(), &self.prefix).await.map_err(|error| match error {
+                NetworkError::Store(error) => error,
+                other => StoreError::Unavailable { endpoint: "store".to_owned(), reason: other.to_string() },
+            })?;
+            let all = all.iter().map(|info| (info.keys.network(), info.config_value.as_slice()));
+            // What nodes put back is not all yet.
+            self.witness.saw_these(all, !look.is_restored);
+            looks.written = Some(look.written);
+        }
+        // Networks are seen between two looks too.
+        let seen = self.witness.newest(look.revision);
+        let went_back = looks.newest.is_none_or(|newest| look.revision < newest.max(seen));
+        looks.wiped = look.is_blank && !self.witness.is_empty() && (looks.wiped || went_back);
         looks.newest = Some(look.revision);
-        Ok(looks.wiped || look.is_restored)
+        let is_open = looks.wiped || look.is_restored;
+        looks.open_since = is_open.then(|| looks.open_since.unwrap_or_else(tokio::time::Instant::now));
+        Ok(looks.open_since.is_some_and(|since| since.elapsed() < RESTORE))
     }
 }
 
@@ -212,8 +245,12 @@ impl<S: Store> Context<S> {
 struct Looks {
     /// The store's revision at the last one.
     newest: Option<Revision>,
-    /// It was blank at the first one, or has gone back to being so.
+    /// It was blank at the first one, or has gone back to being so, and networks were seen in it before.
     wiped: bool,
+    /// As of when the networks written last were seen.
+    written: Option<Revision>,
+    /// Since when nodes may put networks back.
+    open_since: Option<tokio::time::Instant>,
 }
 
 /// A server with everything opened, not serving yet.
@@ -251,7 +288,8 @@ impl<S: Store> Server<S> {
         };
         let socket_path = dir.join(SOCKET);
         let socket = listener::bind_local(&socket_path).map_err(io(&socket_path))?;
-        let context = Context::new(options.store, options.store_name, options.prefix, authority, audit);
+        let kept = (audit, Witness::open(&dir));
+        let context = Context::new(options.store, options.store_name, options.prefix, authority, kept);
         let context = Arc::new(Context { embedded: options.embedded, ..context });
         Ok(Self { context, listener, http, socket, socket_path, tls })
     }

@@ -13,7 +13,8 @@ use flatnet_controlplane::store::{Store, Txn, Write};
 use flatnet_controlplane::watch::{NetworkView, Source, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
-    BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
+    BackendData, BackendKind, HostRanges, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, SubnetKey,
+    Vni, vtep_mac,
 };
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -112,11 +113,15 @@ impl Fleet {
 
 fn publication(number: u32) -> Publication {
     let [_, a, b, c] = number.to_be_bytes();
+    let vni = Vni::new(1).unwrap();
     Publication {
         public_ip: Some(Ipv4Addr::new(198, 18 + a, b, c)),
         public_ipv6: None,
         backend: BackendKind::Vxlan,
-        data: BackendData::Vxlan { vni: Vni::new(1).ok(), mac: Mac::new([2, 0, 0, a, b, c]) },
+        data: BackendData::Vxlan {
+            vni: Some(vni),
+            mac: vtep_mac(NodeId::new(u128::from(number) + 1), vni, IpFamily::V4),
+        },
         data_v6: BackendData::None,
         besides: Vec::new(),
     }

@@ -13,6 +13,8 @@ pub(super) struct Look {
     pub(super) is_blank: bool,
     /// Nobody but nodes has written networks since it was blank.
     pub(super) is_restored: bool,
+    /// When the catalog or the network `default` was written last.
+    pub(super) written: Revision,
     /// As of when.
     pub(super) revision: Revision,
 }
@@ -25,6 +27,7 @@ pub(super) async fn look<S: Store>(store: &S, prefix: &str) -> Result<Look, Stor
     Ok(Look {
         is_blank: catalog.kvs.is_empty() && config.kvs.is_empty(),
         is_restored: catalog.kvs.first().is_some_and(|kv| networks::is_restored(&kv.value)),
+        written: catalog.kvs.iter().chain(&config.kvs).map(|kv| kv.mod_revision).max().unwrap_or(0),
         revision: catalog.revision,
     })
 }

@@ -25,7 +25,7 @@ mod watching;
 use watching::WatchStream;
 
 /// The longest configuration taken, in bytes.
-const CONFIG_LIMIT: usize = 64 * 1024;
+pub(super) const CONFIG_LIMIT: usize = 64 * 1024;
 
 /// The service.
 pub struct NodeService<S> {
@@ -48,6 +48,7 @@ impl<S: Store> NodeService<S> {
         Ok(NetworkKeys::new(&wire::network(network)?, &self.context.prefix))
     }
 
+    /// The hub of a network that there is.
     fn hub(&self, keys: &NetworkKeys) -> Result<Arc<Hub>, Status> {
         self.context.hubs.get(keys).ok_or_else(|| Status::resource_exhausted("too many networks are watched"))
     }
@@ -103,7 +104,13 @@ impl<S: Store> NodeService<S> {
         if !self.context.was_wiped().await.map_err(|error| refusal::store(&error))? {
             return Err(refusal::not_allowed(
                 "networks are created by administrators",
-                "this store was not wiped since the server started: controlplane network create puts a network back",
+                "this server saw no networks go within the last minutes: controlplane network create puts a network back",
+            ));
+        }
+        if self.context.witness.config(keys.network()).as_ref() != Some(&config) {
+            return Err(refusal::not_allowed(
+                format!("network {} is not what this server saw before the store was wiped", keys.network()),
+                "controlplane network create puts a network back",
             ));
         }
         let all = networks::list(self.store(), &self.context.prefix).await.map_err(|error| refusal::network(&error))?;
@@ -120,16 +127,16 @@ impl<S: Store> NodeService<S> {
             let known = registry::register_again(self.store(), caller.node, &owner.name, &caller.key_hash).await;
             known.map_err(|error| refusal::store(&error))?;
         }
-        let held = presence::announce(self.store(), &owner, &ranges).await;
+        let held = presence::announce_from(self.store(), &owner, &ranges, Some(caller.address)).await;
         held.map(|held| held.lease).map_err(|error| refusal::presence(&error))
     }
 
     /// That the caller's presence is under `lease`.
-    async fn check_presence(&self, node: NodeId, lease: i64) -> Result<(), Status> {
+    async fn check_presence(&self, node: NodeId, lease: i64) -> Result<KeyValue, Status> {
         let reply = self.store().range(&KeyRange::key(&presence_key(node))).await;
         let found = reply.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
         match found {
-            Some(kv) if kv.lease == Some(EtcdLease(lease)) => Ok(()),
+            Some(kv) if kv.lease == Some(EtcdLease(lease)) => Ok(kv),
             _ => Err(refusal::store(&StoreError::LeaseGone(lease))),
         }
     }
@@ -221,7 +228,11 @@ impl<S: Store> Node for NodeService<S> {
         let caller = self.caller(&request)?;
         let lease = request.into_inner().lease;
         let result = async {
-            self.check_presence(caller.node, lease).await?;
+            let kv = self.check_presence(caller.node, lease).await?;
+            if presence::called_from(&kv.value) != Some(caller.address) {
+                let moved = presence::moved(self.store(), caller.node, &kv, caller.address).await;
+                moved.map_err(|error| refusal::store(&error))?;
+            }
             let ttl = self.store().lease_keep_alive(EtcdLease(lease)).await;
             ttl.map(|ttl| proto::Ttl { secs: ttl.as_secs() }).map_err(|error| refusal::store(&error))
         };

@@ -46,7 +46,13 @@ pub struct Registration {
     /// certificate, so there is no time after which this could go.
     #[serde(default)]
     pub removed: bool,
+    /// WireGuard's public keys that it published, the latest last: whoever has seen one does not become its host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wireguard_keys: Vec<String>,
 }
+
+/// WireGuard's keys kept of a node: two networks', each with the one before a rotation, and some more.
+const WIREGUARD_KEYS: usize = 16;
 
 impl Registration {
     /// Of a node that joins now.
@@ -61,6 +67,7 @@ impl Registration {
             revoked: false,
             drained: false,
             removed: false,
+            wireguard_keys: Vec::new(),
         }
     }
 
@@ -239,6 +246,29 @@ pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Sta
         )),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Writes down that WireGuard's public `key` is this node's; refused if it is another's.
+pub async fn own_wireguard_key<S: Store>(store: &S, known: &Known, node: NodeId, key: &str) -> Result<(), Status> {
+    let has = |found: &Registration| found.wireguard_keys.iter().any(|own| own == key);
+    if known.get(&node).is_some_and(|found| has(found)) {
+        return Ok(());
+    }
+    if let Some((other, _)) = known.iter().find(|(id, found)| **id != node && !found.removed && has(found)) {
+        return Err(refusal::not_allowed(
+            format!("the WireGuard key that is published belongs to node {other}"),
+            "each host has its own: a copied state directory is to be removed",
+        ));
+    }
+    let changed = change(store, node, |found| {
+        if !has(found) {
+            found.wireguard_keys.push(key.to_owned());
+            let too_many = found.wireguard_keys.len().saturating_sub(WIREGUARD_KEYS);
+            found.wireguard_keys.drain(..too_many);
+        }
+    });
+    // A node that a wiped store does not know yet has it written down when it publishes again.
+    changed.await.map(drop).map_err(|error| refusal::store(&error))
 }
 
 /// Ends a node's rights, also those of one that is not known, whose certificate would be good; whether it was known. One

@@ -18,6 +18,7 @@ use tonic::transport::server::Connected;
 use super::audit::Audit;
 use super::caller::Peer;
 use super::gate::Gate;
+use super::witness::Witness;
 use super::{Context, PKI, STREAMS, ServerError, grpc, probe, routes};
 use crate::clock;
 use crate::pki::{self, Authority};
@@ -55,7 +56,7 @@ impl Replica {
         let authority = Authority::open(&dir.join(PKI))?;
         let ca_hash = authority.hash();
         let audit = Audit::open(dir).map_err(io)?;
-        let context = Context::new(store, "memory", prefix.to_owned(), authority, audit);
+        let context = Context::new(store, "memory", prefix.to_owned(), authority, (audit, Witness::open(dir)));
         let context = Arc::new(Context { node_lifetime, ..context });
         let mut tasks = JoinSet::new();
         let (registry, store) = (Arc::clone(&context.registry), Arc::clone(&context.store));

@@ -184,6 +184,9 @@ pub async fn use_for<S: Store>(
         }
         found.record.uses_left = found.record.uses_left.checked_sub(1).ok_or_else(bad)?;
         let (key, node_key) = (format!("{TOKENS}{}", found.id), registry::key(node));
+        let mut joins = Registration::new(name, key_hash);
+        // The host is the same one, with the tunnels' keys it had.
+        joins.wireguard_keys = known.as_ref().map(|(_, before)| before.wireguard_keys.clone()).unwrap_or_default();
         let txn = Txn {
             when: vec![
                 Compare::ModRevision(key.clone(), found.revision),
@@ -191,7 +194,7 @@ pub async fn use_for<S: Store>(
             ],
             then: vec![
                 Write::Put { key, value: serde_json::to_vec(&found.record).unwrap_or_default(), lease: found.lease },
-                Write::Put { key: node_key, value: Registration::new(name, key_hash).encode(), lease: None },
+                Write::Put { key: node_key, value: joins.encode(), lease: None },
             ],
         };
         match store.txn(txn).await {

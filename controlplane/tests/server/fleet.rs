@@ -16,7 +16,8 @@ use flatnet_controlplane::store::memory::MemoryStore;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{
-    BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, Vni,
+    BackendData, BackendKind, HostRanges, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, Vni,
+    vtep_mac,
 };
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use flatnet_proto::controlplane::v1::node_client::NodeClient;
@@ -175,11 +176,12 @@ pub struct Node {
 impl Node {
     /// What it publishes.
     pub fn publication(&self) -> Publication {
+        let vni = Vni::new(7).unwrap();
         Publication {
             public_ip: Some(Ipv4Addr::new(192, 0, 2, self.number)),
             public_ipv6: None,
             backend: BackendKind::Vxlan,
-            data: BackendData::Vxlan { vni: Vni::new(7).ok(), mac: Mac::new([2, 0, 0, 0, 0, self.number]) },
+            data: BackendData::Vxlan { vni: Some(vni), mac: vtep_mac(self.owner.node, vni, IpFamily::V4) },
             data_v6: BackendData::None,
             besides: Vec::new(),
         }

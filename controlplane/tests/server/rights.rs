@@ -11,8 +11,10 @@ use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::tls::{self, Trust};
 use flatnet_controlplane::watch::{NetworkView, follow};
 use flatnet_controlplane::wire;
-use flatnet_model::HostRanges;
 use flatnet_model::keys::presence;
+use flatnet_model::{
+    BackendData, BackendKind, Besides, HostRanges, IpFamily, NodeId, Publication, Vni, WireguardKey, vtep_mac,
+};
 use flatnet_proto::controlplane::v1 as proto;
 use proto::admin_client::AdminClient;
 use proto::enrollment_client::EnrollmentClient;
@@ -67,11 +69,48 @@ async fn a_node_cannot_draw_anothers_packets_by_its_tunnels_address() {
     let mut stolen = thief.publication();
     stolen.data = victim.publication().data;
     let error = thief.remote.publish(&keys(), &own, &stolen).await.unwrap_err();
-    assert!(error.to_string().contains("belongs to the host"), "{error}");
+    assert!(error.to_string().contains("is not the one of node"), "{error}");
     let mut request = thief.request();
     request.publication = stolen;
     let refused = thief.try_acquire(&request);
     assert!(refused.await.is_err());
+    // Nor the one that it is going to have: in another network, of another family, beside another way, without a number.
+    let vni = Vni::new(9).unwrap();
+    let (v4, v6) = (vtep_mac(NodeId::new(3), vni, IpFamily::V4), vtep_mac(NodeId::new(3), vni, IpFamily::V6));
+    let data = |vni, mac| BackendData::Vxlan { vni, mac };
+    let besides = |data: BackendData, data_v6| Besides { backend: BackendKind::Vxlan, data, data_v6, used: true };
+    let own = thief.publication();
+    let all = [
+        Publication { data: data(Some(vni), v4), ..own.clone() },
+        Publication { data: data(None, v4), ..own.clone() },
+        Publication { data_v6: data(Some(vni), v6), ..own.clone() },
+        Publication { besides: vec![besides(data(Some(vni), v4), BackendData::None)], ..own.clone() },
+        Publication { besides: vec![besides(BackendData::None, data(Some(vni), v6))], ..own },
+    ];
+    for publication in all {
+        let request = ClaimRequest { publication, ..thief.request() };
+        let refused = thief.try_acquire(&request).await.unwrap_err().to_string();
+        assert!(refused.contains("is not the one of node"), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wireguard_key_stays_its_nodes_when_its_lease_has_lapsed() {
+    let fleet = Fleet::start().await;
+    let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
+    let public_key = WireguardKey::new([7; 32]).unwrap();
+    let of = |node: &Node| {
+        let data = BackendData::Wireguard { public_key, port: None };
+        let publication = Publication { backend: BackendKind::Wireguard, data, ..node.publication() };
+        ClaimRequest { publication, ..node.request() }
+    };
+    let claim = victim.try_acquire(&of(&victim)).await.unwrap();
+    fleet.store.delete(keys().lease(&claim.lease.subnets));
+    let refused = thief.try_acquire(&of(&thief)).await.unwrap_err().to_string();
+    assert!(refused.contains("belongs to node"), "{refused}");
+    let own = thief.acquire().await;
+    assert!(thief.remote.publish(&keys(), &own, &of(&thief).publication).await.is_err());
+    victim.try_acquire(&of(&victim)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

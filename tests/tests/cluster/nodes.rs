@@ -17,7 +17,8 @@ use flatnet_controlplane::store::{KeyRange, Store};
 use flatnet_controlplane::watch::{NetworkView, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
-    BackendData, BackendKind, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
+    BackendData, BackendKind, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
+    vtep_mac,
 };
 use flatnet_tests::control_plane::ControlPlane;
 use flatnet_tests::wait::{pause, wait_until};
@@ -215,11 +216,12 @@ async fn owners(store: &EtcdStore) -> Result<BTreeMap<SubnetKey, NodeId>, String
 }
 
 fn publication(number: u8) -> Publication {
+    let vni = Vni::new(7).unwrap();
     Publication {
         public_ip: Some(Ipv4Addr::new(192, 0, 2, number)),
         public_ipv6: None,
         backend: BackendKind::Vxlan,
-        data: BackendData::Vxlan { vni: Vni::new(7).ok(), mac: Mac::new([2, 0, 0, 0, 0, number]) },
+        data: BackendData::Vxlan { vni: Some(vni), mac: vtep_mac(NodeId::new(u128::from(number)), vni, IpFamily::V4) },
         data_v6: BackendData::None,
         besides: Vec::new(),
     }

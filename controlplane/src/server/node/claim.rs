@@ -1,10 +1,11 @@
 //! Claiming a subnet in a node's name, and what may be published with it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use flatnet_model::keys::NetworkKeys;
+use flatnet_model::keys::{NetworkKeys, presence as presence_key};
 use flatnet_model::state::{ConfigState, NetworkState};
-use flatnet_model::{BackendData, IpFamily, Lease, NetworkConfig, NodeId, Publication, SubnetKey};
+use flatnet_model::{BackendData, EtcdLease, IpFamily, Lease, NetworkConfig, NodeId, Publication, SubnetKey, vtep_mac};
 use flatnet_proto::controlplane::v1 as proto;
 use ipnet::IpNet;
 use tonic::{Code, Status};
@@ -12,9 +13,10 @@ use tonic::{Code, Status};
 use super::{CONFIG_LIMIT, NodeService};
 use crate::allocate::{self, Claim, ClaimRequest, KnownLeases, Origin};
 use crate::flannel::decode_config;
+use crate::presence;
 use crate::random::OsRandom;
 use crate::server::caller::NodeCaller;
-use crate::server::hub::FIRST_READ;
+use crate::server::hub::{FIRST_READ, Hub};
 use crate::server::registry;
 use crate::store::{KeyRange, Store};
 use crate::wire::{self, refusal};
@@ -46,21 +48,27 @@ impl<S: Store> NodeService<S> {
             return Err(Status::invalid_argument("a lease lives 10 s to 30 days: --lease-ttl"));
         }
         registry::check_may_hold(self.store(), caller.node).await?;
-        self.check_nobody_elses(&keys, caller.node, &publication).await?;
+        check_own_addresses(caller.node, &publication)?;
         let (config, refresh_only) = match self.config_for(&keys, caller.node, previous, &message.config).await? {
-            Under::Stored(config) => (config, false),
+            Under::Stored(ConfigState::Valid(config)) => (ConfigState::Valid(config), false),
+            // No hub is made for a network that is not there.
+            Under::Stored(_) => {
+                let network = keys.network().to_string();
+                return Err(refusal::acquire(&allocate::AcquireError::NoConfig { network }));
+            }
             Under::Offered(config) => (ConfigState::Valid(config), true),
         };
         if let (Some(previous), ConfigState::Valid(config)) = (previous, &config) {
             self.check_was_held(&keys, caller.node, config, previous).await?;
         }
         let hub = self.hub(&keys)?;
-        hub.ready(0, FIRST_READ).await;
+        self.check_nobody_elses(&hub, caller.node, &publication).await?;
+        self.check_address(&hub, &keys, caller, &publication).await?;
         let request = ClaimRequest {
             known: hub.look(|state| KnownLeases::of(state, caller.node, &publication)).flatten(),
             // A lease of this host's from before: only the host itself calls from its address.
-            adopt: publication.public_ip.map(std::net::IpAddr::V4) == Some(caller.address)
-                || publication.public_ipv6.map(std::net::IpAddr::V6) == Some(caller.address),
+            adopt: publication.public_ip.map(IpAddr::V4) == Some(caller.address)
+                || publication.public_ipv6.map(IpAddr::V6) == Some(caller.address),
             wanted: if refresh_only { Vec::new() } else { wire::wanted(&message.wanted)? },
             ttl: Duration::from_secs(message.ttl_secs),
             keys,
@@ -97,7 +105,11 @@ impl<S: Store> NodeService<S> {
         offered: &[u8],
     ) -> Result<Under, Status> {
         let reply = self.store().range(&KeyRange::key(&keys.config())).await;
-        let found = reply.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
+        let reply = reply.map_err(|error| refusal::store(&error))?;
+        let (revision, found) = (reply.revision, reply.kvs.into_iter().next());
+        if let Some(kv) = &found {
+            self.context.witness.saw(keys.network(), &kv.value, revision);
+        }
         let stored = found.and_then(|kv| decode_config(&kv.value).ok()).map(|(config, _)| config);
         let offered = Some(offered).filter(|json| !json.is_empty() && json.len() <= CONFIG_LIMIT);
         let offered = offered.and_then(|json| decode_config(json).ok()).map(|(config, _)| config);
@@ -162,13 +174,7 @@ impl<S: Store> NodeService<S> {
     }
 
     /// Refuses a publication that would draw another host's packets: its tunnel's Ethernet address, its WireGuard key.
-    async fn check_nobody_elses(
-        &self,
-        keys: &NetworkKeys,
-        node: NodeId,
-        publication: &Publication,
-    ) -> Result<(), Status> {
-        let hub = self.hub(keys)?;
+    async fn check_nobody_elses(&self, hub: &Hub, node: NodeId, publication: &Publication) -> Result<(), Status> {
         if !hub.ready(0, FIRST_READ).await {
             return Err(Status::unavailable("the store has not been read yet"));
         }
@@ -181,8 +187,58 @@ impl<S: Store> NodeService<S> {
                 format!("what is published belongs to the host of {other}: its tunnel's address or key"),
                 "each host has its own: a copied state directory is to be removed",
             )),
-            None => Ok(()),
+            None => {
+                let known = self.context.registry.all();
+                for data in ways(publication) {
+                    if let BackendData::Wireguard { public_key, .. } = data {
+                        registry::own_wireguard_key(self.store(), &known, node, &public_key.to_string()).await?;
+                    }
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Refuses a public address that a living node publishes, unless the caller calls from there and the other does not: then
+    /// the other's lease, which says what is not so, is ended.
+    async fn check_address(
+        &self,
+        hub: &Hub,
+        keys: &NetworkKeys,
+        caller: &NodeCaller,
+        publication: &Publication,
+    ) -> Result<(), Status> {
+        let v4 = publication.public_ip.map(IpAddr::V4);
+        for address in v4.into_iter().chain(publication.public_ipv6.map(IpAddr::V6)) {
+            let publishes = |lease: &Lease| {
+                lease.public_ip.map(IpAddr::V4) == Some(address) || lease.public_ipv6.map(IpAddr::V6) == Some(address)
+            };
+            let leases = hub.look(|state| state.leases.values().filter(|lease| publishes(lease)).cloned().collect());
+            let leases: Vec<Lease> = leases.unwrap_or_default();
+            if leases.iter().any(|lease| lease.is_owned_by(caller.node)) {
+                // It does so already: that is no news.
+                continue;
+            }
+            for lease in leases {
+                let Some(owner) = &lease.owner else { continue };
+                let present = self.store().range(&KeyRange::key(&presence_key(owner.node))).await;
+                let present = present.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
+                let Some(present) = present else { continue };
+                if address != caller.address {
+                    let name = if owner.name.is_empty() { owner.node.to_string() } else { owner.name.clone() };
+                    let subnets = lease.subnets;
+                    return Err(refusal::acquire(&allocate::AcquireError::SamePublicIp { address, subnets, name }));
+                }
+                if presence::called_from(&present.value).is_some_and(|from| from != address) {
+                    tracing::warn!(%address, node = %caller.node, other = %owner.node, "whoever calls from an address has it, another gives way");
+                    let etcd_lease = lease.etcd_lease.unwrap_or(EtcdLease(0));
+                    let squatted = Claim { lease, etcd_lease, origin: Origin::Refreshed };
+                    let released = allocate::release(self.store(), keys, &squatted).await;
+                    released.map_err(|error| refusal::store(&error))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn do_publish(
@@ -194,9 +250,12 @@ impl<S: Store> NodeService<S> {
         let subnets = wire::subnets(&message.subnets)?;
         let owner = wire::owner(caller.node, message.instance.as_ref())?;
         let publication = wire::publication(&message.publication, subnets)?;
-        self.check_nobody_elses(&keys, caller.node, &publication).await?;
+        check_own_addresses(caller.node, &publication)?;
         let lost = || refusal::update(&allocate::UpdateError::Lost(subnets));
         let (kv, mut lease) = self.own_lease(&keys, subnets, caller.node).await?.ok_or_else(lost)?;
+        let hub = self.hub(&keys)?;
+        self.check_nobody_elses(&hub, caller.node, &publication).await?;
+        self.check_address(&hub, &keys, caller, &publication).await?;
         let etcd_lease = kv.lease.ok_or_else(lost)?;
         lease.owner = Some(owner);
         let claim = Claim { lease, etcd_lease, origin: Origin::Refreshed };
@@ -228,10 +287,33 @@ fn is_inside(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     })
 }
 
-/// Whether a host with `publication` would be taken for the one of `lease`, by any of the ways to either.
+/// Whether a host with `publication` would be taken for the one of `lease`, by any of the ways to either. Of a node that
+/// wrote its lease before its tunnel's address had to be its own, the address may be another's: it is believed of flanneld and
+/// permanent peers alone.
 fn shares_identity(lease: &Lease, publication: &Publication) -> bool {
     let theirs = lease.publication();
+    if lease.owner.as_ref().is_some_and(|owner| check_own_addresses(owner.node, &theirs).is_err()) {
+        return false;
+    }
     ways(&theirs).any(|theirs| ways(publication).any(|ours| same_identity(theirs, ours)))
+}
+
+/// Refuses Ethernet addresses of tunnels that are not derived from the caller's id: they may be those that another node is
+/// going to have.
+fn check_own_addresses(node: NodeId, publication: &Publication) -> Result<(), Status> {
+    let besides = publication.besides.iter().map(|besides| (&besides.data, &besides.data_v6));
+    for (v4, v6) in std::iter::once((&publication.data, &publication.data_v6)).chain(besides) {
+        for (data, family) in [(v4, IpFamily::V4), (v6, IpFamily::V6)] {
+            let BackendData::Vxlan { vni, mac } = data else { continue };
+            if vni.map(|vni| vtep_mac(node, vni, family)) != Some(*mac) {
+                return Err(refusal::not_allowed(
+                    format!("the tunnel's address {mac} is not the one of node {node}"),
+                    "it follows from the node's id: a copied state directory is to be removed",
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn ways(publication: &Publication) -> impl Iterator<Item = &BackendData> {
@@ -248,4 +330,4 @@ fn same_identity(a: &BackendData, b: &BackendData) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

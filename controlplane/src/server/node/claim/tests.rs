@@ -11,6 +11,7 @@ use crate::pki::Authority;
 use crate::server::Context;
 use crate::server::audit::Audit;
 use crate::server::caller::Peer;
+use crate::server::witness::Witness;
 use crate::store::memory::{Fault, MemoryStore};
 
 /// The network, and what a node says of it: another family beside, and larger subnets.
@@ -23,8 +24,8 @@ const STEP: Duration = Duration::from_millis(50);
 pub(in crate::server::node) fn service(name: &str, store: &MemoryStore) -> NodeService<MemoryStore> {
     let dir = std::env::temp_dir().join(format!("flatnet-{name}-{}", std::process::id()));
     let authority = Authority::open(&dir).unwrap();
-    let audit = Audit::open(&dir).unwrap();
-    let context = Context::new(Arc::new(store.client()), "memory", "/coreos.com/network".to_owned(), authority, audit);
+    let kept = (Audit::open(&dir).unwrap(), Witness::open(&dir));
+    let context = Context::new(Arc::new(store.client()), "memory", "/coreos.com/network".to_owned(), authority, kept);
     // What is open stays so.
     std::fs::remove_dir_all(&dir).unwrap();
     NodeService { context: Arc::new(context) }
@@ -42,6 +43,18 @@ pub(in crate::server::node) fn caller(node: u128, address: Ipv4Addr) -> NodeCall
 
 pub(in crate::server::node) fn keys() -> NetworkKeys {
     NetworkKeys::new(&NetworkName::default_network(), "/coreos.com/network")
+}
+
+fn publication(address: Ipv4Addr) -> Vec<u8> {
+    let publication = Publication {
+        public_ip: Some(address),
+        public_ipv6: None,
+        backend: BackendKind::HostGw,
+        data: BackendData::None,
+        data_v6: BackendData::None,
+        besides: Vec::new(),
+    };
+    encode_lease(&publication, None)
 }
 
 fn request(previous: &str, config: &str, wanted: &[&str]) -> proto::AcquireRequest {
@@ -107,4 +120,44 @@ async fn a_lease_lives_no_longer_than_thirty_days() {
         let answer = service.do_acquire(&caller(1, Ipv4Addr::new(192, 0, 2, 1)), &message).await;
         assert_eq!(answer.is_ok(), good, "{ttl_secs} s");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_whose_who_calls_from_it_and_nobody_squats_it() {
+    let store = MemoryStore::new();
+    store.put(keys().config(), STORED, None);
+    let service = service("squat", &store);
+    let (theirs, other) = (Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(192, 0, 2, 66));
+    let (victim, squatter) = (caller(1, theirs), caller(2, other));
+    let announce = async |caller: &NodeCaller| {
+        let instance = Some(proto::Instance { name: "m".to_owned(), nonce: format!("{:032x}", 1) });
+        service.do_announce(caller, &proto::AnnounceRequest { instance, ..Default::default() }).await.unwrap()
+    };
+    let acquire = async |caller: &NodeCaller, address| {
+        let message = proto::AcquireRequest { publication: publication(address), ..request("", STORED, &[]) };
+        service.do_acquire(caller, &message).await
+    };
+    announce(&victim).await;
+    let presence = announce(&squatter).await;
+    // Nobody else does: a host may publish another address than the one it calls from.
+    let squatted = acquire(&squatter, theirs).await.unwrap();
+    let claim = acquire(&victim, theirs).await.unwrap();
+    assert!(!store.dump().contains_key(keys().lease(&squatted.lease.subnets).as_bytes()), "it gives way");
+    // Neither by claiming nor by publishing, once the other is there.
+    assert_eq!(acquire(&squatter, theirs).await.unwrap_err().code(), Code::Aborted);
+    let own = acquire(&squatter, other).await.unwrap();
+    let message = proto::PublishRequest {
+        network: "default".to_owned(),
+        subnets: own.lease.subnets.to_string(),
+        instance: request("", STORED, &[]).instance,
+        publication: publication(theirs),
+    };
+    assert_eq!(service.do_publish(&squatter, &message).await.unwrap_err().code(), Code::Aborted);
+    assert!(store.dump().contains_key(keys().lease(&claim.lease.subnets).as_bytes()));
+    // It moves, and that is seen with its next sign of life.
+    let at_home = caller(2, Ipv4Addr::new(192, 0, 2, 67));
+    let kv = service.check_presence(at_home.node, presence.0).await.unwrap();
+    presence::moved(&store, at_home.node, &kv, at_home.address).await.unwrap();
+    let kv = service.check_presence(at_home.node, presence.0).await.unwrap();
+    assert_eq!(presence::called_from(&kv.value), Some(at_home.address));
 }
