@@ -20,6 +20,7 @@ pub mod lab;
 pub mod lease_keeper;
 pub mod local_api;
 pub mod metrics;
+pub mod namespace_lock;
 pub mod networks;
 pub mod node;
 pub mod plane;

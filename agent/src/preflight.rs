@@ -41,36 +41,6 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// Held while this process is the agent of its network namespace.
-///
-/// An abstract socket: its name is the namespace's own, and the kernel frees it however the process ends.
-#[derive(Debug)]
-pub struct NamespaceLock(#[expect(dead_code, reason = "held, never read")] std::os::unix::net::UnixListener);
-
-impl NamespaceLock {
-    /// Becomes the agent of this network namespace.
-    pub fn acquire() -> Result<Self, Failure> {
-        use std::os::linux::net::SocketAddrExt;
-        let failed =
-            |error: std::io::Error| Failure::new(Exit::Internal, "cannot lock this network namespace").caused_by(error);
-        let address = std::os::unix::net::SocketAddr::from_abstract_name(b"flatnet/agent").map_err(failed)?;
-        match std::os::unix::net::UnixListener::bind_addr(&address) {
-            Ok(listener) => Ok(Self(listener)),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                // Anybody here may have that name, so whoever has it is named.
-                let holder = std::os::unix::net::UnixStream::connect_addr(&address).ok().and_then(|stream| {
-                    nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).ok()
-                });
-                let holder = holder.map(|holder| format!(" (process {} of user {})", holder.pid(), holder.uid()));
-                let holder = holder.unwrap_or_default();
-                Err(Failure::new(Exit::Conflict, format!("another agent runs in this network namespace{holder}"))
-                    .hint("one agent serves several networks: --network is repeatable; stop the other one first"))
-            }
-            Err(error) => Err(failed(error)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
 
 use crate::cli::DEFAULT_STATE_DIR;
-use crate::preflight::NamespaceLock;
+use crate::namespace_lock::NamespaceLock;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::sysctl_record::SysctlRecord;

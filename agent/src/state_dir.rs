@@ -15,12 +15,13 @@
 //! | `ruleset` | run | which ruleset is loaded (written by the kernel crate) |
 
 use std::fs::{File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use flatnet_controlplane::client::credentials;
+use flatnet_controlplane::files;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
 
 /// In the state directory: tells a service manager not to start an agent that was told to leave. The unit's
@@ -79,6 +80,9 @@ impl StateDir {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
+            // What somebody laid there leads nowhere.
+            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
             .open(&lock_path)
             .map_err(io("open", &lock_path))?;
         match lock.try_lock() {
@@ -285,26 +289,9 @@ impl StateDir {
     }
 }
 
-/// Writes `bytes` so that a reader, or a crash, sees the old file or the new one: a temporary file, synced, renamed over.
+/// Writes `bytes` so that a reader, or a crash, sees the old file or the new one ([`files::replace`]).
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    let written = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path))
-        // Until its directory is on disk a power cut may bring the old file back, or none.
-        .and_then(|()| path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all()));
-    written.map_err(|source| {
-        // Half a file on a full disk would be in the way of the next attempt.
-        let _ = std::fs::remove_file(&temporary);
-        io("write", path)(source)
-    })
+    files::replace(path, bytes, mode).map_err(io("write", path))
 }
 
 /// Removes a file; that it is not there is success.
