@@ -10,6 +10,13 @@ pub fn tests() -> Vec<Test> {
 
 /// What the service's process is.
 const PID: &str = "systemctl show -p MainPID --value flatnet-controlplane";
+/// Succeeds if a unit's limits are in force: 1 GiB of memory, and so many tasks.
+fn limits(unit: &str, tasks: u32) -> String {
+    format!(
+        "[ \"$(systemctl show -p MemoryMax -p TasksMax --value {unit} | sort | xargs)\" = \"$(printf '1073741824\\n{tasks}\\n' | sort | xargs)\" ]"
+    )
+}
+
 /// Its data, through the link that systemd makes for a user of the moment.
 const DATA: &str = "/var/lib/flatnet-controlplane";
 const READY: &str = "[ $(systemctl is-active flatnet-controlplane) = active ] && curl -sf http://127.0.0.1:9470/readyz";
@@ -29,6 +36,8 @@ fn package() {
         format!("! grep -E '^(CapEff|CapPrm):.*[1-9a-f]' /proc/$({PID})/status"),
         format!("grep 'Seccomp:.*2' /proc/$({PID})/status"),
         format!("[ $(stat -c %u /proc/$({PID})) != 0 ]"),
+        format!("grep -E '^Max open files +65536 +65536 ' /proc/$({PID})/limits"),
+        limits("flatnet-controlplane", 1024),
         format!("[ $(stat -Lc %a {DATA}/) = 700 ]"),
         format!("ls -l {DATA}/pki/; [ -z \"$(find {DATA}/pki/ -name '*.key' -perm /077)\" ]"),
     ] {
@@ -40,6 +49,7 @@ fn package() {
     server.ok(&format!("! journalctl -u flatnet-controlplane --no-pager | grep -F '{}'", secret(token)));
     lab.each(|vm| join(vm, token, hash));
     lab.each(|vm| drop(vm.wait_converged(1)));
+    lab.each(|vm| drop(vm.ok(&limits("flatnet-agent", 512))));
     lab.attach_all();
     lab.assert_all_pairs();
     let nodes = server.ok("controlplane node ls");
