@@ -4,6 +4,7 @@ mod repeats;
 
 use std::io::IsTerminal;
 
+use flatnet_controlplane::log_writer::Lines;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -26,12 +27,12 @@ pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
     let started = match format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let layer =
-                tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
+            let layer = tracing_subscriber::fmt::layer().with_writer(Lines::Text { colours });
+            let layer = layer.with_ansi(colours).with_target(false);
             registry.with(layer.with_filter(Repeats::default())).try_init()
         }
         LogFormat::Json => {
-            let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).json().flatten_event(true);
+            let layer = tracing_subscriber::fmt::layer().with_writer(Lines::Json).json().flatten_event(true);
             registry.with(layer.with_filter(Repeats::default())).try_init()
         }
         LogFormat::Journald => {

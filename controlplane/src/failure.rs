@@ -6,6 +6,8 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use flatnet_model::text::{lines, set_in};
+
 /// The kinds of failure people script against, with their exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -76,18 +78,23 @@ impl Failure {
     /// Prints error, causes and hint on stderr; the code to end with.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        let mut text = format!("error: {self}\n");
+        // Nobody is left to tell when stderr is closed.
+        let _ = std::io::stderr().write_all(self.text().as_bytes());
+        ExitCode::from(self.exit as u8)
+    }
+
+    /// What is printed: texts of others among it begin no line.
+    fn text(&self) -> String {
+        let mut text = format!("error: {}\n", set_in(&self.message));
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(&format!("  caused by: {error}\n"));
+            text.push_str(&format!("  caused by: {}\n", set_in(&error.to_string())));
             cause = error.source();
         }
         if let Some(hint) = &self.hint {
-            text.push_str(&format!("  hint: {hint}\n"));
+            text.push_str(&format!("  hint: {}\n", set_in(hint)));
         }
-        // Nobody is left to tell when stderr is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
-        ExitCode::from(self.exit as u8)
+        text
     }
 }
 
@@ -118,15 +125,38 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 /// Says something on stderr that is not an error.
 pub fn note(text: &str) {
     // Nobody is left to tell when stderr is closed.
-    let _ = std::io::stderr().write_all(format!("note: {text}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("note: {}\n", set_in(text)).as_bytes());
 }
 
 /// Writes `text` to stdout. A reader that went away (`agent peers | head`) is not an error.
 pub fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+    match std::io::stdout().write_all(lines(text).as_bytes()).and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Internal, "cannot write to standard output").caused_by(error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flatnet_model::text::{HOSTILE, is_shown};
+
+    use super::*;
+
+    #[test]
+    fn no_text_of_others_begins_a_line_or_speaks_to_the_terminal() {
+        for hostile in HOSTILE {
+            let failure = Failure::new(Exit::Unavailable, hostile).caused_by(hostile).hint(hostile);
+            let text = failure.text();
+            assert!(text.chars().all(|c| is_shown(c) || c == '\n'), "{text:?}");
+            for line in text.lines() {
+                assert!(
+                    ["error: ", "  caused by: ", "  hint: ", "    "].iter().any(|begin| line.starts_with(begin)),
+                    "{text}"
+                );
+            }
+            assert_eq!(text.matches("\nerror: ").count(), 0, "{text}");
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod flannel;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod http_limit;
+pub mod log_writer;
 pub mod migrate;
 pub mod networks;
 pub mod pki;

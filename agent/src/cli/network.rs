@@ -290,7 +290,7 @@ fn subnets(nets: &[IpNet]) -> Result<SubnetKey, Failure> {
 fn say(text: &str) -> Result<(), Failure> {
     use std::io::Write;
     std::io::stderr()
-        .write_all(text.as_bytes())
+        .write_all(flatnet_model::text::lines(text).as_bytes())
         .map_err(|error| Failure::new(Exit::Internal, "cannot write to standard error").caused_by(error))
 }
 

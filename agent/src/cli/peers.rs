@@ -44,7 +44,8 @@ fn table(networks: &[Network]) -> String {
         for peer in &network.peers {
             let subnets: Vec<&str> = peer.subnet.iter().chain(&peer.subnet6).map(String::as_str).collect();
             let node = if peer.node.is_empty() { "-" } else { &peer.node };
-            table.add_row([&network.name, node, &subnets.join(" "), &peer.public_ip, &peer.backend, &peer.state]);
+            let cells = [&network.name, node, &subnets.join(" "), &peer.public_ip, &peer.backend, &peer.state];
+            table.add_row(cells.map(flatnet_model::text::line));
         }
     }
     format!("{table}\n")

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use flatnet_model::text::{line, set_in};
 use flatnet_proto::agent::v1::{GetStatusRequest, Network, Status};
 
 use super::RunDir;
@@ -39,21 +40,21 @@ pub fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::Internal, "cannot write JSON").caused_by(error))?;
     text.push('\n');
-    Ok(text)
+    Ok(flatnet_model::text::json(&text))
 }
 
 fn text(status: &Status) -> String {
-    let mut out = status.state.clone();
+    let mut out = line(&status.state);
     if let Some(node) = &status.node {
-        out.push_str(&format!("  node {} ({})", node.name, node.id));
+        out.push_str(&format!("  node {} ({})", line(&node.name), line(&node.id)));
     }
     out.push_str(&format!("  revision {}\n", status.revision));
     for problem in &status.problems {
-        out.push_str(&format!("\nproblem: {} [{}]\n", problem.message, problem.code));
+        out.push_str(&format!("\nproblem: {} [{}]\n", set_in(&problem.message), line(&problem.code)));
         if !problem.object.is_empty() {
-            out.push_str(&format!("  at: {}\n", problem.object));
+            out.push_str(&format!("  at: {}\n", line(&problem.object)));
         }
-        out.push_str(&format!("  hint: {}\n", problem.hint));
+        out.push_str(&format!("  hint: {}\n", set_in(&problem.hint)));
     }
     for network in &status.networks {
         out.push('\n');
@@ -67,8 +68,8 @@ fn network_text(network: &Network) -> String {
         let both: Vec<&str> = a.iter().chain(b).map(String::as_str).collect();
         if both.is_empty() { "-".to_owned() } else { both.join(", ") }
     };
-    let mut out = format!("network {}  {}\n", network.name, both(&network.cidr, &network.cidr6));
-    let row = |name: &str, value: &str| format!("  {name:<9} {value}\n");
+    let mut out = format!("network {}  {}\n", line(&network.name), line(&both(&network.cidr, &network.cidr6)));
+    let row = |name: &str, value: &str| format!("  {name:<9} {}\n", line(value));
     out.push_str(&row("subnet", &both(&network.subnet, &network.subnet6)));
     out.push_str(&row("backend", &format!("{} ({})", network.backend, network.datapath)));
     if network.mtu != 0 {
@@ -90,4 +91,39 @@ fn network_text(network: &Network) -> String {
         .collect();
     out.push_str(&row("peers", &if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use flatnet_model::text::{HOSTILE, is_shown};
+    use flatnet_proto::agent::v1::{Node, Problem};
+
+    use super::*;
+
+    #[test]
+    fn no_text_of_the_store_or_a_server_begins_a_line_or_speaks_to_the_terminal() {
+        for hostile in HOSTILE {
+            let text_of = || hostile.to_owned();
+            let problem = Problem { message: text_of(), code: text_of(), object: text_of(), hint: text_of() };
+            let network = Network {
+                name: text_of(),
+                backend: text_of(),
+                datapath: text_of(),
+                device: Some(text_of()),
+                cidr: Some(text_of()),
+                ..Default::default()
+            };
+            let status = Status {
+                state: text_of(),
+                node: Some(Node { name: text_of(), id: text_of() }),
+                problems: vec![problem],
+                networks: vec![network],
+                ..Default::default()
+            };
+            let shown = text(&status);
+            assert!(shown.chars().all(|c| is_shown(c) || c == '\n'), "{shown:?}");
+            assert!(!shown.lines().any(|line| line.starts_with("error: ") || line.starts_with("forged")), "{shown}");
+            assert!(json(&status).unwrap().chars().all(|c| is_shown(c) || c == '\n'));
+        }
+    }
 }

@@ -113,7 +113,8 @@ pub fn presence(node: NodeId) -> String {
 pub fn excerpt(text: &str) -> String {
     /// Characters kept: enough to recognise any key or address we write, too few to flood a log.
     const LIMIT: usize = 80;
-    let mut out: String = text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut out: String =
+        text.chars().take(LIMIT).map(|c| if crate::text::is_shown(c) { c } else { '\u{fffd}' }).collect();
     if text.chars().nth(LIMIT).is_some() {
         out.push('…');
     }

@@ -18,6 +18,7 @@ pub mod node;
 pub mod pool;
 pub mod state;
 pub mod subnet;
+pub mod text;
 pub mod vtep;
 pub mod wireguard;
 

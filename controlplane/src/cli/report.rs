@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use flatnet_model::text::{json, line as line_of, set_in};
 use tonic::{Code, Status};
 
 use crate::client::channel::with_causes;
@@ -28,19 +29,20 @@ pub fn said(status: Status) -> Failure {
 /// Says what was done: for people, so not on stdout.
 pub fn say(text: &str) {
     // Nobody is left to tell when stderr is closed.
-    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("{}\n", set_in(text)).as_bytes());
 }
 
 /// A document for programs.
 pub fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|error| Failure::new(Exit::Internal, "cannot write JSON").caused_by(error))?;
-    print(&format!("{text}\n"))
+    print(&format!("{}\n", json(&text)))
 }
 
 /// Columns, as wide as they need to be.
 #[must_use]
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| line_of(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(head.get(column).map(|head| head.len())).max().unwrap_or(0)
@@ -51,8 +53,24 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         format!("{}\n", padded.join("  ").trim_end())
     };
     let mut text = line(head.to_vec());
-    for row in rows {
+    for row in &rows {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use flatnet_model::text::{HOSTILE, is_shown};
+
+    use super::*;
+
+    #[test]
+    fn no_cell_of_a_table_begins_a_line_or_speaks_to_the_terminal() {
+        for hostile in HOSTILE {
+            let text = table(&["NODE", "NAME"], &[vec!["1".to_owned(), hostile.to_owned()], vec![hostile.to_owned()]]);
+            assert_eq!(text.lines().count(), 3, "{text:?}");
+            assert!(text.chars().all(|c| is_shown(c) || c == '\n'), "{text:?}");
+        }
+    }
 }

@@ -134,7 +134,7 @@ fn read_ours(mut fields: Fields) -> Result<(Owner, Vec<Besides>), String> {
     let node = fields.parsed("Node", "a node id")?.ok_or("Flatnet.Node is missing")?;
     let nonce = fields.parsed("Nonce", "an instance nonce")?.ok_or("Flatnet.Nonce is missing")?;
     let name = fields.text("Name")?.unwrap_or_default();
-    if name.len() > NAME_LIMIT || name.chars().any(char::is_control) {
+    if name.len() > NAME_LIMIT || !name.chars().all(flatnet_model::text::is_shown) {
         return Err("Flatnet.Name is not a name of at most 253 bytes".to_owned());
     }
     let besides = fields.objects("Besides", Besides::LIMIT, "Flatnet.Besides.")?;

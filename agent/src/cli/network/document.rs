@@ -2,6 +2,7 @@
 
 use comfy_table::{Table, presets};
 use flatnet_controlplane::networks::NetworkInfo;
+use flatnet_model::text::{line, set_in};
 use flatnet_model::{BackendConfig, NetworkConfig};
 
 /// A network, stable and documented: people script against it.
@@ -88,7 +89,7 @@ pub(super) fn summary(info: &NetworkInfo) -> String {
     parts.extend(document.vni.map(|vni| format!("VNI {vni}")));
     parts.extend(document.key.map(|key| format!("key {key}")));
     parts.extend(document.problem);
-    parts.join(", ")
+    line(&parts.join(", "))
 }
 
 /// One line a network.
@@ -101,7 +102,7 @@ pub(super) fn table(all: &[NetworkInfo]) -> String {
         table.add_row([
             document.name,
             if ranges.is_empty() { "unusable".to_owned() } else { ranges.join(" ") },
-            document.backend.unwrap_or_else(|| "-".to_owned()),
+            document.backend.map_or_else(|| "-".to_owned(), |backend| line(&backend)),
             document.vni.or(document.key).map_or_else(|| "-".to_owned(), |vni| vni.to_string()),
             info.leases.len().to_string(),
         ]);
@@ -113,10 +114,10 @@ pub(super) fn table(all: &[NetworkInfo]) -> String {
 pub(super) fn detail(info: &NetworkInfo) -> String {
     let mut out = format!("network {}: {}\n", info.keys.network(), summary(info));
     for warning in &info.warnings {
-        out.push_str(&format!("warning: {}\n  hint: {}\n", warning.message, warning.hint));
+        out.push_str(&format!("warning: {}\n  hint: {}\n", set_in(&warning.message), set_in(&warning.hint)));
     }
     for (key, reason) in &info.rejected {
-        out.push_str(&format!("rejected: {key}: {reason}\n"));
+        out.push_str(&format!("rejected: {}: {}\n", line(key), set_in(reason)));
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["SUBNET", "PUBLIC IP", "BACKEND", "NODE"]);
@@ -128,8 +129,8 @@ pub(super) fn detail(info: &NetworkInfo) -> String {
         table.add_row([
             join(lease.subnet, lease.subnet6),
             join(lease.public_ip, lease.public_ipv6),
-            lease.backend,
-            node,
+            line(&lease.backend),
+            line(&node),
         ]);
     }
     out.push_str(&format!("{table}\n"));
