@@ -28,6 +28,7 @@ use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 pub use flatnet_model::vtep_mac;
+pub(crate) use wireguard::device_name as wireguard_device;
 
 /// Bytes of headers a backend puts round an IP packet, so that the result is an IP packet of the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

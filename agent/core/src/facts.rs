@@ -22,6 +22,9 @@ pub struct HostFacts {
     pub default_route: Vec<(IpFamily, IfName)>,
     /// Where this host's routes lead, besides default routes and ours: of the main table, the first few thousand.
     pub destinations: Vec<Destination>,
+    /// Interfaces with an address that lead to other machines: network cards, bonds and VLANs of those. Not so bridges and
+    /// the like, on which containers or virtual machines hang.
+    pub uplinks: BTreeSet<IfName>,
     /// Whom this host asks for names.
     pub resolvers: Vec<IpAddr>,
     /// iptables chains that have a policy or rule that could drop packets.

@@ -100,10 +100,27 @@ impl FirewallTunnel {
     }
 }
 
-/// The table for `networks` over the interface `underlay`, and all elements of its sets. With no network there is nothing
+/// By which interfaces other hosts are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// The underlay's.
+    pub underlay: IfName,
+    /// Others that lead to other machines and not to containers ([`crate::facts::HostFacts::uplinks`]).
+    pub uplinks: BTreeSet<IfName>,
+}
+
+impl From<IfName> for Outside {
+    /// With no other.
+    fn from(underlay: IfName) -> Self {
+        Self { underlay, uplinks: BTreeSet::new() }
+    }
+}
+
+/// The table for `networks` over the interfaces that are `outside`, and all elements of its sets. With no network there is nothing
 /// to guard, and the body is empty: the table should then not exist.
 #[must_use]
-pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTreeSet<PeerSource>) {
+pub fn ruleset(networks: &[FirewallNetwork], outside: impl Into<Outside>) -> (Ruleset, BTreeSet<PeerSource>) {
+    let outside = outside.into();
     if networks.is_empty() {
         return (Ruleset { body: String::new() }, BTreeSet::new());
     }
@@ -111,9 +128,9 @@ pub fn ruleset(networks: &[FirewallNetwork], underlay: IfName) -> (Ruleset, BTre
     guard::sets(networks, &mut text);
     arrival::sets(networks, &mut text);
     guard::chains(networks, &mut text);
-    guard::origin(networks, underlay, &mut text);
+    guard::origin(networks, &outside, &mut text);
     guard::posing(networks, &mut text);
-    arrival::chains(networks, underlay, &mut text);
+    arrival::chains(networks, outside.underlay, &mut text);
     encrypted::chains(networks, &mut text);
     forward::chains(networks, &mut text);
     nat::chains(networks, &mut text);

@@ -88,7 +88,9 @@ impl Failures {
                 Some(device) => self.links.contains(&device),
                 None => self.guard == Some(Guard::Missing),
             },
-            Object::Iptables(..) => self.guard == Some(Guard::Missing),
+            Object::Iptables(_, rule) => {
+                self.guard == Some(Guard::Missing) || rule.device().is_some_and(|device| self.links.contains(&device))
+            }
             Object::PeerSource(_) => self.guard.is_some(),
             Object::Address(key) => self.links.contains(&key.device),
             Object::Neighbour(key, _) => self.links.contains(&key.device),

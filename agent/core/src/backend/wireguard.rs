@@ -305,7 +305,7 @@ impl Claims {
 }
 
 /// `flatwg.<port>`: at most 12 characters. The port is what is one of its kind on a host.
-pub(super) fn device_name(port: u16) -> Result<IfName, flatnet_model::net::InvalidIfName> {
+pub(crate) fn device_name(port: u16) -> Result<IfName, flatnet_model::net::InvalidIfName> {
     IfName::new(&format!("flatwg.{port}"))
 }
 

@@ -10,7 +10,7 @@ use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::{self, Draft};
 use crate::desired::PeerDecision;
-use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel};
+use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel, Outside};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
@@ -103,7 +103,8 @@ pub(super) fn add_guard(host: &HostInput<'_>, networks: &[FirewallNetwork], draf
     if networks.is_empty() {
         return;
     }
-    let (ruleset, elements) = firewall::ruleset(networks, host.underlay.device);
+    let outside = Outside { underlay: host.underlay.device, uplinks: host.facts.uplinks.clone() };
+    let (ruleset, elements) = firewall::ruleset(networks, outside);
     draft.ruleset = Some(ruleset);
     draft.peer_sources = elements;
 }

@@ -7,14 +7,15 @@
 //!
 //! An outer source is worth something only if it cannot be forged from *inside* this host: a container with CAP_NET_RAW,
 //! which Docker grants, can send with a peer's address. So what a peer could have sent must come in where its source would be
-//! answered to. What comes in by the underlay's own interface is let pass, so that routes may differ by direction there.
+//! answered to. What comes in by the underlay's own interface, or by another that leads to machines and not to containers, is
+//! let pass: with several uplinks routes may differ by direction.
 //! Nor may anybody be given this host's address on the way: see [`posing`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_model::{IfName, IpFamily, Vni};
+use flatnet_model::{IpFamily, Vni};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
+use super::{FirewallNetwork, FirewallTunnel, Outside, Text, anonymous_set, gre, ip, mark};
 use crate::object::{SetName, TunnelId};
 
 /// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
@@ -82,7 +83,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 
 /// The base chain that refuses peers' tunnel packets from the wrong side, and what it asks. Other people's tunnels, whose
 /// ends are no peers, are none of ours, whether they are routed or bridged through this host.
-pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
+pub(super) fn origin(networks: &[FirewallNetwork], outside: &Outside, text: &mut Text) {
     let by_port_and_vni = by_port_and_vni(networks);
     if protocols(networks).next().is_none() {
         return;
@@ -97,10 +98,20 @@ pub(super) fn origin(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
     let packets = by_port_and_vni
         .keys()
         .map(|(port, vni)| (format!("udp dport {port}"), format!("{VNI} {vni} goto forged_{port}_{vni}")));
-    let wrong_side = format!("iifname != \"{underlay}\" fib saddr . iif oif missing");
+    let wrong_side = format!("iifname != {} fib saddr . iif oif missing", interfaces(outside));
     lines.extend(packets.map(|(packets, ask)| format!("{packets} {wrong_side} {ask}")));
     lines.extend(gre::ask_forged(networks, &wrong_side));
     text.block("chain origin", &lines);
+}
+
+/// The interfaces by which a peer's packets may come whatever the way back: no container hangs on any of them.
+fn interfaces(outside: &Outside) -> String {
+    let others = outside.uplinks.iter().filter(|uplink| **uplink != outside.underlay);
+    let names: Vec<String> = others.map(|name| format!(", \"{name}\"")).collect();
+    match names.is_empty() {
+        true => format!("\"{}\"", outside.underlay),
+        false => format!("{{ \"{}\"{} }}", outside.underlay, names.concat()),
+    }
 }
 
 /// What passes through this host with our VNI, as `forward` is to mark it: whoever is masqueraded behind this host would

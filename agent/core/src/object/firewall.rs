@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use flatnet_model::{GreKey, IpFamily, Vni};
+use flatnet_model::{GreKey, IfName, IpFamily, Vni};
 use ipnet::IpNet;
 
 /// The table `inet flatnet` as `nft -f` takes it, without the elements of its sets. It is only ever swapped whole, in one
@@ -177,4 +177,15 @@ pub struct IptablesKey {
 pub struct IptablesRule {
     /// The words, in the order in which `iptables -S` prints them.
     pub matches: Vec<String>,
+}
+
+impl IptablesRule {
+    /// The WireGuard device whose port it opens to everybody, if it does: without the device it must not be there, since
+    /// another program may have the port.
+    #[must_use]
+    pub fn device(&self) -> Option<IfName> {
+        let [.., option, port] = self.matches.as_slice() else { return None };
+        let port = port.parse().ok().filter(|_| option == "--dport")?;
+        crate::backend::wireguard_device(port).ok()
+    }
 }

@@ -36,6 +36,7 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     }
     Ok(HostFacts {
         accept_ra: accept_ra(&interfaces, &learnt),
+        uplinks: uplinks(&interfaces, &raw),
         interfaces,
         passing,
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
@@ -73,6 +74,18 @@ fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<(Vec<Inter
         })
     };
     Ok((links.iter().filter_map(interface).collect(), passing))
+}
+
+/// A network card's link has no kind; every device made by software has.
+fn uplinks(interfaces: &[Interface], links: &[RawLink]) -> BTreeSet<IfName> {
+    const KINDS: [&str; 4] = ["", "bond", "team", "vlan"];
+    let leads_out = |name: &IfName| {
+        links
+            .iter()
+            .any(|link| link.name == name.as_str() && KINDS.contains(&link.kind.as_str()) && !link.is_loopback())
+    };
+    let own = interfaces.iter().filter(|interface| !interface.ours && !interface.addresses.is_empty());
+    own.map(|interface| interface.name).filter(leads_out).collect()
 }
 
 /// A larger one than an IP packet can be is as good as that: the loopback's is 65,536.

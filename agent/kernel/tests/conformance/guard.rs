@@ -137,3 +137,26 @@ pub async fn a_guard_that_cannot_be_changed_guards_what_is_there_and_nothing_new
     assert!(matches!(&outcomes[..], [OpOutcome::Failed(_), OpOutcome::Skipped, OpOutcome::Skipped]), "{outcomes:?}");
     assert_eq!(world.state().await.links.get(&name("flat.1")).map(|link| link.up), Some(false));
 }
+
+/// A port is not opened to everybody for a device that could not be made: whoever listens there instead is not ours.
+pub async fn no_port_is_opened_for_a_wireguard_device_that_is_not_there(world: &Subject) {
+    world.behind(|fake| fake.fail(Strike::Kind(ObjectKind::Link), libc::EADDRINUSE), "mount -t tmpfs none /run");
+    let wireguard = WireguardLink { port: 51_895, public_key: Some(public_key()), datapath: Datapath::Userspace };
+    // The device's name is somebody else's.
+    world.behind(|_| (), "ip link add flatwg.51895 type bridge");
+    let rule = |comment: &str, port: &str| {
+        let (variant, family, chain) = (IptablesVariant::Nft, IpFamily::V4, IptablesChain::Input);
+        let matches = format!("-p udp -m udp --dport {port}").split(' ').map(str::to_owned).collect();
+        create(Object::Iptables(
+            IptablesKey { variant, family, chain, comment: comment.to_owned() },
+            IptablesRule { matches },
+        ))
+    };
+    let ops = [
+        create(link("flatwg.51895", tunnel(LinkKind::Wireguard(wireguard)))),
+        rule("flatnet:a:tunnel", "51895"),
+        rule("flatnet:b:tunnel", "51894"),
+    ];
+    let outcomes = world.apply(&ops).await;
+    assert!(matches!(&outcomes[..], [OpOutcome::Failed(_), OpOutcome::Skipped, OpOutcome::Done]), "{outcomes:?}");
+}

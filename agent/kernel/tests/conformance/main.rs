@@ -72,6 +72,7 @@ conformance! {
     refusals::what_depends_on_a_failure_is_skipped_and_the_rest_goes_on,
     guard::without_a_guard_no_tunnel_opens_and_nothing_of_it_is_made,
     guard::a_guard_that_cannot_be_changed_guards_what_is_there_and_nothing_new,
+    guard::no_port_is_opened_for_a_wireguard_device_that_is_not_there,
     tunnels::a_gre_tunnel_and_its_peers_are_as_asked_and_go_without_a_trace,
     tunnels::a_route_moves_between_a_gre_tunnel_and_another_device,
     tunnels::a_wireguard_device_and_its_peers_are_as_asked,

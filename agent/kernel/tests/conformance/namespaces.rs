@@ -104,6 +104,7 @@ fn facts_tell_interfaces_routes_and_features() {
         assert_eq!((refused.1, none.1), (None, None));
         assert_eq!((own.1.unwrap().device, link.1.unwrap().device), (name("lo"), name("up0")));
         assert!(facts.features.nexthop_objects && facts.features.ipv6);
+        assert!(facts.uplinks.is_empty(), "a veth may be a container's: {:?}", facts.uplinks);
         // Heard is where a default route was learnt, as long as nobody forwards.
         assert_eq!(facts.accept_ra, []);
         let heard = || {

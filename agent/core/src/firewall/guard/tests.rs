@@ -43,6 +43,17 @@ fn tunnel_packets_that_do_not_come_by_the_underlay_must_come_from_where_their_so
     }
 }
 
+/// With several uplinks a peer's packets may come by another than the way back; a bridge or a veth is no uplink.
+#[test]
+fn a_peer_may_come_by_another_uplink_than_the_way_back() {
+    let name = |text| IfName::new(text).unwrap();
+    let uplinks = [name("eth0"), name("eth1"), name("bond0.7")].into();
+    let outside = crate::firewall::Outside { underlay: name("eth0"), uplinks };
+    let body = ruleset(&[network("default", 1, "10.100.0.0/16")], outside).0.body;
+    let rule = "udp dport 8472 iifname != { \"eth0\", \"bond0.7\", \"eth1\" } fib saddr . iif oif missing @th,96,24 1 goto forged_8472_1";
+    assert_eq!(chain(&body, "origin")[1], rule);
+}
+
 #[test]
 fn what_passes_through_with_our_vni_is_marked_before_anything_is_accepted_and_must_not_leave_as_ours() {
     let body = body(&[network("default", 1, "10.100.0.0/16"), network("blue", 2, "10.200.0.0/16")]);
