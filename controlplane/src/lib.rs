@@ -13,6 +13,7 @@ pub mod allocate;
 pub mod cli;
 pub mod client;
 mod clock;
+pub mod endpoint;
 pub mod failure;
 pub mod files;
 pub mod flannel;

@@ -1,12 +1,13 @@
 //! Which store to speak to, and how: the flags that `join` and the one-shot commands share.
 
-use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::Args;
 use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_controlplane::client::credentials::Credentials;
 use flatnet_controlplane::client::{ServerAddress, channel};
+use flatnet_controlplane::endpoint::InvalidEndpoint;
+pub use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
 use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_proto::agent::v1::{GetStoreRequest, Store as StoreDocument};
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
@@ -15,80 +16,13 @@ use tonic::transport::Channel;
 use crate::local_api;
 use crate::report::{Exit, Failure, chain};
 
-/// What is at an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndpointKind {
-    /// An etcd server.
-    Etcd,
-    /// A control plane's server.
-    ControlPlane,
-}
-
-/// An endpoint: scheme, host and port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// What is there.
-    pub kind: EndpointKind,
-    /// `http://host:2379`, as etcd's client takes it; `grpcs://host:7443`.
-    pub url: String,
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl Endpoint {
-    /// Reads one endpoint; without a scheme it is http.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        let invalid = |why: &str| {
-            Failure::new(Exit::InvalidConfig, format!("endpoint {:?}: {why}", flatnet_model::keys::excerpt(text)))
-                .hint("an endpoint looks like http://192.168.33.10:2379, https://etcd.example:2379 or grpcs://192.168.33.10:7443")
-        };
-        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-        // etcd's registered client port (IANA: etcd-client), and the one a control plane listens on by default.
-        let (kind, default_port) = match scheme {
-            "http" | "https" => (EndpointKind::Etcd, 2379),
-            "grpcs" => (EndpointKind::ControlPlane, 7443),
-            "grpc" => return Err(invalid("a control plane is spoken to over TLS only: grpcs://")),
-            _ => return Err(invalid("the scheme must be http, https or grpcs")),
-        };
-        let rest = rest.trim_end_matches('/');
-        let (host, port) = match rest.strip_prefix('[') {
-            Some(bracketed) => {
-                let (host, port) = bracketed.split_once(']').ok_or_else(|| invalid("'[' without ']'"))?;
-                (host, port.strip_prefix(':').or_else(|| port.is_empty().then_some("")))
-            }
-            None => rest.split_once(':').map_or((rest, Some("")), |(host, port)| (host, Some(port))),
-        };
-        let port = match port {
-            Some("") => default_port,
-            Some(port) => {
-                port.parse().ok().filter(|port| *port != 0).ok_or_else(|| invalid("the port must be in 1..=65535"))?
-            }
-            None => return Err(invalid("cannot read the part after ']'")),
-        };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
-        if host.is_empty() || !host.bytes().all(plain) {
-            return Err(invalid("no host name or address"));
-        }
-        let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        Ok(Self { kind, url: format!("{scheme}://{shown}:{port}"), host: host.to_owned(), port })
-    }
-
-    /// Its addresses, as the resolver has them now; empty if it has none. Blocks on the resolver.
-    #[must_use]
-    pub fn resolve(&self) -> Vec<IpAddr> {
-        (self.host.as_str(), self.port)
-            .to_socket_addrs()
-            .map(|all| all.map(|address| address.ip()).collect())
-            .unwrap_or_default()
-    }
-}
-
 /// Reads a list of endpoints: at least one, separated by blanks or commas.
 pub fn endpoints(texts: &[String]) -> Result<Vec<Endpoint>, Failure> {
     let all = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty());
-    let all = all.map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
+    let all = all
+        .map(str::parse)
+        .collect::<Result<Vec<Endpoint>, InvalidEndpoint>>()
+        .map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()).hint(InvalidEndpoint::HINT))?;
     match all.split_first() {
         None => Err(Failure::new(Exit::Usage, "no endpoint given").hint(
             "name the etcd or control plane to use, e.g. http://192.168.33.10:2379 or grpcs://192.168.33.10:7443",
@@ -203,25 +137,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_without_scheme_or_port_is_plain_etcd() {
-        assert_eq!(Endpoint::parse("10.0.0.1").unwrap().url, "http://10.0.0.1:2379");
-        assert_eq!(Endpoint::parse("https://[fd00::1]:4001/").unwrap().url, "https://[fd00::1]:4001");
-        assert_eq!(Endpoint::parse("[fd00::1]").unwrap().port, 2379);
-    }
-
-    #[test]
-    fn a_bad_endpoint_says_what_is_wrong() {
-        for bad in ["", "ftp://a", "http://", "a:0", "a:70000", "[::1", "a b", "http://a/path"] {
-            assert_eq!(Endpoint::parse(bad).unwrap_err().exit(), Exit::InvalidConfig, "{bad}");
-        }
-        assert_eq!(Endpoint::parse("grpc://a:7443").unwrap_err().exit(), Exit::InvalidConfig, "never without TLS");
-    }
-
-    #[test]
-    fn a_control_planes_endpoint_is_told_from_an_etcds() {
-        let endpoint = Endpoint::parse("grpcs://vm0").unwrap();
-        assert_eq!((endpoint.kind, endpoint.port), (EndpointKind::ControlPlane, 7443));
-        assert_eq!(endpoints(&["grpcs://a,http://b".to_owned()]).unwrap_err().exit(), Exit::Usage);
-        assert_eq!(servers(&endpoints(&["grpcs://a,grpcs://[fd00::1]:1".to_owned()]).unwrap()).len(), 2);
+    fn several_endpoints_are_of_one_kind() {
+        let parse = |text: &str| endpoints(&[text.to_owned()]);
+        assert_eq!(parse("grpcs://a,http://b").unwrap_err().exit(), Exit::Usage);
+        assert_eq!(parse(" , ").unwrap_err().exit(), Exit::Usage);
+        assert_eq!(parse("http://a,b:x").unwrap_err().exit(), Exit::InvalidConfig);
+        assert_eq!(servers(&parse("grpcs://a,grpcs://[fd00::1]:1").unwrap()).len(), 2);
+        assert_eq!(parse("http://proj_etcd_1:2379, proj_etcd_2").unwrap().len(), 2);
     }
 }

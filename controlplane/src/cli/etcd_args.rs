@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::failure::{Exit, Failure, chain};
-use crate::store::etcd::{Again, EtcdOptions, EtcdStore};
+use crate::store::etcd::{Again, EtcdOptions, EtcdStore, File, InvalidOptions};
 
 /// Where in an etcd the networks are, and how to authenticate it and to it.
 #[derive(Args, Clone, Debug, Default)]
@@ -36,10 +36,7 @@ impl EtcdArgs {
         let mut options = self.options(endpoints.clone())?;
         let args = self.clone();
         options.again = Some(Again::new(move || args.options(endpoints.clone()).map_err(|failure| chain(&failure))));
-        EtcdStore::connect(options).map_err(|error| {
-            Failure::new(Exit::InvalidConfig, error.to_string())
-                .hint("check the endpoints and the --etcd-… flags: certificates and keys are PEM files")
-        })
+        EtcdStore::connect(options).map_err(|error| self.invalid(&error))
     }
 
     /// What the flags say, with the files as they are now.
@@ -58,6 +55,26 @@ impl EtcdArgs {
             user: self.etcd_username.clone().zip(password),
             again: None,
         })
+    }
+
+    /// What is wrong with which file.
+    fn invalid(&self, error: &InvalidOptions) -> Failure {
+        let (flag, path) = match error.file {
+            Some(File::Ca) => ("--etcd-cafile", &self.etcd_cafile),
+            Some(File::Certificate) => ("--etcd-certfile", &self.etcd_certfile),
+            Some(File::Key) => ("--etcd-keyfile", &self.etcd_keyfile),
+            None => ("", &None),
+        };
+        let path = path.as_ref().map(|path| path.display().to_string());
+        let message = match &path {
+            Some(path) => format!("{flag} {path}: {error}"),
+            None => error.to_string(),
+        };
+        let hint = match error.hint.as_str() {
+            "" => "check the endpoints and the --etcd-… flags: certificates and keys are PEM files".to_owned(),
+            hint => hint.replace("FILE", path.as_deref().unwrap_or("FILE")),
+        };
+        Failure::new(Exit::InvalidConfig, message).hint(hint)
     }
 }
 

@@ -20,10 +20,11 @@ use crate::store::{
 
 mod error;
 mod options;
+mod trust;
 mod watch;
 
 use options::Endpoint;
-pub use options::{Again, EtcdOptions, InvalidOptions};
+pub use options::{Again, EtcdOptions, File, InvalidOptions};
 
 /// The largest answer taken, in bytes. 20,000 leases of 600 bytes each (key, value, revisions) are 12 MB in the one
 /// range read of a start, and tonic's default of 4 MB ends at 7,000; the rest is room for values of others that will be

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use flatnet_tests::lab::{Lab, Shape};
+use flatnet_tests::netns::Namespace;
 use flatnet_tests::suite::Test;
 use flatnet_tests::{oracle, pinger};
 
@@ -18,6 +19,8 @@ pub fn tests() -> Vec<Test> {
         Test::new("packets_pass_where_iptables_drops_everything::nft", || dropping("iptables-nft")).on_backend("vxlan"),
         Test::new("packets_pass_where_iptables_drops_everything::legacy", || dropping("iptables-legacy"))
             .on_backend("vxlan"),
+        Test::new("a_host_is_known_by_its_own_address_not_by_one_that_floats", floating).on_backend("vxlan"),
+        Test::new("a_host_that_routers_reach_at_an_address_of_its_loopback_joins", routed).on_backend("vxlan"),
         Test::new("flags_come_from_file_environment_and_command_line_in_that_order", layers),
     ]
 }
@@ -130,6 +133,65 @@ fn dropping(program: &str) {
     assert_eq!(agents[0].command(&["leave", "--purge"]).code, 0);
     let listed = host.ok(&format!("{program} -S"));
     assert!(!listed.contains("flatnet") && listed.contains("-P FORWARD DROP"), "theirs stays, ours goes: {listed}");
+}
+
+fn published(lab: &Lab) -> Vec<String> {
+    lab.etcd.subnets().iter().map(|(_, value)| value["PublicIP"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn floating() {
+    let lab = Lab::new(&Shape::vxlan(1));
+    let host = lab.host(1);
+    // What keepalived gives to whoever serves the store just now; here the store is behind it by a translation.
+    host.ok("ip addr add 192.168.33.200/32 dev eth0");
+    for rule in ["add table ip vip", "add chain ip vip out { type nat hook output priority -100 ; }"] {
+        host.ok(&format!("nft {rule}"));
+    }
+    host.ok("nft add rule ip vip out ip daddr 192.168.33.200 tcp dport 2379 dnat to 192.168.33.10:2379");
+    host.ok("nft add chain ip vip back { type nat hook postrouting priority 100 ; }");
+    host.ok("nft add rule ip vip back ip daddr 192.168.33.10 tcp dport 2379 masquerade");
+    let mut agent = lab.agent(1);
+    agent.arguments[1] = "http://192.168.33.200:2379".to_owned();
+    agent.start();
+    agent.wait_converged(0);
+    assert_eq!(published(&lab), ["192.168.33.11"]);
+    let link = oracle::link(&agent.host, "flat.1").unwrap();
+    assert_eq!(link["linkinfo"]["info_data"]["local"], "192.168.33.11");
+}
+
+/// As with BGP down to the host: the uplink has no address.
+fn routed() {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let host = lab.host(1);
+    host.ok("ip addr flush dev eth0");
+    host.ok("ip addr add 10.255.0.1/32 dev lo");
+    host.ok("ip route add 192.168.33.0/24 dev eth0 src 10.255.0.1");
+    host.ok("ip route add default via 192.168.33.1 dev eth0 src 10.255.0.1");
+    for neighbour in [lab.host(2), lab.underlay(), Namespace(lab.topology.store().namespace)] {
+        let device = if neighbour == lab.underlay() { "br0" } else { "eth0" };
+        neighbour.ok(&format!("ip route add 10.255.0.1/32 dev {device}"));
+    }
+    let second = lab.join(2);
+    let mut first = lab.agent(1).with(&["--bridge", "flbr0"]);
+    let flags: [&[&str]; 4] =
+        [&[], &["--iface", "lo"], &["--iface", "10.255.0.1"], &["--iface", "eth0", "--public-ip", "10.255.0.1"]];
+    for extra in flags {
+        let mut agent = first.with(extra);
+        agent.start();
+        agent.wait_converged(1);
+        second.wait_converged(1);
+        assert!(published(&lab).contains(&"10.255.0.1".to_owned()), "{extra:?}: {:?}", published(&lab));
+        let link = oracle::link(&agent.host, "flat.1").unwrap();
+        assert_eq!(link["mtu"], 1450, "{extra:?}: what fits by the way out");
+        agent.end(Signal::SIGTERM);
+        agent.arguments.truncate(agent.arguments.len() - extra.len());
+        first = agent;
+    }
+    first.start();
+    first.wait_converged(1);
+    let agents = [first, second];
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
 }
 
 fn layers() {

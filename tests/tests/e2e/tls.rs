@@ -18,6 +18,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("tls::an_expired_client_certificate_is_named", expired),
         Test::new("tls::a_stranger_certificate_is_named_and_let_in_once_it_is_trusted", stranger),
         Test::new("tls::files_that_are_no_certificates_are_refused_at_once", no_pem),
+        Test::new("tls::a_certificate_that_a_server_signed_itself_is_believed_where_it_is_given", self_signed),
     ];
     tests.into_iter().map(|test| test.on_backend("vxlan").needing(Need::Openssl)).collect()
 }
@@ -100,6 +101,11 @@ impl Secured {
 
     /// Starts etcd, trusting clients of the authorities in `trusted`.
     fn start(&mut self, trusted: &str) {
+        self.start_as("server", trusted);
+    }
+
+    /// Likewise; it shows the certificate called `server`.
+    fn start_as(&mut self, server: &str, trusted: &str) {
         let (directory, files) = (&self.lab.directory, &self.certificates);
         let peer = "http://127.0.0.1:2480";
         let argv = [
@@ -111,8 +117,8 @@ impl Secured {
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster=secured={peer}"),
-            format!("--cert-file={}", files.path("server.pem")),
-            format!("--key-file={}", files.path("server.key")),
+            format!("--cert-file={}", files.path(&format!("{server}.pem"))),
+            format!("--key-file={}", files.path(&format!("{server}.key"))),
             format!("--trusted-ca-file={}", files.path(trusted)),
             "--client-cert-auth".to_owned(),
             "--unsafe-no-fsync".to_owned(),
@@ -122,7 +128,7 @@ impl Secured {
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.etcd = Some(command.spawn().unwrap());
         wait_until("the secured etcd answers", SOON, || {
-            let ran = self.ctl(&["endpoint", "health"]);
+            let ran = self.ctl_believing(if server == "server" { "ca" } else { server }, &["endpoint", "health"]);
             let log = || std::fs::read_to_string(self.lab.directory.join("secured.log")).unwrap_or_default();
             if ran.code == 0 { Ok(()) } else { Err(format!("{}{}", ran.stderr, log())) }
         });
@@ -140,8 +146,12 @@ impl Secured {
     }
 
     fn ctl(&self, arguments: &[&str]) -> Ran {
+        self.ctl_believing("ca", arguments)
+    }
+
+    fn ctl_believing(&self, ca: &str, arguments: &[&str]) -> Ran {
         let (ca, cert, key) = (
-            self.certificates.path("ca.pem"),
+            self.certificates.path(&format!("{ca}.pem")),
             self.certificates.path("client.pem"),
             self.certificates.path("client.key"),
         );
@@ -232,8 +242,45 @@ fn stranger() {
     drop(agent);
 }
 
+fn self_signed() {
+    let mut secured = Secured::new(1);
+    secured.stop();
+    let address = secured.endpoint.trim_start_matches("https://").trim_end_matches(":2479").to_owned();
+    secured.certificates.openssl(&format!(
+        "req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.pem -days 2 -subj /CN=etcd -addext subjectAltName=IP:{address}"
+    ));
+    secured.start_as("own", "ca.pem");
+    let mut agent = secured.agent(1, "own", "client");
+    agent.start();
+    agent.wait_converged(0);
+    // The same name and address, another key.
+    drop(agent);
+    secured.certificates.openssl(&format!(
+        "req -x509 -newkey rsa:2048 -nodes -keyout fake.key -out fake.pem -days 2 -subj /CN=etcd -addext subjectAltName=IP:{address}"
+    ));
+    let ran = secured.network_ls(&secured.certificates.flags("fake", "client"));
+    assert!(ran.code == 5 && ran.stderr.contains("certificate"), "{} {}", ran.code, ran.stderr);
+}
+
 fn no_pem() {
     let secured = Secured::new(1);
+    let files = &secured.certificates;
+    files.openssl("x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out old.pem");
+    for (from, to) in [("client.key", "old.key"), ("stranger.pem", "mixed.pem"), ("client.key", "mixed.key")] {
+        std::fs::copy(files.path(from), files.path(to)).unwrap();
+    }
+    std::fs::copy(files.path("client.pem"), files.path("locked.pem")).unwrap();
+    files.openssl("pkey -in client.key -aes256 -passout pass:x -out locked.key");
+    for (client, said) in [
+        ("old", ["old.pem", "version 1"]),
+        ("mixed", ["mixed.key", "not that of"]),
+        ("locked", ["locked.key", "encrypted"]),
+    ] {
+        let ran = secured.agent(1, "ca", client).run();
+        assert_eq!(ran.code, 3, "{client}: {}", ran.stderr);
+        assert!(said.iter().all(|word| ran.stderr.contains(word)), "{client}: {}", ran.stderr);
+        assert!(ran.stderr.contains("hint:") && ran.stderr.contains("openssl"), "{client}: {}", ran.stderr);
+    }
     std::fs::write(secured.certificates.path("garbage.pem"), "not a certificate").unwrap();
     std::fs::write(secured.certificates.path("garbage.key"), "not a key").unwrap();
     for (ca, client) in [("garbage", "client"), ("ca", "garbage"), ("missing", "client")] {

@@ -1,23 +1,36 @@
 //! How to reach an etcd.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Channel, Client, ConnectOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Endpoint as Transport, Uri};
 
+use super::trust;
+use crate::endpoint::{Endpoint as Address, EndpointKind, InvalidEndpoint};
 use crate::store::CALL_TIMEOUT;
-
-/// etcd's client port when none is written (IANA: etcd-client).
-const DEFAULT_PORT: u16 = 2379;
 
 /// What etcd answers to a password while its authentication is off; Go's client then goes on without, and so do we.
 const AUTH_NOT_ENABLED: &str = "authentication is not enabled";
+
+/// How long one of a name's addresses has the field to itself (RFC 8305 §5).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// How to reach an etcd.
 #[derive(Clone, Default)]
 pub struct EtcdOptions {
     /// `http(s)://host:port`, without a scheme http; at least one. The first is tried first.
     pub endpoints: Vec<String>,
-    /// PEM of the CA that signed the servers' certificates; enough on its own.
+    /// PEM of the CA that signed the servers' certificates, or of these themselves; enough on its own.
     pub ca: Option<Vec<u8>>,
     /// PEM of the client's certificate and key.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
@@ -42,118 +55,179 @@ impl Again {
     }
 }
 
+/// One of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// The authorities'.
+    Ca,
+    /// Our certificate.
+    Certificate,
+    /// Our key.
+    Key,
+}
+
 /// Options that cannot work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidOptions(pub String);
+#[error("{message}")]
+pub struct InvalidOptions {
+    /// The file that is to blame, if it is one.
+    pub file: Option<File>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do, with FILE for the file's name; empty: nothing in particular.
+    pub hint: String,
+}
+
+impl InvalidOptions {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { file: None, message: message.into(), hint: hint.into() }
+    }
+
+    pub(super) fn of(file: File, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { file: Some(file), ..Self::new(message, hint) }
+    }
+}
 
 /// One server and how to speak with it.
 pub(super) struct Endpoint {
     /// Scheme, host and port.
     pub(super) url: String,
-    tls: Option<TlsOptions>,
+    address: Address,
+    transport: Transport,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 impl EtcdOptions {
     pub(super) fn endpoints(&self) -> Result<Vec<Endpoint>, InvalidOptions> {
         if self.endpoints.is_empty() {
-            return Err(InvalidOptions("no etcd endpoint is given".to_owned()));
+            return Err(InvalidOptions::new("no etcd endpoint is given", ""));
         }
-        self.endpoints.iter().map(|text| self.endpoint(text)).collect()
+        let addresses = self.endpoints.iter().map(|text| address(text)).collect::<Result<Vec<_>, _>>()?;
+        let encrypted = addresses.iter().find(|address| address.is_encrypted());
+        let config = encrypted.map(|address| self.tls(address)).transpose()?;
+        addresses.into_iter().map(|address| self.endpoint(address, config.as_ref())).collect()
     }
 
-    fn endpoint(&self, text: &str) -> Result<Endpoint, InvalidOptions> {
-        let url = normalise(text)?;
-        let tls = if url.starts_with("https://") { Some(self.tls(&url)?) } else { None };
-        if tls.is_none() && (self.ca.is_some() || self.identity.is_some()) {
-            return Err(InvalidOptions(format!("certificates are given but {url} is not encrypted: write https://")));
-        }
-        Ok(Endpoint { url, tls })
-    }
-
-    fn tls(&self, url: &str) -> Result<TlsOptions, InvalidOptions> {
-        let Some(ca) = &self.ca else {
-            return Err(InvalidOptions(format!("{url} needs the CA that signed the server's certificate")));
+    fn endpoint(&self, address: Address, config: Option<&Arc<ClientConfig>>) -> Result<Endpoint, InvalidOptions> {
+        let url = &address.url;
+        let tls = match config.filter(|_| address.is_encrypted()) {
+            None if self.ca.is_some() || self.identity.is_some() => {
+                return Err(InvalidOptions::new(
+                    format!("certificates are given but {url} is not encrypted: write https://"),
+                    "",
+                ));
+            }
+            None => None,
+            Some(config) => Some((Arc::clone(config), server_name(&address)?)),
         };
-        must_be_pem(ca, "CERTIFICATE", "the CA")?;
-        if let Some((certificate, key)) = &self.identity {
-            must_be_pem(certificate, "CERTIFICATE", "the client's certificate")?;
-            must_be_pem(key, "PRIVATE KEY", "the client's key")?;
-        }
-        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
-        Ok(match &self.identity {
-            Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
-            None => tls,
-        })
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let invalid =
+            |_| InvalidOptions::new(format!("{url} is no address that can be spoken to"), InvalidEndpoint::HINT);
+        let authority = address.authority();
+        let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|_| invalid(()))?;
+        // With http it is left to the connector to encrypt; what the server is told is the origin.
+        let transport = Transport::from_shared(format!("http://{authority}")).map_err(|_| invalid(()))?;
+        let transport = transport.origin(origin).connect_timeout(CALL_TIMEOUT);
+        Ok(Endpoint { url: url.clone(), transport, tls, address })
+    }
+
+    fn tls(&self, address: &Address) -> Result<Arc<ClientConfig>, InvalidOptions> {
+        let Some(ca) = &self.ca else {
+            return Err(InvalidOptions::new(
+                format!("{address} needs the CA that signed the server's certificate"),
+                "--etcd-cafile CA.pem",
+            ));
+        };
+        trust::client(ca, self.identity.as_ref().map(|(certificate, key)| (certificate.as_slice(), key.as_slice())))
     }
 }
 
-/// Refuses what has no PEM block (RFC 7468) with a label that ends in `label`: later it would look as if no server answered.
-fn must_be_pem(bytes: &[u8], label: &str, what: &str) -> Result<(), InvalidOptions> {
-    let text = String::from_utf8_lossy(bytes);
-    let begins = |line: &str| {
-        line.strip_prefix("-----BEGIN ")
-            .and_then(|rest| rest.trim_end().strip_suffix("-----"))
-            .is_some_and(|found| found.ends_with(label))
-    };
-    if text.lines().any(begins) {
-        return Ok(());
+fn address(text: &str) -> Result<Address, InvalidOptions> {
+    let address: Address =
+        text.parse().map_err(|error: InvalidEndpoint| InvalidOptions::new(error.to_string(), InvalidEndpoint::HINT))?;
+    match address.kind {
+        EndpointKind::Etcd => Ok(address),
+        EndpointKind::ControlPlane => Err(InvalidOptions::new(
+            format!("{address} is a control plane, not an etcd"),
+            "an etcd is http:// or https://",
+        )),
     }
-    Err(InvalidOptions(format!("the file with {what} has no PEM block \"{label}\"")))
 }
 
-/// Scheme, host and port of an endpoint.
-fn normalise(text: &str) -> Result<String, InvalidOptions> {
-    let invalid = || {
-        let text = flatnet_model::keys::excerpt(text);
-        InvalidOptions(format!("{text:?} is not an etcd endpoint such as http://192.168.33.10:2379"))
-    };
-    let (scheme, rest) = text.trim().split_once("://").unwrap_or(("http", text.trim()));
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| invalid())?),
-        _ => (rest, DEFAULT_PORT),
-    };
-    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let valid = match in_brackets {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
-        }
-    };
-    if !valid || port == 0 || !matches!(scheme, "http" | "https") {
-        return Err(invalid());
-    }
-    Ok(format!("{scheme}://{host}:{port}"))
+/// What the server's certificate must be for: a name without the dot that ends it, an address without its interface.
+fn server_name(address: &Address) -> Result<ServerName<'static>, InvalidOptions> {
+    let host = address.host.split('%').next().unwrap_or_default().trim_end_matches('.');
+    ServerName::try_from(host.to_owned()).map_err(|_| {
+        InvalidOptions::new(
+            format!("no certificate can be for {host:?}"),
+            "name the server by a name or address of its certificate",
+        )
+    })
 }
 
 impl Endpoint {
     /// A client of this server alone. Without a user nothing is sent yet.
     pub(super) async fn connect(&self, user: Option<&(String, String)>) -> Result<Client, etcd_client::Error> {
-        match Client::connect([&self.url], Some(self.connect_options(user))).await {
+        match Client::from_channel(self.channel(), Some(connect_options(user))).await {
             Err(etcd_client::Error::GRpcStatus(status)) if status.message().contains(AUTH_NOT_ENABLED) => {
-                Client::connect([&self.url], Some(self.connect_options(None))).await
+                Client::from_channel(self.channel(), Some(connect_options(None))).await
             }
             result => result,
         }
     }
 
-    fn connect_options(&self, user: Option<&(String, String)>) -> ConnectOptions {
-        // No HTTP/2 pings: an etcd server drops a client that pings more often than every 5 s
-        // (`--grpc-keepalive-min-time`). Calls have their deadline, and a quiet watch is probed (`watch.rs`).
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CALL_TIMEOUT)
-            // A member cut off from the majority answers no one rather than staying silent.
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
-        let options = match user {
-            Some((name, password)) => options.with_user(name, password),
-            None => options,
-        };
-        match &self.tls {
-            Some(tls) => options.with_tls(tls.clone()),
-            None => options,
+    /// A connection, made with the first call and again after it broke.
+    fn channel(&self) -> Channel {
+        let (host, port, tls) = (self.address.host.clone(), self.address.port, self.tls.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (host, tls) = (host.clone(), tls.clone());
+            async move {
+                let tcp = dial(&host, port).await?;
+                tcp.set_nodelay(true)?;
+                let stream: Box<dyn Stream> = match tls {
+                    Some((config, name)) => Box::new(TlsConnector::from(config).connect(name, tcp).await?),
+                    None => Box::new(tcp),
+                };
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
+        });
+        Channel::Tonic(self.transport.connect_with_connector_lazy(connector))
+    }
+}
+
+/// What bytes go by.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The first of a name's addresses that answers: none that is dead may hold up the others.
+async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses = tokio::net::lookup_host((host, port)).await?;
+    let tries = (0_u32..).zip(addresses).map(|(before, address)| async move {
+        tokio::time::sleep(HEAD_START * before).await;
+        TcpStream::connect(address).await
+    });
+    let mut tries: FuturesUnordered<_> = tries.collect();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    while let Some(tried) = tries.next().await {
+        match tried {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
         }
+    }
+    Err(last)
+}
+
+fn connect_options(user: Option<&(String, String)>) -> ConnectOptions {
+    // No HTTP/2 pings: an etcd server drops a client that pings more often than every 5 s
+    // (`--grpc-keepalive-min-time`). Calls have their deadline, and a quiet watch is probed (`watch.rs`).
+    let options = ConnectOptions::new()
+        // A member cut off from the majority answers no one rather than staying silent.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    match user {
+        Some((name, password)) => options.with_user(name, password),
+        None => options,
     }
 }
 
@@ -171,30 +245,29 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_needs_neither_scheme_nor_port() {
-        for (text, url) in [
-            ("10.0.0.1", "http://10.0.0.1:2379"),
-            ("http://etcd-1.example:2379/", "http://etcd-1.example:2379"),
-            ("[fd00::1]:2380", "http://[fd00::1]:2380"),
-            ("[fd00::1]", "http://[fd00::1]:2379"),
-        ] {
+    fn whatever_can_be_read_as_an_etcds_endpoint_can_be_spoken_to() {
+        for text in
+            ["10.0.0.1", "http://proj_etcd_1:2379", "HTTP://Etcd.Example.", "2001:db8::1", "http://[fe80::1%eth0]:2379"]
+        {
+            let url = text.parse::<Address>().unwrap().url;
             assert_eq!(connect(text, None).unwrap(), [url]);
         }
-    }
-
-    #[test]
-    fn what_is_not_an_endpoint_is_refused() {
-        for bad in ["", "http://", "ftp://x:1", "x:0", "x:70000", "x:y", "a b", "http://x/y", "fd00::1", "[x]", "u@h"] {
-            assert!(connect(bad, None).is_err(), "{bad}");
+        for bad in ["", "ftp://x:1", "http://x/y", "u@h"] {
+            let error = connect(bad, None).unwrap_err();
+            assert!(!error.hint.is_empty() && error.file.is_none(), "{error}");
         }
+        assert!(connect("grpcs://x", None).unwrap_err().to_string().contains("not an etcd"));
     }
 
     #[test]
     fn certificates_are_never_given_to_a_plain_connection_nor_missing_on_an_encrypted_one() {
-        assert!(connect("http://x:1", Some("pem")).unwrap_err().to_string().contains("write https://"));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::new(vec!["x".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+        assert!(connect("http://x:1", Some(&ca)).unwrap_err().to_string().contains("write https://"));
         assert!(connect("https://x:1", None).unwrap_err().to_string().contains("needs the CA"));
-        assert!(connect("https://x:1", Some("-----BEGIN CERTIFICATE-----\nMA==\n")).is_ok());
-        assert!(connect("https://x:1", Some("-----BEGIN CERTIFICATE REQUEST-----")).is_err());
-        assert!(connect("https://x:1", Some("pem")).unwrap_err().to_string().contains("PEM"));
+        for text in ["https://x:1", "https://proj_etcd_1", "https://[fe80::1%eth0]", "https://etcd.example."] {
+            assert!(connect(text, Some(&ca)).is_ok(), "{text}");
+        }
+        assert_eq!(connect("https://x:1", Some("pem")).unwrap_err().file, Some(File::Ca));
     }
 }
