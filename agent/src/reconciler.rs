@@ -13,9 +13,10 @@ mod pass;
 mod wanted;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use flatnet_core::exposure::Exposure;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::firewall::FirewallNetwork;
 use flatnet_core::object::Dump;
@@ -51,6 +52,10 @@ pub struct HostOptions {
     pub masquerade: bool,
     /// Whether a tunnel device that flanneld left is replaced.
     pub take_over: bool,
+    /// Who else may open connections into the networks.
+    pub exposure: Exposure,
+    /// Where the store is that containers must not reach; empty if they may.
+    pub endpoints: watch::Receiver<Vec<SocketAddr>>,
     /// Whether this process may carry what the kernel has no module for.
     pub userspace: bool,
 }
@@ -171,6 +176,7 @@ impl<K: Kernel> Reconciler<K> {
                     self.host.selection.store.clone_from(&self.store.borrow_and_update());
                     self.pace.kernel_changed(Instant::now());
                 }
+                Ok(()) = self.host.endpoints.changed() => self.pace.kernel_changed(Instant::now()),
                 Some(reply) = plans.recv() => {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));

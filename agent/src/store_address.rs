@@ -4,7 +4,7 @@
 //! there is an answer; the loop then chooses the underlay anew. An answer is kept: a store that answers under several
 //! addresses in turn must not move the underlay.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -14,6 +14,57 @@ use crate::cli::store_args::Endpoint;
 /// Between two look-ups. Short: as soon as the name is known a lease may be published, with the wrong address until the
 /// underlay was chosen anew.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Between two look-ups of names that are known: as long as resolvers keep what they are told.
+const KNOWN_AGAIN: Duration = Duration::from_secs(60);
+
+/// Where `endpoints` are as far as that is known without asking: those that are addresses, and the first, which is at `first`.
+/// The rules are then the same at once as those that an agent before this one left: nothing has to be loaded anew.
+pub fn known(endpoints: &[Endpoint], first: &[IpAddr]) -> Vec<SocketAddr> {
+    let given =
+        endpoints.iter().filter_map(|endpoint| Some(SocketAddr::new(endpoint.host.parse().ok()?, endpoint.port)));
+    let port = endpoints.first().map(|endpoint| endpoint.port);
+    let first = first.iter().filter_map(|address| Some(SocketAddr::new(*address, port?)));
+    let mut known: Vec<SocketAddr> = given.chain(first).collect();
+    known.sort_unstable();
+    known.dedup();
+    known
+}
+
+/// Keeps telling where all of `endpoints` are. An endpoint whose name is not answered for stays where it was, and one that
+/// has moved is told at both places until the next look: what it does not have any more does no harm. Safe to drop; ends when
+/// nobody listens, or when there is no name among them.
+pub async fn follow(endpoints: Vec<Endpoint>, told: watch::Sender<Vec<SocketAddr>>) {
+    let mut known: Vec<Vec<SocketAddr>> = vec![Vec::new(); endpoints.len()];
+    let is_name = |endpoint: &Endpoint| endpoint.host.parse::<IpAddr>().is_err();
+    while !told.is_closed() {
+        let mut all = Vec::new();
+        for (endpoint, known) in std::iter::zip(&endpoints, &mut known) {
+            let found = resolve(endpoint.clone()).await;
+            let found: Vec<SocketAddr> = found.into_iter().map(|address| (address, endpoint.port).into()).collect();
+            all.extend(known.iter().chain(&found).copied());
+            if !found.is_empty() {
+                *known = found;
+            }
+        }
+        if known.iter().any(Vec::is_empty) {
+            // Where it was when the process started.
+            all.extend(told.borrow().iter().copied());
+        }
+        all.sort_unstable();
+        all.dedup();
+        told.send_if_modified(|before| {
+            let differs = *before != all;
+            *before = all;
+            differs
+        });
+        if !endpoints.iter().any(is_name) {
+            return;
+        }
+        let pause = if known.iter().any(Vec::is_empty) { AGAIN } else { KNOWN_AGAIN };
+        tokio::time::sleep(pause).await;
+    }
+}
 
 /// Looks `endpoint` up until its addresses are known, and tells them. Safe to drop.
 pub async fn look_up(endpoint: Endpoint, addresses: watch::Sender<Vec<IpAddr>>) {

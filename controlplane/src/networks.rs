@@ -49,6 +49,33 @@ pub struct NetworkSpec {
     pub direct_routing: Option<bool>,
     /// Further fields of `Backend`, as a JSON object.
     pub backend_json: Option<String>,
+    /// `Flatnet.ReachableFrom`; empty: nobody outside.
+    pub reachable_from: Option<Vec<IpNet>>,
+}
+
+/// Ranges on a command line, separated by commas; `none` for none at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReachableFrom(pub Vec<IpNet>);
+
+impl std::str::FromStr for ReachableFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" {
+            return Ok(Self(Vec::new()));
+        }
+        let range = |text: &str| {
+            let address = text.parse::<IpAddr>().ok().map(IpNet::from);
+            let range = address.or_else(|| text.parse().ok());
+            let range: IpNet =
+                range.ok_or_else(|| format!("{text:?} is not a CIDR such as 192.168.1.0/24, nor \"none\""))?;
+            match range == range.trunc() {
+                true => Ok(range),
+                false => Err(format!("{range} has host bits set; {} is meant", range.trunc())),
+            }
+        };
+        text.split(',').map(range).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// One network as the store has it.

@@ -235,8 +235,17 @@ pub fn change_request(name: &NetworkName, spec: &NetworkSpec, force: bool) -> pr
         mtu: spec.mtu,
         direct_routing: spec.direct_routing,
         backend_json: spec.backend_json.clone(),
+        reachable_from: spec.reachable_from.as_ref().map(|ranges| proto::Ranges { cidrs: texts(ranges) }),
         force,
     }
+}
+
+fn texts(ranges: &[IpNet]) -> Vec<String> {
+    ranges.iter().map(ToString::to_string).collect()
+}
+
+fn cidrs(ranges: &proto::Ranges) -> Result<Vec<IpNet>, Status> {
+    ranges.cidrs.iter().map(|text| text.parse().map_err(|_| invalid("not an address or range", text))).collect()
 }
 
 /// Reads what a network is to be.
@@ -262,6 +271,7 @@ pub fn spec(request: &proto::ChangeNetworkRequest) -> Result<NetworkSpec, Status
         mtu: request.mtu,
         direct_routing: request.direct_routing,
         backend_json: request.backend_json.clone().filter(|json| json.len() <= 16 * 1024),
+        reachable_from: request.reachable_from.as_ref().map(cidrs).transpose()?,
     })
 }
 

@@ -19,6 +19,7 @@ pub use candidate::{admit, admit_changes};
 pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel, WayOutcome};
 
 use crate::backend::{Draft, NetworkCtx};
+use crate::exposure::Exposure;
 use crate::facts::HostFacts;
 use crate::firewall::FirewallNetwork;
 use crate::object::{Datapath, KernelState};
@@ -39,6 +40,8 @@ pub struct HostInput<'a> {
     pub facts: &'a HostFacts,
     /// Where the store is: the addresses of its endpoints, as far as they are known.
     pub store: &'a [IpAddr],
+    /// Who else may open connections into them, and what containers may not reach.
+    pub exposure: &'a Exposure,
     /// The networks, in the order in which they were joined: of two that contradict each other the first is kept.
     pub networks: &'a [NetworkInput<'a>],
 }
@@ -115,7 +118,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
         match refusal.map_or_else(|| ways::build(&ctx, &before, network.said, &mut draft), Err) {
             Ok(built) => {
                 shared::add(host, network, &built, &mut draft);
-                firewall.push(shared::firewall_network(network, &built));
+                firewall.push(shared::firewall_network(host, network, &built));
                 networks.push(NetworkOutcome {
                     name: network.name.clone(),
                     mtu: built.mtu(),
@@ -133,7 +136,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                     Some(guard) => remembered.push(guard.clone()),
                     None => {
                         guard_unknown = true;
-                        closed.extend(shared::closed(network));
+                        closed.extend(shared::closed(host, network));
                     }
                 }
                 networks.push(not_programmed(network, &problem));

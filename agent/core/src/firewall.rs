@@ -11,6 +11,7 @@
 //! | `posing` | postrouting, 110 | nobody's tunnel packets leave this host with its own address |
 //! | `encrypted_out` | postrouting, -120 | a WireGuard network's packets leave through its tunnel, or not at all |
 //! | `forward` | forward, -10 | networks are kept apart; containers cannot speak the tunnel's protocol to hosts |
+//! | `local` | input, -10 | what comes out of a tunnel reaches this host's addresses in its network only |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
 //!
 //! A drop is final in netfilter, an accept is not: what these chains let through is still judged by everybody else's.
@@ -21,13 +22,17 @@ mod forward;
 mod gre;
 mod guard;
 mod iptables;
+mod local;
 mod mark;
 mod nat;
+mod opening;
 mod specimen;
+mod store;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use flatnet_model::{IfName, IpFamily, NetworkName};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -56,6 +61,10 @@ pub struct FirewallNetwork {
     pub clear_to: Vec<IpNet>,
     /// The sets of the subnets whose packets may come without a tunnel, by the underlay (host-gw, `DirectRouting`).
     pub direct: BTreeSet<SetName>,
+    /// Interfaces by which anybody may open connections into it.
+    pub exposed_to: BTreeSet<IfName>,
+    /// Ranges outside of it from which anybody may.
+    pub reachable_from: Vec<IpNet>,
     /// Who may send what through the tunnels and without; sets that are not here are ignored.
     pub peers: BTreeSet<PeerSource>,
 }
@@ -92,6 +101,26 @@ pub struct EncryptedTunnel {
     pub families: Vec<IpFamily>,
 }
 
+/// What the firewall has to know of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallHost {
+    /// The interface by which peers are reached.
+    pub underlay: IfName,
+    /// Further interfaces that lead to other machines, not to containers or guests of this one.
+    pub uplinks: BTreeSet<IfName>,
+    /// This host's addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Endpoints of the store that containers must not reach.
+    pub store: BTreeSet<SocketAddr>,
+}
+
+impl From<IfName> for FirewallHost {
+    /// A host of which only the underlay is known.
+    fn from(underlay: IfName) -> Self {
+        Self { underlay, uplinks: BTreeSet::new(), addresses: BTreeSet::new(), store: BTreeSet::new() }
+    }
+}
+
 impl FirewallTunnel {
     /// The sets of its peers.
     pub fn sets(&self) -> impl Iterator<Item = SetName> {
@@ -100,39 +129,26 @@ impl FirewallTunnel {
     }
 }
 
-/// By which interfaces other hosts are reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outside {
-    /// The underlay's.
-    pub underlay: IfName,
-    /// Others that lead to other machines and not to containers ([`crate::facts::HostFacts::uplinks`]).
-    pub uplinks: BTreeSet<IfName>,
-}
-
-impl From<IfName> for Outside {
-    /// With no other.
-    fn from(underlay: IfName) -> Self {
-        Self { underlay, uplinks: BTreeSet::new() }
-    }
-}
-
-/// The table for `networks` over the interfaces that are `outside`, and all elements of its sets. With no network there is nothing
+/// The table for `networks` on `host`, and all elements of its sets. With no network there is nothing
 /// to guard, and the body is empty: the table should then not exist.
 #[must_use]
-pub fn ruleset(networks: &[FirewallNetwork], outside: impl Into<Outside>) -> (Ruleset, BTreeSet<PeerSource>) {
-    let outside = outside.into();
+pub fn ruleset(networks: &[FirewallNetwork], host: impl Into<FirewallHost>) -> (Ruleset, BTreeSet<PeerSource>) {
     if networks.is_empty() {
         return (Ruleset { body: String::new() }, BTreeSet::new());
     }
+    let host = host.into();
+    let underlay = host.underlay;
     let mut text = Text::default();
     guard::sets(networks, &mut text);
     arrival::sets(networks, &mut text);
     guard::chains(networks, &mut text);
-    guard::origin(networks, &outside, &mut text);
+    guard::origin(networks, &host, &mut text);
     guard::posing(networks, &mut text);
-    arrival::chains(networks, outside.underlay, &mut text);
+    arrival::chains(networks, &host, &mut text);
     encrypted::chains(networks, &mut text);
-    forward::chains(networks, &mut text);
+    opening::chains(networks, underlay, &mut text);
+    forward::chains(networks, &host, &mut text);
+    local::chains(networks, &host, &mut text);
     nat::chains(networks, &mut text);
     let of_tunnels = networks.iter().flat_map(|network| &network.tunnels).flat_map(FirewallTunnel::sets);
     let sets: BTreeSet<SetName> =
@@ -172,6 +188,12 @@ fn ip(family: IpFamily) -> &'static str {
         IpFamily::V4 => "ip",
         IpFamily::V6 => "ip6",
     }
+}
+
+/// Interfaces as an anonymous set; `None`: there are none.
+fn interfaces(names: &BTreeSet<IfName>) -> Option<String> {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
 }
 
 /// The members of `family` as an anonymous set, `{ 10.0.0.0/8, 192.0.2.0/24 }`; `None`: there are none. Merged, since nft

@@ -56,7 +56,7 @@ pub(crate) fn pool(text: &str) -> Pool {
 }
 
 pub(crate) fn config(v4: Option<&str>, v6: Option<&str>, backend: BackendConfig) -> NetworkConfig {
-    NetworkConfig { v4: v4.map(pool), v6: v6.map(pool), backend, before: Vec::new() }
+    NetworkConfig { v4: v4.map(pool), v6: v6.map(pool), backend, before: Vec::new(), reachable_from: Vec::new() }
 }
 
 pub(crate) fn vxlan() -> BackendConfig {
@@ -124,7 +124,15 @@ pub(crate) fn with(
         masquerade: true,
         guard: None,
     };
-    desired(&HostInput { store: &[], node: NODE, wireguard: Ok(key(0xa)), underlay, facts, networks: &[network] })
+    desired(&HostInput {
+        store: &[],
+        node: NODE,
+        wireguard: Ok(key(0xa)),
+        underlay,
+        facts,
+        exposure: &crate::exposure::Exposure::default(),
+        networks: &[network],
+    })
 }
 
 /// Whether nothing of any network is programmed: what it does not know is refused, and who might come in is kept out.

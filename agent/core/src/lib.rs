@@ -16,6 +16,7 @@ pub mod docker_opts;
 pub mod drift;
 pub mod drops;
 pub mod env_file;
+pub mod exposure;
 pub mod facts;
 pub mod firewall;
 pub mod host_ranges;

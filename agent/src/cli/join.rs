@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flatnet_controlplane::cli::etcd_args::EtcdArgs;
+use flatnet_core::exposure::Exposed;
 use flatnet_model::{IfName, NetworkName};
 
 use super::values::{self, NamedCidr, Secret};
@@ -48,6 +49,12 @@ pub struct JoinArgs {
     /// Masquerade what leaves the network
     #[arg(long, value_name = "BOOL", env = "FLATNET_IP_MASQ", default_value_t = true, action = clap::ArgAction::Set, help_heading = "Networks")]
     pub ip_masq: bool,
+    /// Let anybody who comes by this interface, or from this range, open connections into the networks (repeatable)
+    #[arg(long, value_name = "IFACE|CIDR", env = "FLATNET_EXPOSE", value_delimiter = ',', help_heading = "Networks")]
+    pub expose: Vec<Exposed>,
+    /// Let containers of this host speak to the store
+    #[arg(long, value_name = "BOOL", env = "FLATNET_CONTAINERS_REACH_STORE", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "Networks")]
+    pub containers_reach_store: bool,
     /// Own a bridge with the subnet's first address
     #[arg(long, value_name = "NAME", env = "FLATNET_BRIDGE", help_heading = "Networks")]
     pub bridge: Option<IfName>,

@@ -6,7 +6,7 @@ mod target;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
-use flatnet_controlplane::networks::{Force, NetworkError, NetworkInfo, NetworkSpec};
+use flatnet_controlplane::networks::{Force, NetworkError, NetworkInfo, NetworkSpec, ReachableFrom};
 use flatnet_controlplane::store::StoreError;
 use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey, WireguardKey};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -73,6 +73,9 @@ pub struct ChangeArgs {
     /// Plain routes to peers on the same link
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     direct_routing: Option<bool>,
+    /// Ranges outside the network from which anybody may open connections into it; "none": nobody
+    #[arg(long, value_name = "CIDR,…")]
+    reachable_from: Option<ReachableFrom>,
     /// Further fields of flannel's Backend, as a JSON object
     #[arg(long, value_name = "JSON")]
     backend_json: Option<String>,
@@ -222,6 +225,7 @@ impl ChangeArgs {
             mtu: self.mtu,
             direct_routing: self.direct_routing,
             backend_json: self.backend_json.clone(),
+            reachable_from: self.reachable_from.clone().map(|ranges| ranges.0),
         }
     }
 }

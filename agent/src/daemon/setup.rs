@@ -9,6 +9,7 @@ use std::time::Duration;
 use flatnet_controlplane::cli::etcd_args::read_file;
 use flatnet_controlplane::client::{Remote, RemoteOptions};
 use flatnet_controlplane::random::NodeRandom;
+use flatnet_core::exposure::Exposure;
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel};
@@ -53,6 +54,8 @@ pub(super) struct ProcessSetup {
     pub(super) store: StoreDocument,
     /// The store's name is still to be resolved.
     pub(super) lookup: Option<Lookup>,
+    /// Where the store is, and whom to tell; `None` if it need not be known.
+    pub(super) endpoints: Option<(Vec<Endpoint>, watch::Sender<Vec<SocketAddr>>)>,
 }
 
 /// A name that could not be resolved in time, and whom to tell when it can be.
@@ -80,12 +83,18 @@ impl Setup {
         check_firewall(&kernel).await?;
         check_underlay(kernel.as_ref(), &selection).await?;
         let owner = Owner { node: dir.node(), name, nonce: dir.nonce() };
+        let closed = !args.containers_reach_store;
+        let known = if closed { store_address::known(&endpoints, &store_at.borrow()) } else { Vec::new() };
+        let (tell, endpoints_at) = watch::channel(known);
+        let follow = closed.then(|| (endpoints.clone(), tell));
         let host = HostOptions {
             node: dir.node(),
             selection,
             bridge: args.bridge,
             masquerade: args.ip_masq,
             take_over: args.take_over,
+            exposure: exposure(&args),
+            endpoints: endpoints_at,
             userspace: !args.no_userspace,
         };
         let networks = network_setups(&args, &names, &dir);
@@ -94,6 +103,7 @@ impl Setup {
             http_listen: args.http_listen,
             store: store_args::document(&args.store, &endpoints),
             lookup,
+            endpoints: follow,
         };
         let (lease_ttl, flannel_prefix) = (args.lease_ttl, args.store.etcd_prefix);
         let random = NodeRandom::Os;
@@ -128,6 +138,18 @@ fn check_control_plane(args: &JoinArgs, endpoints: &[Endpoint]) -> Result<(), Fa
             .hint("its endpoint looks like grpcs://192.168.33.10:7443"));
     }
     Ok(())
+}
+
+/// Whom the networks are opened to. Whoever comes from flannel is told what it let in and this does not.
+fn exposure(args: &JoinArgs) -> Exposure {
+    if args.take_over && args.expose.is_empty() {
+        tracing::warn!(
+            hint = "--expose IFACE or CIDR, or for all hosts `agent network update NAME --reachable-from CIDR`, let them in",
+            "flannel let every machine that has a route to this host open connections into the network; this agent lets in the \
+             network's members, this host, and what published ports lead to"
+        );
+    }
+    Exposure::of(&args.expose)
 }
 
 /// The token, from wherever it was given.

@@ -93,6 +93,9 @@ impl Tasks {
             tokio::spawn(store_address::look_up(endpoint, addresses));
         }
         tokio::spawn(problem_log::keep(status.clone()));
+        if let Some((endpoints, told)) = setup.endpoints {
+            tokio::spawn(store_address::follow(endpoints, told));
+        }
         tokio::spawn(tell_service_manager(status.clone(), ready));
         Self { asks, api, api_stop: Some(stop), socket: listeners.path }
     }

@@ -108,6 +108,8 @@ impl Host {
             bridge: None,
             masquerade: true,
             take_over: false,
+            exposure: Default::default(),
+            endpoints: watch::channel(Vec::new()).1,
             userspace: true,
         };
         let reconciler = Reconciler::new(

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, admit_changes, desired};
 use flatnet_core::diff::Prune;
+use flatnet_core::exposure::Exposure;
 use flatnet_core::host_ranges;
 use flatnet_core::object::{KernelState, LinkKind, Ruleset};
 use flatnet_core::problem::{Problem, ProblemCode};
@@ -149,12 +150,15 @@ impl<K: Kernel> Reconciler<K> {
                 Some(view.state.valid_config().filter(|stored| *stored != in_force))
             })
             .collect();
+        let store = self.host.endpoints.borrow_and_update().iter().copied().collect();
+        let exposure = Exposure { store, ..self.host.exposure.clone() };
         let input = HostInput {
             node: self.host.node,
             wireguard: wireguard.as_ref().map(|key| *key),
             underlay,
             facts: &self.facts,
             store: &self.host.selection.store,
+            exposure: &exposure,
             networks: &inputs,
         };
         let mut desired = desired(&input);

@@ -261,6 +261,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         wireguard: Err(&none),
         underlay: &underlay,
         facts: &facts,
+        exposure: &flatnet_core::exposure::Exposure::default(),
         networks: &inputs,
     });
     codes.extend(wanted.problems.iter().map(|problem| problem.code.to_string()));

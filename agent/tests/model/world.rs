@@ -247,6 +247,8 @@ impl World {
                 bridge: None,
                 masquerade: true,
                 take_over: false,
+                exposure: Default::default(),
+                endpoints: watch::channel(Vec::new()).1,
                 userspace: false,
             },
             underlay: UnderlayRecord::open(Arc::clone(&dir)),

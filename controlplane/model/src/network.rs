@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 use crate::backend::BackendConfig;
 use crate::net::IpFamily;
 use crate::pool::Pool;
@@ -70,6 +72,8 @@ pub struct NetworkConfig {
     /// `Flatnet.Before`: how they did before a change that not all hosts may have followed, the latest first. A host that joins
     /// meanwhile receives also by those of them that leases still name.
     pub before: Vec<BackendConfig>,
+    /// `Flatnet.ReachableFrom`: ranges outside of the network from which anybody may open connections into it.
+    pub reachable_from: Vec<IpNet>,
 }
 
 impl NetworkConfig {

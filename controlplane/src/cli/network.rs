@@ -8,7 +8,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::DataDir;
 use super::report::{Failure, print, said, say, table};
-use crate::networks::{self, NetworkInfo, NetworkSpec};
+use crate::networks::{self, NetworkInfo, NetworkSpec, ReachableFrom};
 use crate::wire;
 
 /// Create, list and remove networks
@@ -42,6 +42,9 @@ pub struct CreateArgs {
     /// MTU for containers [default: the underlay's less the overhead]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65_535))]
     mtu: Option<u32>,
+    /// Ranges outside the network from which anybody may open connections into it; "none": nobody
+    #[arg(long, value_name = "CIDR,…")]
+    reachable_from: Option<ReachableFrom>,
     /// Although hosts use the range themselves
     #[arg(long)]
     force: bool,
@@ -78,6 +81,7 @@ pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
                 subnet_len: args.subnet_len,
                 backend: args.backend,
                 mtu: args.mtu,
+                reachable_from: args.reachable_from.map(|ranges| ranges.0),
                 ..NetworkSpec::default()
             };
             let message = wire::change_request(&args.name, &spec, args.force);

@@ -15,6 +15,9 @@ use super::fields::{Fields, Writer};
 /// Bytes a configuration may have: a hundred times what flannel's largest documented one has.
 const VALUE_LIMIT: usize = 64 * 1024;
 
+/// Ranges that may reach a network from outside: each is in the rules of every host.
+const REACHABLE_FROM_LIMIT: usize = 64;
+
 /// Something in a usable configuration that an operator should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
@@ -47,15 +50,15 @@ fn decode(value: &[u8], warnings: &mut Vec<ConfigWarning>) -> Result<NetworkConf
         return Err("EnableIPv4 and EnableIPv6 are both false: the network has no addresses".to_owned());
     }
     let backend = read_backend(fields.object("Backend", "Backend.")?, warnings)?;
-    let before = match fields.object("Flatnet", "Flatnet.")? {
-        Some(ours) => read_before(ours)?,
-        None => Vec::new(),
+    let (before, reachable_from) = match fields.object("Flatnet", "Flatnet.")? {
+        Some(mut ours) => (read_before(&mut ours)?, read_reachable_from(&mut ours)?),
+        None => (Vec::new(), Vec::new()),
     };
-    Ok(NetworkConfig { v4: pool4, v6: pool6, backend, before })
+    Ok(NetworkConfig { v4: pool4, v6: pool6, backend, before, reachable_from })
 }
 
 /// Earlier backends. Those that a later version knows are left out, and so is what flannel would warn of.
-fn read_before(mut ours: Fields) -> Result<Vec<BackendConfig>, String> {
+fn read_before(ours: &mut Fields) -> Result<Vec<BackendConfig>, String> {
     let mut before = Vec::new();
     for fields in ours.objects("Before", Besides::LIMIT, "Flatnet.Before.")? {
         let backend =
@@ -65,6 +68,22 @@ fn read_before(mut ours: Fields) -> Result<Vec<BackendConfig>, String> {
         }
     }
     Ok(before)
+}
+
+/// Ranges outside; an address is a range of one.
+fn read_reachable_from(ours: &mut Fields) -> Result<Vec<IpNet>, String> {
+    let texts = ours.texts("ReachableFrom", REACHABLE_FROM_LIMIT, "a range such as 192.168.1.0/24")?;
+    let range = |text: String| {
+        let address = text.parse::<IpAddr>().ok().map(IpNet::from);
+        let range = address.or_else(|| text.parse().ok());
+        let shown = || format!("Flatnet.ReachableFrom {:?}", excerpt(&text));
+        let range: IpNet = range.ok_or_else(|| format!("{} is not a range such as 192.168.1.0/24", shown()))?;
+        match range == range.trunc() {
+            true => Ok(range),
+            false => Err(format!("{} has host bits set; {} is meant", shown(), range.trunc())),
+        }
+    };
+    texts.into_iter().map(range).collect()
 }
 
 struct PoolNames {
@@ -271,8 +290,8 @@ pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<
         write_pool(&mut out, pool, &V6_NAMES);
     }
     out.raw("Backend", &write_backend(&config.backend, backend).map_err(InvalidConfig)?);
-    if !config.before.is_empty() || !ours.is_empty() {
-        out.raw("Flatnet", &write_ours(&config.before, ours).map_err(InvalidConfig)?);
+    if !config.before.is_empty() || !config.reachable_from.is_empty() || !ours.is_empty() {
+        out.raw("Flatnet", &write_ours(config, ours).map_err(InvalidConfig)?);
     }
     for (name, value) in rest {
         out.field(&name, value);
@@ -303,6 +322,7 @@ fn take_known(previous: Option<Fields>) -> Result<Known, String> {
     let ours = match fields.object("Flatnet", "Flatnet.")? {
         Some(mut ours) => {
             ours.take("Before")?;
+            ours.take("ReachableFrom")?;
             ours.rest()
         }
         None => Unknown::new(),
@@ -310,12 +330,16 @@ fn take_known(previous: Option<Fields>) -> Result<Known, String> {
     Ok(Known { backend, ours, rest: fields.rest() })
 }
 
-fn write_ours(before: &[BackendConfig], rest: Unknown) -> Result<String, String> {
+fn write_ours(config: &NetworkConfig, rest: Unknown) -> Result<String, String> {
     let mut out = Writer::new();
-    if !before.is_empty() {
+    if !config.before.is_empty() {
         let before: Vec<String> =
-            before.iter().map(|backend| write_backend(backend, None)).collect::<Result<_, _>>()?;
+            config.before.iter().map(|backend| write_backend(backend, None)).collect::<Result<_, _>>()?;
         out.raw("Before", &format!("[{}]", before.join(",")));
+    }
+    if !config.reachable_from.is_empty() {
+        let ranges: Vec<String> = config.reachable_from.iter().map(ToString::to_string).collect();
+        out.field("ReachableFrom", ranges);
     }
     for (name, value) in rest {
         out.field(&name, value);

@@ -94,6 +94,24 @@ impl Fields {
         }
     }
 
+    /// The strings in the array `name`, at most `limit`; none if it is not there. `what` says what each should be.
+    pub(super) fn texts(&mut self, name: &str, limit: usize, what: &str) -> Result<Vec<String>, String> {
+        let path = self.path;
+        let values = match self.take(name)? {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values,
+            Some(_) => return Err(format!("{path}{name} is not an array")),
+        };
+        if values.len() > limit {
+            return Err(format!("{path}{name} has {} entries, more than the {limit} allowed", values.len()));
+        }
+        let convert = |value: Value| match value {
+            Value::String(text) => Ok(text),
+            other => Err(format!("{path}{name} {} is not {what}", show(&other))),
+        };
+        values.into_iter().map(convert).collect()
+    }
+
     /// A string that reads as a `T`; `what` says what that is.
     pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, what: &str) -> Result<Option<T>, String> {
         let path = self.path;

@@ -65,6 +65,7 @@ fn finish(
 ) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
     ranges(spec, &mut map)?;
     backend(name, spec, &mut map, others)?;
+    reachable_from(spec, &mut map);
     let draft = Value::Object(map).to_string().into_bytes();
     let (config, _) = decode_config(&draft)?;
     if let BackendConfig::Unsupported(kind) = &config.backend {
@@ -73,6 +74,16 @@ fn finish(
         )));
     }
     Ok((encode_config(&config, Some(&draft))?, config))
+}
+
+fn reachable_from(spec: &NetworkSpec, map: &mut Map<String, Value>) {
+    let Some(ranges) = &spec.reachable_from else { return };
+    let mut ours = match remove(map, "Flatnet") {
+        Some(Value::Object(ours)) => ours,
+        _ => Map::new(),
+    };
+    set(&mut ours, "ReachableFrom", ranges.iter().map(ToString::to_string).collect::<Vec<_>>());
+    set(map, "Flatnet", ours);
 }
 
 fn ranges(spec: &NetworkSpec, map: &mut Map<String, Value>) -> Result<(), InvalidConfig> {

@@ -2,9 +2,9 @@
 //! every backend and family, whatever reverse-path filtering and a policy of FORWARD do. Each combination is a cell of one
 //! table, which is printed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use flatnet_agent::lab::command_line::CommandLine;
@@ -15,10 +15,12 @@ use flatnet_tests::netns::Namespace;
 use flatnet_tests::pinger::{assert_all_pairs, assert_reaches};
 use flatnet_tests::suite::Test;
 use flatnet_tests::wait::{SOON, pause, wait_until};
+use ipnet::IpNet;
+use nix::sys::signal::Signal;
 
 use crate::counter::Counter;
-use crate::field::{FRIEND, Field, LIAR, STRANGER, VICTIM};
-use crate::packet::{MAGIC, udp_ip};
+use crate::field::{FRIEND, Field, LIAR, PORT, STRANGER, VICTIM, VNI, mac, tunnel};
+use crate::packet::{MAGIC, ethernet, udp_ip, vxlan};
 use crate::sender::{Sender, inside};
 
 pub fn tests() -> Vec<Test> {
@@ -31,6 +33,8 @@ pub fn tests() -> Vec<Test> {
 
 /// Where services listen.
 const SERVICE: u16 = 7;
+/// A port that leads to one of them.
+const PUBLISHED: u16 = 9998;
 /// How long what was sent last may be under way.
 const UNDER_WAY: Duration = Duration::from_millis(300);
 
@@ -56,6 +60,8 @@ enum As {
     Unleased,
     /// The host's own address in the network.
     Gateway,
+    /// Nobody but itself, outside the network.
+    Itself,
 }
 
 /// To whom.
@@ -70,7 +76,7 @@ enum To {
 }
 
 const SENDERS: [By; 3] = [By::Stranger, By::Guest, By::Container];
-const POSES: [As; 4] = [As::Local, As::Remote, As::Unleased, As::Gateway];
+const POSES: [As; 5] = [As::Local, As::Remote, As::Unleased, As::Gateway, As::Itself];
 const TARGETS: [To; 3] = [To::Local, To::Remote, To::Host];
 
 /// One cell: what is sent, and what has to become of it.
@@ -98,7 +104,7 @@ impl Cell {
             for family in IpFamily::BOTH {
                 for (by, posing) in SENDERS.into_iter().flat_map(|by| POSES.map(|posing| (by, posing))) {
                     // Posing as a container of its own host a container says who it is, as far as can be told there.
-                    let is_told = (by, posing) != (By::Container, As::Local);
+                    let is_told = by != By::Container || !matches!(posing, As::Local | As::Itself);
                     let targets = TARGETS.into_iter().filter(|to| is_told && (by, *to) != (By::Container, To::Local));
                     cells.extend(targets.map(|to| Self { by, posing, to, family, policy, rp_filter }));
                 }
@@ -117,22 +123,21 @@ impl Cell {
 struct Targets {
     local: Counter,
     remote: Counter,
-    host: Vec<UdpSocket>,
+    host: UdpSocket,
 }
 
 impl Targets {
     fn new(field: &Field) -> Self {
         let host = inside(&field.host(VICTIM), || {
-            IpFamily::BOTH.map(|family| {
-                let socket = UdpSocket::bind((field.subnet(VICTIM, family).addr(), SERVICE)).unwrap();
-                socket.set_nonblocking(true).unwrap();
-                socket
-            })
+            // At every address of both families.
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, SERVICE)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
         });
         Self {
             local: Counter::start(&field.lab.container(VICTIM), &[]),
             remote: Counter::start(&field.lab.container(LIAR), &[]),
-            host: host.into(),
+            host,
         }
     }
 
@@ -145,10 +150,8 @@ impl Targets {
             .filter_map(|arrival| number(&arrival.frame))
             .collect();
         let mut buffer = [0; 256];
-        for socket in &self.host {
-            while let Ok(length) = socket.recv(&mut buffer) {
-                numbers.extend(number(&buffer[..length]));
-            }
+        while let Ok(length) = self.host.recv(&mut buffer) {
+            numbers.extend(number(&buffer[..length]));
         }
         numbers
     }
@@ -207,7 +210,7 @@ fn configure(field: &Field, policy: &str, rp_filter: u8) {
 }
 
 fn matrix(backend: &'static str) {
-    let field = Field::with(backend, Families::Dual);
+    let mut field = Field::with(backend, Families::Dual);
     assert_all_pairs(&field.lab, &field.agents);
     let guest = guest(&field);
     let stranger = field.host(STRANGER);
@@ -246,6 +249,11 @@ fn matrix(backend: &'static str) {
         }
     }
     assert!(wrong.is_empty(), "{backend}: {} of {} cells:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
+    published(&field, &senders[0], &targets);
+    if backend == "vxlan" {
+        out_of_the_tunnel(&field, &targets);
+    }
+    opened(&mut field, &senders, &targets);
     // The same packets arrive by the network's own way.
     wait_until("members' packets are seen where those of others are looked for", SOON, || {
         for (family, base) in IpFamily::BOTH.into_iter().zip([1_000_000, 1_000_100]) {
@@ -264,6 +272,131 @@ fn matrix(backend: &'static str) {
     });
 }
 
+/// What somebody published is for everybody, also where it is an address of the network that does the publishing.
+fn published(field: &Field, stranger: &Sender, targets: &Targets) {
+    configure(field, "ACCEPT", 2);
+    let host = field.host(VICTIM);
+    for rule in [
+        "add table inet published".to_owned(),
+        "add chain inet published pre { type nat hook prerouting priority -100 ; }".to_owned(),
+        format!(
+            "add rule inet published pre meta nfproto ipv4 udp dport {PUBLISHED} dnat ip to {}:{SERVICE}",
+            field.container(VICTIM, IpFamily::V4)
+        ),
+        format!(
+            "add rule inet published pre meta nfproto ipv6 udp dport {PUBLISHED} dnat ip6 to [{}]:{SERVICE}",
+            field.container(VICTIM, IpFamily::V6)
+        ),
+    ] {
+        host.ok(&format!("nft {rule}"));
+    }
+    wait_until("published ports are reached", SOON, || {
+        for (family, number) in IpFamily::BOTH.into_iter().zip([2_000_000, 2_000_001]) {
+            let to = field.outer(VICTIM, family);
+            let from = itself(field, By::Stranger, family);
+            stranger.send(to, &udp_ip(from, to, SERVICE, PUBLISHED, &payload(number)));
+        }
+        let arrived = targets.arrived();
+        if [2_000_000, 2_000_001].iter().all(|number| arrived.contains(number)) {
+            Ok(())
+        } else {
+            Err(format!("{arrived:?}"))
+        }
+    });
+}
+
+/// A peer's packets that are for other addresses of this host than its own in the network: a service at every address does not
+/// get them, only those for the one.
+fn out_of_the_tunnel(field: &Field, targets: &Targets) {
+    let liar = Sender::new(&field.host(LIAR));
+    let send = |family, to: IpAddr, number| {
+        let outer = field.outer(VICTIM, family);
+        let inner = udp_ip(field.container(LIAR, family), to, SERVICE, SERVICE, &payload(number));
+        let ethertype = if family == IpFamily::V4 { 0x0800 } else { 0x86dd };
+        let frame = ethernet(mac(&field.host(VICTIM), tunnel(family)), ethertype, &inner);
+        let packet = udp_ip(field.outer(LIAR, family), outer, SERVICE, PORT, &vxlan(0x08, VNI, 0, &frame));
+        assert!(liar.send(outer, &packet));
+    };
+    let others: [(IpFamily, &str); 7] = [
+        (IpFamily::V4, "172.17.0.1"),
+        (IpFamily::V4, "192.168.33.11"),
+        (IpFamily::V4, "224.0.0.1"),
+        (IpFamily::V4, "255.255.255.255"),
+        (IpFamily::V6, "fd17::1"),
+        (IpFamily::V6, "fd33::11"),
+        (IpFamily::V6, "ff02::1"),
+    ];
+    let IpNet::V4(own) = field.subnet(VICTIM, IpFamily::V4) else { panic!("a subnet of the family") };
+    let broadcast = (IpFamily::V4, own.broadcast().into());
+    let others = others.map(|(family, text)| (family, text.parse().unwrap())).into_iter().chain([broadcast]);
+    let others: Vec<(u32, (IpFamily, IpAddr))> = (3_000_000..).zip(others).collect();
+    for (number, (family, to)) in &others {
+        send(*family, *to, *number);
+    }
+    for (family, number) in IpFamily::BOTH.into_iter().zip([3_000_100, 3_000_101]) {
+        send(family, field.subnet(VICTIM, family).addr(), number);
+    }
+    let arrived = targets.arrived();
+    for number in [3_000_100, 3_000_101] {
+        assert!(arrived.contains(&number), "{number}: this host's own address in the network: {arrived:?}");
+    }
+    let wrong: Vec<_> = others.iter().filter(|(number, _)| arrived.contains(number)).collect();
+    assert!(wrong.is_empty(), "out of the tunnel to {wrong:?}");
+}
+
+/// The host's user opens the network to the stranger and the guest, and the store to containers: they get there, whatever
+/// FORWARD's policy is. Before, containers and guests do not reach the store.
+fn opened(field: &mut Field, senders: &[Sender], targets: &Targets) {
+    let store: SocketAddr = "192.168.33.10:2379".parse().unwrap();
+    let reaches_store = |namespace: &Namespace| {
+        let connected = inside(namespace, || TcpStream::connect_timeout(&store, Duration::from_millis(500)));
+        connected.is_ok()
+    };
+    let guest = field.lab.container(STRANGER);
+    // Plain Docker would.
+    for rule in [
+        "add table ip foreign",
+        "add chain ip foreign post { type nat hook postrouting priority 100 ; }",
+        "add rule ip foreign post ip saddr 172.17.0.0/16 masquerade",
+    ] {
+        field.host(VICTIM).ok(&format!("nft {rule}"));
+    }
+    for namespace in [&field.lab.container(VICTIM), &guest] {
+        assert!(!reaches_store(namespace), "{} reaches the store", namespace.0);
+    }
+    assert!(reaches_store(&field.host(VICTIM)), "the host itself");
+    let agent = &mut field.agents[usize::from(VICTIM - 1)];
+    agent.end(Signal::SIGTERM);
+    agent.arguments.extend(
+        ["--expose=192.168.33.0/24", "--expose=fd33::/64", "--expose=docker0", "--containers-reach-store"]
+            .map(str::to_owned),
+    );
+    agent.start();
+    agent.wait_converged(2);
+    for namespace in [&field.lab.container(VICTIM), &guest] {
+        wait_until("containers reach the store if they may", SOON, || {
+            if reaches_store(namespace) { Ok(()) } else { Err(namespace.0.clone()) }
+        });
+    }
+    for (policy, base) in [("ACCEPT", 4_000_000), ("DROP", 4_000_100)] {
+        configure(field, policy, 2);
+        let mut expected = BTreeMap::new();
+        let senders = [(By::Stranger, &senders[0]), (By::Guest, &senders[1])];
+        let cells = senders.into_iter().flat_map(|(by, sender)| IpFamily::BOTH.map(|family| (by, sender, family)));
+        let cells = cells.flat_map(|cell| [To::Local, To::Remote].map(|to| (cell, to)));
+        for (number, ((by, sender, family), to)) in (base..).zip(cells) {
+            let target = if to == To::Local { field.container(VICTIM, family) } else { field.container(LIAR, family) };
+            let packet = udp_ip(itself(field, by, family), target, SERVICE, SERVICE, &payload(number));
+            assert!(sender.send(target, &packet));
+            expected.insert(number, format!("{by:?} to {to:?}, {family}, FORWARD {policy}"));
+        }
+        let arrived = targets.arrived();
+        let missing: Vec<&String> =
+            expected.iter().filter(|(number, _)| !arrived.contains(number)).map(|(_, what)| what).collect();
+        assert!(missing.is_empty(), "exposed, but did not arrive: {missing:?}");
+    }
+}
+
 /// The address a cell's sender poses with.
 fn source(field: &Field, cell: &Cell) -> IpAddr {
     let nth = |number: u8| field.subnet(number, cell.family).trunc().hosts().nth(76).unwrap();
@@ -275,6 +408,16 @@ fn source(field: &Field, cell: &Cell) -> IpAddr {
             IpFamily::V6 => "fd00:100:0:fe:1234::7".parse().unwrap(),
         },
         As::Gateway => field.subnet(VICTIM, cell.family).addr(),
+        As::Itself => itself(field, cell.by, cell.family),
+    }
+}
+
+fn itself(field: &Field, by: By, family: IpFamily) -> IpAddr {
+    match (by, family) {
+        (By::Stranger, _) => field.outer(STRANGER, family),
+        (By::Guest, IpFamily::V4) => "172.17.0.2".parse().unwrap(),
+        (By::Guest, IpFamily::V6) => "fd17::2".parse().unwrap(),
+        (By::Container, _) => field.container(VICTIM, family),
     }
 }
 

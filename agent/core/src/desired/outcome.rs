@@ -167,7 +167,8 @@ impl PeerOutcome {
                 }
             });
             let is_direct = path.tunnel.is_none() && path.wireguard.is_none();
-            let direct = is_direct.then(|| ObjectKey::PeerSource(PeerSource::direct(subnet)));
+            let direct = [subnet, path.outer.into()].map(|net| ObjectKey::PeerSource(PeerSource::direct(net)));
+            let direct = is_direct.then_some(direct).into_iter().flatten();
             let wireguard =
                 path.wireguard.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
             tunnel

@@ -10,7 +10,7 @@ use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::{self, Draft};
 use crate::desired::PeerDecision;
-use crate::firewall::{self, EncryptedTunnel, FirewallNetwork, FirewallTunnel, Outside};
+use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
@@ -67,8 +67,8 @@ pub(super) fn add_beside(guards: Vec<FirewallNetwork>, firewall: &mut Vec<Firewa
 }
 
 /// The guard of a network that was not programmed in this run: nobody may send by its tunnels, should a device be there.
-pub(super) fn closed(network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
-    let mut firewall = empty_guard(network);
+pub(super) fn closed(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
+    let mut firewall = empty_guard(host, network);
     let port = if let BackendConfig::Vxlan(vxlan) = &network.config.backend { vxlan.port } else { 0 };
     for (family, device, id) in backend::devices(network.config) {
         match id {
@@ -103,15 +103,25 @@ pub(super) fn add_guard(host: &HostInput<'_>, networks: &[FirewallNetwork], draf
     if networks.is_empty() {
         return;
     }
-    let outside = Outside { underlay: host.underlay.device, uplinks: host.facts.uplinks.clone() };
-    let (ruleset, elements) = firewall::ruleset(networks, outside);
+    let (ruleset, elements) = firewall::ruleset(networks, firewall_host(host));
     draft.ruleset = Some(ruleset);
     draft.peer_sources = elements;
 }
 
+/// What the firewall has to know of the host.
+fn firewall_host(host: &HostInput<'_>) -> FirewallHost {
+    let addresses = host.facts.interfaces.iter().flat_map(|interface| &interface.addresses).map(IpNet::addr);
+    FirewallHost {
+        underlay: host.underlay.device,
+        uplinks: host.facts.uplinks.clone(),
+        addresses: addresses.filter(|address| host.exposure.store.iter().any(|at| at.ip() == *address)).collect(),
+        store: host.exposure.store.clone(),
+    }
+}
+
 /// What the firewall has to know of a network that is programmed.
-pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> FirewallNetwork {
-    let mut firewall = empty_guard(network);
+pub(super) fn firewall_network(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways) -> FirewallNetwork {
+    let mut firewall = empty_guard(host, network);
     for way in &built.ways {
         add_way(network, way, &mut firewall);
     }
@@ -123,11 +133,13 @@ pub(super) fn firewall_network(network: &NetworkInput<'_>, built: &Ways) -> Fire
 }
 
 /// A network without tunnels and peers.
-fn empty_guard(network: &NetworkInput<'_>) -> FirewallNetwork {
+fn empty_guard(host: &HostInput<'_>, network: &NetworkInput<'_>) -> FirewallNetwork {
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: BTreeSet::new(),
+        exposed_to: host.exposure.interfaces.clone(),
+        reachable_from: host.exposure.ranges.iter().chain(&network.config.reachable_from).copied().collect(),
         name: network.name.clone(),
         cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
         own: network.own.iter().collect(),
@@ -169,7 +181,10 @@ fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork
     firewall.peers.extend(peers);
     if has_direct_routes(&way.backend) {
         let direct: Vec<PeerSource> = built.peers.iter().flat_map(unencapsulated).collect();
-        let usual = network.config.pools().map(|pool| SetName::direct(pool.family(), pool.subnet_len()));
+        let usual = network.config.pools().flat_map(|pool| {
+            let family = pool.family();
+            [pool.subnet_len(), family.bits()].map(|length| SetName::direct(family, length))
+        });
         firewall.direct.extend(direct.iter().map(|source| source.set).chain(usual));
         firewall.peers.extend(direct);
     }
@@ -184,11 +199,17 @@ fn has_direct_routes(backend: &BackendConfig) -> bool {
     }
 }
 
-/// What a peer may send us without a tunnel. Also where it is reached through one: whether two hosts share a link may look
-/// different from the other side.
+/// What a peer may send us without a tunnel: its subnets' packets, and what its host opens itself. Also where it is reached
+/// through one: whether two hosts share a link may look different from the other side.
 fn unencapsulated(peer: &PeerOutcome) -> impl Iterator<Item = PeerSource> {
-    let programmed = matches!(peer.decision, PeerDecision::Programmed(_));
-    peer.subnets.iter().filter(move |_| programmed).map(PeerSource::direct)
+    let paths = match peer.decision {
+        PeerDecision::Programmed(paths) => [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)],
+        PeerDecision::Ignored { .. } | PeerDecision::Unreachable { .. } | PeerDecision::Failed { .. } => {
+            [(IpFamily::V4, None), (IpFamily::V6, None)]
+        }
+    };
+    let ways = paths.into_iter().filter_map(|(family, path)| Some((peer.subnets.of(family)?, path?.outer)));
+    ways.flat_map(|(subnet, host)| [subnet, IpNet::from(host)].map(PeerSource::direct))
 }
 
 /// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may

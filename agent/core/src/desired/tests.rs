@@ -108,9 +108,10 @@ fn direct_routing_and_back_changes_only_what_the_hop_is() {
     let tunnelled = one(&dual(vxlan()), own, &peers).state;
     let routed = one(&dual(direct), own, &peers);
     assert!(routed.state.neighbours.is_empty() && routed.state.fdb.is_empty());
-    let direct = ["10.100.2.0/24", "fd00:100:0:2::/64"].map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
+    let direct = ["10.100.2.0/24", "fd00:100:0:2::/64", "192.0.2.12/32", "2001:db8::12/128"]
+        .map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
     assert!(direct.iter().all(|source| routed.state.peer_sources.contains(source)), "{:?}", routed.state.peer_sources);
-    assert_eq!(routed.state.peer_sources.len(), 4, "the other side may see the link differently");
+    assert_eq!(routed.state.peer_sources.len(), 6, "the other side may see the link differently");
     assert!(!direct.iter().any(|source| tunnelled.peer_sources.contains(source)), "nothing comes without the tunnel");
     for (from, to) in [(&tunnelled, &routed.state), (&routed.state, &tunnelled)] {
         let ops = plan(to, &Dump { state: from.clone(), ..Dump::default() }, Prune::Yes).ops;
@@ -143,7 +144,8 @@ fn host_gw_routes_to_the_link_and_says_which_peer_is_beyond_it() {
     assert!(matches!(decision(&desired, 1), PeerDecision::Unreachable { reason } if reason.contains("198.51.100.13")));
     assert_eq!(codes(&desired), ["peer-off-link"]);
     // Nothing else is believed of what comes in by the underlay.
-    let believed = ["10.100.2.0/24", "fd00:100:0:2::/64"].map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
+    let believed = ["10.100.2.0/24", "fd00:100:0:2::/64", "192.0.2.12/32", "2001:db8::12/128"]
+        .map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
     assert_eq!(desired.state.peer_sources, believed.into());
     let route = desired.state.routes[&RouteKey::to_peer("fd00:100:0:2::/64".parse().unwrap())];
     assert!(matches!(route.via, RouteVia::Hop(hop) if !hop.onlink && hop.device == device("eth0")));
@@ -289,6 +291,7 @@ fn of_two_networks_that_contradict_each_other_the_first_is_kept() {
             wireguard: Ok(crate::fixture::key(0xa)),
             underlay: &underlay,
             facts: &facts,
+            exposure: &crate::exposure::Exposure::default(),
             networks: &networks,
         })
     };
@@ -360,6 +363,7 @@ fn a_bridge_has_the_first_address_of_each_subnet() {
         wireguard: Ok(crate::fixture::key(0xa)),
         underlay: &underlay,
         facts: &facts,
+        exposure: &crate::exposure::Exposure::default(),
         networks: &[network],
     })
     .state;

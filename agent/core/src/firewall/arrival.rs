@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallNetwork, Text, anonymous_set, ip};
+use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, interfaces, ip, store};
 use crate::object::SetName;
 
 /// After `raw` (-300), before connections are tracked (-200): what is forged leaves no trace, and addresses are those on the
@@ -32,18 +32,22 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     for set in sets {
         let lines = [
             format!("type {}", if set.family == IpFamily::V4 { "ipv4_addr" } else { "ipv6_addr" }),
-            format!("comment \"peers' subnets /{} that come without a tunnel\"", set.prefix_len),
+            match set.prefix_len == set.family.bits() {
+                true => "comment \"hosts of peers that are reached without a tunnel\"".to_owned(),
+                false => format!("comment \"peers' subnets /{} that come without a tunnel\"", set.prefix_len),
+            },
         ];
         text.block(&format!("set {set}"), &lines);
     }
 }
 
 /// The base chain, and one for each network and family.
-pub(super) fn chains(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
+pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &mut Text) {
     let mut lines = vec![
         format!("type filter hook prerouting priority {PRIORITY}; policy accept;"),
         "iifname \"lo\" accept".to_owned(),
     ];
+    lines.extend(store::as_sent(host));
     for network in networks {
         for family in IpFamily::BOTH {
             let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
@@ -51,7 +55,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
                 IpFamily::V4 => format!("arrival4_{}", network.name),
                 IpFamily::V6 => format!("arrival6_{}", network.name),
             };
-            text.block(&format!("chain {chain}"), &ways(network, underlay, family));
+            text.block(&format!("chain {chain}"), &ways(network, host.underlay, family));
             lines.push(format!("{} saddr {all} goto {chain}", ip(family)));
         }
     }
@@ -69,7 +73,7 @@ fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily) -> Vec<St
         lines.push(format!("iifname {devices} {not_own}accept"));
         lines.push(format!("iifname {devices} counter drop comment \"{name}: this host's own, but out of a tunnel\""));
     }
-    let direct = network.direct.iter().filter(|set| set.family == family);
+    let direct = network.direct.iter().filter(|set| set.family == family && set.prefix_len < family.bits());
     lines
         .extend(direct.map(|set| format!("iifname \"{underlay}\" {not_own}{ip} saddr & {} @{set} accept", mask(*set))));
     lines.push(format!("iifname \"{underlay}\" counter drop comment \"{name}: in clear from outside\""));
@@ -90,12 +94,6 @@ fn tunnels(network: &FirewallNetwork, family: IpFamily) -> BTreeSet<IfName> {
     let judged = network.tunnels().filter(|tunnel| tunnel.family == family).map(|tunnel| tunnel.device);
     let encrypted = network.encrypted.iter().filter(|tunnel| tunnel.families.contains(&family));
     judged.chain(encrypted.map(|tunnel| tunnel.device)).collect()
-}
-
-/// Interfaces as an anonymous set; `None`: there are none.
-fn interfaces(names: &BTreeSet<IfName>) -> Option<String> {
-    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
 }
 
 /// What is left of a source is its subnet.

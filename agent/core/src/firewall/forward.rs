@@ -1,18 +1,18 @@
 //! What may pass through this host: nothing from one network to another, nothing out of a tunnel except into its network,
-//! no tunnel packets made by containers.
+//! no tunnel packets made by containers, and no connection into a network that nobody in it opened.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, guard, ip};
+use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, guard, ip, opening, store};
 use crate::object::TunnelId;
 
 /// Before every filter chain (0), so that our drops are counted as ours.
 const PRIORITY: i32 = -10;
 
 /// The base chain, and one for what comes out of each tunnel.
-pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
+pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &mut Text) {
     let mut lines = vec![format!("type filter hook forward priority {PRIORITY}; policy accept;")];
     lines.extend(forged_tunnel_packets(networks));
     lines.extend(guard::passing_through(networks));
@@ -20,7 +20,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut devices: BTreeMap<IfName, (String, Vec<String>, &FirewallNetwork)> = BTreeMap::new();
     for (network, tunnel) in networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)))
     {
-        let device = devices.entry(tunnel.device).or_insert_with(|| (out_of(tunnel), Vec::new(), network));
+        let device = devices.entry(tunnel.device).or_insert_with(|| (out_of("from", tunnel), Vec::new(), network));
         device.1.extend(into(network, tunnel.family));
     }
     for (device, (chain, mut rules, network)) in devices {
@@ -37,7 +37,9 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
             lines.push(format!("iifname \"{}\" goto {chain}", tunnel.device));
         }
     }
+    lines.extend(store::elsewhere(host));
     lines.extend(isolation(networks));
+    lines.extend(opening::judge(networks, ""));
     text.block("chain forward", &lines);
 }
 
@@ -70,10 +72,11 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
     lines
 }
 
-fn out_of(tunnel: &FirewallTunnel) -> String {
+/// A chain for what comes out of `tunnel`.
+pub(super) fn out_of(what: &str, tunnel: &FirewallTunnel) -> String {
     match tunnel.family {
-        IpFamily::V4 => format!("from_tunnel4_{}", tunnel.id),
-        IpFamily::V6 => format!("from_tunnel6_{}", tunnel.id),
+        IpFamily::V4 => format!("{what}_tunnel4_{}", tunnel.id),
+        IpFamily::V6 => format!("{what}_tunnel6_{}", tunnel.id),
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IpFamily, Vni};
 
-use super::{FirewallNetwork, FirewallTunnel, Outside, Text, anonymous_set, gre, ip, mark};
+use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
 use crate::object::{SetName, TunnelId};
 
 /// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
@@ -83,7 +83,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 
 /// The base chain that refuses peers' tunnel packets from the wrong side, and what it asks. Other people's tunnels, whose
 /// ends are no peers, are none of ours, whether they are routed or bridged through this host.
-pub(super) fn origin(networks: &[FirewallNetwork], outside: &Outside, text: &mut Text) {
+pub(super) fn origin(networks: &[FirewallNetwork], outside: &FirewallHost, text: &mut Text) {
     let by_port_and_vni = by_port_and_vni(networks);
     if protocols(networks).next().is_none() {
         return;
@@ -105,7 +105,7 @@ pub(super) fn origin(networks: &[FirewallNetwork], outside: &Outside, text: &mut
 }
 
 /// The interfaces by which a peer's packets may come whatever the way back: no container hangs on any of them.
-fn interfaces(outside: &Outside) -> String {
+fn interfaces(outside: &FirewallHost) -> String {
     let others = outside.uplinks.iter().filter(|uplink| **uplink != outside.underlay);
     let names: Vec<String> = others.map(|name| format!(", \"{name}\"")).collect();
     match names.is_empty() {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::IpFamily;
+use ipnet::IpNet;
 
 use super::{FirewallNetwork, FirewallTunnel, mark, merged};
 use crate::facts::DroppingChain;
@@ -54,9 +55,25 @@ fn forward(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)>
     let within = all.iter().flat_map(|source| all.iter().map(move |target| format!("-s {source} -d {target}")));
     let out = own.iter().map(|own| format!("-s {own}"));
     let back = own.iter().map(|own| format!("-d {own} -m conntrack --ctstate RELATED,ESTABLISHED"));
+    let exposed = exposed(network, family, &all);
     let mut rules = named(network, "", within.collect());
+    rules.extend(named(network, ":exposed", exposed));
     rules.extend(named(network, ":out", out.collect()));
     rules.extend(named(network, ":back", back.collect()));
+    rules
+}
+
+/// Whom the user lets in, and the answers of containers on other hosts to them.
+fn exposed(network: &FirewallNetwork, family: IpFamily, all: &[IpNet]) -> Vec<String> {
+    let ranges = merged(&network.reachable_from, family);
+    let mut rules = Vec::new();
+    for target in all {
+        rules.extend(ranges.iter().map(|range| format!("-s {range} -d {target}")));
+        rules.extend(network.exposed_to.iter().map(|device| format!("-d {target} -i {device}")));
+        if !rules.is_empty() {
+            rules.push(format!("-s {target} -m conntrack --ctstate RELATED,ESTABLISHED"));
+        }
+    }
     rules
 }
 

@@ -2,12 +2,12 @@
 //! depends on it.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flatnet_model::{GreKey, IfName, IpFamily, NetworkName, Vni};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{EncryptedTunnel, FirewallNetwork, FirewallTunnel, ruleset};
+use super::{EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel, ruleset};
 use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
 /// Length of the subnets in the specimen, in bits: flannel's own for either family.
@@ -36,8 +36,10 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
             FirewallTunnel { id, family, prefix_lens: [subnet_len(family)].into(), port, device }
         })
         .collect();
-    let direct: BTreeSet<SetName> =
-        families.iter().map(|family| SetName::direct(*family, subnet_len(*family))).collect();
+    let direct: BTreeSet<SetName> = families
+        .iter()
+        .flat_map(|family| [subnet_len(*family), family.bits()].map(|len| SetName::direct(*family, len)))
+        .collect();
     let sets = tunnels.iter().flat_map(FirewallTunnel::sets).chain(direct.iter().copied());
     let peers = sets.filter_map(|set| {
         let (range, _) = ranges(set.family);
@@ -55,6 +57,8 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
             encrypted: Vec::new(),
             clear_to: Vec::new(),
             direct: direct.clone(),
+            exposed_to: [device].into(),
+            reachable_from: families.iter().map(of).collect(),
             peers: BTreeSet::new(),
         }
     };
@@ -68,7 +72,12 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
     let second = FirewallNetwork { encrypted: encrypted(51_822), clear_to, ..second };
     // And one whose packets come as they are, on a host that has no subnet of it yet.
     let third = FirewallNetwork { own: Vec::new(), ..network(&name, true) };
-    ruleset(&[first, second, third], device)
+    let addresses = families.iter().map(|family| ranges(*family).0.addr());
+    let here: BTreeSet<IpAddr> = addresses.collect();
+    let elsewhere = families.iter().map(|family| ranges(*family).1.addr());
+    let store = here.iter().copied().chain(elsewhere).map(|address| SocketAddr::new(address, 2379)).collect();
+    let host = FirewallHost { underlay: device, uplinks: [device].into(), addresses: here, store };
+    ruleset(&[first, second, third], host)
 }
 
 /// Two ranges of a family that are nobody's.

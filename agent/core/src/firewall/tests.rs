@@ -31,6 +31,8 @@ fn dual() -> FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: BTreeSet::new(),
+        exposed_to: BTreeSet::new(),
+        reachable_from: Vec::new(),
         name: NetworkName::default_network(),
         cidrs: prefixes(&["10.100.0.0/16", "fd00::/48"]),
         own: prefixes(&["10.100.4.0/24", "fd00:0:0:4::/64"]),
@@ -45,7 +47,7 @@ fn dual() -> FirewallNetwork {
 
 /// IPv4 by direct routes, with neither masquerading nor a subnet yet.
 fn direct() -> FirewallNetwork {
-    let sets = [24, 25].map(|length| SetName::direct(IpFamily::V4, length));
+    let sets = [24, 25, 32].map(|length| SetName::direct(IpFamily::V4, length));
     FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
@@ -55,6 +57,8 @@ fn direct() -> FirewallNetwork {
         masquerade: false,
         tunnels: Vec::new(),
         direct: sets.into(),
+        exposed_to: BTreeSet::new(),
+        reachable_from: Vec::new(),
         peers: BTreeSet::from([PeerSource::direct("10.200.7.0/24".parse().unwrap())]),
     }
 }
@@ -90,6 +94,8 @@ fn encrypted() -> FirewallNetwork {
         encrypted: vec![EncryptedTunnel { device: device("flatwg.51820"), port: 51820, families }],
         clear_to: Vec::new(),
         direct: BTreeSet::new(),
+        exposed_to: BTreeSet::new(),
+        reachable_from: Vec::new(),
         ..dual()
     }
 }
@@ -199,4 +205,61 @@ fn two_rules_of_one_purpose_are_told_apart() {
     let rules = rules(&[network], IptablesVariant::Nft, IpFamily::V4, IptablesChain::Forward);
     assert!(rules.contains(&"flatnet:blue:out -s 10.200.1.0/24".to_owned()), "{rules:?}");
     assert!(rules.contains(&"flatnet:blue:out.1 -s 10.200.3.0/24".to_owned()), "{rules:?}");
+}
+
+#[test]
+fn whom_the_user_names_may_open_connections_and_nobody_else() {
+    let mut network = dual();
+    network.exposed_to = [device("eth2")].into();
+    network.reachable_from = prefixes(&["192.168.1.0/24", "fd01::/64"]);
+    let body = ruleset(std::slice::from_ref(&network), device("eth0")).0.body;
+    let opening = body.split("chain opening4_default {").nth(1).unwrap().split('}').collect::<Vec<_>>()[..3].join("}");
+    assert_eq!(
+        opening.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>(),
+        [
+            "ct status dnat return comment \"default: published ports\"",
+            "iifname { \"eth2\" } return",
+            "ip saddr { 192.168.1.0/24 } return",
+            "counter drop comment \"default: opened from outside, and nobody said that it may be (--expose)\"",
+        ]
+    );
+    for (family, range, all) in
+        [(IpFamily::V4, "192.168.1.0/24", "10.100.0.0/16"), (IpFamily::V6, "fd01::/64", "fd00::/48")]
+    {
+        let rules = rules(std::slice::from_ref(&network), IptablesVariant::Nft, family, IptablesChain::Forward);
+        for rule in [
+            format!("flatnet:default:exposed -s {range} -d {all}"),
+            format!("flatnet:default:exposed.1 -d {all} -i eth2"),
+            format!("flatnet:default:exposed.2 -s {all} -m conntrack --ctstate RELATED,ESTABLISHED"),
+        ] {
+            assert!(rules.contains(&rule), "{rule} is not in {rules:#?}");
+        }
+    }
+}
+
+#[test]
+fn containers_do_not_reach_the_store_wherever_it_is() {
+    let host = FirewallHost {
+        uplinks: [device("eth1")].into(),
+        addresses: ["192.168.33.11".parse().unwrap()].into(),
+        store: ["192.168.33.10:2379", "192.168.33.9:2379", "[fd33::10]:7443", "192.168.33.11:2380", "127.0.0.1:2381"]
+            .map(|endpoint| endpoint.parse().unwrap())
+            .into(),
+        ..device("eth0").into()
+    };
+    let body = ruleset(&[dual()], host).0.body;
+    let lines = |chain: &str| -> Vec<&str> {
+        let text = body.split(&format!("chain {chain} {{\n")).nth(1).unwrap().split("\n\t}").next().unwrap();
+        text.lines().map(str::trim).filter(|line| line.contains("reach the store")).collect()
+    };
+    let guests = "iifname != { \"lo\", \"eth0\", \"eth1\" }";
+    let drop = "counter drop comment \"containers do not reach the store (--containers-reach-store)\"";
+    let elsewhere = [
+        format!("{guests} ip daddr {{ 192.168.33.9/32, 192.168.33.10/32 }} tcp dport 2379 {drop}"),
+        format!("{guests} ip6 daddr {{ fd33::10/128 }} tcp dport 7443 {drop}"),
+    ];
+    let here = [2380, 2381].map(|port| format!("{guests} fib daddr type local tcp dport {port} {drop}"));
+    assert_eq!(lines("forward"), elsewhere);
+    assert_eq!(lines("local"), here);
+    assert_eq!(lines("arrival"), [elsewhere, here].concat());
 }

@@ -78,6 +78,7 @@ impl Host {
             wireguard: Ok(key(self.number)),
             underlay: &self.underlay(),
             facts: &self.facts,
+            exposure: &crate::exposure::Exposure::default(),
             networks: &[input],
         };
         self.made = desired(&host);

@@ -43,6 +43,8 @@ pub fn network(network: &str) -> FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: Default::default(),
+        exposed_to: Default::default(),
+        reachable_from: Vec::new(),
         name: network.parse().unwrap(),
         cidrs: vec!["10.100.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         own: vec!["10.100.4.0/24".parse().unwrap(), "fd00:0:0:4::/64".parse().unwrap()],

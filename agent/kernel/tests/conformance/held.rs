@@ -52,6 +52,8 @@ fn everything() -> Op {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: Default::default(),
+        exposed_to: Default::default(),
+        reachable_from: Vec::new(),
         name: text.parse().unwrap(),
         cidrs: vec![format!("10.{octet}.0.0/16").parse().unwrap(), format!("fd00:{octet}::/48").parse().unwrap()],
         own: vec![format!("10.{octet}.4.0/24").parse().unwrap(), format!("fd00:{octet}:0:4::/64").parse().unwrap()],

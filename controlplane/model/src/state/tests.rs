@@ -12,6 +12,7 @@ fn config() -> NetworkConfig {
         v6: Some(pool("fd00::/48")),
         backend: BackendConfig::HostGw,
         before: Vec::new(),
+        reachable_from: Vec::new(),
     }
 }
 

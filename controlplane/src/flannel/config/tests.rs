@@ -191,6 +191,35 @@ fn earlier_backends_are_read_and_written_and_those_of_later_versions_left_out() 
     assert_eq!(refused(&before("[{},{},{},{}]")), "Flatnet.Before has 4 entries, more than the 3 allowed");
 }
 
+#[test]
+fn who_may_reach_the_network_is_read_and_written_and_kept() {
+    let text = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"host-gw"},"Flatnet":{"ReachableFrom":["192.168.1.0/24","fd01::/64"],"later":1}}"#;
+    let (config, warnings) = read(text);
+    assert!(warnings.is_empty());
+    let ranges: Vec<ipnet::IpNet> = ["192.168.1.0/24", "fd01::/64"].map(|range| range.parse().unwrap()).into();
+    assert_eq!(config.reachable_from, ranges);
+    assert_eq!(String::from_utf8(encode_config(&config, Some(text.as_bytes())).unwrap()).unwrap(), text);
+    let none = NetworkConfig { reachable_from: Vec::new(), ..config };
+    let written = String::from_utf8(encode_config(&none, Some(text.as_bytes())).unwrap()).unwrap();
+    assert!(written.ends_with(r#""Flatnet":{"later":1}}"#), "{written}");
+    let from = |ranges: &str| format!(r#"{{"Network":"10.0.0.0/8","Flatnet":{{"ReachableFrom":{ranges}}}}}"#);
+    assert_eq!(read(&from(r#"["192.168.1.7"]"#)).0.reachable_from, ["192.168.1.7/32".parse().unwrap()]);
+    assert_eq!(read(&from("null")).0.reachable_from, []);
+    for (wrong, says) in [
+        (
+            r#"["192.168.1.7/24"]"#,
+            "Flatnet.ReachableFrom \"192.168.1.7/24\" has host bits set; 192.168.1.0/24 is meant",
+        ),
+        (r#"["here"]"#, "Flatnet.ReachableFrom \"here\" is not a range"),
+        ("[1]", "Flatnet.ReachableFrom 1 is not a range"),
+        ("7", "Flatnet.ReachableFrom is not an array"),
+    ] {
+        assert!(refused(&from(wrong)).contains(says), "{}", refused(&from(wrong)));
+    }
+    let many = format!("[{}]", vec![r#""192.168.1.0/24""#; 65].join(","));
+    assert!(refused(&from(&many)).contains("65 entries, more than the 64 allowed"));
+}
+
 proptest! {
     #[test]
     fn any_configuration_reads_back_as_written(
@@ -201,7 +230,7 @@ proptest! {
         let v4 = Pool::new(network.into(), Some(subnet_len), None, None).unwrap();
         let pool6 = Pool::new("fd00::/40".parse().unwrap(), Some(72), None, Some("fd00:0:1::".parse().unwrap())).unwrap();
         let vxlan = VxlanConfig { vni: Vni::new(vni).unwrap(), port, mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()), direct_routing: direct };
-        let config = NetworkConfig { v4: Some(v4), v6: v6.then_some(pool6), backend: BackendConfig::Vxlan(vxlan), before: Vec::new() };
+        let config = NetworkConfig { v4: Some(v4), v6: v6.then_some(pool6), backend: BackendConfig::Vxlan(vxlan), before: Vec::new(), reachable_from: Vec::new() };
         let bytes = encode_config(&config, None).unwrap();
         prop_assert_eq!(decode_config(&bytes).unwrap(), (config, vec![]));
     }

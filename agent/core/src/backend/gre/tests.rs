@@ -94,6 +94,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         wireguard: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
+        exposure: &crate::exposure::Exposure::default(),
         networks: &networks,
     });
     let shared = device("flat6gre");
@@ -111,7 +112,9 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         assert_eq!(desired.state.routes[&RouteKey::to_peer(range.parse().unwrap())].via, RouteVia::Encap(encap));
     }
     let body = &desired.state.ruleset.unwrap().body;
-    assert_eq!(body.matches("iifname \"flat6gre\" goto").count(), 1, "{body}");
+    for chain in ["from_tunnel6_", "local_tunnel6_"] {
+        assert_eq!(body.matches(&format!("iifname \"flat6gre\" goto {chain}")).count(), 1, "{body}");
+    }
 }
 
 #[test]
@@ -144,6 +147,7 @@ fn without_any_way_to_make_it_no_lease_is_taken_and_nothing_is_programmed() {
         wireguard: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
+        exposure: &crate::exposure::Exposure::default(),
         networks: &[],
     };
     let name = NetworkName::default_network();
@@ -187,6 +191,7 @@ fn two_networks_of_one_key_are_not_both_programmed() {
         wireguard: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
+        exposure: &crate::exposure::Exposure::default(),
         networks: &networks,
     });
     assert_eq!(codes(&desired), ["gre-key-conflict"]);

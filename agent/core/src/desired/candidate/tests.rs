@@ -32,8 +32,15 @@ fn judged(facts: &HostFacts, networks: &[(&NetworkConfig, &str, Option<&NetworkC
         })
         .collect();
     let underlay = underlay();
-    let host =
-        HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay: &underlay, facts, store: &[], networks: &inputs };
+    let host = HostInput {
+        node: NODE,
+        wireguard: Ok(key(0xa)),
+        underlay: &underlay,
+        facts,
+        store: &[],
+        exposure: &crate::exposure::Exposure::default(),
+        networks: &inputs,
+    };
     let changed: Vec<Option<&NetworkConfig>> = networks.iter().map(|(_, _, new)| *new).collect();
     let said = |verdict: Option<Result<(), Problem>>| match verdict {
         None => "unchanged",
@@ -45,7 +52,15 @@ fn judged(facts: &HostFacts, networks: &[(&NetworkConfig, &str, Option<&NetworkC
 
 fn joining(facts: &HostFacts, config: &NetworkConfig) -> &'static str {
     let underlay = underlay();
-    let host = HostInput { node: NODE, wireguard: Ok(key(0xa)), underlay: &underlay, facts, store: &[], networks: &[] };
+    let host = HostInput {
+        node: NODE,
+        wireguard: Ok(key(0xa)),
+        underlay: &underlay,
+        facts,
+        store: &[],
+        exposure: &crate::exposure::Exposure::default(),
+        networks: &[],
+    };
     match admit(&host, &NetworkName::default_network(), config) {
         Ok(()) => "admitted",
         Err(problem) => problem.code.as_str(),

@@ -132,6 +132,7 @@ impl World {
             underlay: &self.underlay,
             facts: &self.facts,
             store: &[],
+            exposure: &crate::exposure::Exposure::default(),
             networks: &networks,
         })
     }

@@ -11,6 +11,8 @@ fn network(name: &str, family: IpFamily, key: u32, cidr: &str) -> FirewallNetwor
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: Default::default(),
+        exposed_to: Default::default(),
+        reachable_from: Vec::new(),
         name: name.parse().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: vec![cidr.parse().unwrap()],

@@ -10,6 +10,8 @@ fn network(name: &str, vni: u32, cidr: &str) -> FirewallNetwork {
         encrypted: Vec::new(),
         clear_to: Vec::new(),
         direct: Default::default(),
+        exposed_to: Default::default(),
+        reachable_from: Vec::new(),
         name: name.parse::<NetworkName>().unwrap(),
         cidrs: vec![cidr.parse().unwrap()],
         own: Vec::new(),
@@ -48,7 +50,7 @@ fn tunnel_packets_that_do_not_come_by_the_underlay_must_come_from_where_their_so
 fn a_peer_may_come_by_another_uplink_than_the_way_back() {
     let name = |text| IfName::new(text).unwrap();
     let uplinks = [name("eth0"), name("eth1"), name("bond0.7")].into();
-    let outside = crate::firewall::Outside { underlay: name("eth0"), uplinks };
+    let outside = crate::firewall::FirewallHost { uplinks, ..name("eth0").into() };
     let body = ruleset(&[network("default", 1, "10.100.0.0/16")], outside).0.body;
     let rule = "udp dport 8472 iifname != { \"eth0\", \"bond0.7\", \"eth1\" } fib saddr . iif oif missing @th,96,24 1 goto forged_8472_1";
     assert_eq!(chain(&body, "origin")[1], rule);

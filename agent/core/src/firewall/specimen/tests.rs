@@ -57,7 +57,7 @@ fn nothing_is_loaded_that_was_not_asked_of() {
 #[test]
 fn the_text_has_nothing_that_older_programs_cannot_read() {
     let (table, elements) = specimen(&IpFamily::BOTH);
-    assert_eq!(elements.len(), 8, "one peer in each set");
+    assert_eq!(elements.len(), 10, "one peer in each set");
     for line in table.body.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.windows(2) {
