@@ -20,7 +20,7 @@ pub struct FlannelHost {
 }
 
 impl FlannelHost {
-    /// Makes the device, and a container's address (10.100.N.2) on a device of its own in the host.
+    /// Makes the device, and a bridge of containers with the first address of the subnet (10.100.N.1).
     #[must_use]
     pub fn new(lab: &Lab, number: u8, octet: u8) -> Self {
         let host = lab.host(number);
@@ -32,7 +32,9 @@ impl FlannelHost {
             ),
             format!("ip -n {name} link set flannel.1 address {MAC} mtu 1450 up"),
             format!("ip -n {name} addr add 10.100.{octet}.0/32 dev flannel.1"),
-            format!("ip -n {name} addr add 10.100.{octet}.2/32 dev lo"),
+            format!("ip -n {name} link add cni0 type bridge"),
+            format!("ip -n {name} link set cni0 up"),
+            format!("ip -n {name} addr add 10.100.{octet}.1/24 dev cni0"),
         ]));
         Self { host, number, octet, public_ip }
     }
@@ -63,16 +65,16 @@ impl FlannelHost {
             format!("ip -n {name} neigh replace {gateway} lladdr {mac} dev flannel.1 nud permanent"),
             format!("bridge -n {name} fdb replace {mac} dev flannel.1 dst {public_ip}"),
             format!(
-                "ip -n {name} route replace {subnet} via {gateway} dev flannel.1 onlink src 10.100.{}.2",
+                "ip -n {name} route replace {subnet} via {gateway} dev flannel.1 onlink src 10.100.{}.1",
                 self.octet
             ),
         ]));
     }
 
-    /// The container's address.
+    /// The address of its containers' bridge, which answers as they would.
     #[must_use]
     pub fn container_address(&self) -> std::net::IpAddr {
-        std::net::Ipv4Addr::new(10, 100, self.octet, 2).into()
+        std::net::Ipv4Addr::new(10, 100, self.octet, 1).into()
     }
 
     /// The host's number in the lab.

@@ -342,7 +342,7 @@ fn revoked() {
     for agent in &agents[..2] {
         agent.wait_converged(1);
     }
-    let problem = agents[2].wait_for_problem("store-unreachable");
+    let problem = agents[2].wait_for_problem("store-refuses");
     assert!(problem["message"].as_str().unwrap().contains("revoked"), "{problem}");
     assert!(server.command(&["node", "ls"]).stdout.contains(" revoked "));
 }

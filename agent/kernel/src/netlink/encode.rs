@@ -462,7 +462,13 @@ pub fn way_lookup(to: IpAddr, from: Option<(IpAddr, u32)>) -> Request {
     fixed[0] = family(of);
     fixed[1] = of.bits();
     fixed[2] = if from.is_some() { of.bits() } else { 0 };
-    fixed[8..].copy_from_slice(&(RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH).to_ne_bytes());
+    // Over IPv6 the table is always named, and whoever asks for it is refused (net/ipv6/route.c:
+    // `inet6_rtm_valid_getroute_req`) with the very error that a blackhole has.
+    let flags = match of {
+        IpFamily::V4 => RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH,
+        IpFamily::V6 => RTM_F_FIB_MATCH,
+    };
+    fixed[8..].copy_from_slice(&flags.to_ne_bytes());
     let request = Request::new(rtm::GETROUTE, 0, &fixed).with_address(RTA_DST, to);
     match from {
         Some((source, index)) => request.with_address(RTA_SRC, source).with_u32(RTA_IIF, index),
