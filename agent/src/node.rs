@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::flannel::decode_config;
+use flatnet_controlplane::flannel::decode_in_force;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::snapshot;
@@ -18,7 +18,7 @@ use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{BackendConfig, Besides, NetworkConfig, NetworkName, Owner};
+use flatnet_model::{BackendConfig, Besides, HostRanges, NetworkConfig, NetworkName, Owner};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -64,6 +64,8 @@ pub struct NodeParts<P, K> {
     pub wireguard: WireguardIdentity,
     /// What carried the tunnels last.
     pub underlay: UnderlayRecord,
+    /// What this host uses itself, as it was found at the start.
+    pub ranges: HostRanges,
     /// Where the store is: the addresses of its first endpoint, as far as they are known.
     pub store_at: watch::Receiver<Vec<IpAddr>>,
     /// Who this is.
@@ -151,6 +153,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             parts.random.clone(),
             outcome.clone(),
             channels.clone(),
+            parts.ranges.clone(),
         );
         let mut running = Running::default();
         let (mut ports, mut leases, mut problems, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -353,14 +356,13 @@ fn join<P: ControlPlane, K: Kernel>(
     Joined { port, lease, snapshot_problem }
 }
 
-/// The configuration under which the last run held its subnet.
 /// The configuration in force here, and the earlier backends.
 fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec<BackendConfig>)> {
     let text = dir.read_config(network).unwrap_or_else(|error| {
         tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
         None
     })?;
-    let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_config(json).ok());
+    let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_in_force(json).ok());
     let (config, _) = configs.next()?;
     Some((config, configs.map(|(earlier, _)| earlier.backend).take(Besides::LIMIT).collect()))
 }

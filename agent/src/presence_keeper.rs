@@ -47,6 +47,8 @@ pub struct PresenceKeeper<P> {
     random: NodeRandom,
     outcome: watch::Receiver<Outcome>,
     channels: Channels,
+    /// What this host used itself at the start: the reconciler, which looks again, waits for the presence.
+    first: HostRanges,
     state: watch::Sender<Presence>,
     held: Arc<Mutex<Option<presence::Presence>>>,
 }
@@ -60,6 +62,7 @@ impl<P> Clone for PresenceKeeper<P> {
             random: self.random.clone(),
             outcome: self.outcome.clone(),
             channels: self.channels.clone(),
+            first: self.first.clone(),
             state: self.state.clone(),
             held: Arc::clone(&self.held),
         }
@@ -75,6 +78,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         random: NodeRandom,
         outcome: watch::Receiver<Outcome>,
         channels: Channels,
+        first: HostRanges,
     ) -> Self {
         Self {
             plane,
@@ -83,6 +87,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
             random,
             outcome,
             channels,
+            first,
             state: watch::Sender::new(Presence::Unknown),
             held: Arc::default(),
         }
@@ -126,7 +131,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
     async fn announce_and_keep(&self, backoff: &mut Backoff) -> Result<(), PresenceError> {
         let mut random = self.random.clone();
         let mut outcome = self.outcome.clone();
-        let ranges = outcome.borrow().ranges.clone().unwrap_or_default();
+        let ranges = outcome.borrow().ranges.clone().unwrap_or_else(|| self.first.clone());
         self.channels.pending(Channel::Presence, Instant::now());
         let announced = self.plane.announce(&self.owner, &ranges).await?;
         self.channels.succeeded(Channel::Presence, None, Instant::now());

@@ -58,6 +58,20 @@ pub struct HostOptions {
     pub endpoints: watch::Receiver<Vec<SocketAddr>>,
     /// Whether this process may carry what the kernel has no module for.
     pub userspace: bool,
+    /// The addresses of the store's other endpoints at the start: no network may take them, either.
+    pub other_endpoints: Vec<IpAddr>,
+}
+
+impl HostOptions {
+    /// Where this host reaches the store.
+    #[must_use]
+    pub fn store(&self) -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> = self.selection.store.iter().chain(&self.other_endpoints).copied().collect();
+        all.extend(self.endpoints.borrow().iter().map(SocketAddr::ip));
+        all.sort();
+        all.dedup();
+        all
+    }
 }
 
 /// What the node has on disk for the loop.

@@ -7,6 +7,6 @@ mod config;
 mod fields;
 mod lease;
 
-pub use config::{ConfigWarning, InvalidConfig, decode_config, encode_config};
+pub use config::{ConfigWarning, InvalidConfig, decode_config, decode_in_force, encode_config};
 pub use lease::{InvalidLease, decode_change, decode_lease, encode_lease};
 pub(crate) use lease::{lease_name, show_key};

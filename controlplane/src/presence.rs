@@ -58,6 +58,8 @@ struct Record {
     /// Where it calls from, as the server that it called saw; none of one that writes the store itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    endpoints: Vec<String>,
 }
 
 impl Record {
@@ -69,12 +71,17 @@ impl Record {
             routes: ranges.prefixes().iter().map(ToString::to_string).collect(),
             resolvers: ranges.resolvers().iter().map(ToString::to_string).collect(),
             from,
+            endpoints: ranges.endpoints().iter().map(ToString::to_string).collect(),
         }
     }
 
     /// Whether a record of this node's says what `new` says.
     fn says_the_same(&self, new: &Self) -> bool {
-        self.from == new.from && self.name == new.name && self.routes == new.routes && self.resolvers == new.resolvers
+        self.from == new.from
+            && self.name == new.name
+            && self.routes == new.routes
+            && self.resolvers == new.resolvers
+            && self.endpoints == new.endpoints
     }
 }
 
@@ -85,7 +92,8 @@ pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
     // Bounded before they are looked at: whoever can write the store can write anything.
     let routes = record.routes.iter().take(HostRanges::PREFIXES).filter_map(|text| text.parse().ok());
     let resolvers = record.resolvers.iter().take(HostRanges::RESOLVERS).filter_map(|text| text.parse().ok());
-    Some((excerpt(&record.name), HostRanges::new(routes, resolvers)))
+    let endpoints = record.endpoints.iter().take(HostRanges::ENDPOINTS).filter_map(|text| text.parse().ok());
+    Some((excerpt(&record.name), HostRanges::new(routes, resolvers).with_endpoints(endpoints)))
 }
 
 /// Where a present node calls from, if a server saw that.

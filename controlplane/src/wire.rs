@@ -69,13 +69,17 @@ pub fn node_name(text: &str) -> Result<String, Status> {
 
 /// Reads what a node's host uses itself.
 pub fn ranges(request: &proto::AnnounceRequest) -> Result<HostRanges, Status> {
-    if request.routes.len() > HostRanges::PREFIXES || request.resolvers.len() > HostRanges::RESOLVERS {
-        return Err(invalid("more routes or resolvers than a host says", ""));
+    let is_too_long = request.routes.len() > HostRanges::PREFIXES
+        || request.resolvers.len() > HostRanges::RESOLVERS
+        || request.endpoints.len() > HostRanges::ENDPOINTS;
+    if is_too_long {
+        return Err(invalid("more routes, resolvers or endpoints than a host says", ""));
     }
     let routes = request.routes.iter().map(|text| text.parse::<IpNet>().map_err(|_| invalid("not a range", text)));
-    let resolvers = request.resolvers.iter();
-    let resolvers = resolvers.map(|text| text.parse::<IpAddr>().map_err(|_| invalid("not an address", text)));
-    Ok(HostRanges::new(routes.collect::<Result<Vec<_>, _>>()?, resolvers.collect::<Result<Vec<_>, _>>()?))
+    let address = |text: &String| text.parse::<IpAddr>().map_err(|_| invalid("not an address", text));
+    let resolvers = request.resolvers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    let endpoints = request.endpoints.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    Ok(HostRanges::new(routes.collect::<Result<Vec<_>, _>>()?, resolvers).with_endpoints(endpoints))
 }
 
 /// Says who runs, and what its host uses itself.
@@ -85,6 +89,7 @@ pub fn announce(owner: &Owner, ranges: &HostRanges) -> proto::AnnounceRequest {
         instance: Some(instance(owner)),
         routes: ranges.prefixes().iter().map(ToString::to_string).collect(),
         resolvers: ranges.resolvers().iter().map(ToString::to_string).collect(),
+        endpoints: ranges.endpoints().iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -25,6 +25,8 @@ mod cookbook;
 mod env_files;
 #[path = "e2e/flannel.rs"]
 mod flannel;
+#[path = "e2e/host_kept.rs"]
+mod host_kept;
 #[path = "e2e/isolation.rs"]
 mod isolation;
 #[path = "e2e/lab_command.rs"]
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         mesh::tests(),
         absence::tests(),
         restart::tests(),
+        host_kept::tests(),
         membership::tests(),
         flannel::tests(),
         env_files::tests(),

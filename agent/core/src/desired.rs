@@ -131,7 +131,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             }
             Err(problem) => {
                 unsettled = true;
-                shared::refuse_unknown(network, &mut draft);
+                shared::refuse_unknown(host, network, &mut draft);
                 match network.guard {
                     Some(guard) => remembered.push(guard.clone()),
                     None => {

@@ -20,6 +20,8 @@ pub struct HostFacts {
     pub routes: Vec<(IpAddr, Option<RouteTo>)>,
     /// Interface of the default route with the lowest metric, per family.
     pub default_route: Vec<(IpFamily, IfName)>,
+    /// The next hops of its default routes, by whatever name: a VPN that takes everything has two halves of one.
+    pub gateways: Vec<IpAddr>,
     /// Where this host's routes lead, besides default routes and ours: of the main table, the first few thousand.
     pub destinations: Vec<Destination>,
     /// Interfaces with an address that lead to other machines: network cards, bonds and VLANs of those. Not so bridges and

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use flatnet_model::{HostRanges, SubnetKey};
+use ipnet::IpNet;
 
 use crate::facts::HostFacts;
 
-/// Destinations of the host's routes and its resolvers, without what is there because of the networks: routes into our
-/// devices, and whatever lies in a subnet that this host holds (its containers' bridges).
+/// Destinations of the host's routes, its addresses and gateways, its resolvers and where it reaches the `store`, without what
+/// is there because of the networks: routes into our devices, and whatever lies in a subnet that this host holds (its
+/// containers' bridges).
 #[must_use]
-pub fn own(facts: &HostFacts, held: &[SubnetKey]) -> HostRanges {
+pub fn own(facts: &HostFacts, held: &[SubnetKey], store: &[IpAddr]) -> HostRanges {
     let ours = |device| facts.interface(device).is_some_and(|interface| interface.ours);
     let inside = |address: IpAddr, bits: u8| {
         held.iter().flat_map(SubnetKey::iter).any(|net| net.contains(&address) && net.prefix_len() <= bits)
@@ -18,7 +20,20 @@ pub fn own(facts: &HostFacts, held: &[SubnetKey]) -> HostRanges {
     let routes = routes.map(|route| route.net).filter(|net| !inside(net.addr(), net.prefix_len()));
     // A resolver in a container is reached through the network, whose range it is.
     let resolvers = facts.resolvers.iter().copied().filter(|address| !inside(*address, u8::MAX));
-    HostRanges::new(routes, resolvers)
+    let addresses =
+        facts.interfaces.iter().filter(|interface| !interface.ours).flat_map(|interface| &interface.addresses);
+    let alone = addresses.map(IpNet::addr).chain(facts.gateways.iter().copied());
+    let alone = alone.filter(|address| !inside(*address, u8::MAX)).map(IpNet::from);
+    HostRanges::new(routes.chain(alone), resolvers).with_endpoints(store.iter().copied())
+}
+
+/// Without what this host cannot be reached or put right: the store, the way out, and whom it asks for names.
+pub(crate) fn vital(facts: &HostFacts, store: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
+    let with = |what| move |address: &IpAddr| (*address, what);
+    let store = store.iter().map(with("where this host reaches the store"));
+    let gateways = facts.gateways.iter().map(with("this host's default gateway"));
+    let resolvers = facts.resolvers.iter().map(with("a resolver of this host"));
+    store.chain(gateways).chain(resolvers).filter(|(address, _)| !address.is_loopback()).collect()
 }
 
 #[cfg(test)]
@@ -46,9 +61,13 @@ mod tests {
             to("fd00:1::/64", "eth0"),
         ];
         facts.resolvers = ["10.100.40.53", "192.0.2.53"].map(|text| text.parse().unwrap()).to_vec();
-        let own = own(&facts, &["10.100.40.0-24".parse().unwrap()]);
+        facts.gateways = vec!["192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap()];
+        facts.interfaces.push(interface("lo1", &["10.255.0.1/32", "172.20.0.1/32"]));
+        let own = own(&facts, &["10.100.40.0-24".parse().unwrap()], &["203.0.113.7".parse().unwrap()]);
         let said: Vec<String> = own.prefixes().iter().map(ToString::to_string).collect();
-        assert_eq!(said, ["10.0.0.0/8", "172.17.0.0/16", "192.0.2.0/24", "fd00:1::/64"]);
+        let v4 = ["10.0.0.0/8", "172.17.0.0/16", "192.0.2.0/24", "172.20.0.1/32", "198.51.100.1/32"];
+        assert_eq!(said, [&v4[..], &["fd00:1::/64", "2001:db8::10/128"]].concat());
+        assert_eq!(own.endpoints(), ["203.0.113.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(own.resolvers(), ["192.0.2.53".parse::<IpAddr>().unwrap()]);
     }
 }

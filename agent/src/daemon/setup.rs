@@ -10,11 +10,13 @@ use flatnet_controlplane::cli::etcd_args::read_file;
 use flatnet_controlplane::client::{Remote, RemoteOptions};
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_core::exposure::Exposure;
+use flatnet_core::facts::HostFacts;
+use flatnet_core::host_ranges;
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel};
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{IpFamily, NetworkName, Owner};
+use flatnet_model::{IpFamily, NetworkName, Owner, SubnetKey};
 use flatnet_proto::agent::v1::Store as StoreDocument;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -81,7 +83,7 @@ impl Setup {
         let (store_at, lookup) = store_address(&endpoints, &underlay).await;
         let selection = selection(&args, store_at.borrow().clone());
         check_firewall(&kernel).await?;
-        check_underlay(kernel.as_ref(), &selection).await?;
+        let facts = check_underlay(kernel.as_ref(), &selection).await?;
         let owner = Owner { node: dir.node(), name, nonce: dir.nonce() };
         let closed = !args.containers_reach_store;
         let known = if closed { store_address::known(&endpoints, &store_at.borrow()) } else { Vec::new() };
@@ -96,7 +98,10 @@ impl Setup {
             exposure: exposure(&args),
             endpoints: endpoints_at,
             userspace: !args.no_userspace,
+            other_endpoints: other_addresses(&endpoints).await,
         };
+        let held: Vec<SubnetKey> = names.iter().filter_map(|name| dir.read_subnet(name).ok().flatten()).collect();
+        let ranges = host_ranges::own(&facts, &held, &host.store());
         let networks = network_setups(&args, &names, &dir);
         let process = ProcessSetup {
             run_dir: args.run_dir,
@@ -114,6 +119,7 @@ impl Setup {
             sysctls,
             wireguard,
             underlay,
+            ranges,
             store_at,
             owner,
             host,
@@ -281,6 +287,13 @@ async fn store_address(
     (addresses, Some((first, sender)))
 }
 
+/// The addresses of all endpoints but the first, as far as they are known by now: the store may be reached at any of them.
+async fn other_addresses(endpoints: &[Endpoint]) -> Vec<IpAddr> {
+    let others = endpoints.iter().skip(1).cloned().map(store_address::resolve);
+    let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, futures::future::join_all(others));
+    lookup.await.unwrap_or_default().into_iter().flatten().collect()
+}
+
 fn selection(args: &JoinArgs, store: Vec<IpAddr>) -> Selection {
     Selection {
         ifaces: args.iface.clone(),
@@ -315,13 +328,13 @@ async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
 const NFT_HINT: &str = "the agent needs nft 1.0.3 or later (`nft --version`): install a later package nftables, or put a later nft first in PATH; \
      where nft could read it, the kernel lacks a part of nftables (nft_fib_inet, nft_masq, nft_set_hash)";
 
-async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<(), Failure> {
+async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<HostFacts, Failure> {
     let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
     let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;
     match flatnet_core::underlay::select(&facts, selection, &[]) {
         Ok(underlay) => {
             tracing::info!(device = %underlay.device, mtu = underlay.mtu.get(), "underlay chosen");
-            Ok(())
+            Ok(facts)
         }
         Err(error) => {
             let named =
@@ -331,7 +344,7 @@ async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result
             }
             // At boot the network may come after us.
             tracing::warn!(hint = error.hint(), "no underlay yet: {error}");
-            Ok(())
+            Ok(facts)
         }
     }
 }

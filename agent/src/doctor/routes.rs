@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use flatnet_model::HostRanges;
 use ipnet::IpNet;
 
 use super::Check;
@@ -22,7 +23,7 @@ pub(super) fn overlap(host: &Host) -> Check {
     let (ranges, subnets) = (host.ranges(), host.subnets());
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     for route in routes(host).iter().filter(|route| !host.is_ours(&route.device) && route.device != "lo") {
-        let default = route.target.prefix_len() == 0;
+        let default = HostRanges::is_default(&route.target);
         // Containers' bridges and veths have this host's subnet.
         let own = subnets.iter().any(|subnet| subnet.contains(&route.target));
         if let Some(range) = ranges.iter().find(|range| !default && !own && overlaps(range, &route.target)) {

@@ -111,6 +111,7 @@ impl Host {
             exposure: Default::default(),
             endpoints: watch::channel(Vec::new()).1,
             userspace: true,
+            other_endpoints: Vec::new(),
         };
         let reconciler = Reconciler::new(
             Arc::new(kernel.clone()),

@@ -74,7 +74,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         let wireguard = self.wireguard_key(&held);
         let subnets: Vec<SubnetKey> = held.iter().flatten().map(|held| held.subnets).collect();
-        let ranges = host_ranges::own(&self.facts, &subnets);
+        let store = self.host.store();
+        let ranges = host_ranges::own(&self.facts, &subnets, &store);
         // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
         let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
         // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
@@ -150,14 +151,14 @@ impl<K: Kernel> Reconciler<K> {
                 Some(view.state.valid_config().filter(|stored| *stored != in_force))
             })
             .collect();
-        let store = self.host.endpoints.borrow_and_update().iter().copied().collect();
-        let exposure = Exposure { store, ..self.host.exposure.clone() };
+        let kept_from = self.host.endpoints.borrow_and_update().iter().copied().collect();
+        let exposure = Exposure { store: kept_from, ..self.host.exposure.clone() };
         let input = HostInput {
             node: self.host.node,
             wireguard: wireguard.as_ref().map(|key| *key),
             underlay,
             facts: &self.facts,
-            store: &self.host.selection.store,
+            store: &store,
             exposure: &exposure,
             networks: &inputs,
         };

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 pub struct HostRanges {
     prefixes: Vec<IpNet>,
     resolvers: Vec<IpAddr>,
+    endpoints: Vec<IpAddr>,
 }
 
 /// One of them.
@@ -23,6 +24,8 @@ pub enum HostRange {
     Route(IpNet),
     /// The address of a resolver.
     Resolver(IpAddr),
+    /// Where the host reaches the store.
+    Endpoint(IpAddr),
 }
 
 impl HostRanges {
@@ -30,6 +33,8 @@ impl HostRanges {
     pub const PREFIXES: usize = 256;
     /// The most resolvers of one host; glibc asks three.
     pub const RESOLVERS: usize = 8;
+    /// The most addresses of the store; clusters have seven members at most, each with an address or two.
+    pub const ENDPOINTS: usize = 16;
 
     /// Those among `prefixes` and `resolvers` that count. A prefix inside another one is left out.
     pub fn new(prefixes: impl IntoIterator<Item = IpNet>, resolvers: impl IntoIterator<Item = IpAddr>) -> Self {
@@ -39,11 +44,23 @@ impl HostRanges {
         prefixes.dedup_by(|next, kept| kept.contains(&*next));
         prefixes.sort_by_key(|net| (net.prefix_len(), *net));
         prefixes.truncate(Self::PREFIXES);
-        let mut resolvers: Vec<IpAddr> = resolvers.into_iter().filter(|address| is_elsewhere(*address)).collect();
-        resolvers.sort();
-        resolvers.dedup();
-        resolvers.truncate(Self::RESOLVERS);
-        Self { prefixes, resolvers }
+        let resolvers = addresses(resolvers, Self::RESOLVERS);
+        Self { prefixes, resolvers, endpoints: Vec::new() }
+    }
+
+    /// The same of a host that reaches the store at `endpoints`.
+    #[must_use]
+    pub fn with_endpoints(mut self, endpoints: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.endpoints = addresses(endpoints, Self::ENDPOINTS);
+        self
+    }
+
+    /// Whether a route to `net` is a default route, or stands for one: a VPN that takes everything has one to each half of all
+    /// addresses.
+    #[must_use]
+    pub fn is_default(net: &IpNet) -> bool {
+        let [v4, v6] = SHORTEST;
+        net.prefix_len() < if net.addr().is_ipv4() { v4 } else { v6 }
     }
 
     /// Destinations of routes, the shortest first.
@@ -58,11 +75,19 @@ impl HostRanges {
         &self.resolvers
     }
 
+    /// Where the host reaches the store.
+    #[must_use]
+    pub fn endpoints(&self) -> &[IpAddr] {
+        &self.endpoints
+    }
+
     /// Whatever of it shares an address with `range`.
     pub fn overlapping(&self, range: IpNet) -> impl Iterator<Item = HostRange> {
         let routes = self.prefixes.iter().filter(move |net| overlap(**net, range)).map(|net| HostRange::Route(*net));
         let resolvers = self.resolvers.iter().filter(move |address| range.contains(*address));
-        routes.chain(resolvers.map(|address| HostRange::Resolver(*address)))
+        let endpoints = self.endpoints.iter().filter(move |address| range.contains(*address));
+        let endpoints = endpoints.map(|address| HostRange::Endpoint(*address));
+        endpoints.chain(routes).chain(resolvers.map(|address| HostRange::Resolver(*address)))
     }
 }
 
@@ -72,7 +97,7 @@ impl HostRange {
     pub fn overlaps(self, range: IpNet) -> bool {
         match self {
             Self::Route(net) => overlap(net, range),
-            Self::Resolver(address) => range.contains(&address),
+            Self::Resolver(address) | Self::Endpoint(address) => range.contains(&address),
         }
     }
 }
@@ -82,8 +107,18 @@ impl fmt::Display for HostRange {
         match self {
             Self::Route(net) => write!(f, "has a route to {net}"),
             Self::Resolver(address) => write!(f, "asks the resolver {address}"),
+            Self::Endpoint(address) => write!(f, "reaches the store at {address}"),
         }
     }
+}
+
+/// Those among `all` that count, at most `limit`.
+fn addresses(all: impl IntoIterator<Item = IpAddr>, limit: usize) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = all.into_iter().filter(|address| is_elsewhere(*address)).collect();
+    all.sort();
+    all.dedup();
+    all.truncate(limit);
+    all
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {
@@ -95,8 +130,7 @@ fn overlap(a: IpNet, b: IpNet) -> bool {
 const SHORTEST: [u8; 2] = [8, 16];
 
 fn counts(net: &IpNet) -> bool {
-    let [v4, v6] = SHORTEST;
-    net.prefix_len() >= if net.addr().is_ipv4() { v4 } else { v6 } && is_elsewhere(net.addr())
+    !HostRanges::is_default(net) && is_elsewhere(net.addr())
 }
 
 /// Whether an address means the same machine for more than this host and its link.
@@ -154,5 +188,8 @@ mod tests {
         assert_eq!(said("10.0.0.0/8"), ["has a route to 10.20.0.0/24", "asks the resolver 10.30.0.2"]);
         assert_eq!(said("fd00:20:1::/48"), ["has a route to fd00:20::/32"]);
         assert!(said("10.21.0.0/16").is_empty() && said("fd00:21::/48").is_empty());
+        let host = host.with_endpoints(["10.9.9.9", "127.0.0.1"].map(|text| text.parse().unwrap()));
+        let said: Vec<String> = host.overlapping(nets(&["10.9.0.0/16"])[0]).map(|found| found.to_string()).collect();
+        assert_eq!(said, ["reaches the store at 10.9.9.9"]);
     }
 }

@@ -54,6 +54,24 @@ pub enum InvalidPool {
         /// The network.
         network: IpNet,
     },
+    /// Addresses that mean something else to every host.
+    #[error("Network {network} has {what} in it ({range}): no network can have those")]
+    Special {
+        /// The network as given.
+        network: IpNet,
+        /// What it has in it.
+        what: &'static str,
+        /// Where that is.
+        range: IpNet,
+    },
+    /// Wider than any range that somebody could own.
+    #[error("Network {network} is too large: the shortest prefix a network can have is /{limit}")]
+    TooLarge {
+        /// The network as given.
+        network: IpNet,
+        /// The shortest prefix.
+        limit: u8,
+    },
     /// No subnet between the bounds.
     #[error("SubnetMin {min} is above SubnetMax {max}")]
     Empty {
@@ -116,6 +134,23 @@ impl Pool {
         self.network
     }
 
+    /// Whether a network may have this range at all: not one that every host uses for something else, nor most of an address
+    /// family. Apart from [`Self::new`], since what is in force somewhere must still be understood.
+    pub fn check_range(&self) -> Result<(), InvalidPool> {
+        let network = self.network;
+        // 10.0.0.0/8 and fd00::/8 are the largest private ranges (RFC 1918, RFC 4193).
+        let limit = 8;
+        for (range, what) in special() {
+            if range.contains(&network) || network.contains(&range) {
+                return Err(InvalidPool::Special { network, what, range });
+            }
+        }
+        if network.prefix_len() < limit {
+            return Err(InvalidPool::TooLarge { network, limit });
+        }
+        Ok(())
+    }
+
     /// Length of each subnet's prefix, in bits.
     #[must_use]
     pub fn subnet_len(&self) -> u8 {
@@ -171,6 +206,23 @@ impl Pool {
     }
 }
 
+/// What addresses of each family are set aside for (IANA's special-purpose registries), as far as no network can do with them.
+fn special() -> impl Iterator<Item = (IpNet, &'static str)> {
+    let v4 = |a, b, length, what| (IpNet::new(Ipv4Addr::new(a, b, 0, 0).into(), length), what);
+    let v6 = |first, length, what| (IpNet::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0).into(), length), what);
+    let all = [
+        v4(0, 0, 8, "\"this network\""),
+        v4(127, 0, 8, "loopback addresses"),
+        v4(169, 254, 16, "link-local addresses"),
+        v4(224, 0, 4, "multicast addresses"),
+        v4(240, 0, 4, "reserved addresses"),
+        v6(0, 8, "loopback and mapped addresses"),
+        v6(0xfe80, 10, "link-local addresses"),
+        v6(0xff00, 8, "multicast addresses"),
+    ];
+    all.into_iter().filter_map(|(range, what)| Some((range.ok()?, what)))
+}
+
 /// An address as a number: IPv4 in the low 32 bits.
 pub(crate) fn to_bits(address: IpAddr) -> u128 {
     match address {
@@ -183,5 +235,59 @@ fn from_bits(family: IpFamily, bits: u128) -> IpAddr {
     match family {
         IpFamily::V4 => IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX))),
         IpFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_mean_something_else_to_every_host_are_refused_and_so_is_what_contains_them() {
+        for refused in [
+            "0.0.0.0/8",
+            "0.1.0.0/16",
+            "127.0.0.0/8",
+            "127.5.0.0/16",
+            "169.254.0.0/16",
+            "169.254.7.0/24",
+            "168.0.0.0/6",
+            "224.0.0.0/4",
+            "239.1.0.0/16",
+            "240.0.0.0/4",
+            "255.0.0.0/8",
+            "0.0.0.0/0",
+            "0.0.0.0/1",
+            "128.0.0.0/1",
+            "128.0.0.0/2",
+            "8.0.0.0/6",
+            "10.0.0.0/7",
+            "::/0",
+            "::/8",
+            "::/1",
+            "8000::/1",
+            "fe80::/10",
+            "fe80::/64",
+            "fe00::/7",
+            "ff00::/8",
+            "ff02::/16",
+            "2000::/3",
+            "fc00::/7",
+        ] {
+            let pool = Pool::new(refused.parse().unwrap(), None, None, None).unwrap();
+            let error = pool.check_range().expect_err(refused);
+            assert!(error.to_string().contains(refused), "{error}");
+        }
+        for fine in [
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "100.64.0.0/10",
+            "169.253.0.0/16",
+            "fd00::/8",
+            "2001:db8::/32",
+            "128.0.0.0/8",
+        ] {
+            Pool::new(fine.parse().unwrap(), None, None, None).unwrap().check_range().expect(fine);
+        }
     }
 }

@@ -36,6 +36,15 @@ pub struct InvalidConfig(pub String);
 
 /// Reads flannel's network configuration, defaults applied as flanneld applies them.
 pub fn decode_config(value: &[u8]) -> Result<(NetworkConfig, Vec<ConfigWarning>), InvalidConfig> {
+    let (config, warnings) = decode_in_force(value)?;
+    for pool in config.pools() {
+        pool.check_range().map_err(|error| InvalidConfig(error.to_string()))?;
+    }
+    Ok((config, warnings))
+}
+
+/// Reads a configuration that is in force already: whatever its range is, containers live in it.
+pub fn decode_in_force(value: &[u8]) -> Result<(NetworkConfig, Vec<ConfigWarning>), InvalidConfig> {
     let mut warnings = Vec::new();
     decode(value, &mut warnings).map(|config| (config, warnings)).map_err(InvalidConfig)
 }

@@ -4,7 +4,7 @@
 //! to refuse the network, and the host's own agent reports what is in its way.
 
 use flatnet_model::keys::NODES;
-use flatnet_model::{HostRange, NetworkConfig, NetworkName};
+use flatnet_model::{HostRange, NetworkConfig, NetworkName, Pool};
 use ipnet::IpNet;
 
 use super::NetworkError;
@@ -19,8 +19,8 @@ pub(super) async fn check<S: Store>(
     config: &NetworkConfig,
     before: Option<&NetworkConfig>,
 ) -> Result<(), NetworkError> {
-    let had: Vec<IpNet> = before.into_iter().flat_map(NetworkConfig::pools).map(|pool| pool.network()).collect();
-    let new: Vec<IpNet> = config.pools().map(|pool| pool.network()).filter(|net| !had.contains(net)).collect();
+    let had: Vec<IpNet> = before.into_iter().flat_map(NetworkConfig::pools).map(Pool::network).collect();
+    let new: Vec<IpNet> = config.pools().map(Pool::network).filter(|net| !had.contains(net)).collect();
     if new.is_empty() {
         return Ok(());
     }
@@ -36,6 +36,6 @@ pub(super) async fn check<S: Store>(
     if hosts.is_empty() {
         return Ok(());
     }
-    let ranges = new.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    let ranges = config.pools().map(|pool| pool.network().to_string()).collect::<Vec<_>>().join(" and ");
     Err(NetworkError::UsedByHosts { name: name.clone(), ranges, hosts })
 }

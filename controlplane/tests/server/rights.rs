@@ -360,6 +360,7 @@ async fn a_node_says_what_its_own_host_uses_and_is_named_by_its_id_where_that_is
         instance: Some(instance.clone()),
         routes,
         resolvers,
+        endpoints: Vec::new(),
     };
     for (routes, resolvers) in [
         (vec!["10.61.0.0/24".to_owned(); HostRanges::PREFIXES + 1], Vec::new()),

@@ -1,10 +1,13 @@
 //! Which networks may be programmed on this host at all: none that contradicts another, none that would cut the host off.
 
+use std::net::IpAddr;
+
 use flatnet_model::{BackendConfig, IpFamily, NetworkConfig, NetworkName};
 use ipnet::IpNet;
 
-use super::{HostInput, NetworkInput, first_address};
+use super::{HostInput, NetworkInput, first_address, shared};
 use crate::facts::Interface;
+use crate::host_ranges;
 use crate::problem::{Problem, ProblemCode};
 
 /// The networks accepted so far.
@@ -32,6 +35,7 @@ impl<'a> Accepted<'a> {
         for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
             inside(host, &network, interface, problems);
         }
+        problems.extend(vital_inside(host, &network));
         self.networks.push(network);
         Ok(())
     }
@@ -57,6 +61,7 @@ impl<'a> Accepted<'a> {
         for other in &self.networks {
             contradicts(candidate, other)?;
         }
+        swallows_vital(host, candidate.name, None, candidate.config)?;
         for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
             for prefix in &interface.addresses {
                 let Some(pool) = candidate.config.pool(IpFamily::of(prefix.addr())) else { continue };
@@ -86,6 +91,7 @@ fn may_be_a_bridge(interface: &Interface, prefix: IpNet, pool: &flatnet_model::P
 
 /// Whether `network` could have the configuration `new` without taking an address of this host that it has not got already.
 pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &NetworkConfig) -> Result<(), Problem> {
+    swallows_vital(host, network.name, Some(network.config), new)?;
     for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
         for prefix in &interface.addresses {
             let family = IpFamily::of(prefix.addr());
@@ -100,6 +106,30 @@ pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &N
         }
     }
     Ok(())
+}
+
+/// Whether the network could have the configuration `new` (`now`: what it has) and this host still reach the store, its way
+/// out, and whom it asks for names.
+fn swallows_vital(
+    host: &HostInput<'_>,
+    name: &NetworkName,
+    now: Option<&NetworkConfig>,
+    new: &NetworkConfig,
+) -> Result<(), Problem> {
+    let hands_out = |config: &NetworkConfig, address| config.pools().any(|pool| pool.network().contains(&address));
+    let had = |address| now.is_some_and(|now| hands_out(now, address));
+    let vital = host_ranges::vital(host.facts, host.store);
+    let Some((address, what)) = vital.into_iter().find(|(address, _)| hands_out(new, *address) && !had(*address))
+    else {
+        return Ok(());
+    };
+    let range = new.pool(IpFamily::of(address)).map(|pool| pool.network().to_string()).unwrap_or_default();
+    Err(Problem::new(
+        ProblemCode::NetworkCoversHost,
+        format!("network {name} ({range}) covers {address}, {what}: programming it would cut this host off"),
+        format!("give the network a range that no host uses: agent network update {name} --cidr …"),
+        name,
+    ))
 }
 
 /// Why the two cannot be on one host, if they cannot.
@@ -221,6 +251,20 @@ fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interfac
             network.name,
         ));
     }
+}
+
+/// What of what this host needs the network hands out: it is left out of what the network takes.
+fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<Problem> {
+    let inside = shared::vital_inside(host, network);
+    let say = |(address, what): (IpAddr, &str)| {
+        Problem::new(
+            ProblemCode::NetworkCoversHost,
+            format!("network {} covers {address}, {what}: that address is left out of it here", network.name),
+            format!("give the network a range that no host uses: agent network update {} --cidr …", network.name),
+            network.name,
+        )
+    };
+    inside.into_iter().map(say).collect()
 }
 
 /// Why a lease in `range` must not be taken: an address of this host is in it.

@@ -1,8 +1,9 @@
 //! What every network needs whatever its backend: the catch-all route, the bridge, settings, the firewall.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-use flatnet_model::{BackendConfig, IfName, IpFamily};
+use flatnet_model::{BackendConfig, IfName, IpFamily, Pool};
 use ipnet::IpNet;
 
 use super::settings::{self, Device};
@@ -11,11 +12,12 @@ use super::{HostInput, NetworkInput, PeerOutcome, first_address};
 use crate::backend::{self, Draft};
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
+use crate::host_ranges;
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {
-    refuse_unknown(network, draft);
+    refuse_unknown(host, network, draft);
     if let (Some(bridge), Some(mtu)) = (network.bridge, built.mtu()) {
         draft.links.push((bridge, Link { kind: LinkKind::Bridge, mtu, mac: None, up: true }));
         draft.addresses.extend(network.own.iter().filter_map(|subnet| {
@@ -46,11 +48,41 @@ fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Devic
 
 /// Adds the routes that refuse what no other route of the network leads to: nothing of it leaves by the default route,
 /// whether the network is programmed or not.
-pub(super) fn refuse_unknown(network: &NetworkInput<'_>, draft: &mut Draft) {
-    for pool in network.config.pools() {
-        let key = RouteKey::unreachable(pool.network());
-        draft.routes.push((key, Route { via: RouteVia::Unreachable, source: None }));
+pub(super) fn refuse_unknown(host: &HostInput<'_>, network: &NetworkInput<'_>, draft: &mut Draft) {
+    let refuses = |range| (RouteKey::unreachable(range), Route { via: RouteVia::Unreachable, source: None });
+    draft.routes.extend(taken(host, network).into_iter().map(refuses));
+}
+
+/// The addresses that are the network's and nobody else's: its ranges without what this host cannot do without.
+pub(super) fn taken(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<IpNet> {
+    let mut ranges: Vec<IpNet> = network.config.pools().map(Pool::network).collect();
+    for (address, _) in vital_inside(host, network) {
+        ranges = ranges.into_iter().flat_map(|range| without(range, address)).collect();
     }
+    ranges
+}
+
+/// What of what this host needs is in the network's range. What is in somebody's lease is reached through the network.
+pub(super) fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<(IpAddr, &'static str)> {
+    let leased = |address: &IpAddr| {
+        let mut subnets = network.own.iter().chain(network.peers.iter().flat_map(|peer| peer.subnets.iter()));
+        subnets.any(|subnet| subnet.contains(address))
+    };
+    let covers = |address: &IpAddr| network.config.pools().any(|pool| pool.network().contains(address));
+    let vital = host_ranges::vital(host.facts, host.store).into_iter();
+    vital.filter(|(address, _)| covers(address) && !leased(address)).collect()
+}
+
+/// `range` without `address`: the other half, the other half of the rest, and so on.
+fn without(range: IpNet, address: IpAddr) -> Vec<IpNet> {
+    if !range.contains(&address) {
+        return vec![range];
+    }
+    let halves = (range.prefix_len()..range.max_prefix_len()).filter_map(|length| {
+        let with = IpNet::new(address, length).ok()?.trunc();
+        with.subnets(length + 1).ok()?.find(|half| !half.contains(&address))
+    });
+    halves.collect()
 }
 
 /// Adds the guards of networks that are not programmed now, without the tunnels that one already there has: the table names
@@ -73,8 +105,7 @@ pub(super) fn closed(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Option
     for (family, device, id) in backend::devices(network.config) {
         match id {
             Some(id) => {
-                let prefix_lens =
-                    network.config.pool(family).map(flatnet_model::Pool::subnet_len).into_iter().collect();
+                let prefix_lens = network.config.pool(family).map(Pool::subnet_len).into_iter().collect();
                 firewall.tunnels.push(FirewallTunnel { id, family, prefix_lens, port, device });
             }
             None => {
@@ -141,7 +172,7 @@ fn empty_guard(host: &HostInput<'_>, network: &NetworkInput<'_>) -> FirewallNetw
         exposed_to: host.exposure.interfaces.clone(),
         reachable_from: host.exposure.ranges.iter().chain(&network.config.reachable_from).copied().collect(),
         name: network.name.clone(),
-        cidrs: network.config.pools().map(flatnet_model::Pool::network).collect(),
+        cidrs: taken(host, network),
         own: network.own.iter().collect(),
         masquerade: network.masquerade,
         tunnels: Vec::new(),
@@ -164,7 +195,7 @@ fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork
     let peers: BTreeSet<PeerSource> =
         id.map(|id| built.peers.iter().flat_map(|peer| sources(peer, id)).collect()).unwrap_or_default();
     let tunnel = |(family, device): &(IpFamily, IfName)| {
-        let pool = network.config.pool(*family).map(flatnet_model::Pool::subnet_len);
+        let pool = network.config.pool(*family).map(Pool::subnet_len);
         let of_peers = peers.iter().map(|source| source.set).filter(|set| set.family == *family);
         let prefix_lens = of_peers.map(|set| set.prefix_len).chain(pool).collect();
         Some(FirewallTunnel { id: id?, family: *family, prefix_lens, port, device: *device })

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use flatnet_core::facts::{Destination, Features, HostFacts, Interface, RouteTo};
 use flatnet_core::object::{PROTOCOL, Sysctl};
-use flatnet_model::{IfName, IpFamily, Mtu};
+use flatnet_model::{HostRanges, IfName, IpFamily, Mtu};
 use ipnet::IpNet;
 
 use super::{dump, links};
@@ -27,12 +27,14 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
     let names: HashMap<u32, IfName> =
         raw.iter().filter_map(|link| Some((link.index, IfName::new(&link.name).ok()?))).collect();
     let (interfaces, passing) = interfaces(channel, &raw).map_err(of("addresses"))?;
-    let (mut default_route, mut destinations, mut learnt) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut default_route, mut destinations, mut learnt, mut gateways) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for family in IpFamily::BOTH {
         let found = routes(channel, family).map_err(of("routes"))?;
         default_route.extend(found.default_device(&names).map(|device| (family, device)));
         destinations.extend(found.destinations(&names));
         learnt.extend(found.learnt(&names));
+        gateways.extend(found.gateways);
     }
     Ok(HostFacts {
         accept_ra: accept_ra(&interfaces, &learnt),
@@ -41,6 +43,7 @@ pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFa
         passing,
         routes: route_to.iter().map(|&address| (address, lookup(channel, address, &names))).collect(),
         default_route,
+        gateways,
         destinations,
         resolvers: resolvers::read(),
         dropping_chains: BTreeSet::new(),
@@ -114,6 +117,8 @@ fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) 
 #[derive(Default)]
 struct Routes {
     default: Vec<RawRoute>,
+    /// Next hops of default routes and of what stands for one.
+    gateways: Vec<IpAddr>,
     /// All others that are not ours, at most [`DESTINATIONS`]: destination and interface.
     others: Vec<(IpNet, Option<u32>)>,
 }
@@ -122,6 +127,10 @@ impl Routes {
     fn add(&mut self, route: RawRoute) {
         if route.kind != encode::UNICAST || route.table != u32::from(encode::TABLE_MAIN) || route.cloned {
             return;
+        }
+        let net = IpNet::new(route.destination, route.prefix).ok();
+        if net.is_some_and(|net| HostRanges::is_default(&net)) {
+            self.gateways.extend(route.gateway);
         }
         if route.prefix == 0 {
             self.default.push(route);

@@ -35,6 +35,9 @@ fn our_own_routes_a_container_bridge_and_other_lans_are_fine() {
         v4([10, 100, 7, 0], [0; 4], [255, 255, 255, 0], "docker0"),
         v4([192, 0, 2, 0], [0; 4], [255, 255, 255, 0], "eth1"),
         v4([0; 4], [192, 0, 2, 254], [0; 4], "eth1"),
+        // A VPN that takes everything.
+        v4([0; 4], [192, 0, 2, 254], [128, 0, 0, 0], "tun0"),
+        v4([128, 0, 0, 0], [192, 0, 2, 254], [128, 0, 0, 0], "tun0"),
         "nonsense \u{1F980} zz\n".to_owned(),
     ];
     assert_eq!(overlap_with(&lines.concat()).verdict, Verdict::Ok);
@@ -51,6 +54,23 @@ fn ipv6_routes_count_and_link_local_ones_do_not() {
     )]);
     fixture.network().cidr6 = Some("fd00:100::/32".to_owned());
     assert!(overlap(&fixture.host).cause.contains("fd00:100:0:28::/64 by eth1"), "{:?}", overlap(&fixture.host));
+}
+
+#[test]
+fn the_halves_of_a_default_route_lead_past_the_network_and_their_gateway_counts() {
+    let line = |target: &str, length: &str| {
+        format!(
+            "{target}{} {length} {z} 00 {z} 00000100 00000001 00000000 00000001     tun0\n",
+            "0".repeat(28),
+            z = "0".repeat(32)
+        )
+    };
+    let halves = line("0000", "01") + &line("8000", "01") + &line("2000", "03");
+    let mut fixture = Fixture::with(&[("/proc/net/ipv6_route", &halves)]);
+    fixture.network().cidr6 = Some("fd00:100::/32".to_owned());
+    assert_eq!(overlap(&fixture.host).verdict, Verdict::Ok);
+    let check = overlap_with(&v4([128, 0, 0, 0], [10, 100, 0, 1], [128, 0, 0, 0], "tun0"));
+    assert!(check.cause.contains("covers the gateway 10.100.0.1"), "{check:?}");
 }
 
 #[test]

@@ -156,3 +156,99 @@ fn before_a_lease_is_taken_everything_is_looked_at_that_would_keep_it_from_being
     let too_small = BackendConfig::Vxlan(VxlanConfig { mtu: Mtu::new(900).ok(), ..VxlanConfig::default() });
     assert_eq!(joining(&facts(), &config(None, Some("fd00:100::/48"), too_small)), "mtu-too-small");
 }
+
+/// A host whose store, gateway and resolver are elsewhere than on its link.
+fn remote() -> HostFacts {
+    let address = |text: &str| text.parse().unwrap();
+    HostFacts { gateways: vec![address("10.7.0.1")], resolvers: vec![address("10.8.0.53")], ..facts() }
+}
+
+#[test]
+fn a_range_that_holds_the_store_the_gateway_or_a_resolver_is_refused_before_and_after_a_lease() {
+    let store = ["10.9.9.9".parse().unwrap()];
+    let (underlay, facts) = (underlay(), remote());
+    let name = NetworkName::default_network();
+    let now = v4("10.100.0.0/16", vxlan());
+    let cases = [
+        (v4("10.0.0.0/8", vxlan()), false),
+        (v4("10.9.0.0/16", vxlan()), false),
+        (v4("10.7.0.0/16", vxlan()), false),
+        (v4("10.8.0.0/16", vxlan()), false),
+        (v4("10.96.0.0/12", vxlan()), true),
+    ];
+    for (config, fine) in cases {
+        let network = NetworkInput {
+            name: &name,
+            config: &now,
+            before: &[],
+            own: "10.100.1.0-24".parse().unwrap(),
+            said: Said::default(),
+            peers: &[],
+            bridge: None,
+            masquerade: true,
+            guard: None,
+        };
+        let networks = [network];
+        let host = HostInput {
+            node: NODE,
+            wireguard: Ok(key(0xa)),
+            underlay: &underlay,
+            facts: &facts,
+            store: &store,
+            exposure: &crate::exposure::Exposure::default(),
+            networks: &networks,
+        };
+        let code = |refused: Problem| refused.code.as_str();
+        let (changes, joins) =
+            (admit_changes(&host, &[Some(&config)]), admit(&HostInput { networks: &[], ..host }, &name, &config));
+        let changes = changes.into_iter().next().unwrap().unwrap().map_err(code);
+        let expected = if fine { Ok(()) } else { Err("network-covers-host") };
+        assert_eq!((changes, joins.map_err(code)), (expected, expected), "{:?}", config.v4);
+    }
+}
+
+#[test]
+fn what_this_host_needs_of_a_range_that_is_in_force_is_left_out_of_it() {
+    let config = v4("10.0.0.0/8", wireguard());
+    let (underlay, facts, name) = (underlay(), remote(), NetworkName::default_network());
+    let resolver = crate::fixture::peer("10.8.0.0-24", 12, &wireguard());
+    let store = ["10.9.9.9".parse().unwrap()];
+    let peers = [&resolver];
+    let network = NetworkInput {
+        name: &name,
+        config: &config,
+        before: &[],
+        own: "10.100.1.0-24".parse().unwrap(),
+        said: Said::default(),
+        peers: &peers,
+        bridge: None,
+        masquerade: true,
+        guard: None,
+    };
+    let host = HostInput {
+        node: NODE,
+        wireguard: Ok(key(0xa)),
+        underlay: &underlay,
+        facts: &facts,
+        store: &store,
+        exposure: &crate::exposure::Exposure::default(),
+        networks: &[network],
+    };
+    let desired = crate::desired::desired(&host);
+    let refuses = |address: &str| {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        let routes = desired.state.routes.iter();
+        let mut refused = routes.filter(|(_, route)| route.via == crate::object::RouteVia::Unreachable);
+        refused.any(|(key, _)| key.destination.contains(&address))
+    };
+    assert!(!refuses("10.9.9.9") && !refuses("10.7.0.1"), "the store and the way out stay reachable");
+    for inside in ["10.9.9.8", "10.9.9.10", "10.7.0.0", "10.7.0.2", "10.8.0.53", "10.255.255.255", "10.0.0.0"] {
+        assert!(refuses(inside), "{inside} would leave by the default route");
+    }
+    let problems: Vec<&str> = desired.problems.iter().map(|problem| problem.code.as_str()).collect();
+    assert_eq!(
+        problems,
+        ["network-covers-host", "network-covers-host"],
+        "what is in somebody's lease is reached by it"
+    );
+}
