@@ -154,7 +154,7 @@ fn inject(lab: &mut Lab, agent: &mut Agent, (what, commands, ..): Fault) {
 
 /// A peer whose packets come from another address than it publishes; another tool's rule that takes packets before our routes.
 fn astray() {
-    let lab = Lab::new(&Shape { overlay: Families::Dual, ..Shape::vxlan(2) });
+    let lab = Lab::new(&Shape { overlay: Families::Dual, underlay: Families::Dual, ..Shape::vxlan(2) });
     let agents = lab.join_all();
     agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
     let host = |number: usize, line: &str| agents[number].host.run(&line.split(' ').collect::<Vec<_>>());

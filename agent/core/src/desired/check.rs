@@ -65,7 +65,8 @@ impl<'a> Accepted<'a> {
         for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
             for prefix in &interface.addresses {
                 let Some(pool) = candidate.config.pool(IpFamily::of(prefix.addr())) else { continue };
-                let may_be_ours = interface.name != host.underlay.device && may_be_a_bridge(interface, *prefix, pool);
+                let may_be_ours =
+                    interface.name != host.underlay.device && may_be_of_a_subnet(interface, *prefix, pool);
                 if pool.network().contains(&prefix.addr()) && !may_be_ours {
                     return Err(covers(candidate.name, pool.network(), interface, *prefix));
                 }
@@ -80,13 +81,17 @@ impl<'a> Accepted<'a> {
     }
 }
 
-/// Whether `prefix` may be a container bridge's in the subnet that this host is about to get: the first address of what
-/// fits into one subnet.
-fn may_be_a_bridge(interface: &Interface, prefix: IpNet, pool: &flatnet_model::Pool) -> bool {
+/// Whether `prefix` may be there because of the subnet that this host is about to get: the first address of what fits into
+/// one subnet, as a container bridge has; or the subnet's own address alone, as the device of a flannel that ran here has,
+/// which is said elsewhere and is replaced by `--take-over`.
+fn may_be_of_a_subnet(interface: &Interface, prefix: IpNet, pool: &flatnet_model::Pool) -> bool {
     /// A bridge and one container take four addresses.
     const HOST_BITS: u8 = 2;
     let fits = prefix.prefix_len() >= pool.subnet_len() && prefix.max_prefix_len() - prefix.prefix_len() >= HOST_BITS;
-    !interface.loopback && fits && first_address(prefix.trunc()) == prefix.addr()
+    let is_bridges = fits && first_address(prefix.trunc()) == prefix.addr();
+    let is_alone = prefix.prefix_len() == prefix.max_prefix_len();
+    let subnet = IpNet::new(prefix.addr(), pool.subnet_len()).map(|subnet| subnet.trunc().addr());
+    !interface.loopback && (is_bridges || is_alone && subnet == Ok(prefix.addr()))
 }
 
 /// Whether `network` could have the configuration `new` without taking an address of this host that it has not got already.
@@ -98,7 +103,7 @@ pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &N
             let Some(pool) = new.pool(family).filter(|pool| pool.network().contains(&prefix.addr())) else { continue };
             let had = network.config.pool(family).is_some_and(|pool| pool.network().contains(&prefix.addr()));
             let may_be_ours = interface.name != host.underlay.device
-                && (may_be_a_bridge(interface, *prefix, pool)
+                && (may_be_of_a_subnet(interface, *prefix, pool)
                     || network.own.of(family).is_some_and(|own| own.contains(prefix)));
             if !had && !may_be_ours {
                 return Err(covers(network.name, pool.network(), interface, *prefix));

@@ -139,6 +139,8 @@ fn before_a_lease_is_taken_everything_is_looked_at_that_would_keep_it_from_being
     for (device, address, verdict) in [
         ("docker0", "10.100.7.1/24", "admitted"),
         ("br-compose", "10.100.7.129/25", "admitted"),
+        ("flannel.1", "10.100.7.0/32", "admitted"),
+        ("lo", "10.100.7.0/32", "network-covers-host"),
         ("lo", "10.100.3.3/24", "network-covers-host"),
         ("lo", "10.100.3.1/24", "network-covers-host"),
         ("wg0", "10.100.3.3/24", "network-covers-host"),
