@@ -3,6 +3,7 @@
 //! Only root reaches it (mode 0600). The server answers from what the tasks publish; it waits for nobody but the
 //! reconciler, and for that with a deadline.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use flatnet_proto::agent::v1::{
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -31,6 +32,24 @@ pub const SOCKET: &str = "agent.sock";
 /// The longest a client waits for an answer: a pass over 8,000 peers takes well under a second, leaving a store that does
 /// not answer ends with its own deadline of 3 s.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// After how long a connection is taken again that could not be: descriptors that are used up come back by themselves.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The connections that come. One that cannot be taken ends nothing: a server that ends with it would be deaf for good.
+fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "the agent's socket cannot take a connection; trying again");
+                    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+                }
+            }
+        }
+    })
+}
 
 /// What the socket asks of the daemon.
 #[derive(Debug)]
@@ -71,7 +90,7 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> LocalApi<S> {
     ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .add_service(AgentServer::new(self))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+            .serve_with_incoming_shutdown(connections(listener), stop)
             .await
     }
 

@@ -1,4 +1,4 @@
-//! Synthetic leases as flannel writes them: /24s of 10.0.0.0/8, each with its own host and Ethernet address.
+//! Synthetic leases as flannel writes them: /24s of 10.64.0.0/10, each with its own host and Ethernet address.
 
 use std::net::Ipv4Addr;
 
@@ -12,14 +12,14 @@ pub const BATCH: u32 = 100;
 /// Leases added and removed in one burst.
 pub const BURST: u32 = 1_000;
 
-/// The network's configuration: room for 65,536 subnets.
+/// The network's configuration: room for 16,384 subnets.
 pub fn config(backend: &str) -> String {
-    format!(r#"{{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{{"Type":"{backend}"}}}}"#)
+    format!(r#"{{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{{"Type":"{backend}"}}}}"#)
 }
 
-/// Subnet `number` of the synthetic ones, from 10.16.0.0.
+/// Subnet `number` of the synthetic ones, from 10.80.0.0.
 pub fn subnet(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(Ipv4Addr::new(10, 16, 0, 0).to_bits() + (number << 8))
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + (number << 8))
 }
 
 /// The key of a subnet.
