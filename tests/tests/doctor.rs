@@ -179,7 +179,9 @@ fn astray() {
     assert_ne!(host(1, &format!("ping -c 6 -i 0.2 -W 1 {own}")).code, 0, "its packets come from a stranger's address");
     let status = said("packets-dropped", "network default: dropped");
     assert_eq!(status["state"], "converged", "a stranger can bring it about: {status}");
-    assert_eq!(found(&examine(&agents[0]).1, "dropped-packets").unwrap().0, "warning");
+    let (code, checks) = examine(&agents[0]);
+    assert_eq!(found(&checks, "dropped-packets").unwrap().0, "warning");
+    assert_eq!(code, 0, "a stranger must not bring about a failure: {checks:?}");
 
     for line in ["ip route add blackhole 10.0.0.0/8 table 52", "ip rule add prio 5270 lookup 52"] {
         assert_eq!(host(0, line).code, 0, "{line}");

@@ -1,6 +1,7 @@
 //! What the agent itself says, and what it needs to run at all.
 
 use flatnet_core::facts::HostFacts;
+use flatnet_core::problem::ProblemCode;
 use flatnet_proto::agent::v1::Status;
 
 use super::Check;
@@ -51,8 +52,11 @@ pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Place
         "converged" => Check::ok("agent", format!("converged at revision {}", status.revision)),
         state => Check::failure("agent", format!("the agent is {state}"), "see the problems below"),
     }];
+    // What leaves the host converged is no failure here either.
+    let is_note = |code: &str| ProblemCode::ALL.iter().any(|known| known.is_note() && known.as_str() == code);
     checks.extend(status.problems.iter().map(|problem| {
-        Check::failure("agent-problem", format!("{} [{}]", problem.message, problem.code), problem.hint.clone())
+        let check = if is_note(&problem.code) { Check::warning } else { Check::failure };
+        check("agent-problem", format!("{} [{}]", problem.message, problem.code), problem.hint.clone())
     }));
     for network in &status.networks {
         let bad: Vec<&str> = network
