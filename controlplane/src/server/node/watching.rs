@@ -74,15 +74,14 @@ impl<S: Store> NodeService<S> {
     /// What there is to see of a network that the store has nothing of, without a hub: that, and when it is there the hub.
     /// `None`: it has something.
     async fn nothing_yet(&self, keys: &NetworkKeys) -> Result<Option<Source>, Status> {
-        let leases = self.store().range(&KeyRange::prefix(&keys.subnets())).await;
-        let leases = leases.map_err(|error| refusal::store(&error))?;
-        if !leases.kvs.is_empty() {
+        // One reading of all of it: a network made between two would be seen by neither, nor by the watch from there on.
+        let all = self.store().range(&KeyRange::prefix(&keys.all())).await.map_err(|error| refusal::store(&error))?;
+        if !all.kvs.is_empty() {
             return Ok(None);
         }
         let (context, keys) = (Arc::clone(&self.context), keys.clone());
         let range = KeyRange::key(&keys.config());
-        let mut changes =
-            self.store().watch(&range, leases.revision + 1).await.map_err(|error| refusal::store(&error))?;
+        let mut changes = self.store().watch(&range, all.revision + 1).await.map_err(|error| refusal::store(&error))?;
         let made = async move {
             loop {
                 let batch = changes.next().await.unwrap_or_else(|| Err(ended()))?;
@@ -93,7 +92,7 @@ impl<S: Store> NodeService<S> {
                 }
             }
         };
-        let empty = snapshot_parts(Vec::new(), leases.revision).into_iter().next();
+        let empty = snapshot_parts(Vec::new(), all.revision).into_iter().next();
         Ok(Some(Source::Nothing { empty, made: Box::pin(made) }))
     }
 }
