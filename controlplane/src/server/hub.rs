@@ -22,14 +22,14 @@ mod state;
 mod watcher;
 
 use state::State;
-pub use state::snapshot_parts;
 pub use watcher::Watcher;
 
 /// How long a store may be away before watchers are told: an election takes 1 to 2 s, and none of them needs to know.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long a call waits for a network to be read.
 pub const FIRST_READ: Duration = Duration::from_secs(2);
-/// Networks followed at a time: there is one hub at most for each network that an administrator made.
+/// Networks followed at a time: those of an administrator's making, and what names nodes may make up, of which each has a
+/// small share ([`super::watches`]).
 const HUBS: usize = 4096;
 
 /// The hubs of the networks that somebody watches.
@@ -55,13 +55,7 @@ impl<S: Store> Hubs<S> {
         Self { store, hubs: Mutex::default() }
     }
 
-    /// The hub of the network of `keys` if it is followed already.
-    pub fn followed(&self, keys: &NetworkKeys) -> Option<Arc<Hub>> {
-        self.hubs.lock().unwrap_or_else(PoisonError::into_inner).get(keys.network()).and_then(Weak::upgrade)
-    }
-
-    /// The hub of the network of `keys`, started if it is not there; `None`: there are too many. Not for a network of which
-    /// the store has nothing: anybody may make names up.
+    /// The hub of the network of `keys`, started if it is not there; `None`: there are too many.
     pub fn get(&self, keys: &NetworkKeys) -> Option<Arc<Hub>> {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = hubs.get(keys.network()).and_then(Weak::upgrade) {

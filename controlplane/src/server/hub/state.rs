@@ -163,7 +163,7 @@ impl State {
 }
 
 /// A snapshot in parts; at least one.
-pub fn snapshot_parts(mut records: Vec<proto::Record>, revision: Revision) -> Vec<proto::WatchReply> {
+fn snapshot_parts(mut records: Vec<proto::Record>, revision: Revision) -> Vec<proto::WatchReply> {
     let mut parts = Vec::new();
     loop {
         let rest = records.split_off(records.len().min(PART));

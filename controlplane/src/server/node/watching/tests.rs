@@ -37,14 +37,11 @@ async fn made_up_networks_keep_nobody_from_a_real_one_and_one_that_is_made_is_se
         }
     }
     assert!(held.len() < 100 && refused > 500, "{} watched", held.len());
-    assert!(service.context.hubs.followed(&service.keys("n0").unwrap()).is_none(), "no hub is made");
     let mut waiting = service.do_watch(&honest, &request("default")).await.unwrap();
     let News::Snapshot(empty) = next(&mut waiting).await else { panic!("no snapshot") };
     assert!(empty.records.is_empty() && !empty.more);
     store.put(keys().config(), CONFIG, None);
-    let News::Snapshot(made) = next(&mut waiting).await else { panic!("no snapshot") };
-    assert_eq!(made.records.len(), 1);
-    assert!(service.context.hubs.followed(&keys()).is_some());
+    assert!(!matches!(next(&mut waiting).await, News::Snapshot(_)), "what is made is a change");
     // Dropped, they are given back.
     held.clear();
     assert!(service.do_watch(&greedy, &request("default")).await.is_ok());
