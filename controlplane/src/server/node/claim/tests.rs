@@ -142,7 +142,9 @@ async fn an_address_is_whose_who_calls_from_it_and_nobody_squats_it() {
     // Nobody else does: a host may publish another address than the one it calls from.
     let squatted = acquire(&squatter, theirs).await.unwrap();
     let claim = acquire(&victim, theirs).await.unwrap();
-    assert!(!store.dump().contains_key(keys().lease(&squatted.lease.subnets).as_bytes()), "it gives way");
+    let gave_way = !store.dump().contains_key(keys().lease(&squatted.lease.subnets).as_bytes());
+    // The other may have been given the very subnet that came free.
+    assert!(gave_way || claim.lease.subnets == squatted.lease.subnets, "it gives way");
     // Neither by claiming nor by publishing, once the other is there.
     assert_eq!(acquire(&squatter, theirs).await.unwrap_err().code(), Code::Aborted);
     let own = acquire(&squatter, other).await.unwrap();
