@@ -55,8 +55,13 @@ pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Place
     // What leaves the host converged is no failure here either.
     let is_note = |code: &str| ProblemCode::ALL.iter().any(|known| known.is_note() && known.as_str() == code);
     checks.extend(status.problems.iter().map(|problem| {
-        let check = if is_note(&problem.code) { Check::warning } else { Check::failure };
-        check("agent-problem", format!("{} [{}]", problem.message, problem.code), problem.hint.clone())
+        let said = format!("{} [{}]", problem.message, problem.code);
+        let hint = problem.hint.clone();
+        if is_note(&problem.code) {
+            Check::warning("agent-problem", said, hint)
+        } else {
+            Check::failure("agent-problem", said, hint)
+        }
     }));
     for network in &status.networks {
         let bad: Vec<&str> = network

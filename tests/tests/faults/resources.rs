@@ -250,9 +250,14 @@ fn descriptors_gone() {
     // connections than a part of them.
     let socket = scene.agents[0].run_dir.join("agent.sock");
     let hogs: Vec<UnixStream> = (0..limit).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    wait_until("no descriptor is left", SECOND * 5, || {
-        let now = descriptors(pid);
-        if now >= limit { Ok(()) } else { Err(format!("{now} of {limit}")) }
+    // By its own words: a thread that waits in accept(2) has taken a descriptor that /proc does not show yet, and what the
+    // test itself inherited counts too.
+    wait_until("no descriptor is left", SECOND * 20, || {
+        if scene.agents[0].log().contains("Too many open files") {
+            Ok(())
+        } else {
+            Err(format!("{} of {limit}", descriptors(pid)))
+        }
     });
     let cpu = cpu_time(pid);
     let since = Instant::now();
@@ -281,7 +286,6 @@ fn descriptors_gone() {
             losses.sent
         ),
     );
-    assert!(scene.agents[0].log().contains("Too many open files"), "not said: {}", scene.agents[0].log());
     assert!(after <= idle + 2, "descriptors leak: {idle} before, {after} after");
     assert!(spent <= watched / 5, "a busy loop: {spent:?} of {watched:?}");
 }
