@@ -78,7 +78,8 @@ pub struct Desired {
     pub networks: Vec<NetworkOutcome>,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// Whether a network is not programmed now: what it left in the kernel, its containers' bridge too, must stay.
+    /// Whether a network is not programmed now: what it left in the kernel, its containers' bridge too, must stay, and
+    /// [`crate::diff::Prune::Settled`] is all that may go.
     pub unsettled: bool,
     /// The part of the guard of each network that is programmed: what it keeps should it be refused later.
     pub guards: Vec<FirewallNetwork>,
@@ -133,7 +134,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                 unsettled = true;
                 shared::refuse_unknown(host, network, &mut draft);
                 match network.guard {
-                    Some(guard) => remembered.push(guard.clone()),
+                    Some(guard) => remembered.push(shared::without_removed(guard, network)),
                     None => {
                         guard_unknown = true;
                         closed.extend(shared::closed(host, network));

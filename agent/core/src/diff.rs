@@ -9,7 +9,9 @@ pub(crate) mod lost;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::object::{Dump, Foreign, KernelState, PeerSource, RouteVia, Ruleset};
+use flatnet_model::IfName;
+
+use crate::object::{Dump, Foreign, KernelState, LinkKind, PeerSource, RouteVia, Ruleset};
 use crate::op::{Action, Object, Op};
 
 use lost::{Fate, Lost};
@@ -19,6 +21,9 @@ use lost::{Fate, Lost};
 pub enum Prune {
     /// Yes: the desired state was made from a full snapshot of the store.
     Yes,
+    /// Only what stands on a device that is wanted, and elements of the guard: a network is not programmed, and what it left
+    /// must stay, but whoever was removed from another one must not.
+    Settled,
     /// No: the desired state may lack what the store still has. Nothing is deleted.
     No,
 }
@@ -54,8 +59,8 @@ pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
     let blocked = Blocked::of(desired, dump, prune, &mut out.conflicts);
     let lost = Lost::of(desired, &dump.state, prune, &blocked);
     firewall(desired, &dump.state, prune, &mut out.changes);
-    let mut kinds = Merge { prune, out: &mut out.changes };
     let (want, have) = (desired, &dump.state);
+    let mut kinds = Merge { prune, want, have, out: &mut out.changes };
     kinds.links(want, have, &blocked);
     kinds.rest(want, have, &blocked, &lost);
     out
@@ -64,7 +69,7 @@ pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
 /// What must be left alone because something foreign is in the way.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
-    links: BTreeSet<flatnet_model::IfName>,
+    links: BTreeSet<IfName>,
     nexthops: BTreeSet<crate::object::NexthopId>,
     routes: BTreeSet<crate::object::RouteKey>,
 }
@@ -80,7 +85,7 @@ impl Blocked {
                 conflicts.push(Conflict { object: Object::Link(*name, link.clone()), found: found.clone() });
             }
         }
-        if prune == Prune::No {
+        if prune != Prune::Yes {
             // A device of ours under another name is in the way of the one we want; it works, so it stays until pruning
             // is allowed, and nothing is built on a device that cannot be made yet.
             blocked.links.extend(lost::in_the_way(desired, have).map(|(wanted, _)| wanted));
@@ -130,7 +135,7 @@ fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<
     let fresh: Vec<PeerSource> = want.peer_sources.difference(&have.peer_sources).copied().collect();
     if have.ruleset.as_ref() == Some(ruleset) {
         out.extend(fresh.into_iter().map(|source| Op { action: Action::Create, object: Object::PeerSource(source) }));
-        if prune == Prune::Yes {
+        if prune != Prune::No {
             out.extend(stale.into_iter().map(|s| Op { action: Action::Delete, object: Object::PeerSource(s) }));
         }
         return;
@@ -152,6 +157,8 @@ fn has_set(ruleset: &Ruleset, source: &PeerSource) -> bool {
 /// Merges two sides of each kind over the union of their keys.
 struct Merge<'a> {
     prune: Prune,
+    want: &'a KernelState,
+    have: &'a KernelState,
     out: &'a mut Vec<Op>,
 }
 
@@ -281,8 +288,47 @@ impl Merge<'_> {
         lost: impl Fn(K, V) -> Fate,
         object: impl Fn(K, V) -> Object,
     ) {
-        if self.prune == Prune::Yes && lost(key, value) == Fate::Stays {
-            self.push(Action::Delete, object(key, value));
+        if lost(key, value) != Fate::Stays {
+            return;
+        }
+        let object = object(key, value);
+        let goes = match self.prune {
+            Prune::Yes => true,
+            Prune::Settled => self.device(&object).is_some_and(|device| self.is_of_one_network(device)),
+            Prune::No => false,
+        };
+        if goes {
+            self.push(Action::Delete, object);
+        }
+    }
+
+    /// Whether a device is wanted, and so a programmed network's alone: those of GRE over IPv6 share one.
+    fn is_of_one_network(&self, device: IfName) -> bool {
+        self.want.links.get(&device).is_some_and(|link| !matches!(link.kind, LinkKind::Gre6(_)))
+    }
+
+    /// The device that an object which was found stands on.
+    fn device(&self, object: &Object) -> Option<IfName> {
+        match object {
+            Object::Address(key) => Some(key.device),
+            Object::Neighbour(key, _) => Some(key.device),
+            Object::Fdb(key, _) => Some(key.device),
+            Object::WireguardPeer(key, _) => Some(key.device),
+            Object::Nexthop(_, nexthop) => Some(nexthop.via.device),
+            Object::Route(_, route) => match route.via {
+                RouteVia::Object(id) => {
+                    let nexthop = self.want.nexthops.get(&id).or_else(|| self.have.nexthops.get(&id));
+                    nexthop.map(|nexthop| nexthop.via.device)
+                }
+                RouteVia::Hop(hop) => Some(hop.device),
+                RouteVia::Encap(encap) => Some(encap.device),
+                RouteVia::Unreachable => None,
+            },
+            Object::Ruleset { .. }
+            | Object::PeerSource(_)
+            | Object::Link(..)
+            | Object::Sysctl(..)
+            | Object::Iptables(..) => None,
         }
     }
 }

@@ -157,7 +157,7 @@ impl<K: Kernel> Reconciler<K> {
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep_guard(&known.state);
-        let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard } = wanted;
+        let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
         let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
             // Where the last pass failed its own doing is not told from somebody else's; what was somebody's it has counted.

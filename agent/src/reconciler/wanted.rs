@@ -1,13 +1,13 @@
 //! Deciding: what the kernel should hold, from what the store, the host and this node's leases say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_controlplane::watch::Source;
 use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, admit_changes, desired};
 use flatnet_core::diff::Prune;
 use flatnet_core::exposure::Exposure;
 use flatnet_core::host_ranges;
-use flatnet_core::object::{KernelState, LinkKind, Ruleset};
+use flatnet_core::object::{KernelState, LinkKind, Ruleset, SetName, TunnelId};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition::Said;
 use flatnet_core::underlay;
@@ -25,6 +25,8 @@ pub(super) struct Wanted {
     pub desired: Desired,
     pub judgements: BTreeMap<NetworkName, Judgement>,
     pub problems: Vec<Problem>,
+    /// The tunnels of networks that are programmed: of these it is known who may send.
+    programmed: BTreeSet<(TunnelId, IpFamily)>,
     /// Whether everything that may be wanted is known, so that what is not wanted may go.
     pub prune: Prune,
     pub revision: Revision,
@@ -38,9 +40,16 @@ impl Wanted {
     /// Keeps the guard that an earlier run left while a network waits that was not programmed in this one: its peers are in
     /// that table only. What somebody changed in it since is nothing to keep: then the tunnels of such a network are shut.
     pub fn keep_guard(&mut self, found: &KernelState) {
-        if let Some(loaded) = found.ruleset.as_ref().filter(|loaded| self.desired.guard_unknown && loaded.is_intact()) {
+        if !self.desired.guard_unknown {
+            return;
+        }
+        if let Some(loaded) = found.ruleset.as_ref().filter(|loaded| loaded.is_intact()) {
             self.desired.state.ruleset = Some(loaded.clone());
         }
+        let Some(ruleset) = &self.desired.state.ruleset else { return };
+        let is_known = |set: &SetName| self.programmed.contains(&(set.tunnel, set.family));
+        let sets: BTreeSet<SetName> = ruleset.sets().filter(|set| !is_known(set)).collect();
+        self.desired.state.peer_sources.extend(found.peer_sources.iter().filter(|source| sets.contains(&source.set)));
     }
 }
 
@@ -90,6 +99,7 @@ impl<K: Kernel> Reconciler<K> {
                 desired: Desired::default(),
                 judgements: BTreeMap::new(),
                 problems,
+                programmed: BTreeSet::new(),
                 prune: Prune::No,
                 revision,
                 ranges,
@@ -163,7 +173,11 @@ impl<K: Kernel> Reconciler<K> {
             networks: &inputs,
         };
         let mut desired = desired(&input);
-        let prune = if prune && !desired.unsettled { Prune::Yes } else { Prune::No };
+        let prune = match (prune, desired.unsettled) {
+            (true, false) => Prune::Yes,
+            (true, true) => Prune::Settled,
+            (false, _) => Prune::No,
+        };
         let unheld = self.ports.iter().zip(&views).zip(&held).filter(|(_, held)| held.is_none());
         let mut judgements: BTreeMap<NetworkName, Judgement> = unheld
             .filter_map(|((port, view), _)| {
@@ -174,10 +188,12 @@ impl<K: Kernel> Reconciler<K> {
         judgements.extend(judge_changes(&input, &changed));
         let held: Vec<NetworkName> = inputs.iter().map(|network| network.name.clone()).collect();
         let made = std::mem::take(&mut desired.guards);
+        let tunnels = made.iter().flat_map(|guard| &guard.tunnels);
+        let programmed = tunnels.map(|tunnel| (tunnel.id, tunnel.family)).collect();
         // Of a network that is not programmed now, what it had stays known for as long as it is held.
         self.guards.retain(|guard| held.contains(&guard.name) && made.iter().all(|new| new.name != guard.name));
         self.guards.extend(made);
-        Wanted { desired, judgements, problems, prune, revision, ranges, wireguard: wireguard.ok() }
+        Wanted { desired, judgements, problems, programmed, prune, revision, ranges, wireguard: wireguard.ok() }
     }
 
     /// Whether any network has or is about to have GRE tunnels here.

@@ -98,6 +98,23 @@ pub(super) fn add_beside(guards: Vec<FirewallNetwork>, firewall: &mut Vec<Firewa
     }
 }
 
+/// The guard of a network as it was when it was programmed, without who is no peer any more or is somewhere else by now.
+pub(super) fn without_removed(guard: &FirewallNetwork, network: &NetworkInput<'_>) -> FirewallNetwork {
+    let mut there = BTreeSet::new();
+    for peer in network.peers {
+        let subnets = || peer.subnets.iter();
+        // As `PeerSource::direct` has them, then as they come through a tunnel.
+        there.extend(subnets().map(|subnet| (subnet.addr(), subnet)));
+        let addresses = [peer.public_ip.map(IpAddr::V4), peer.public_ipv6.map(IpAddr::V6)];
+        for at in addresses.into_iter().flatten() {
+            there.insert((at, IpNet::from(at)));
+            there.extend(subnets().map(|subnet| (at, subnet)));
+        }
+    }
+    let is_there = |source: &&PeerSource| there.contains(&(source.outer, source.inner));
+    FirewallNetwork { peers: guard.peers.iter().filter(is_there).copied().collect(), ..guard.clone() }
+}
+
 /// The guard of a network that was not programmed in this run: nobody may send by its tunnels, should a device be there.
 pub(super) fn closed(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
     let mut firewall = empty_guard(host, network);

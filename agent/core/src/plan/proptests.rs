@@ -318,7 +318,7 @@ proptest! {
 
     #[test]
     fn nothing_changes_when_the_kernel_is_as_desired(want in state(true)) {
-        for prune in [Prune::Yes, Prune::No] {
+        for prune in [Prune::Yes, Prune::Settled, Prune::No] {
             let plan = plan(&want, &dump(want.clone(), Foreign::default()), prune);
             prop_assert_eq!(&plan, &Plan::default());
         }
@@ -340,9 +340,9 @@ proptest! {
 
     #[test]
     fn what_is_foreign_keeps_its_key_and_stands_in_nobody_elses_way(
-        want in state(true), have in state(false), foreign in foreign(), prune: bool,
+        want in state(true), have in state(false), foreign in foreign(),
+        prune in prop_oneof![Just(Prune::Yes), Just(Prune::Settled), Just(Prune::No)],
     ) {
-        let prune = if prune { Prune::Yes } else { Prune::No };
         let dump = dump(have, foreign);
         let plan = plan(&want, &dump, prune);
         for op in &plan.ops {
@@ -367,6 +367,24 @@ proptest! {
         let again = super::plan(&want, &Dump { state, foreign: dump.foreign.clone() }, prune);
         prop_assert_eq!(again.ops, vec![]);
         prop_assert_eq!(again.conflicts, plan.conflicts);
+    }
+
+    #[test]
+    fn beside_what_is_not_settled_only_what_stands_on_wanted_devices_is_deleted(
+        want in state(true), have in state(false),
+    ) {
+        let dump = dump(have, Foreign::default());
+        let plan = plan(&want, &dump, Prune::Settled);
+        for op in plan.ops.iter().filter(|op| op.action == Action::Delete) {
+            let whole = matches!(op.object, Object::Link(..) | Object::Ruleset { .. } | Object::Iptables(..));
+            prop_assert!(!whole, "{:?}", op);
+        }
+        let state = fold(&dump, &plan.ops)?;
+        let left = |device: &IfName| want.links.get(device).is_some_and(|link| !matches!(link.kind, LinkKind::Gre6(_)));
+        if lost::in_the_way(&want, &dump.state).next().is_none() {
+            prop_assert!(state.fdb.keys().filter(|key| left(&key.device)).all(|key| want.fdb.contains_key(key)));
+            prop_assert!(state.peer_sources.is_subset(&want.peer_sources) || want.ruleset.is_none());
+        }
     }
 
     #[test]
