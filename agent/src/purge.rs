@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flatnet_core::diff::Prune;
 use flatnet_core::object::KernelState;
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
-use flatnet_core::plan::plan;
+use flatnet_core::plan::{Plan, plan};
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
@@ -36,7 +36,8 @@ pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String
             Err(error) => return vec![error.to_string()],
         };
         let nothing = KernelState::default();
-        let mut ops = plan(&nothing, &dump, Prune::Yes).ops;
+        let Plan { mut ops, in_use, .. } = plan(&nothing, &dump, Prune::Yes);
+        failures.extend(in_use.iter().map(|kept| format!("{kept}; ip link del {} when they are gone", kept.bridge)));
         ops.extend(restored(&dump.state, sysctls));
         if ops.is_empty() {
             break;

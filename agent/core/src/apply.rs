@@ -12,6 +12,9 @@ impl Dump {
     /// Folds one successful operation in; what is foreign never changes.
     pub fn apply(&mut self, op: &Op) {
         self.state.apply(op);
+        if let (Action::Delete, Object::Link(name, _)) = (op.action, &op.object) {
+            self.ports.remove(name);
+        }
     }
 }
 

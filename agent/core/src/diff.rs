@@ -43,6 +43,27 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// A bridge of ours that nobody wants any more, and that stays: whatever is plugged into it would be cut off for good, for who
+/// plugged it in does so only once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// The bridge.
+    pub bridge: IfName,
+    /// What is plugged into it.
+    pub ports: BTreeSet<IfName>,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Names said of what may be hundreds.
+        const SAID: usize = 8;
+        let names: Vec<String> = self.ports.iter().take(SAID).map(ToString::to_string).collect();
+        let more = self.ports.len().saturating_sub(names.len());
+        write!(f, "the bridge {} stays: plugged into it: {}", self.bridge, names.join(", "))?;
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
 /// Changes, kind by kind and in no particular order across kinds: [`crate::plan`] orders them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
@@ -50,6 +71,8 @@ pub struct Diff {
     pub changes: Vec<Op>,
     /// What could not be planned because it is not ours.
     pub conflicts: Vec<Conflict>,
+    /// What would be deleted if nobody used it.
+    pub in_use: Vec<InUse>,
 }
 
 /// Compares what is desired with what was found.
@@ -57,10 +80,16 @@ pub struct Diff {
 pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
     let mut out = Diff::default();
     let blocked = Blocked::of(desired, dump, prune, &mut out.conflicts);
-    let lost = Lost::of(desired, &dump.state, prune, &blocked);
+    if prune == Prune::Yes {
+        let unwanted = |bridge: &IfName| dump.state.links.contains_key(bridge) && !desired.links.contains_key(bridge);
+        let in_use = dump.ports.iter().filter(|(bridge, ports)| unwanted(bridge) && !ports.is_empty());
+        out.in_use = in_use.map(|(bridge, ports)| InUse { bridge: *bridge, ports: ports.clone() }).collect();
+    }
+    let kept: BTreeSet<IfName> = out.in_use.iter().map(|kept| kept.bridge).collect();
+    let lost = Lost::of(desired, &dump.state, prune, &blocked, &kept);
     firewall(desired, &dump.state, prune, &mut out.changes);
     let (want, have) = (desired, &dump.state);
-    let mut kinds = Merge { prune, want, have, out: &mut out.changes };
+    let mut kinds = Merge { prune, want, have, kept: &kept, out: &mut out.changes };
     kinds.links(want, have, &blocked);
     kinds.rest(want, have, &blocked, &lost);
     out
@@ -159,6 +188,8 @@ struct Merge<'a> {
     prune: Prune,
     want: &'a KernelState,
     have: &'a KernelState,
+    /// Links that stay although they are not wanted, with what stands on them.
+    kept: &'a BTreeSet<IfName>,
     out: &'a mut Vec<Op>,
 }
 
@@ -178,7 +209,9 @@ impl Merge<'_> {
             self.push(action, Object::Link(*name, link.clone()));
         }
         if self.prune == Prune::Yes {
-            for (name, link) in have.links.iter().filter(|(name, _)| !want.links.contains_key(name)) {
+            let goes = |name: &IfName| !want.links.contains_key(name) && !self.kept.contains(name);
+            let gone: Vec<_> = have.links.iter().filter(|(name, _)| goes(name)).collect();
+            for (name, link) in gone {
                 self.push(Action::Delete, Object::Link(*name, link.clone()));
             }
         }
@@ -293,7 +326,7 @@ impl Merge<'_> {
         }
         let object = object(key, value);
         let goes = match self.prune {
-            Prune::Yes => true,
+            Prune::Yes => self.device(&object).is_none_or(|device| !self.kept.contains(&device)),
             Prune::Settled => self.device(&object).is_some_and(|device| self.is_of_one_network(device)),
             Prune::No => false,
         };

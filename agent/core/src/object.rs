@@ -102,4 +102,6 @@ pub struct Dump {
     pub state: KernelState,
     /// What is in our way.
     pub foreign: Foreign,
+    /// Bridges of ours that something is plugged into, and what: containers, mostly, whose link is theirs and not ours.
+    pub ports: BTreeMap<IfName, BTreeSet<IfName>>,
 }

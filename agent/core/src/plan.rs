@@ -10,7 +10,7 @@
 //! the first device and gone after the last. The one thing that goes first is a device of ours under a wrong name:
 //! it holds the VNI that the right one needs.
 
-use crate::diff::{Conflict, Diff, Prune, diff, lost};
+use crate::diff::{Conflict, Diff, InUse, Prune, diff, lost};
 use crate::object::{Dump, KernelState, Link, Sysctl};
 use crate::op::{Action, Object, Op};
 
@@ -21,16 +21,18 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// Foreign objects in our way: nothing is planned for these.
     pub conflicts: Vec<Conflict>,
+    /// What would be deleted if nobody used it.
+    pub in_use: Vec<InUse>,
 }
 
 /// Plans the way from what was found to what is desired; the same for the same input.
 #[must_use]
 pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
-    let Diff { mut changes, conflicts } = diff(desired, dump, prune);
+    let Diff { mut changes, conflicts, in_use } = diff(desired, dump, prune);
     let early = early_deletions(desired, &dump.state);
     // Stable, so that objects of one kind stay in the order of their keys.
     changes.sort_by_key(|op| step(op, &early));
-    Plan { ops: changes, conflicts }
+    Plan { ops: changes, conflicts, in_use }
 }
 
 /// No guard, no tunnel: what closes the tunnels of `found` that are open, where nothing guards them. They are left where

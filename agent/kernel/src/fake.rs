@@ -6,7 +6,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,6 +40,8 @@ struct Inner {
     facts: HostFacts,
     state: KernelState,
     foreign: Foreign,
+    /// What is plugged into which bridge.
+    ports: BTreeMap<IfName, BTreeSet<IfName>>,
     strikes: Vec<(Strike, i32)>,
     unreadable: Option<i32>,
     /// What a foreign device turns out to be once adopted; `None`: of a kind we do not make.
@@ -90,6 +92,18 @@ impl FakeKernel {
     #[must_use]
     pub fn foreign(&self) -> Foreign {
         self.lock().foreign.clone()
+    }
+
+    /// Plugs `port` into the bridge of that name, now and whenever there is one.
+    pub fn plug(&self, bridge: IfName, port: IfName) {
+        self.lock().ports.entry(bridge).or_default().insert(port);
+        self.wake();
+    }
+
+    /// Takes everything out of every bridge.
+    pub fn unplug_all(&self) {
+        self.lock().ports.clear();
+        self.wake();
     }
 
     /// Changes what is ours behind the agent's back, and wakes it. Nothing follows from the change by itself: to delete a
@@ -252,7 +266,8 @@ impl Kernel for FakeKernel {
         state.sysctls.retain(|setting, _| scope.sysctls.contains(setting));
         state.peer_sources.retain(|element| scope.sets.contains(&element.set));
         foreign.links.retain(|name, _| scope.links.contains(name));
-        Ok(Dump { state, foreign })
+        let ports = inner.ports.iter().filter(|(bridge, _)| state.links.contains_key(bridge));
+        Ok(Dump { ports: ports.map(|(bridge, ports)| (*bridge, ports.clone())).collect(), state, foreign })
     }
 
     async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {

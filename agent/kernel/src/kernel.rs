@@ -6,6 +6,7 @@ mod facts;
 mod gre_probe;
 mod links;
 mod port_holder;
+mod ports;
 mod way;
 mod wireguard;
 
@@ -32,6 +33,7 @@ use crate::userspace::Userspace;
 use crate::wireguard::Keyring;
 use crate::{Kernel, KernelError, Scope, Wake, sysctl};
 use gre_probe::GreProbe;
+use ports::Ports;
 
 /// The kernel over rtnetlink and nftables.
 ///
@@ -44,6 +46,7 @@ use gre_probe::GreProbe;
 pub struct NetlinkKernel {
     channel: Arc<Mutex<Channel>>,
     userspace: Arc<Mutex<Userspace>>,
+    ports: Arc<Mutex<Ports>>,
     gre: Arc<Mutex<GreProbe>>,
     port: u32,
     firewall: Firewall,
@@ -71,6 +74,7 @@ impl NetlinkKernel {
             port: channel.port(),
             channel: Arc::new(Mutex::new(channel)),
             userspace: Arc::default(),
+            ports: Arc::default(),
             gre: Arc::default(),
             firewall,
             wireguard,
@@ -104,9 +108,11 @@ impl NetlinkKernel {
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let (owned, before) = (ops.to_vec(), failures.clone());
         let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
+        let ports = Arc::clone(&self.ports);
         let done = self.blocking(move |channel| {
             let mut userspace = lock(&userspace);
-            let (outcomes, after) = apply::Applier::new(channel, &wireguard, &mut userspace, before).apply(&owned);
+            let (outcomes, after) =
+                apply::Applier::new(channel, &wireguard, &mut userspace, &lock(&ports), before).apply(&owned);
             userspace.follow(&owned, &outcomes);
             (outcomes, after)
         });
@@ -174,8 +180,9 @@ impl Kernel for NetlinkKernel {
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
         let wanted = scope.clone();
         let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
+        let ports = Arc::clone(&self.ports);
         let read = self.blocking(move |channel| {
-            let mut dump = dump::dump(channel, &mut lock(&userspace), &wanted)?;
+            let mut dump = dump::dump(channel, &mut lock(&userspace), &mut lock(&ports), &wanted)?;
             wireguard.dump(channel, &mut dump.state);
             Ok(dump)
         });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flatnet_core::diff::{Conflict, Prune};
+use flatnet_core::diff::{Conflict, InUse, Prune};
 use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
 use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Sysctl};
@@ -158,7 +158,7 @@ impl<K: Kernel> Reconciler<K> {
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep_guard(&known.state);
         let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
-        let Plan { ops, conflicts } = plan(&desired.state, &known, prune);
+        let Plan { ops, conflicts, in_use } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
             // Where the last pass failed its own doing is not told from somebody else's; what was somebody's it has counted.
             let ops = ops.iter().filter(|op| !left.unsure.contains(&op.object.key()));
@@ -219,6 +219,7 @@ impl<K: Kernel> Reconciler<K> {
             self.kernel.hold(desired.state.ruleset.as_ref()).await;
         }
         problems.extend(conflicts.iter().map(in_the_way));
+        problems.extend(in_use.iter().map(still_used));
         problems.extend(
             flannel_devices(&desired.state)
                 .filter_map(|name| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
@@ -339,6 +340,15 @@ fn unguarded() -> Problem {
         "the guard of the tunnels cannot be loaded: no tunnel is opened, and those that were open are closed",
         "the refused ruleset says what nft has against it; `nft --version` must be 1.0.3 or later, and the agent tries again by itself",
         "inet flatnet",
+    )
+}
+
+fn still_used(in_use: &InUse) -> Problem {
+    Problem::new(
+        ProblemCode::BridgeInUse,
+        format!("{in_use}, and no network of this host wants it"),
+        format!("it goes once these are gone; to use it as before, join with --bridge {}", in_use.bridge),
+        in_use.bridge,
     )
 }
 

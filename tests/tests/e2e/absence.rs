@@ -11,6 +11,7 @@ use crate::for_each_shape;
 pub fn tests() -> Vec<Test> {
     let mut tests = for_each_shape(2, "leave_purge_leaves_no_trace", leave_purge_leaves_no_trace);
     tests.extend(for_each_shape(2, "purge_without_a_running_agent_leaves_no_trace", purge_without_an_agent));
+    tests.push(Test::new("a_bridge_with_a_container_in_it_stays_until_that_is_gone", used_bridge).on_backend("vxlan"));
     tests.push(
         Test::new("leave_without_purge_keeps_the_datapath", leave_without_purge_keeps_the_datapath).on_backend("vxlan"),
     );
@@ -67,6 +68,38 @@ fn purge_without_an_agent(shape: &Shape) {
     let ran = agent.command(&["leave", "--purge", &state_dir]);
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
     oracle::assert_same(&before, &oracle::everything(&host));
+}
+
+/// By another choice of the operator's, and by a purge.
+fn used_bridge() {
+    let lab = Lab::new(&Shape::vxlan(2));
+    let mut agents: Vec<_> = (1..=2).map(|number| lab.agent(number).with(&["--bridge", "flbr0"])).collect();
+    agents.iter_mut().for_each(flatnet_tests::agent::Agent::start);
+    agents.iter().for_each(|agent| drop(agent.wait_converged(1)));
+    lab.attach_all(&agents);
+    pinger::assert_all_pairs(&lab, &agents);
+    let host = lab.host(1);
+    let is_there = || oracle::link(&host, "flbr0").is_some();
+
+    agents[0].end(nix::sys::signal::Signal::SIGTERM);
+    let mut without = lab.agent(1);
+    without.start();
+    let problem = without.wait_for_problem("bridge-in-use");
+    assert!(problem.to_string().contains("plugged into it: c1"), "{problem}");
+    without.wait_converged(1);
+    pinger::assert_all_pairs(&lab, &agents);
+
+    let ran = without.command(&["leave", "--purge"]);
+    assert_ne!(ran.code, 0, "{}", ran.stdout);
+    assert!(ran.stderr.contains("flbr0 stays: plugged into it: c1"), "{}", ran.stderr);
+    assert_eq!(without.wait_for_end(flatnet_tests::wait::SOON), 0, "{}", without.log());
+    assert!(is_there() && oracle::link(&host, "flat.1").is_none());
+
+    // Once nothing is in it any more it goes.
+    host.ok("ip link del c1");
+    let state_dir = format!("--state-dir={}", without.state_dir.display());
+    let ran = without.command(&["leave", "--purge", &state_dir]);
+    assert_eq!((ran.code, is_there()), (0, false), "{}", ran.stderr);
 }
 
 fn leave_without_purge_keeps_the_datapath() {

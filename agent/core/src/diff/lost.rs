@@ -35,7 +35,14 @@ pub(super) struct Lost {
 }
 
 impl Lost {
-    pub(super) fn of(want: &KernelState, have: &KernelState, prune: Prune, blocked: &Blocked) -> Self {
+    /// `kept`: links that stay although they are not wanted.
+    pub(super) fn of(
+        want: &KernelState,
+        have: &KernelState,
+        prune: Prune,
+        blocked: &Blocked,
+        kept: &BTreeSet<IfName>,
+    ) -> Self {
         let mut lost = Self::default();
         for (name, link) in want.links.iter().filter(|(name, _)| !blocked.links.contains(name)) {
             match have.links.get(name) {
@@ -54,7 +61,7 @@ impl Lost {
         }
         if prune == Prune::Yes {
             lost.early.extend(in_the_way(want, have).map(|(_, orphan)| orphan));
-            let orphans = have.links.keys().filter(|name| !want.links.contains_key(name));
+            let orphans = have.links.keys().filter(|name| !want.links.contains_key(name) && !kept.contains(name));
             lost.late.extend(orphans.filter(|name| !lost.early.contains(name)));
         }
         if lost.early.is_empty() && lost.late.is_empty() {

@@ -2,7 +2,7 @@ use flatnet_model::{BackendConfig, IfName, Mac, Mtu, Vni, VxlanConfig};
 
 use super::*;
 use crate::fixture::{config, device, one, peer, vxlan};
-use crate::object::LinkKind;
+use crate::object::{Link, LinkKind};
 
 fn state() -> KernelState {
     let peers = [peer("10.100.2.0-24", 12, &vxlan()), peer("10.100.3.0-24", 13, &vxlan())];
@@ -167,4 +167,30 @@ fn moving_to_another_vni_moves_routes_before_the_old_device_goes() {
     assert!(at("create link flat.2") < at("change nexthop"));
     assert!(at("change nexthop") < at("delete link flat.1"));
     assert!(!texts.iter().any(|text| text.starts_with("delete route") || text.starts_with("delete nexthop")));
+}
+
+/// `leave --purge`, another `--bridge`, none any more.
+#[test]
+fn a_bridge_that_something_is_plugged_into_stays_with_its_addresses() {
+    let (bridge, wanted) = (device("flbr0"), state());
+    let mut have = wanted.clone();
+    have.links.insert(bridge, Link { kind: LinkKind::Bridge, mtu: Mtu::new(1450).unwrap(), mac: None, up: true });
+    have.addresses.insert(crate::object::AddressKey { device: bridge, address: "10.100.1.1/24".parse().unwrap() });
+    let ports: BTreeSet<IfName> = (1..=10).map(|number| device(&format!("c{number}"))).collect();
+    for want in [&wanted, &KernelState::default()] {
+        let empty = diff(want, &dump(have.clone()), Prune::Yes);
+        assert!(texts(&empty).contains(&"delete link flbr0".to_owned()) && empty.in_use.is_empty());
+        let used = Dump { ports: [(bridge, ports.clone())].into(), ..dump(have.clone()) };
+        let kept = diff(want, &used, Prune::Yes);
+        let of_bridge: Vec<_> = texts(&kept).into_iter().filter(|text| text.contains("flbr0")).collect();
+        assert_eq!(of_bridge, [""; 0]);
+        assert_eq!(kept.in_use, [InUse { bridge, ports: ports.clone() }]);
+        let said = "the bridge flbr0 stays: plugged into it: c1, c10, c2, c3, c4, c5, c6, c7 and 2 more";
+        assert_eq!(kept.in_use[0].to_string(), said);
+        for prune in [Prune::No, Prune::Settled] {
+            assert_eq!(diff(want, &used, prune).in_use, [], "nothing goes anyway");
+        }
+        // One that is wanted is nobody's business.
+        assert_eq!(diff(&have, &used, Prune::Yes), Diff::default());
+    }
 }

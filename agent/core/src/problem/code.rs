@@ -27,16 +27,18 @@ macro_rules! codes {
 }
 
 impl ProblemCode {
-    /// Whether it is worth saying and yet no fault of this host: a stranger can bring it about.
+    /// Whether it is worth saying and yet no fault of this host: a stranger can bring it about, or its owner means it.
     #[must_use]
     pub fn is_note(self) -> bool {
-        matches!(self, Self::PacketsDropped)
+        matches!(self, Self::BridgeInUse | Self::PacketsDropped)
     }
 }
 
 codes! {
     /// The network's backend is none that this version builds.
     BackendUnsupported = "backend-unsupported",
+    /// A bridge of ours is wanted no more, and stays because something is plugged into it.
+    BridgeInUse = "bridge-in-use",
     /// The network's configuration in the store cannot be used.
     ConfigInvalid = "config-invalid",
     /// Two hosts publish one WireGuard key.

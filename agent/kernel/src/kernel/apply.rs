@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use super::links;
 use super::port_holder;
+use super::ports::Ports;
 use super::wireguard::Wireguard;
 use crate::dependency::{self, Failures};
 use crate::netlink::encode::{self, Presence};
@@ -34,6 +35,7 @@ pub(super) struct Applier<'a> {
     channel: &'a mut Channel,
     wireguard: &'a Wireguard,
     userspace: &'a mut Userspace,
+    ports: &'a Ports,
     failures: Failures,
     indexes: HashMap<IfName, u32>,
 }
@@ -56,9 +58,10 @@ impl<'a> Applier<'a> {
         channel: &'a mut Channel,
         wireguard: &'a Wireguard,
         userspace: &'a mut Userspace,
+        ports: &'a Ports,
         failures: Failures,
     ) -> Self {
-        Self { channel, wireguard, userspace, failures, indexes: HashMap::new() }
+        Self { channel, wireguard, userspace, ports, failures, indexes: HashMap::new() }
     }
 
     /// Carries out `ops`: one outcome each, and what failed so far.
@@ -217,6 +220,9 @@ impl<'a> Applier<'a> {
             && let Err(refusal) = self.channel.request(&encode::link_delete(index))
         {
             tracing::warn!(link = %name, error = %refusal, "cannot take back a link made in part");
+        }
+        if made.is_ok() && wanted.kind == LinkKind::Bridge {
+            self.ports.give_back(self.channel, name, index);
         }
         made
     }

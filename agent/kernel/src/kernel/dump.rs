@@ -12,6 +12,7 @@ use flatnet_model::{IfName, IpFamily, Mac};
 use ipnet::IpNet;
 
 use super::links;
+use super::ports::Ports;
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawLink, RawRoute};
 use crate::netlink::socket::Channel;
@@ -23,11 +24,17 @@ use crate::{KernelError, Scope, sysctl};
 const MAX_FOREIGN_ROUTES: usize = 65_536;
 
 /// Everything but the firewall.
-pub(super) fn dump(channel: &mut Channel, userspace: &mut Userspace, scope: &Scope) -> Result<Dump, KernelError> {
+pub(super) fn dump(
+    channel: &mut Channel,
+    userspace: &mut Userspace,
+    ports: &mut Ports,
+    scope: &Scope,
+) -> Result<Dump, KernelError> {
     let mut dump = Dump::default();
     let links = links::all(channel).map_err(of("links"))?;
     let devices = Devices::new(&links);
     read_links(&links, scope, &mut dump);
+    ports.look(&links, &mut dump);
     addresses(channel, &devices, &mut dump.state).map_err(of("addresses"))?;
     for (&index, &device) in &devices.ours {
         neighbours(channel, index, device, &mut dump.state).map_err(of("neighbours"))?;

@@ -37,6 +37,16 @@ pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLin
     }
 }
 
+/// The device of that index.
+pub(super) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<RawLink>, Refusal> {
+    match channel.get(&encode::link_get_index(index), |kind, payload| {
+        (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten()
+    }) {
+        Err(refusal) if refusal.is_absence() => Ok(None),
+        other => other,
+    }
+}
+
 /// Nobody beyond a device that was just made may configure this host. Before it is brought up: the first router
 /// advertisement may be waiting. What cannot be written shows when the setting itself has its turn.
 pub(super) fn deafen(name: IfName) {

@@ -165,6 +165,12 @@ pub fn link_up(index: u32) -> Request {
     link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).up().build())
 }
 
+/// Plugs the device `port` into `bridge`.
+#[must_use]
+pub fn link_plug(port: u32, bridge: u32) -> Request {
+    link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(port).controller(bridge).build())
+}
+
 /// Brings the device down.
 #[must_use]
 pub fn link_down(index: u32) -> Request {
@@ -207,6 +213,12 @@ pub fn link_delete(index: u32) -> Request {
 #[must_use]
 pub fn link_get(name: IfName) -> Request {
     link(rtm::GETLINK, 0, &LinkUnspec::new_with_name(name.as_str()).build())
+}
+
+/// Asks for the device of that index.
+#[must_use]
+pub fn link_get_index(index: u32) -> Request {
+    link(rtm::GETLINK, 0, &LinkUnspec::new_with_index(index).build())
 }
 
 /// Asks for all devices.

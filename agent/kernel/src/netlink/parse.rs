@@ -24,6 +24,8 @@ pub struct RawLink {
     pub mtu: u32,
     /// Link address.
     pub mac: Option<[u8; 6]>,
+    /// Index of the bridge, bond or VRF it is plugged into; `None`: none.
+    pub master: Option<u32>,
     /// Whether it has a carrier; `None`: not said.
     pub carrier: Option<bool>,
     /// Kind (`vxlan`, `bridge`); empty for hardware.
@@ -70,6 +72,7 @@ pub fn link(payload: &[u8]) -> Option<RawLink> {
             1 => link.mac = <[u8; 6]>::try_from(value).ok(),
             3 => link.name = read_text(value),
             4 => link.mtu = read_u32(value, 0).unwrap_or_default(),
+            10 => link.master = read_u32(value, 0),
             18 => link_info(value, &mut link),
             20 => link.alias = read_text(value),
             33 => link.carrier = read_u8(value, 0).map(|carrier| carrier != 0),

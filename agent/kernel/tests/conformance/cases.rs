@@ -1,8 +1,11 @@
 //! What works.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use flatnet_core::object::{KernelState, Link, LinkKind, NexthopId, Route, RouteKey, RouteVia, Sysctl, VxlanLink};
 use flatnet_core::op::{Action, Object};
 use flatnet_kernel::Scope;
+use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::{Mac, Mtu};
 
 use crate::world::{
@@ -45,6 +48,31 @@ pub async fn a_bridge_is_as_asked(world: &Subject) {
         assert_eq!((&addresses[1]["local"], &addresses[1]["prefixlen"]), (&"fd00::1".into(), &64.into()));
         assert_eq!(addresses.len(), 2);
     }
+}
+
+pub async fn a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it(world: &Subject) {
+    let make = [create(link("flbr", bridge())), create(link("flbr2", bridge()))];
+    world.done(&make).await;
+    assert_eq!(world.look(&Scope::default()).await.ports, BTreeMap::new());
+    let plug = |kernel: &FakeKernel| ["c1", "c2"].map(|port| kernel.plug(name("flbr"), name(port)));
+    world.behind(
+        plug,
+        "for c in c1 c2 c3 c4; do ip link add $c type veth peer name p$c && ip link set $c master flbr; done",
+    );
+    // What is gone, and what is plugged in elsewhere by then, is not taken back.
+    let before = world.look(&Scope::default()).await.ports;
+    world.behind(
+        |kernel| kernel.delete_link(name("flbr")),
+        "ip link del flbr; ip link del c3; ip link set c4 master flbr2",
+    );
+    assert!(!world.look(&Scope::default()).await.ports.contains_key(&name("flbr")));
+    world.done(&make[..1]).await;
+    let ports = world.look(&Scope::default()).await.ports;
+    let expected: BTreeSet<_> = ["c1", "c2"].map(name).into();
+    assert_eq!(ports.get(&name("flbr")), Some(&expected), "{before:?}");
+    // And one that is made anew by ourselves.
+    world.done(&[op(Action::Replace, link("flbr", bridge()))]).await;
+    assert_eq!(world.look(&Scope::default()).await.ports, ports);
 }
 
 pub async fn peers_are_reached_by_nexthop_objects_over_ipv4(world: &Subject) {

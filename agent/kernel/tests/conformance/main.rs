@@ -45,6 +45,7 @@ macro_rules! conformance {
 conformance! {
     cases::a_vxlan_device_is_as_asked_for_each_underlay,
     cases::a_bridge_is_as_asked,
+    cases::a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it,
     cases::peers_are_reached_by_nexthop_objects_over_ipv4,
     cases::peers_are_reached_onlink_over_ipv6,
     cases::a_route_moves_from_one_device_to_another,
