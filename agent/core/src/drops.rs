@@ -8,10 +8,10 @@ use flatnet_model::NetworkName;
 use crate::problem::{Problem, ProblemCode};
 
 /// How long a drop counts as late: a few looks, and long enough for somebody who tries again to see it.
-const WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const WINDOW: Duration = Duration::from_secs(60);
 /// Packets in that time from which on it is a problem: whoever cannot reach somebody tries more than once, a stray packet is
 /// one or two.
-const MANY: u64 = 3;
+pub(crate) const MANY: u64 = 3;
 
 /// The counter of one rule of ours that drops.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Reason {
             "either a stranger sends, or a peer's packets come from another address than it publishes: compare the sources \
              (`tcpdump -ni UNDERLAY udp port PORT`) with `agent peers`; on that peer --public-ip or --iface, or no translation \
              between them"
-        } else if self.chain == "origin" {
+        } else if self.chain == "origin" || self.chain.starts_with("forged_") {
             "tunnel packets came in by another interface than the way back to their source: a container that forges, or routes \
              that differ by direction: `ip route get SOURCE`"
         } else if self.chain.starts_with("encrypted") {
@@ -119,6 +119,17 @@ impl DropLog {
             tally.late.retain(|(when, _)| now.saturating_sub(*when) < WINDOW);
         }
         self.last = Some(seen);
+    }
+
+    /// Whether `counts` have grown since they were observed, or were never.
+    #[must_use]
+    pub fn has_grown(&self, counts: &[DropCount]) -> bool {
+        let Some(last) = &self.last else { return counts.iter().any(|count| count.packets > 0) };
+        let mut now: BTreeMap<_, u64> = BTreeMap::new();
+        for count in counts {
+            *now.entry((count.table, count.chain.clone(), count.comment.clone())).or_default() += count.packets;
+        }
+        now.iter().any(|(key, packets)| *packets != last.get(key).copied().unwrap_or_default())
     }
 
     /// Everything since the first look, by reason.
@@ -188,5 +199,15 @@ mod tests {
         // The table is swapped and counts from 0.
         assert_eq!(look(30, 1, 2).1, 7);
         assert_eq!(look(95, 1, 2), (vec![], 7));
+    }
+
+    #[test]
+    fn a_counter_that_moved_since_the_last_look_has_grown() {
+        let mut log = DropLog::default();
+        let counts = |packets| [count("flatnet", "default: not a peer", packets)];
+        assert!(!log.has_grown(&counts(0)) && log.has_grown(&counts(3)), "before the first look");
+        log.observe(secs(0), &counts(3), &names());
+        assert!(!log.has_grown(&counts(3)) && log.has_grown(&counts(4)));
+        assert!(log.has_grown(&counts(1)), "the table was swapped, and dropped one since");
     }
 }

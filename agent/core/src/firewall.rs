@@ -14,6 +14,8 @@
 //! | `local` | input, -10 | what comes out of a tunnel reaches this host's addresses in its network only |
 //! | `postrouting` | postrouting, 90 | container to container keeps its source; masquerading with flannel's meaning |
 //!
+//! What the drops of `guard`, `origin` and `arrival` are about is kept by sets of the kernel's own ([`WitnessSet`]).
+//!
 //! A drop is final in netfilter, an accept is not: what these chains let through is still judged by everybody else's.
 
 mod arrival;
@@ -30,8 +32,9 @@ mod specimen;
 mod store;
 #[cfg(test)]
 mod tests;
+mod witness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use flatnet_model::{IfName, IpFamily, NetworkName};
@@ -41,6 +44,7 @@ use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
 pub use iptables::iptables;
 pub use specimen::specimen;
+pub use witness::WitnessSet;
 
 /// What the firewall has to know of a network on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +158,7 @@ pub fn ruleset(networks: &[FirewallNetwork], host: impl Into<FirewallHost>) -> (
     let sets: BTreeSet<SetName> =
         of_tunnels.chain(networks.iter().flat_map(|network| &network.direct).copied()).collect();
     let elements = networks.iter().flat_map(|network| &network.peers).filter(|peer| is_usable(peer, &sets));
-    (Ruleset { body: text.body }, elements.copied().collect())
+    (Ruleset { body: text.finish() }, elements.copied().collect())
 }
 
 /// An element of another family or length than its set's could not be encoded, and would take the whole swap down with it.
@@ -169,6 +173,8 @@ fn is_usable(peer: &PeerSource, sets: &BTreeSet<SetName>) -> bool {
 #[derive(Debug, Default)]
 struct Text {
     body: String,
+    /// The sets that its rules fill, and the type of their keys.
+    witnesses: BTreeMap<WitnessSet, String>,
 }
 
 impl Text {

@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod backend;
+pub mod claims;
 pub mod desired;
 pub mod diff;
 pub mod docker_opts;

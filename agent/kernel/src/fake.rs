@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatnet_core::claims::Sighting;
 use flatnet_core::facts::{HostFacts, Interface};
+use flatnet_core::firewall::WitnessSet;
 use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, Sysctl};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
@@ -40,6 +42,8 @@ struct Inner {
     facts: HostFacts,
     state: KernelState,
     foreign: Foreign,
+    /// What the sets of the ruleset remember; gone with them.
+    sightings: Vec<Sighting>,
     /// What is plugged into which bridge.
     ports: BTreeMap<IfName, BTreeSet<IfName>>,
     strikes: Vec<(Strike, i32)>,
@@ -117,6 +121,20 @@ impl FakeKernel {
     /// The same, and tells nobody: a notification got lost.
     pub fn edit_silently<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
         change(&mut self.lock().state)
+    }
+
+    /// A rule drops such a packet and remembers it, if the ruleset has such a rule and its set has room. Nobody is told.
+    pub fn sight(&self, sighting: Sighting) -> bool {
+        let mut inner = self.lock();
+        let set = WitnessSet { family: IpFamily::of(sighting.inner), chain: sighting.chain.clone() };
+        let declared = format!("set {set} {{");
+        let has_set = inner.state.ruleset.as_ref().is_some_and(|ruleset| ruleset.body.contains(&declared));
+        let same = |known: &&Sighting| known.chain == sighting.chain && IpFamily::of(known.inner) == set.family;
+        let has_room = inner.sightings.iter().filter(same).count() < WitnessSet::SIZE;
+        if has_set && has_room {
+            inner.sightings.push(sighting);
+        }
+        has_set && has_room
     }
 
     /// Deletes a device with all that goes with it, behind the agent's back, and wakes it.
@@ -220,7 +238,13 @@ impl Inner {
             None => state::carry_out(&mut self.state, &self.foreign, op),
         };
         match done {
-            Ok(()) => OpOutcome::Done,
+            Ok(()) => {
+                if op.object.kind() == ObjectKind::Ruleset {
+                    // A swap makes every set anew.
+                    self.sightings.clear();
+                }
+                OpOutcome::Done
+            }
             // What an injected failure claims to be absent is there.
             Err(errno) if op.action == Action::Delete && struck.is_none() && is_absence(errno) => OpOutcome::Done,
             Err(errno) => OpOutcome::Failed(OpError {
@@ -290,6 +314,12 @@ impl Kernel for FakeKernel {
 
     async fn is_guarded(&self) -> bool {
         self.lock().state.ruleset.is_some()
+    }
+
+    async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
+        let inner = self.lock();
+        inner.readable("nftables")?;
+        Ok(inner.sightings.clone())
     }
 
     async fn gre(&self, family: IpFamily) -> Option<Datapath> {

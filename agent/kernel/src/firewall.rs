@@ -23,6 +23,7 @@ mod memory;
 mod netfilter;
 mod program;
 mod replica;
+mod sightings;
 mod swap;
 mod table;
 mod wire;
@@ -32,6 +33,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{KernelState, PeerSource, Ruleset};
@@ -128,18 +130,31 @@ impl Firewall {
 
     /// What our rules have dropped, those of the held copy too: it drops what the table would have, had nobody flushed it.
     pub async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
-        let read = self.blocking(|netfilter| {
-            let mut counts = Vec::new();
+        self.of_both_tables(drops::read).await.map_err(failed("nftables' counters"))
+    }
+
+    /// Whose packets our rules dropped lately, as far as the kernel remembers; the held copy's too.
+    pub async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
+        self.of_both_tables(sightings::read).await.map_err(failed("nftables' sets of dropped packets' sources"))
+    }
+
+    /// What `read` finds in our table and in the held copy, as far as they are there.
+    async fn of_both_tables<T: Send + 'static>(
+        &self,
+        read: impl Fn(&mut Netfilter, &'static str) -> io::Result<Vec<T>> + Send + 'static,
+    ) -> io::Result<Vec<T>> {
+        let read = move |netfilter: &mut Netfilter| {
+            let mut all = Vec::new();
             for table in [Ruleset::TABLE, Ruleset::HELD] {
-                match drops::read(netfilter, table) {
-                    Ok(found) => counts.extend(found),
+                match read(netfilter, table) {
+                    Ok(found) => all.extend(found),
                     Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                     Err(error) => return Err(error),
                 }
             }
-            Ok(counts)
-        });
-        read.await.map_err(failed("nftables' counters"))
+            Ok(all)
+        };
+        self.blocking(read).await
     }
 
     async fn with_listings<T>(&self, read: impl Fn(&Cache) -> T) -> Result<T, KernelError> {

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{Datapath, Dump, Link, Ruleset, Sysctl};
@@ -221,6 +222,10 @@ impl Kernel for NetlinkKernel {
 
     async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
         self.firewall.drops().await
+    }
+
+    async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
+        self.firewall.sightings().await
     }
 
     async fn detours(&self, ways: &[WayQuery]) -> Result<Vec<Detour>, KernelError> {

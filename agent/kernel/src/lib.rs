@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 
+use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{Datapath, Dump, Ruleset, SetName, Sysctl};
@@ -95,6 +96,11 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// The counters of those rules of ours that drop.
     fn drops(&self) -> impl Future<Output = Result<Vec<DropCount>, KernelError>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// Whose packets those rules dropped in the last minutes: some dozens for each of them at most, in no order.
+    fn sightings(&self) -> impl Future<Output = Result<Vec<Sighting>, KernelError>> + Send {
         std::future::ready(Ok(Vec::new()))
     }
 

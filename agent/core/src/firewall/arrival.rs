@@ -55,7 +55,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
                 IpFamily::V4 => format!("arrival4_{}", network.name),
                 IpFamily::V6 => format!("arrival6_{}", network.name),
             };
-            text.block(&format!("chain {chain}"), &ways(network, host.underlay, family));
+            let ways = ways(network, host.underlay, family, &chain, text);
+            text.block(&format!("chain {chain}"), &ways);
             lines.push(format!("{} saddr {all} goto {chain}", ip(family)));
         }
     }
@@ -63,7 +64,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
 }
 
 /// The ways by which a packet with a source of the network may come, then a drop for each of the others.
-fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily) -> Vec<String> {
+fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily, chain: &str, text: &mut Text) -> Vec<String> {
     let (ip, name) = (ip(family), &network.name);
     let own = anonymous_set(&network.own, family);
     let not_own = own.as_ref().map(|own| format!("{ip} saddr != {own} ")).unwrap_or_default();
@@ -71,11 +72,13 @@ fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily) -> Vec<St
     let tunnels = tunnels(network, family);
     if let Some(devices) = interfaces(&tunnels) {
         lines.push(format!("iifname {devices} {not_own}accept"));
+        lines.push(text.witness(chain, family, &format!("iifname {devices}"), None));
         lines.push(format!("iifname {devices} counter drop comment \"{name}: this host's own, but out of a tunnel\""));
     }
     let direct = network.direct.iter().filter(|set| set.family == family && set.prefix_len < family.bits());
     lines
         .extend(direct.map(|set| format!("iifname \"{underlay}\" {not_own}{ip} saddr & {} @{set} accept", mask(*set))));
+    lines.push(text.witness(chain, family, &format!("iifname \"{underlay}\""), None));
     lines.push(format!("iifname \"{underlay}\" counter drop comment \"{name}: in clear from outside\""));
     // A bridge that still has a subnet which this host held before is a container's interface too; but of an encrypted
     // network nothing is taken in clear that may be another host's by now.
@@ -85,6 +88,7 @@ fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily) -> Vec<St
         (false, None) => None,
     };
     lines.extend(local.map(|local| format!("{local}fib saddr . iif oif exists accept")));
+    lines.push(text.witness(chain, family, "", None));
     lines.push(format!("counter drop comment \"{name}: no route leads back there, a forged source\""));
     lines
 }

@@ -50,15 +50,17 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
         match family {
             IpFamily::V4 => {
                 for one in judged.values() {
-                    text.block(
-                        &format!("chain {}", chain_of(one)),
-                        &with_drop(allow(one), &one.network.name.to_string()),
-                    );
+                    let mut rules = allow(one);
+                    rules.extend(witnesses(one, &chain_of(one), text));
+                    text.block(&format!("chain {}", chain_of(one)), &with_drop(rules, &one.network.name.to_string()));
                     lines.extend(selectors(one).map(|selector| format!("{selector} goto {}", chain_of(one))));
                 }
             }
             IpFamily::V6 => {
                 lines.extend(judged.values().flat_map(allow));
+                for one in judged.values() {
+                    lines.extend(witnesses(one, entrance(family), text));
+                }
                 let names: Vec<String> = judged.values().map(|one| one.network.name.to_string()).collect();
                 lines = with_drop(lines, names.first().map_or("", String::as_str));
             }
@@ -79,9 +81,13 @@ pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) ->
 /// Chains with the same matches that do `verdict` with what a peer could have sent.
 pub(super) fn forged(networks: &[FirewallNetwork], verdict: &str, text: &mut Text) {
     for family in families(networks) {
-        let judged = judged(networks, family);
-        let lines = judged.values().flat_map(of_peer).map(|peer| format!("{peer} {verdict}"));
-        text.block(&format!("chain forged_{}", entrance(family)), &lines.collect::<Vec<_>>());
+        let chain = format!("forged_{}", entrance(family));
+        let mut lines = Vec::new();
+        for (peer, source) in judged(networks, family).values().flat_map(of_peer) {
+            lines.push(text.witness(&chain, family, &peer, Some(&source)));
+            lines.push(format!("{peer} {verdict}"));
+        }
+        text.block(&format!("chain {chain}"), &lines);
     }
 }
 
@@ -175,28 +181,35 @@ fn others() -> Vec<String> {
 
 /// The allow-list.
 fn allow(one: &Judged<'_>) -> Vec<String> {
-    of_peer(one).into_iter().map(|peer| format!("{peer} {} accept", mark::set())).collect()
+    of_peer(one).into_iter().map(|(peer, _)| format!("{peer} {} accept", mark::set())).collect()
 }
 
-/// Matches what peers may send: with and without a sequence number, for each length of the peers' subnets.
-fn of_peer(one: &Judged<'_>) -> Vec<String> {
-    let family = one.family;
-    let inner = match family {
-        IpFamily::V4 => "0x0800",
-        IpFamily::V6 => "0x86dd",
+/// Remembers who sent what is no peer's, with and without a sequence number. What is no whole header of ours has no source.
+fn witnesses(one: &Judged<'_>, chain: &str, text: &mut Text) -> Vec<String> {
+    let rule = |sequence| {
+        let source = inner_source(one.family, one.key, sequence);
+        text.witness(chain, one.family, header(one, sequence).trim_end(), Some(&source))
     };
-    let key = if one.key.is_none() { String::new() } else { format!("@th,32,32 {} ", one.key) };
-    let flags = if one.key.is_none() { 0 } else { KEY };
+    [false, true].map(rule).into()
+}
+
+/// Matches what peers may send, and says where the source inside is: with and without a sequence number, for each length of
+/// the peers' subnets.
+fn of_peer(one: &Judged<'_>) -> Vec<(String, String)> {
+    let family = one.family;
     let rule = |set: &SetName, sequence: bool| {
-        let flags = flags | if sequence { SEQUENCE } else { 0 };
         let source = inner_source(family, one.key, sequence);
-        format!(
-            "{FLAGS} {flags:#06x} {PROTOCOL} {inner} {key}{} saddr . ({source} & {}) @{set}",
-            ip(family),
-            guard::mask(*set)
-        )
+        let peer = format!("{}{} saddr . ({source} & {}) @{set}", header(one, sequence), ip(family), guard::mask(*set));
+        (peer, source)
     };
     one.sets.iter().flat_map(|set| [rule(set, false), rule(set, true)]).collect()
+}
+
+/// Matches a header with the key and perhaps a sequence number, and what is inside; ends in a space.
+fn header(one: &Judged<'_>, sequence: bool) -> String {
+    let key = if one.key.is_none() { String::new() } else { format!("@th,32,32 {} ", one.key) };
+    let flags = if one.key.is_none() { 0 } else { KEY } | if sequence { SEQUENCE } else { 0 };
+    format!("{FLAGS} {flags:#06x} {PROTOCOL} {} {key}", guard::ethertype(one.family))
 }
 
 fn with_drop(mut lines: Vec<String>, network: &str) -> Vec<String> {

@@ -59,10 +59,20 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let by_port_and_vni = by_port_and_vni(networks);
     for ((port, vni), (network, sets)) in &by_port_and_vni {
+        let chain = format!("tunnel_{port}_{vni}");
         let mut lines: Vec<String> =
             sets.iter().map(|set| format!("{} {} accept", of_peer(*set), mark::set())).collect();
+        let families: BTreeSet<IpFamily> = sets.iter().map(|set| set.family).collect();
+        lines.extend(families.into_iter().map(|family| {
+            text.witness(
+                &chain,
+                family,
+                &format!("{INNER_ETHERTYPE} {}", ethertype(family)),
+                Some(inner_source(family)),
+            )
+        }));
         lines.push(format!("counter drop comment \"{network}: our VNI, but not a peer sending from its own subnet\""));
-        text.block(&format!("chain tunnel_{port}_{vni}"), &lines);
+        text.block(&format!("chain {chain}"), &lines);
     }
     gre::chains(networks, text);
     let mut lines = vec![format!("type filter hook input priority {PRIORITY}; policy accept;")];
@@ -90,8 +100,14 @@ pub(super) fn origin(networks: &[FirewallNetwork], outside: &FirewallHost, text:
     }
     const FORGED: &str = "counter drop comment \"no route leads back to this peer: a forged source\"";
     for ((port, vni), (_, sets)) in &by_port_and_vni {
-        let lines: Vec<String> = sets.iter().map(|set| format!("{} {FORGED}", of_peer(*set))).collect();
-        text.block(&format!("chain forged_{port}_{vni}"), &lines);
+        let chain = format!("forged_{port}_{vni}");
+        let mut lines = Vec::new();
+        for set in sets {
+            let peer = of_peer(*set);
+            lines.push(text.witness(&chain, set.family, &peer, Some(inner_source(set.family))));
+            lines.push(format!("{peer} {FORGED}"));
+        }
+        text.block(&format!("chain {chain}"), &lines);
     }
     gre::forged(networks, FORGED, text);
     let mut lines = vec![format!("type filter hook prerouting priority {ORIGIN_PRIORITY}; policy accept;")];
@@ -172,16 +188,21 @@ fn by_port_and_vni(networks: &[FirewallNetwork]) -> BTreeMap<(u16, Vni), (String
 
 /// Matches what a peer in `set` may send.
 fn of_peer(set: SetName) -> String {
-    let ethertype = match set.family {
-        IpFamily::V4 => "0x0800",
-        IpFamily::V6 => "0x86dd",
-    };
     format!(
-        "{INNER_ETHERTYPE} {ethertype} {} saddr . ({} & {}) @{set}",
+        "{INNER_ETHERTYPE} {} {} saddr . ({} & {}) @{set}",
+        ethertype(set.family),
         ip(set.family),
         inner_source(set.family),
         mask(set)
     )
+}
+
+/// The protocol inside, in Ethernet (and in GRE).
+pub(super) fn ethertype(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "0x0800",
+        IpFamily::V6 => "0x86dd",
+    }
 }
 
 fn inner_source(family: IpFamily) -> &'static str {

@@ -30,7 +30,7 @@ impl ProblemCode {
     /// Whether it is worth saying and yet no fault of this host: a stranger can bring it about, or its owner means it.
     #[must_use]
     pub fn is_note(self) -> bool {
-        matches!(self, Self::BridgeInUse | Self::PacketsDropped)
+        matches!(self, Self::BridgeInUse | Self::PacketsDropped | Self::SourceMismatch)
     }
 }
 
@@ -115,6 +115,8 @@ codes! {
     PublicIpHostGw = "public-ip-host-gw",
     /// The last view cannot be kept on disk.
     SnapshotUnwritable = "snapshot-unwritable",
+    /// Packets that our rules dropped claimed to be a peer's, and came from elsewhere. A note, as `PacketsDropped` is.
+    SourceMismatch = "source-mismatch",
     /// A container bridge has a subnet that is not this host's.
     StaleBridge = "stale-bridge",
     /// The store has not answered yet.

@@ -10,7 +10,7 @@ use super::table::{EXPR_NAME, RULE_EXPRESSIONS, RULE_TABLE};
 use super::wire::{Attributes, LIST_ELEM, Request};
 
 /// `NFTA_COUNTER_PACKETS`; `NFTA_VERDICT_CODE`; `NF_DROP`.
-const COUNTER_PACKETS: u16 = 2;
+pub(super) const COUNTER_PACKETS: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const DROP: u32 = 0;
 /// `NFTNL_UDATA_RULE_COMMENT` (libnftnl's udata.h): one byte of type, one of length, the text and a NUL.

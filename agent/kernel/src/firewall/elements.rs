@@ -15,10 +15,10 @@ pub(super) const LIST_TABLE: u16 = 1;
 pub(super) const LIST_SET: u16 = 2;
 pub(super) const LIST_ELEMENTS: u16 = 3;
 /// `NFTA_SET_ELEM_KEY`, `_FLAGS`, `_TIMEOUT`; `NFTA_DATA_VALUE`.
-const KEY: u16 = 1;
+pub(super) const KEY: u16 = 1;
 const FLAGS: u16 = 3;
 const TIMEOUT: u16 = 4;
-const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 /// An attribute's length is 16 bits; a list is closed well before.
 pub(super) const LIST_BYTES: usize = 60_000;
 /// Elements a transaction when it must be found out which one the kernel refuses: an error reply each must fit the

@@ -9,7 +9,7 @@ use super::listing::Listing;
 use super::netfilter::Netfilter;
 use super::table::Digest;
 use super::wire::{Family, Writer};
-use super::{legacy, replica, table};
+use super::{drops, legacy, replica, sightings, table};
 use crate::fuzzing::answers;
 
 /// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as `answers` takes them.
@@ -23,6 +23,8 @@ pub fn nfnetlink(bytes: &[u8]) {
     ask(&|netfilter| drop(table::digest(netfilter, Family::Inet, "flatnet")));
     ask(&|netfilter| drop(table::base_chains(netfilter, Family::V4, "filter")));
     ask(&|netfilter| drop(table::delete(netfilter, Family::Inet, "flatnet")));
+    ask(&|netfilter| drop(drops::read(netfilter, "flatnet")));
+    ask(&|netfilter| drop(sightings::read(netfilter, "flatnet")));
     // What was read is written again under another name.
     ask(&|netfilter| {
         let Ok(parts) = replica::read(netfilter, "flatnet") else { return };

@@ -2,7 +2,8 @@
 //! need be understood but who refers to whom.
 //!
 //! Left out is what translates addresses (base chains of type `nat`, and what only they lead to): done twice it would be
-//! wrong, and it guards nothing. Counters begin at 0. Maps that lead to chains are not followed: our rules have none.
+//! wrong, and it guards nothing. Counters begin at 0, and so does what the kernel remembers of senders: those sets are copied
+//! empty, since while the table is away it is the copy that drops. Maps that lead to chains are not followed: our rules have none.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,7 @@ pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
 /// `NFTA_SET_NAME`, `_FLAGS`, `_ID`; and with these `_KEY_TYPE`, `_KEY_LEN`, `_DATA_TYPE`, `_DATA_LEN`, `_POLICY`, `_DESC`,
 /// `_TIMEOUT`, `_GC_INTERVAL`, `_USERDATA`.
-const SET_NAME: u16 = 2;
+pub(super) const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
 const SET_COPIED: [u16; 11] = [SET_NAME, SET_FLAGS, 4, 5, 6, 7, 8, 9, 11, 12, 13];

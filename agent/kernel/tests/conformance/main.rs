@@ -20,6 +20,7 @@ mod notices;
 mod refusals;
 mod scale;
 mod tunnels;
+mod witness;
 mod world;
 
 use world::{World, in_namespace};
@@ -77,6 +78,7 @@ conformance! {
     tunnels::a_gre_tunnel_and_its_peers_are_as_asked_and_go_without_a_trace,
     tunnels::a_route_moves_between_a_gre_tunnel_and_another_device,
     tunnels::a_wireguard_device_and_its_peers_are_as_asked,
+    witness::what_the_kernel_remembers_of_senders_is_told_and_is_no_drift,
     notices::a_change_from_outside_wakes,
     notices::a_flood_from_outside_wakes_and_does_not_end_the_notices,
 }

@@ -66,6 +66,8 @@ fn the_text_has_nothing_that_older_programs_cannot_read() {
                 assert!(word.starts_with(|first: char| first.is_ascii_digit() || first == '{'), "{line}");
             }
         }
+        // Of sets, which is old; not of headers.
+        let words: Vec<&str> = if line.trim() == "flags dynamic,timeout" { Vec::new() } else { words };
         for new in ["destroy", "vxlan", "gretap", "geneve", "flags", "typeof ct", "type . "] {
             assert!(!words.contains(&new), "{new}: {line}");
         }
