@@ -78,6 +78,7 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         ours: Default::default(),
         devices: Default::default(),
         drops: Vec::new(),
+        sightings: Vec::new(),
         detours: Vec::new(),
         status: agent.ok(),
         now: SystemTime::now(),
@@ -126,6 +127,7 @@ async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> 
     host.ours = dump.state;
     host.devices = dump.foreign.links;
     host.drops = kernel.drops().await?;
+    host.sightings = kernel.sightings().await?;
     host.detours = kernel.detours(&evidence::ways(host)).await?;
     Ok(())
 }

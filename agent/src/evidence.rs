@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flatnet_core::claims::{ClaimLog, Holder, News};
 use flatnet_core::drops::DropLog;
-use flatnet_core::problem::Problem;
+use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::way::{Detour, WayQuery};
 use flatnet_kernel::Kernel;
-use flatnet_model::{IfName, NetworkName, SubnetKey};
+use flatnet_model::{IfName, IpFamily, NetworkName, Owner, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -17,7 +18,8 @@ use tokio::time::{Instant, sleep};
 use crate::networks::NetworkPort;
 use crate::reconciler::Outcome;
 
-/// How often it is looked: one dump of some tens of rules, and [`PEERS`] route look-ups of a few microseconds.
+/// How often it is looked: one dump of some tens of rules, and [`PEERS`] route look-ups of a few microseconds. Only where
+/// counters have moved also what the kernel remembers of senders, which is bounded.
 const LOOK: Duration = Duration::from_secs(10);
 /// Peers whose way is asked in one look; the next look goes on with the next ones. What turns packets away mostly does so
 /// with every peer's.
@@ -28,6 +30,8 @@ const PEERS: usize = 32;
 pub struct Evidence {
     /// What our rules dropped.
     pub drops: DropLog,
+    /// Whose packets they claimed to be.
+    pub claims: ClaimLog,
     /// Peers whose packets go astray.
     pub detours: Vec<Detour>,
 }
@@ -39,7 +43,7 @@ impl Evidence {
         /// As many as are worth reading.
         const SHOWN: usize = 4;
         let detours = self.detours.iter().take(SHOWN).map(Detour::problem);
-        self.drops.problems().into_iter().chain(detours).collect()
+        self.drops.problems().into_iter().chain(self.claims.problems()).chain(detours).collect()
     }
 }
 
@@ -60,10 +64,19 @@ pub async fn keep<K: Kernel>(
         from = if ways.is_empty() { 0 } else { (from + asked.len()) % ways.len() };
         // What cannot be read is said by the reconciler, which reads it too.
         let (counts, detours) = (kernel.drops().await, kernel.detours(&asked).await);
+        let has_grown = counts.as_ref().is_ok_and(|counts| evidence.borrow().drops.has_grown(counts));
+        let sightings = if has_grown { kernel.sightings().await.ok() } else { None };
+        let now = started.elapsed();
+        let mut news = Vec::new();
         evidence.send_modify(|evidence| {
             if let Ok(counts) = counts {
-                evidence.drops.observe(started.elapsed(), &counts, &names);
+                evidence.drops.observe(now, &counts, &names);
             }
+            match sightings {
+                Some(sightings) => evidence.claims.observe(now, &sightings, &holders(&ports)),
+                None => evidence.claims.pass(now),
+            }
+            news = evidence.claims.news(now);
             if let Ok(detours) = detours {
                 let is_there = |detour: &Detour| ways.iter().any(|way| way.to == detour.to);
                 let is_old = |detour: &Detour| !asked.iter().any(|way| way.to == detour.to);
@@ -72,8 +85,51 @@ pub async fn keep<K: Kernel>(
                 evidence.detours.sort_by_key(|detour| detour.to);
             }
         });
+        news.iter().for_each(say);
         sleep(LOOK).await;
     }
+}
+
+/// Who claims to be whom is said here, not with the other problems: senders choose what is new in it.
+fn say(news: &News) {
+    match news {
+        News::Claim(problem) => {
+            let (code, object, hint) = (problem.code.as_str(), &problem.object, &problem.hint);
+            tracing::warn!(code, object, hint, "{}", problem.message);
+        }
+        News::TooMany => tracing::warn!(
+            code = ProblemCode::SourceMismatch.as_str(),
+            "more senders than are logged claim to be others' hosts: for an hour no new ones are; `agent status` and `agent doctor` go on naming them"
+        ),
+    }
+}
+
+/// Who has which subnet, this host too.
+fn holders(ports: &[NetworkPort]) -> Vec<Holder> {
+    let mut holders = Vec::new();
+    for port in ports {
+        let network = port.name.to_string();
+        let own = port.holding.borrow().held.as_ref().map(|held| held.subnets);
+        for lease in port.view.borrow().state.leases.values().filter(|lease| Some(lease.subnets) != own) {
+            let owner = lease.owner.as_ref();
+            let name = |owner: &Owner| if owner.name.is_empty() { owner.node.to_string() } else { owner.name.clone() };
+            holders.extend(lease.subnets.iter().map(|subnet| Holder {
+                network: network.clone(),
+                node: owner.map(name).unwrap_or_default(),
+                subnet,
+                published: lease.public_address(IpFamily::of(subnet.addr())),
+                is_here: false,
+            }));
+        }
+        holders.extend(own.iter().flat_map(SubnetKey::iter).map(|subnet| Holder {
+            network: network.clone(),
+            node: String::new(),
+            subnet,
+            published: None,
+            is_here: true,
+        }));
+    }
+    holders
 }
 
 /// The way to each peer that is programmed.

@@ -1,4 +1,4 @@
-//! What Prometheus reads at `/metrics`. Labels are enums or network names, never addresses.
+//! What Prometheus reads at `/metrics`. Labels are enums, networks or peers, never what a sender chose.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -71,6 +71,14 @@ struct DropLabels {
     reason: String,
 }
 
+/// Whose packets those that our rules dropped claimed to be, of which network, and what was wrong with them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClaimLabels {
+    network: String,
+    peer: String,
+    reason: &'static str,
+}
+
 /// What is read anew for every page.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
@@ -82,6 +90,9 @@ pub struct Gauges {
     pub channels: Vec<(&'static str, String, bool)>,
     /// Network (empty: any), why our rules dropped, and how many packets since the agent began to look.
     pub dropped: Vec<(String, String, u64)>,
+    /// Network (empty: none), what was wrong, whose dropped packets claimed to be, and how many. The log that they come from
+    /// bounds how many there are.
+    pub claimed: Vec<(String, &'static str, String, u64)>,
 }
 
 /// All metrics of the agent.
@@ -96,6 +107,7 @@ pub struct Metrics {
     connected: Family<NetworkLabels, Gauge>,
     channels: Family<ChannelLabels, Gauge>,
     dropped: Family<DropLabels, Counter>,
+    claimed: Family<ClaimLabels, Counter>,
     peers: Family<PeerLabels, Gauge>,
     lease_expiry: Family<NetworkLabels, Gauge<f64, AtomicU64>>,
     tasks: Gauge,
@@ -123,6 +135,7 @@ impl Metrics {
             connected: Family::default(),
             channels: Family::default(),
             dropped: Family::default(),
+            claimed: Family::default(),
             peers: Family::default(),
             lease_expiry: Family::default(),
             tasks: Gauge::default(),
@@ -155,6 +168,11 @@ impl Metrics {
             "dropped_packets",
             "Packets that the agent's own rules dropped since it began to look, by reason",
             metrics.dropped.clone(),
+        );
+        registry.register(
+            "source_mismatch_packets",
+            "Dropped packets by the peer that they claimed to be from: they came from another address or interface, or in clear",
+            metrics.claimed.clone(),
         );
         registry.register("peers", "Peers by backend and state", metrics.peers.clone());
         registry.register(
@@ -220,6 +238,11 @@ impl Metrics {
         for (network, reason, packets) in &now.dropped {
             let labels = DropLabels { network: network.clone(), reason: reason.clone() };
             let counter = self.dropped.get_or_create(&labels);
+            counter.inc_by(packets.saturating_sub(counter.get()));
+        }
+        for (network, reason, peer, packets) in &now.claimed {
+            let labels = ClaimLabels { network: network.clone(), peer: peer.clone(), reason };
+            let counter = self.claimed.get_or_create(&labels);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         for (network, seconds) in &now.expiry {

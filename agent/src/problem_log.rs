@@ -43,7 +43,8 @@ impl ProblemLog {
     /// What is to be said, as `problems` are there at `now`.
     fn look(&mut self, problems: &[Problem], now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
-        for problem in problems {
+        // Who claims to be whom is said by whoever finds it, so that made-up sources do not fill the log.
+        for problem in problems.iter().filter(|problem| problem.code != ProblemCode::SourceMismatch) {
             let new = || Known { problem: problem.clone(), since: now, seen: now, said: false };
             let known = self.0.entry(key(problem)).or_insert_with(new);
             known.seen = now;
@@ -138,6 +139,12 @@ mod tests {
         assert_eq!(log.look(&[], start + LOOK), []);
         assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2), [], "counted from its latest beginning");
         assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2 + STARTING), [Line::Appeared(waiting)]);
+    }
+
+    #[test]
+    fn what_a_stranger_can_make_up_is_not_said_here() {
+        let mut log = ProblemLog::default();
+        assert_eq!(log.look(&[problem(ProblemCode::SourceMismatch, "from fd00::66")], Instant::now()), []);
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl StatusSource {
                 .filter_map(|port| Some((port.name.to_string(), expiry(port)?.as_secs_f64())))
                 .collect(),
             dropped: dropped.into_iter().map(|((network, reason), packets)| (network, reason, packets)).collect(),
+            claimed: evidence
+                .claims
+                .totals()
+                .map(|(network, flaw, peer, packets)| (network.to_owned(), flaw.as_str(), peer.to_owned(), packets))
+                .collect(),
             channels: states.map(|(channel, name, is_well)| (channel.as_str(), network(name), is_well)).collect(),
         }
     }

@@ -178,9 +178,14 @@ fn astray() {
     let own = subnet.split('/').next().unwrap();
     assert_ne!(host(1, &format!("ping -c 6 -i 0.2 -W 1 {own}")).code, 0, "its packets come from a stranger's address");
     let status = said("packets-dropped", "network default: dropped");
+    let poser = "came from 192.168.33.200 by eth0, it publishes 192.168.33.12";
+    let claimed = "network default: in the last 60 s dropped ";
+    let named = said("source-mismatch", poser).to_string();
+    assert!(named.contains(claimed) && named.contains("claimed to be from host2 ("), "{named}");
     assert_eq!(status["state"], "converged", "a stranger can bring it about: {status}");
     let (code, checks) = examine(&agents[0]);
-    assert_eq!(found(&checks, "dropped-packets").unwrap().0, "warning");
+    let (verdict, cause) = found(&checks, "dropped-packets").unwrap();
+    assert!(verdict == "warning" && cause.contains(poser), "{cause}");
     assert_eq!(code, 0, "a stranger must not bring about a failure: {checks:?}");
 
     for line in ["ip route add blackhole 10.0.0.0/8 table 52", "ip rule add prio 5270 lookup 52"] {

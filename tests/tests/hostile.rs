@@ -11,6 +11,8 @@
 
 #[path = "hostile/advertisements.rs"]
 mod advertisements;
+#[path = "hostile/claims.rs"]
+mod claims;
 #[path = "hostile/containers.rs"]
 mod containers;
 #[path = "hostile/counter.rs"]
@@ -39,6 +41,7 @@ use flatnet_tests::suite;
 fn main() -> ExitCode {
     let groups = [
         flood::tests(),
+        claims::tests(),
         containers::tests(),
         outage::tests(),
         tunnels::tests(),

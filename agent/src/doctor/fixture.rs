@@ -56,6 +56,7 @@ impl Fixture {
             facts: HostFacts { interfaces, ..HostFacts::default() },
             ours: KernelState { links, ..KernelState::default() },
             drops: Vec::new(),
+            sightings: Vec::new(),
             detours: Vec::new(),
             devices: BTreeMap::new(),
             status: Some(Status { networks: vec![network], ..Status::default() }),

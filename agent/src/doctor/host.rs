@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{KernelState, LinkKind};
@@ -76,6 +77,8 @@ pub(super) struct Host {
     pub(super) devices: BTreeMap<IfName, String>,
     /// What our own rules have dropped.
     pub(super) drops: Vec<DropCount>,
+    /// What the kernel remembers of who sent it.
+    pub(super) sightings: Vec<Sighting>,
     /// Peers' packets that take another way than ours.
     pub(super) detours: Vec<Detour>,
     /// What the agent says, if it answers.

@@ -24,6 +24,7 @@ fn rendered() -> String {
         expiry: vec![(network(), 1.5e9)],
         channels: vec![("presence", String::new(), true), ("claim", network(), false)],
         dropped: vec![(network(), "not a peer".to_owned(), 7)],
+        claimed: vec![(network(), "address", "host2".to_owned(), 7), (network(), "clear", "a\"} 9".to_owned(), 1)],
     };
     metrics.render(&status, &now)
 }
@@ -39,6 +40,8 @@ fn every_documented_metric_is_there_under_its_name() {
         "flatnet_drift_repairs_total{kind=\"link\"} 1",
         "flatnet_controlplane_connected{network=\"default\"} 1",
         "flatnet_dropped_packets_total{network=\"default\",reason=\"not a peer\"} 7",
+        "flatnet_source_mismatch_packets_total{network=\"default\",peer=\"host2\",reason=\"address\"} 7",
+        "flatnet_source_mismatch_packets_total{network=\"default\",peer=\"a\\\"} 9\",reason=\"clear\"} 1",
         "flatnet_store_channel_ok{network=\"\",channel=\"presence\"} 1",
         "flatnet_store_channel_ok{network=\"default\",channel=\"claim\"} 0",
         "flatnet_watch_restarts_total{reason=\"unavailable\"} 1",

@@ -18,8 +18,8 @@ use crate::sender::Sender;
 const ATTACKS: u32 = 100_000;
 /// Between pauses, so that the queue of the wire (`net.core.netdev_max_backlog`, 1,000 packets) is never the one that
 /// drops: what is measured is the guard.
-const BURST: u32 = 32;
-const PAUSE: Duration = Duration::from_millis(4);
+pub const BURST: u32 = 32;
+pub const PAUSE: Duration = Duration::from_millis(4);
 
 pub fn tests() -> Vec<Test> {
     vec![
