@@ -31,6 +31,8 @@ mod packet;
 mod sender;
 #[path = "hostile/tunnels.rs"]
 mod tunnels;
+#[path = "hostile/waiting.rs"]
+mod waiting;
 #[path = "hostile/ways.rs"]
 mod ways;
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         outage::tests(),
         tunnels::tests(),
         advertisements::tests(),
+        waiting::tests(),
         ways::tests(),
     ];
     suite::main(groups.into_iter().flatten().collect())

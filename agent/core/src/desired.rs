@@ -8,6 +8,7 @@ mod check;
 mod outcome;
 mod settings;
 mod shared;
+mod waiting;
 mod ways;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +27,7 @@ use crate::object::{Datapath, KernelState};
 use crate::problem::Problem;
 use crate::transition::Said;
 use crate::underlay::Underlay;
+use waiting::Waiting;
 
 /// Everything about this host that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
@@ -81,11 +83,23 @@ pub struct Desired {
     /// Whether a network is not programmed now: what it left in the kernel, its containers' bridge too, must stay, and
     /// [`crate::diff::Prune::Settled`] is all that may go.
     pub unsettled: bool,
+    /// Of each such network, who is still in it.
+    waiting: Vec<Waiting>,
     /// The part of the guard of each network that is programmed: what it keeps should it be refused later.
     pub guards: Vec<FirewallNetwork>,
     /// Whether a network is not programmed whose part of the guard is not known: the table that is loaded may let its peers
     /// in, the one that is wanted lets nobody in.
     pub guard_unknown: bool,
+}
+
+impl Desired {
+    /// Wants what networks that are not programmed now have on devices of their own as it was `found`, but for what belongs
+    /// to hosts that were removed: those must not go on sending, nor be sent to, because a network waits.
+    pub fn keep_waiting(&mut self, found: &KernelState) {
+        for waiting in &self.waiting {
+            waiting.keep(found, &mut self.state);
+        }
+    }
 }
 
 /// The kernel objects wanted on this host.
@@ -103,6 +117,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     let mut networks = Vec::with_capacity(host.networks.len());
     let (mut firewall, mut remembered, mut closed) = (Vec::new(), Vec::new(), Vec::new());
     let (mut unsettled, mut guard_unknown) = (false, false);
+    let mut waiting = Vec::new();
     for (network, refusal) in host.networks.iter().zip(refused) {
         let ctx = NetworkCtx {
             node: host.node,
@@ -132,6 +147,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             }
             Err(problem) => {
                 unsettled = true;
+                waiting.push(Waiting::of(network));
                 shared::refuse_unknown(host, network, &mut draft);
                 match network.guard {
                     Some(guard) => remembered.push(shared::without_removed(guard, network)),
@@ -156,7 +172,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     firewall.truncate(programmed);
     problems.sort();
     problems.dedup();
-    Desired { state: draft.into_state(), networks, problems, unsettled, guards: firewall, guard_unknown }
+    Desired { state: draft.into_state(), networks, problems, unsettled, waiting, guards: firewall, guard_unknown }
 }
 
 fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutcome {

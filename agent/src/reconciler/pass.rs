@@ -95,7 +95,7 @@ impl<K: Kernel> Reconciler<K> {
         self.pace.kernel_changed(Instant::now());
         let mut wanted = self.want();
         let dump = self.kernel.dump(&scope(&wanted.desired.state)).await?;
-        wanted.keep_guard(&dump.state);
+        wanted.keep(&dump.state);
         let mut ops = plan(&wanted.desired.state, &dump, wanted.prune).ops;
         ops.retain(|op| !self.unwritable.contains(&op.object.key()));
         Ok(ops)
@@ -156,7 +156,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn bring_about(&mut self, mut wanted: Wanted, left: Option<Known>) -> bool {
         // Taken out so that a pass that is cut off leaves "not known" behind.
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
-        wanted.keep_guard(&known.state);
+        wanted.keep(&known.state);
         let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
         let Plan { ops, conflicts, in_use } = plan(&desired.state, &known, prune);
         if let Some(left) = left {

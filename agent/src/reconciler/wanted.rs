@@ -37,9 +37,15 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Keeps what networks that wait have in the kernel.
+    pub fn keep(&mut self, found: &KernelState) {
+        self.desired.keep_waiting(found);
+        self.keep_guard(found);
+    }
+
     /// Keeps the guard that an earlier run left while a network waits that was not programmed in this one: its peers are in
     /// that table only. What somebody changed in it since is nothing to keep: then the tunnels of such a network are shut.
-    pub fn keep_guard(&mut self, found: &KernelState) {
+    fn keep_guard(&mut self, found: &KernelState) {
         if !self.desired.guard_unknown {
             return;
         }
