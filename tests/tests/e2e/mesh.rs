@@ -49,6 +49,8 @@ fn three_hosts_reach_each_other(shape: &Shape) {
             );
         }
         assert_eq!(agent.command(&["plan", "--json"]).code, 0);
+        let log = agent.log();
+        assert!(!log.contains("changed by somebody else"), "host{} did all of this by itself: {log}", agent.number);
     }
 }
 

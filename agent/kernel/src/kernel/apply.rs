@@ -211,7 +211,8 @@ impl<'a> Applier<'a> {
         let Some(create) = encode::link_create(name, wanted, index) else {
             return self.create_in_user_space(name, wanted, index);
         };
-        let requests = [create, encode::link_mark(index, Link::ALIAS), encode::link_quiet(index)];
+        let mut requests = vec![create, encode::link_mark(index, Link::ALIAS), encode::link_quiet(index)];
+        requests.extend(encode::link_settle(index, wanted));
         let mut answers = self.channel.request_all(&requests).into_iter();
         answers.next().unwrap_or(Ok(()))?;
         let made = answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>();

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use flatnet_core::object::{
     Datapath, Link, LinkAddress, LinkKind, NextHop, NexthopId, PROTOCOL, Route, RouteKey, RouteVia, VxlanLink,
 };
-use flatnet_model::{IfName, IpFamily, Mac};
+use flatnet_model::{IfName, IpFamily, Mac, Mtu};
 use ipnet::IpNet;
 use netlink_packet_core::Emitable;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
@@ -121,7 +121,10 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
             let builder = LinkVxlan::new(name.as_str(), vxlan.vni.get()).port(vxlan.port);
             with_common(with_vxlan(builder, vxlan), wanted).index(index).build()
         }
-        LinkKind::Bridge => with_common(LinkBridge::new(name.as_str()), wanted).index(index).build(),
+        LinkKind::Bridge => {
+            let made = Link { mtu: another_mtu(wanted.mtu), ..wanted.clone() };
+            with_common(LinkBridge::new(name.as_str()), &made).index(index).build()
+        }
         // One that this process carries is made through /dev/net/tun, not here.
         LinkKind::Wireguard(_) => with_common(LinkWireguard::new(name.as_str()), wanted).index(index).build(),
         LinkKind::Gre(gre) if gre.datapath == Datapath::Kernel => return Some(gre::create(name, wanted, gre, index)),
@@ -129,6 +132,18 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
         LinkKind::Gre(_) | LinkKind::Gre6(Datapath::Userspace) => return None,
     };
     Some(link(rtm::NEWLINK, Presence::New.flags(), &message))
+}
+
+/// What follows [`link_create`] before the device is up. A bridge has the MTU of what is plugged into it until somebody *changes*
+/// its own (net/bridge/br_device.c: `br_change_mtu`); what it is made with does not count, nor what it has already.
+#[must_use]
+pub fn link_settle(index: u32, wanted: &Link) -> Option<Request> {
+    (wanted.kind == LinkKind::Bridge).then(|| link_set(index, wanted, None))
+}
+
+/// One that the wanted one differs from; a larger one if there is any, since below 1,280 a device has no IPv6.
+fn another_mtu(wanted: Mtu) -> Mtu {
+    Mtu::new(wanted.get() + 1).or_else(|_| wanted.less(1)).unwrap_or(wanted)
 }
 
 /// Asks for a WireGuard device of a name that no device can have: what the kernel answers tells whether it knows the kind,

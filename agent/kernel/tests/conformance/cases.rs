@@ -50,6 +50,18 @@ pub async fn a_bridge_is_as_asked(world: &Subject) {
     }
 }
 
+pub async fn a_bridge_keeps_its_mtu_whatever_is_plugged_into_it(world: &Subject) {
+    // The kernel's own default too, which nobody would have to set.
+    for (device, port, mtu) in [("flbr", "c1", 1450), ("flbr2", "c2", 1500)] {
+        let wanted = Link { mtu: Mtu::new(mtu).unwrap(), ..bridge() };
+        world.done(&[create(link(device, wanted.clone()))]).await;
+        let plug =
+            format!("ip link add {port} mtu 1400 type veth peer name {port}p && ip link set {port} master {device}");
+        world.behind(|kernel| kernel.plug(name(device), name(port)), &plug);
+        assert_eq!(world.state().await.links[&name(device)].mtu, wanted.mtu);
+    }
+}
+
 pub async fn a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it(world: &Subject) {
     let make = [create(link("flbr", bridge())), create(link("flbr2", bridge()))];
     world.done(&make).await;

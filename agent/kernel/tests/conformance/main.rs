@@ -46,6 +46,7 @@ macro_rules! conformance {
 conformance! {
     cases::a_vxlan_device_is_as_asked_for_each_underlay,
     cases::a_bridge_is_as_asked,
+    cases::a_bridge_keeps_its_mtu_whatever_is_plugged_into_it,
     cases::a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it,
     cases::peers_are_reached_by_nexthop_objects_over_ipv4,
     cases::peers_are_reached_onlink_over_ipv6,
