@@ -305,7 +305,6 @@ fn selection(args: &JoinArgs, store: Vec<IpAddr>) -> Selection {
     }
 }
 
-/// An interface that was named must be there now: a typing error would otherwise be waited on for ever.
 /// The very text that will guard the tunnels is read before a lease is taken. Where an earlier agent's guard is loaded,
 /// this one goes on with it: containers may run here, and it says what it cannot load.
 async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
@@ -328,6 +327,7 @@ async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
 const NFT_HINT: &str = "the agent needs nft 1.0.3 or later (`nft --version`): install a later package nftables, or put a later nft first in PATH; \
      where nft could read it, the kernel lacks a part of nftables (nft_fib_inet, nft_masq, nft_set_hash)";
 
+/// An interface that was named must be there now: a typing error would otherwise be waited on for ever.
 async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<HostFacts, Failure> {
     let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
     let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;

@@ -1,5 +1,7 @@
 //! Bad input: one clear error with a hint and the table's exit code, or a problem in `status`; nothing half-done.
 
+use std::os::unix::fs::PermissionsExt;
+
 use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::oracle;
@@ -15,7 +17,7 @@ pub fn tests() -> Vec<Test> {
     tests.extend([
         Test::new("refused_at_once::a_second_agent_in_the_namespace", second_agent).on_backend("vxlan"),
         Test::new("refused_at_once::no_right_to_change_the_network", no_right),
-        Test::new("refused_at_once::no_nft_program", no_nft),
+        Test::new("refused_at_once::no_nft_program_and_none_that_can_guard", no_nft),
         Test::new("refused_at_once::two_hosts_with_one_public_address", one_public_address).on_backend("vxlan"),
         Test::new("refused_at_once::a_copied_state_directory", copied_state).on_backend("vxlan"),
         Test::new("reported::no_network_configuration", no_config),
@@ -59,8 +61,8 @@ fn lasting(lab: &Lab) -> Vec<(String, String)> {
     lab.etcd.list("/").into_iter().filter(|(key, _)| !key.starts_with("/flatnet/nodes/")).collect()
 }
 
-/// It ends with the code, says why and what to do, and has changed nothing.
-fn assert_refused(lab: &Lab, agent: &Agent, code: u8, says: &str) {
+/// It ends with the code, says why and what to do, and has changed nothing; what it said.
+fn assert_refused(lab: &Lab, agent: &Agent, code: u8, says: &str) -> String {
     let before = oracle::everything(&agent.host);
     let stored = lasting(lab);
     let ran = agent.run();
@@ -74,6 +76,7 @@ fn assert_refused(lab: &Lab, agent: &Agent, code: u8, says: &str) {
     assert_eq!(lasting(lab), stored, "the store is as it was");
     assert!(!agent.run_dir.join("agent.sock").exists());
     assert!(!agent.env_file().exists());
+    ran.stderr
 }
 
 /// Network configurations that nobody can use: the agent stays and says so.
@@ -156,19 +159,42 @@ fn no_right() {
     oracle::assert_same(&before, &oracle::everything(&agent.host));
 }
 
+/// A stand-in for an nft: what it says it is, and what it says to the agent's text, which it does not read.
+const UNFIT_NFTS: [(&str, &str); 4] = [
+    ("0.9.3 (Topsy)", "/dev/stdin:12:21-21: Error: syntax error, unexpected &"),
+    ("1.0.2 (Lester Gooch)", "/dev/stdin:12:3-8: Error: concatenation not supported with raw payload"),
+    // New enough by its number, and good for nothing.
+    ("1.1.3 (Commodore Bullmoose)", "Error: cache initialization failed: Operation not supported"),
+    ("1.1.3 (Commodore Bullmoose)", "/dev/stdin:7:9-11: Error: Could not process rule: Operation not supported"),
+];
+
 fn no_nft() {
     let lab = Lab::new(&Shape::vxlan(1));
     let mut agent = lab.agent(1);
     // `ip` starts the agent, so it must be found; nft must not.
     let bin = lab.directory.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    for program in ["ip", "timeout", "iptables", "iptables-nft", "iptables-legacy", "ip6tables"] {
+    for program in ["ip", "timeout", "iptables", "iptables-nft", "iptables-legacy", "ip6tables", "cat"] {
         if let Some(path) = flatnet_agent::lab::tools::find(program) {
             std::os::unix::fs::symlink(path, bin.join(program)).unwrap();
         }
     }
     agent.environment.push(("PATH".to_owned(), bin.display().to_string()));
     assert_refused(&lab, &agent, 4, "nftables");
+
+    // One that is there and cannot read what guards the tunnels: named with its version, its words and what is needed.
+    for (version, words) in UNFIT_NFTS {
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo \"nftables v{version}\"; exit 0; }}\n\
+             cat > /dev/null\necho \"{words}\" >&2\nexit 1\n"
+        );
+        let nft = bin.join("nft");
+        std::fs::write(&nft, script).unwrap();
+        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let said = assert_refused(&lab, &agent, 4, &format!("nft {}", version.split(' ').next().unwrap()));
+        assert!(said.contains(words) && said.contains("nft 1.0.3 or later"), "{version}: {said}");
+    }
+    assert_eq!(lab.etcd.subnets(), [], "no lease was taken");
 }
 
 fn one_public_address() {
