@@ -116,6 +116,17 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
         resources::clock(&host),
         resources::managers(&host),
     ]);
+    ranked(checks)
+}
+
+/// What is broken before what may break, and that before what is well. Among equals it stays as it was looked at: first whether
+/// the agent may work at all and what it says itself, then what keeps packets from passing, last what is around it.
+fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
+    checks.sort_by_key(|check| match check.verdict {
+        Verdict::Failure => 0,
+        Verdict::Warning => 1,
+        Verdict::Ok => 2,
+    });
     checks
 }
 
@@ -134,3 +145,5 @@ async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> 
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tests;

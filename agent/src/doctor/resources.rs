@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use flatnet_core::problem::ProblemCode;
+
 use super::Check;
 use super::host::Host;
 
@@ -79,6 +81,11 @@ pub(super) fn clock(host: &Host) -> Check {
             expires.and_then(|expires| Some((expires, host.now.duration_since(expires).ok()?)));
         if let Some((expires, since)) = passed {
             let shown = humantime::format_rfc3339_seconds(expires);
+            if let Some(reason) = unrenewed(host) {
+                let cause =
+                    format!("network {}: the lease ended at {shown}, as the agent says: {reason}", network.name);
+                return Check::warning(NAME, cause, "nothing speaks against this clock; see agent-problem");
+            }
             return Check::failure(
                 NAME,
                 format!(
@@ -91,6 +98,18 @@ pub(super) fn clock(host: &Host) -> Check {
         }
     }
     Check::ok(NAME, "the clock is plausible and before every lease's end")
+}
+
+/// What the agent itself says that keeps its leases from being renewed, and that no wrong clock brings about: one makes
+/// certificates too old or too new, and nothing else.
+fn unrenewed(host: &Host) -> Option<&str> {
+    let codes = [ProblemCode::StoreUnreachable, ProblemCode::StoreRefuses];
+    let problems = host.status.iter().flat_map(|status| &status.problems);
+    let mut explain = problems.filter(|problem| {
+        let is_known = codes.iter().any(|known| known.as_str() == problem.code);
+        is_known && !problem.message.contains("certificate")
+    });
+    explain.next().map(|problem| problem.code.as_str())
 }
 
 /// systemd-networkd and NetworkManager, where they run.

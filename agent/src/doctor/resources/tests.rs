@@ -1,3 +1,5 @@
+use flatnet_proto::agent::v1::Problem;
+
 use super::*;
 use crate::doctor::Verdict;
 use crate::doctor::fixture::Fixture;
@@ -40,8 +42,29 @@ fn a_clock_that_was_never_set_and_one_past_the_leases_end_are_found() {
     assert_eq!(clock(&fixture.host).verdict, Verdict::Ok);
     fixture.host.now += Duration::from_secs(86_400);
     assert!(clock(&fixture.host).cause.contains("the lease ended at 2027-01-15T08:00:10Z, 86390 s ago"));
+    assert_eq!(clock(&fixture.host).verdict, Verdict::Failure);
     fixture.host.now = UNIX_EPOCH;
     assert!(clock(&fixture.host).cause.contains("1970-01-01"));
+}
+
+#[test]
+fn the_clock_is_not_blamed_for_a_lease_that_the_store_does_not_renew() {
+    let mut fixture = Fixture::with(&[]);
+    fixture.network().lease_expires = Some("2027-01-15T08:00:10Z".to_owned());
+    fixture.host.now += Duration::from_secs(86_400);
+    for (code, message, verdict) in [
+        ("store-refuses", "the store refuses keep-alive: authentication failed", Verdict::Warning),
+        ("store-unreachable", "the store cannot be reached: connection refused", Verdict::Warning),
+        // A clock that is wrong does that.
+        ("store-unreachable", "the store cannot be reached: invalid peer certificate: expired", Verdict::Failure),
+        ("key-rejected", "a key cannot be read", Verdict::Failure),
+    ] {
+        let problem = Problem { code: code.to_owned(), message: message.to_owned(), ..Problem::default() };
+        fixture.host.status.as_mut().unwrap().problems = vec![problem];
+        let check = clock(&fixture.host);
+        assert_eq!(check.verdict, verdict, "{code}: {}", check.cause);
+        assert_eq!(check.cause.contains(code), verdict == Verdict::Warning, "{}", check.cause);
+    }
 }
 
 #[test]
