@@ -254,11 +254,12 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
             })
         })
         .collect();
-    let none = Problem::new(ProblemCode::WireguardNoKey, "no network of the model is WireGuard's", "", "");
+    let none = Problem::new(ProblemCode::WireguardNoKey, "no device has a key", "", "");
+    let key = source.outcome.borrow().wireguard;
     let wanted = desired(&HostInput {
         store: &[],
         node,
-        wireguard: Err(&none),
+        wireguard: key.ok_or(&none),
         underlay: &underlay,
         facts: &facts,
         exposure: &flatnet_core::exposure::Exposure::default(),
@@ -277,8 +278,8 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         };
         let ways: Vec<_> = made.into_iter().flat_map(|made| &made.ways).filter(is_there).collect();
         let published = match ways.iter().any(|way| way.backend != config.backend) {
-            true => transition::publication(node, None, name, config, &underlay, &ways),
-            false => backend::publication(node, None, name, config, &underlay),
+            true => transition::publication(node, key, name, config, &underlay, &ways),
+            false => backend::publication(node, key, name, config, &underlay),
         };
         if !state.leases.values().any(|lease| lease.is_owned_by(node)) {
             codes.insert("lease-unconfirmed".to_owned());
@@ -380,7 +381,7 @@ fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(),
             all(stringify!($kind), missing, extra)?;
         )*};
     }
-    compare!(peer_sources, links, addresses, neighbours, fdb, nexthops, routes, iptables);
+    compare!(peer_sources, links, addresses, neighbours, fdb, wireguard_peers, nexthops, routes, iptables);
     if wanted.ruleset != kernel.ruleset {
         return Err("its kernel has another table".to_owned());
     }

@@ -11,22 +11,12 @@ use flatnet_kernel::fake::Strike;
 use flatnet_model::{BackendData, BackendKind, IfName, Mac, NetworkName, Publication, Revision, SubnetKey, Vni};
 use ipnet::IpNet;
 
+use crate::attack::{self, Attack};
 use crate::oracle;
-use crate::world::{Slot, World, config, strangers_address};
+use crate::world::{BACKENDS, Slot, World, config, strangers_address};
 
 /// Linux's numbers (asm-generic/errno-base.h, errno.h).
 const ERRNOS: [i32; 4] = [17, 105, 16, 19];
-const KINDS: [ObjectKind; 9] = [
-    ObjectKind::Ruleset,
-    ObjectKind::PeerSource,
-    ObjectKind::Link,
-    ObjectKind::Sysctl,
-    ObjectKind::Neighbour,
-    ObjectKind::Fdb,
-    ObjectKind::Nexthop,
-    ObjectKind::Route,
-    ObjectKind::Iptables,
-];
 const ACTIONS: [Action; 4] = [Action::Create, Action::Change, Action::Replace, Action::Delete];
 
 /// Runs the world through its steps and to its end.
@@ -284,7 +274,7 @@ fn configure(world: &mut World) {
             world.removed.remove(&name);
         }
         2 => {
-            let other = config(number + 5, 21, world.chance.below(3), world.chance.below(3));
+            let other = config(number + 5, 21, world.chance.below(3), world.chance.below(BACKENDS));
             world.trace.say(format!("{key} changed to {other}"));
             world.store.put(key, other, None);
             world.removed.remove(&name);
@@ -296,7 +286,7 @@ fn configure(world: &mut World) {
                 (true, false) => 0,
             };
             let bits = world.chance.pick(&[20, 21, 22]);
-            let same = config(number, bits, family, world.chance.below(3));
+            let same = config(number, bits, family, world.chance.below(BACKENDS));
             world.trace.say(format!("{key} updated to {same}"));
             world.store.put(key, same, None);
             world.removed.remove(&name);
@@ -309,62 +299,14 @@ fn configure(world: &mut World) {
     }
 }
 
-/// Somebody changes what is ours in a kernel.
+/// Somebody changes what is ours in a kernel: an object of any kind.
 fn drift(world: &mut World, index: usize) {
     let kernel = world.slots[index].kernel.clone();
-    let links: Vec<IfName> = kernel.state().links.keys().copied().collect();
-    let which = world.chance.below(9);
-    world.trace.say(format!("n{index} drifts ({which})"));
-    if let (0 | 1, Some(link)) = (which, links.first()) {
-        if which == 0 {
-            kernel.delete_link(*link);
-        } else {
-            kernel.flap_link(*link);
-        }
-        return;
-    }
+    let kind = world.chance.pick(ObjectKind::ALL);
+    let attack = world.chance.pick(&Attack::ALL);
     let number = usize::try_from(world.chance.bits() >> 40).unwrap();
-    kernel.edit(|state| match which {
-        2 => {
-            if let Some(key) = nth(state.routes.keys(), number) {
-                state.routes.remove(&key);
-            }
-        }
-        3 => {
-            if let Some(key) = nth(state.neighbours.keys(), number) {
-                state.neighbours.insert(key, Mac::local([2, 9, 9, 9, 9, 9]).into());
-            }
-        }
-        4 => {
-            if let Some(key) = nth(state.fdb.keys(), number) {
-                state.fdb.remove(&key);
-            }
-        }
-        5 => {
-            state.ruleset = None;
-            state.peer_sources.clear();
-        }
-        6 => state.iptables.clear(),
-        7 => {
-            if let Some(id) = nth(state.nexthops.keys(), number) {
-                state.nexthops.remove(&id);
-                state.routes.retain(|_, route| route.via != flatnet_core::object::RouteVia::Object(id));
-            }
-        }
-        _ => {
-            for value in state.sysctls.values_mut() {
-                *value = "0".to_owned();
-            }
-            if let Some(link) = state.links.values_mut().next() {
-                link.mtu = flatnet_model::Mtu::new(1300).unwrap();
-            }
-        }
-    });
-}
-
-fn nth<'a, K: Copy + 'a>(mut keys: impl ExactSizeIterator<Item = &'a K>, number: usize) -> Option<K> {
-    let len = keys.len().max(1);
-    keys.nth(number % len).copied()
+    world.trace.say(format!("n{index} drifts ({kind:?}, {attack:?})"));
+    attack::carry_out(&kernel, kind, attack, number);
 }
 
 fn kernel_fault(world: &mut World, index: usize) {
@@ -377,12 +319,12 @@ fn kernel_fault(world: &mut World, index: usize) {
             kernel.fail_reads(errno);
         }
         1 => {
-            let (kind, action) = (chance.pick(&KINDS), chance.pick(&ACTIONS));
+            let (kind, action) = (chance.pick(ObjectKind::ALL), chance.pick(&ACTIONS));
             world.trace.say(format!("n{index}'s kernel fails {kind:?} {action:?} with {errno}"));
             kernel.fail(Strike::KindAndAction(kind, action), errno);
         }
         2 => {
-            let kind = chance.pick(&KINDS);
+            let kind = chance.pick(ObjectKind::ALL);
             world.trace.say(format!("n{index}'s kernel fails {kind:?} with {errno}"));
             kernel.fail(Strike::Kind(kind), errno);
         }

@@ -16,8 +16,8 @@ use flatnet_agent::wireguard_key::WireguardIdentity;
 use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
 use flatnet_controlplane::watch::{Connection, Sign, Source};
-use flatnet_core::facts::{DroppingChain, Features, HostFacts, Interface};
-use flatnet_core::object::{Foreign, IptablesChain, IptablesVariant, KernelState};
+use flatnet_core::facts::{DroppingChain, Features, GreSupport, HostFacts, Interface};
+use flatnet_core::object::{Datapath, Foreign, IptablesChain, IptablesVariant, KernelState};
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
@@ -530,7 +530,12 @@ fn slot(index: usize, store: &MemoryStore, chance: &mut Chance) -> Slot {
             interface("eth0", underlay_addresses(index, 0)),
         ],
         default_route: vec![(IpFamily::V4, eth0), (IpFamily::V6, eth0)],
-        features: Features { nexthop_objects: !chance.one_in(3), ipv6: true, ..Features::default() },
+        features: Features {
+            nexthop_objects: !chance.one_in(3),
+            ipv6: true,
+            wireguard: Some(Datapath::Kernel),
+            gre: GreSupport { v4: Some(Datapath::Kernel), v6: Some(Datapath::Kernel) },
+        },
         ..HostFacts::default()
     };
     if chance.one_in(3) {
@@ -565,10 +570,13 @@ fn networks(chance: &mut Chance) -> Vec<Network> {
         .map(|(index, name)| {
             let keys = NetworkKeys::new(&name.parse().unwrap(), FLANNEL_PREFIX);
             let bits = chance.pick(&[22, 21, 20]);
-            Network { keys, config: config(index, bits, chance.below(3), chance.below(3)) }
+            Network { keys, config: config(index, bits, chance.below(3), chance.below(BACKENDS)) }
         })
         .collect()
 }
+
+/// Backends that [`config`] tells apart.
+pub const BACKENDS: usize = 5;
 
 /// flannel's JSON of network number `index`, with `bits` for its size, and numbers that choose family and backend.
 pub fn config(index: usize, bits: usize, family: usize, backend: usize) -> String {
@@ -582,7 +590,12 @@ pub fn config(index: usize, bits: usize, family: usize, backend: usize) -> Strin
     let backend = match backend {
         0 => r#"{"Type":"host-gw"}"#.to_owned(),
         1 => format!(r#"{{"Type":"vxlan","VNI":{},"DirectRouting":true}}"#, index + 1),
-        _ => format!(r#"{{"Type":"vxlan","VNI":{}}}"#, index + 1),
+        2 => format!(r#"{{"Type":"vxlan","VNI":{}}}"#, index + 1),
+        3 => format!(r#"{{"Type":"gre","Key":{}}}"#, index + 1),
+        _ => {
+            let port = 51_820 + 10 * index;
+            format!(r#"{{"Type":"wireguard","ListenPort":{port},"ListenPortV6":{}}}"#, port + 1)
+        }
     };
     format!("{{{ranges},\"Backend\":{backend}}}")
 }
