@@ -23,6 +23,8 @@ mod field;
 mod flood;
 #[path = "hostile/generate.rs"]
 mod generate;
+#[path = "hostile/lan.rs"]
+mod lan;
 #[path = "hostile/outage.rs"]
 mod outage;
 #[path = "hostile/packet.rs"]
@@ -31,6 +33,8 @@ mod packet;
 mod sender;
 #[path = "hostile/tunnels.rs"]
 mod tunnels;
+#[path = "hostile/uplinks.rs"]
+mod uplinks;
 #[path = "hostile/waiting.rs"]
 mod waiting;
 #[path = "hostile/ways.rs"]
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         outage::tests(),
         tunnels::tests(),
         advertisements::tests(),
+        lan::tests(),
+        uplinks::tests(),
         waiting::tests(),
         ways::tests(),
     ];
