@@ -113,15 +113,14 @@ impl Pool {
             },
         };
         let size = 1_u128 << (family.bits() - subnet_len);
-        let first = to_bits(network.addr());
-        let last = first + ((1_u128 << (family.bits() - network.prefix_len()).min(127)) - 1) / size * size;
+        let (usual_min, usual_max) = usual_bounds(network, size);
         let bound = |field, value: Option<IpAddr>, default: u128| match value.filter(|value| !value.is_unspecified()) {
             None => Ok(from_bits(family, default)),
             Some(value) if network.contains(&value) && to_bits(value).is_multiple_of(size) => Ok(value),
             Some(value) => Err(InvalidPool::Bound { field, value, subnet_len, network }),
         };
-        let min = bound("SubnetMin", min, first + size)?;
-        let max = bound("SubnetMax", max, last)?;
+        let min = bound("SubnetMin", min, usual_min)?;
+        let max = bound("SubnetMax", max, usual_max)?;
         if min > max {
             return Err(InvalidPool::Empty { min, max });
         }
@@ -132,6 +131,51 @@ impl Pool {
     #[must_use]
     pub fn network(&self) -> IpNet {
         self.network
+    }
+
+    /// What it hands out, whole subnets from `min` to `max`, in as few prefixes as that takes. A bound that is as flannel
+    /// would set it is none: the range goes on to its end then, so that without bounds all of it is the network's, the first
+    /// subnet too, which flannel leaves out.
+    #[must_use]
+    pub fn handed_out(&self) -> Vec<IpNet> {
+        let (mut start, end) = self.ends();
+        if (start, end) == span(self.network) {
+            return vec![self.network];
+        }
+        let bits = self.family().bits();
+        let mut prefixes = Vec::new();
+        while start <= end {
+            // The largest block that begins here and ends in time; never all addresses, since that is the network itself.
+            let block = start.trailing_zeros().min(((end - start).saturating_add(1)).ilog2());
+            let Ok(length) = u8::try_from(u32::from(bits).saturating_sub(block)) else { break };
+            prefixes.extend(IpNet::new(from_bits(self.family(), start), length));
+            let Some(next) = start.checked_add(1 << block) else { break };
+            start = next;
+        }
+        prefixes
+    }
+
+    /// Whether all of `net` is in what it hands out.
+    #[must_use]
+    pub fn hands_out(&self, net: IpNet) -> bool {
+        if IpFamily::of(net.addr()) != self.family() {
+            return false;
+        }
+        let (first, last) = span(net);
+        let is_within = |(start, end)| start <= first && last <= end;
+        // Asked of every lease, and nearly all are between the bounds, whatever those mean.
+        is_within((to_bits(self.min), to_bits(self.max))) || is_within(self.ends())
+    }
+
+    /// The first and the last address of what it hands out.
+    fn ends(&self) -> (u128, u128) {
+        let (first, last) = span(self.network);
+        let size = self.subnet_size();
+        let (min, max) = (to_bits(self.min), to_bits(self.max).saturating_add(size - 1));
+        let (default_min, default_max) = usual_bounds(self.network, size);
+        let start = if to_bits(self.min) == default_min { first } else { min };
+        let end = if to_bits(self.max) == default_max { last } else { max };
+        (start, end)
     }
 
     /// Whether a network may have this range at all: not one that every host uses for something else, nor most of an address
@@ -206,6 +250,17 @@ impl Pool {
     }
 }
 
+/// flannel's bounds where none are given: the second subnet and the last one.
+fn usual_bounds(network: IpNet, subnet_size: u128) -> (u128, u128) {
+    let (first, last) = span(network);
+    (first + subnet_size, last / subnet_size * subnet_size)
+}
+
+/// The first and the last address of `net`, as numbers.
+fn span(net: IpNet) -> (u128, u128) {
+    (to_bits(net.network()), to_bits(net.broadcast()))
+}
+
 /// What addresses of each family are set aside for (IANA's special-purpose registries), as far as no network can do with them.
 fn special() -> impl Iterator<Item = (IpNet, &'static str)> {
     let v4 = |a, b, length, what| (IpNet::new(Ipv4Addr::new(a, b, 0, 0).into(), length), what);
@@ -240,7 +295,111 @@ fn from_bits(family: IpFamily, bits: u128) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn pool(network: &str, min: Option<&str>, max: Option<&str>, len: u64) -> Pool {
+        let address = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+        Pool::new(network.parse().unwrap(), Some(len), address(min), address(max)).unwrap()
+    }
+
+    fn handed_out(pool: &Pool) -> Vec<String> {
+        pool.handed_out().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn without_bounds_the_whole_range_is_handed_out_and_a_bound_cuts_its_own_end_alone() {
+        for range in ["10.100.0.0/16", "0.0.0.0/0", "255.255.0.0/16"] {
+            assert_eq!(handed_out(&pool(range, None, None, 24)), [range]);
+            // As if they were not given, as a zero is.
+            assert_eq!(handed_out(&pool(range, Some("0.0.0.0"), Some("0.0.0.0"), 24)), [range]);
+        }
+        assert_eq!(handed_out(&pool("10.100.0.0/16", Some("10.100.1.0"), Some("10.100.255.0"), 24)), ["10.100.0.0/16"]);
+        for range in ["fd00:100::/48", "::/0", "ffff:ffff::/32"] {
+            assert_eq!(handed_out(&pool(range, None, None, 64)), [range]);
+        }
+        assert_eq!(
+            handed_out(&pool("10.100.0.0/16", Some("10.100.128.0"), None, 24)),
+            ["10.100.128.0/17"],
+            "up to the end"
+        );
+        assert_eq!(
+            handed_out(&pool("10.100.0.0/16", None, Some("10.100.63.0"), 24)),
+            ["10.100.0.0/18"],
+            "from the beginning, the first subnet too"
+        );
+        assert_eq!(handed_out(&pool("255.255.0.0/16", Some("255.255.255.0"), None, 24)), ["255.255.255.0/24"]);
+        assert_eq!(
+            handed_out(&pool("ffff::/16", Some("ffff:ffff:ffff:ffff::"), None, 64)),
+            ["ffff:ffff:ffff:ffff::/64"]
+        );
+    }
+
+    #[test]
+    fn between_bounds_as_few_prefixes_as_will_do_are_handed_out() {
+        let documented = pool("10.0.0.0/8", Some("10.10.0.0"), Some("10.99.0.0"), 20);
+        let ranges = [
+            "10.10.0.0/15",
+            "10.12.0.0/14",
+            "10.16.0.0/12",
+            "10.32.0.0/11",
+            "10.64.0.0/11",
+            "10.96.0.0/15",
+            "10.98.0.0/16",
+            "10.99.0.0/20",
+        ];
+        assert_eq!(handed_out(&documented), ranges);
+        let hands_out = |text: &str| documented.hands_out(text.parse().unwrap());
+        assert!(hands_out("10.10.0.0/32") && hands_out("10.99.15.255/32") && hands_out("10.10.0.0/15"));
+        for outside in ["10.9.255.255/32", "10.99.16.0/32", "10.240.0.1/32", "10.8.0.0/14", "10.0.0.0/8", "::1/128"] {
+            assert!(!hands_out(outside), "{outside}");
+        }
+        let one = pool("fd00::/8", Some("fd00:0:0:7::"), Some("fd00:0:0:7::"), 64);
+        assert_eq!(handed_out(&one), ["fd00:0:0:7::/64"]);
+        let few = pool("fd00:100::/56", Some("fd00:100:0:10::"), Some("fd00:100:0:2f::"), 64);
+        assert_eq!(handed_out(&few), ["fd00:100:0:10::/60", "fd00:100:0:20::/60"]);
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_subnets_between_the_bounds_are_handed_out(
+            is_v4: bool,
+            length in 0..=28_u8,
+            more in 2..=60_u8,
+            bounds: (u64, u64),
+            base: u128,
+        ) {
+            let (family, high) = if is_v4 { (IpFamily::V4, 30) } else { (IpFamily::V6, 126) };
+            let subnet_len = (length + more).min(high);
+            let base = if is_v4 { base >> 96 } else { base };
+            let network = IpNet::new(from_bits(family, base), length).unwrap().trunc();
+            let size = 1_u128 << (family.bits() - subnet_len);
+            let count = 1_u128 << (subnet_len - length);
+            // Below what `usual_bounds` gives, so that both are bounds.
+            let [low, high] = [bounds.0, bounds.1].map(|at| u128::from(at) % (count - 1));
+            let (low, high) = (low.min(high), low.max(high));
+            prop_assume!(low != 1);
+            let at = |index: u128| from_bits(family, to_bits(network.addr()) + index * size);
+            let pool = || Pool::new(network, Some(subnet_len.into()), Some(at(low)), Some(at(high))).unwrap();
+            // Subnet 0 of 0.0.0.0/N is at no address, which is no bound.
+            prop_assume!(!at(low).is_unspecified() && !at(high).is_unspecified());
+            let prefixes = pool().handed_out();
+            let mut next = to_bits(at(low));
+            for prefix in &prefixes {
+                let (first, last) = span(*prefix);
+                prop_assert_eq!(first, next, "in order, without a gap and without an overlap");
+                prop_assert!(prefix.prefix_len() <= subnet_len && network.contains(prefix));
+                prop_assert!(pool().hands_out(*prefix));
+                next = last + 1;
+            }
+            prop_assert_eq!(next, to_bits(at(high)) + size);
+            // As few as will do: no two of them are the halves of one that would do.
+            let halves = |pair: &[IpNet]| pair[0].prefix_len() == pair[1].prefix_len() && pair[0].supernet() == pair[1].supernet();
+            prop_assert!(!prefixes.windows(2).any(halves), "{:?}", prefixes);
+            prop_assert!(!pool().hands_out(network));
+        }
+    }
 
     #[test]
     fn ranges_that_mean_something_else_to_every_host_are_refused_and_so_is_what_contains_them() {
