@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use flatnet_agent::lab::Families;
 use flatnet_agent::lab::command_line::CommandLine;
-use flatnet_agent::lab::topology::Topology;
+use flatnet_agent::lab::topology::{Topology, UNDERLAY_V4};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, BRIDGE};
@@ -80,8 +80,15 @@ impl Lab {
     /// Likewise, with an empty store.
     #[must_use]
     pub fn without_network(shape: &Shape) -> Self {
+        Self::on(shape, UNDERLAY_V4)
+    }
+
+    /// Likewise, with an underlay whose IPv4 addresses begin so.
+    #[must_use]
+    pub fn on(shape: &Shape, underlay_v4: [u8; 3]) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let topology = Topology { prefix: format!("t{number}-"), hosts: shape.hosts, underlay: shape.underlay };
+        let topology =
+            Topology { prefix: format!("t{number}-"), hosts: shape.hosts, underlay: shape.underlay, underlay_v4 };
         let directory = PathBuf::from(format!("/run/t{number}"));
         fs::create_dir_all(&directory).unwrap();
         wire(&topology.underlay_commands());

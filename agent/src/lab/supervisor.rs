@@ -13,7 +13,7 @@ use super::ping::{self, Pair};
 use super::processes::Processes;
 use super::progress::Progress;
 use super::subnet_env::SubnetEnv;
-use super::topology::{Station, Topology};
+use super::topology::{Station, Topology, UNDERLAY_V4};
 use super::{Families, LabPlan, LabStore, store, tools};
 use crate::report::{Exit, Failure};
 
@@ -61,7 +61,8 @@ impl Supervisor {
     /// Nothing is built yet.
     #[must_use]
     pub fn new(plan: LabPlan, directory: LabDirectory) -> Self {
-        let topology = Topology { prefix: String::new(), hosts: plan.hosts, underlay: Families::Dual };
+        let topology =
+            Topology { prefix: String::new(), hosts: plan.hosts, underlay: Families::Dual, underlay_v4: UNDERLAY_V4 };
         let progress = Progress::new(plan.verbose);
         Self {
             plan,

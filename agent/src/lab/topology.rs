@@ -13,7 +13,7 @@ use super::command_line::CommandLine;
 use super::subnet_env::SubnetEnv;
 
 /// The underlay: 192.168.33.0/24 as in the documentation's examples, and fd33::/64.
-const UNDERLAY_V4: [u8; 3] = [192, 168, 33];
+pub const UNDERLAY_V4: [u8; 3] = [192, 168, 33];
 /// The gateway's host part in both families.
 const GATEWAY: u8 = 1;
 /// etcd's host part: `http://192.168.33.10:2379` in every example. Host i follows at this plus i.
@@ -32,6 +32,8 @@ pub struct Topology {
     pub hosts: u8,
     /// The families of the underlay's addresses.
     pub underlay: Families,
+    /// The first octets of its IPv4 addresses: [`UNDERLAY_V4`] unless a test is about those.
+    pub underlay_v4: [u8; 3],
 }
 
 /// A namespace on the underlay: a host, or the store's.
@@ -184,7 +186,7 @@ impl Topology {
     }
 
     fn station(&self, name: &str, host_part: u8) -> Station {
-        let [a, b, c] = UNDERLAY_V4;
+        let [a, b, c] = self.underlay_v4;
         Station {
             namespace: format!("{}{name}", self.prefix),
             port: name.to_owned(),
@@ -218,7 +220,7 @@ mod tests {
     use super::*;
 
     fn topology(underlay: Families) -> Topology {
-        Topology { prefix: String::new(), hosts: 2, underlay }
+        Topology { prefix: String::new(), hosts: 2, underlay, underlay_v4: UNDERLAY_V4 }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::page::Line;
 use crate::lab::Families;
 use crate::lab::command_line::CommandLine;
 use crate::lab::sandbox::search_path;
-use crate::lab::topology::{Station, Topology};
+use crate::lab::topology::{Station, Topology, UNDERLAY_V4};
 use crate::report::{Exit, Failure, print};
 
 /// How long a line that waits for something is tried. What it waits for takes a second or two; in an emulated machine on a
@@ -34,7 +34,8 @@ pub struct Kitchen {
 impl Kitchen {
     /// Wires `master`, `host1` and `host2` to one switch.
     pub async fn new() -> Result<Self, Failure> {
-        let topology = Topology { prefix: String::new(), hosts: HOSTS, underlay: Families::Dual };
+        let topology =
+            Topology { prefix: String::new(), hosts: HOSTS, underlay: Families::Dual, underlay_v4: UNDERLAY_V4 };
         // The port has another name: `master` is a word of ip(8).
         let master = Station { namespace: "master".to_owned(), port: "store".to_owned(), ..topology.store() };
         let mut wiring = topology.underlay_commands();
