@@ -26,13 +26,16 @@ pub fn own_links(host: &Namespace) -> Vec<String> {
     links.as_array().unwrap().iter().filter(ours).map(|link| text(link, "ifname")).collect()
 }
 
-/// The agent's routes of both families: destination to the whole route.
+/// The agent's routes of both families: destination to the whole route, the one that wins where there are several.
 #[must_use]
 pub fn own_routes(host: &Namespace) -> BTreeMap<String, Value> {
     let mut routes = BTreeMap::new();
     for family in ["-4", "-6"] {
         let listed = host.json(&format!("ip -j -d {family} route show table all proto {PROTOCOL}"));
-        routes.extend(listed.as_array().unwrap().iter().map(|route| (text(route, "dst"), route.clone())));
+        for route in listed.as_array().unwrap() {
+            // Listed in the order of their metrics.
+            routes.entry(text(route, "dst")).or_insert_with(|| route.clone());
+        }
     }
     routes
 }

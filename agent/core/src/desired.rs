@@ -6,6 +6,7 @@
 mod candidate;
 mod check;
 mod outcome;
+mod range;
 mod settings;
 mod shared;
 mod waiting;
@@ -110,6 +111,11 @@ impl Desired {
 pub fn desired(host: &HostInput<'_>) -> Desired {
     let mut draft = Draft::default();
     let mut problems = Vec::new();
+    let sorted: Vec<range::Sorted<'_>> = host.networks.iter().map(|network| range::sort(host, network)).collect();
+    let inputs: Vec<NetworkInput<'_>> = std::iter::zip(host.networks, &sorted)
+        .map(|(network, sorted)| NetworkInput { peers: &sorted.peers, ..*network })
+        .collect();
+    let host = &HostInput { networks: &inputs, ..*host };
     let mut accepted = check::Accepted::default();
     let refused: Vec<Option<Problem>> =
         host.networks.iter().map(|network| accepted.admit(host, *network, &mut problems).err()).collect();
@@ -160,6 +166,11 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                 problems.push(problem);
             }
         }
+    }
+    for (outcome, sorted) in networks.iter_mut().zip(&sorted).filter(|(_, sorted)| !sorted.refused.is_empty()) {
+        outcome.peers.extend(sorted.refused.iter().cloned());
+        outcome.peers.sort_by_key(|peer| peer.subnets);
+        problems.extend(sorted.problem.clone());
     }
     let programmed = firewall.len();
     shared::add_beside(remembered, &mut firewall);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{KernelState, LinkKind};
+use flatnet_core::object::{KernelState, LinkKind, RouteVia};
 use flatnet_core::way::Detour;
 use flatnet_model::{IfName, IpFamily, SubnetKey};
 use flatnet_proto::agent::v1::{Network, Status};
@@ -95,6 +95,17 @@ impl Host {
     /// The ranges of all networks.
     pub(super) fn ranges(&self) -> Vec<IpNet> {
         self.prefixes(|network| [&network.cidr, &network.cidr6])
+    }
+
+    /// What the networks take of their ranges on this host, as far as it is programmed: what they hand out. Else all of it.
+    pub(super) fn taken(&self) -> Vec<IpNet> {
+        let refused = self.ours.routes.iter().filter(|(_, route)| route.via == RouteVia::Unreachable);
+        let refused: Vec<IpNet> = refused.map(|(key, _)| key.destination).collect();
+        let of = |range: IpNet| {
+            let inside: Vec<IpNet> = refused.iter().filter(|net| range.contains(*net)).copied().collect();
+            if inside.is_empty() { vec![range] } else { inside }
+        };
+        self.ranges().into_iter().flat_map(of).collect()
     }
 
     /// This host's subnets.

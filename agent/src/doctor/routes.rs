@@ -20,7 +20,7 @@ struct HostRoute {
 /// Routes of others inside a network, and gateways that it hides.
 pub(super) fn overlap(host: &Host) -> Check {
     const NAME: &str = "lan-overlap";
-    let (ranges, subnets) = (host.ranges(), host.subnets());
+    let (ranges, subnets) = (host.taken(), host.subnets());
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     for route in routes(host).iter().filter(|route| !host.is_ours(&route.device) && route.device != "lo") {
         let default = HostRanges::is_default(&route.target);
@@ -49,7 +49,7 @@ pub(super) fn overlap(host: &Host) -> Check {
 /// Name servers inside a network.
 pub(super) fn resolvers(host: &Host) -> Check {
     const NAME: &str = "resolvers";
-    let (ranges, subnets) = (host.ranges(), host.subnets());
+    let (ranges, subnets) = (host.taken(), host.subnets());
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
     let text: String = files.iter().filter_map(|file| host.files.read(file)).collect();
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));

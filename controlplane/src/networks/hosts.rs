@@ -19,8 +19,9 @@ pub(super) async fn check<S: Store>(
     config: &NetworkConfig,
     before: Option<&NetworkConfig>,
 ) -> Result<(), NetworkError> {
-    let had: Vec<IpNet> = before.into_iter().flat_map(NetworkConfig::pools).map(Pool::network).collect();
-    let new: Vec<IpNet> = config.pools().map(Pool::network).filter(|net| !had.contains(net)).collect();
+    let had: Vec<IpNet> = before.into_iter().flat_map(NetworkConfig::pools).flat_map(Pool::handed_out).collect();
+    // What a network does not hand out it does not take: hosts may live there.
+    let new: Vec<IpNet> = config.pools().flat_map(Pool::handed_out).filter(|net| !had.contains(net)).collect();
     if new.is_empty() {
         return Ok(());
     }

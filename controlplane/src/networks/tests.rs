@@ -126,6 +126,51 @@ async fn a_change_answers_only_for_the_range_it_brings() {
 }
 
 #[tokio::test]
+async fn hosts_may_use_what_a_network_does_not_hand_out() {
+    let store = MemoryStore::new();
+    present(&store, 1, r#","routes":["10.240.0.0/24"],"endpoints":["10.241.0.9"],"resolvers":["10.9.255.253"]"#);
+    present(&store, 2, r#","routes":["fd00:20:0:f000::/64"]"#);
+    let bounds = |min: &str, max: &str| NetworkSpec {
+        cidr: Some("10.0.0.0/8".parse().unwrap()),
+        subnet_len: Some(20),
+        subnet_min: Some(min.parse().unwrap()),
+        subnet_max: Some(max.parse().unwrap()),
+        ..NetworkSpec::default()
+    };
+    for (min, max, by) in [
+        ("10.9.240.0", "10.99.0.0", "host1"),
+        ("10.10.0.0", "10.240.0.0", "host1"),
+        ("10.10.0.0", "10.255.240.0", "host1"),
+        ("10.241.0.0", "10.241.0.0", "host1"),
+    ] {
+        let error = make(&store, "default", &bounds(min, max)).await.unwrap_err().to_string();
+        assert!(error.contains(by) && error.contains("10.0.0.0/8"), "{min} to {max}: {error}");
+    }
+    make(&store, "default", &bounds("10.10.0.0", "10.99.0.0")).await.unwrap();
+    let change = |spec: NetworkSpec| {
+        let store = store.clone();
+        async move { update(&store, FLANNEL_PREFIX, &name("default"), &spec, Force::No).await }
+    };
+    let to = |max: &str| NetworkSpec { subnet_max: Some(max.parse().unwrap()), ..NetworkSpec::default() };
+    change(to("10.239.240.0")).await.unwrap();
+    let error = change(to("10.240.0.0")).await.unwrap_err();
+    assert!(matches!(&error, NetworkError::UsedByHosts { hosts, .. } if hosts.len() == 1), "{error}");
+    // Narrower, then as wide as before: what hosts have beside it is in nobody's way.
+    change(NetworkSpec { cidr: Some("10.0.0.0/9".parse().unwrap()), ..bounds("10.10.0.0", "10.99.0.0") })
+        .await
+        .unwrap();
+    change(bounds("10.10.0.0", "10.99.0.0")).await.unwrap();
+    let six = |max: &str| NetworkSpec {
+        cidr6: Some("fd00:20::/48".parse().unwrap()),
+        subnet_max: Some(max.parse().unwrap()),
+        ..NetworkSpec::default()
+    };
+    let error = change(six("fd00:20:0:f000::")).await.unwrap_err().to_string();
+    assert!(error.contains("host2"), "{error}");
+    change(six("fd00:20:0:efff::")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_clash_is_refused_by_name() {
     let store = MemoryStore::new();
     make(&store, "default", &spec("10.100.0.0/16")).await.unwrap();

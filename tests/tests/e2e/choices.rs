@@ -96,7 +96,7 @@ fn off_link() {
         peers.iter().any(|peer| peer["public_ip"] == "172.16.5.5" && peer["state"] == "unreachable")
     });
     assert_eq!(status["state"], "degraded", "{status}");
-    assert!(!oracle::own_routes(&agents[0].host).contains_key("10.100.250.0/24"));
+    assert_eq!(oracle::own_routes(&agents[0].host)["10.100.250.0/24"]["type"], "unreachable");
     pinger::assert_all_pairs(&lab, &agents);
 }
 

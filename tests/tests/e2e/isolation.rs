@@ -43,7 +43,7 @@ fn unknown_address(shape: &Shape) {
         .subnet()
         .gateways()
         .map(|gateway| match gateway.addr() {
-            IpAddr::V4(_) => free(["10.100.255.0/24", "10.100.254.0/24", "10.100.253.0/24"]),
+            IpAddr::V4(_) => free(["10.100.199.0/24", "10.100.198.0/24", "10.100.197.0/24"]),
             IpAddr::V6(_) => free(["fd00:100:0:ff::/64", "fd00:100:0:fe::/64", "fd00:100:0:fd::/64"]),
         })
         .collect();

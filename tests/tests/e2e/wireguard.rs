@@ -149,7 +149,7 @@ fn nothing_in_clear() {
     pinger::assert_all_pairs(&lab, &agents);
     let mut targets: Vec<IpAddr> = agents[1].subnet().container_addresses().collect();
     let known = targets.clone();
-    targets.extend(["10.100.255.9".parse::<IpAddr>().unwrap(), "fd00:100:0:ff::9".parse().unwrap()]);
+    targets.extend(["10.100.199.9".parse::<IpAddr>().unwrap(), "fd00:100:0:ff::9".parse().unwrap()]);
     let noise = Noise::start(&[lab.container(1), lab.host(1)], &targets);
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGKILL] {
         agents[0].end(signal);
@@ -171,7 +171,7 @@ fn nothing_in_clear() {
     for device in oracle::own_links(&lab.host(1)).iter().filter(|name| name.starts_with("flatwg")) {
         lab.host(1).ok(&format!("ip link del {device}"));
     }
-    lab.host(1).ok("ip route del unreachable 10.100.0.0/16 metric 91000");
+    lab.host(1).ok("ip route flush type unreachable metric 91000");
     pause(Duration::from_millis(400));
     agents[0].start();
     agents[0].wait_converged(1);
@@ -206,7 +206,7 @@ fn nothing_in_clear_comes_in() {
     let host = lab.topology.host(1).v4;
     let gateway = lab.underlay();
     gateway.ok(&format!("ip route add {inside}/32 via {host} dev br0"));
-    for source in ["10.100.255.9".to_owned(), other[0].to_string(), beside.to_string()] {
+    for source in ["10.100.199.9".to_owned(), other[0].to_string(), beside.to_string()] {
         gateway.ok(&format!("ip addr add {source}/32 dev lo"));
         let before = received(&lab.container(1));
         gateway.run(&["ping", "-n", "-c", "5", "-i", "0.05", "-W", "1", "-I", &source, &inside.to_string()]);

@@ -135,7 +135,7 @@ fn names(scene: &Scene) -> String {
     let host = scene.lab.host(1);
     let word = |line: &str| shell(&host, line).trim().to_owned();
     format!(
-        "PEER={} PEER6={} OWN={}/32 NET=10.100.0.0/16 NET6=fd00:100::/56 PEERMAC={} PEERMAC6={} NHID={} SET={} CHAIN={}; ",
+        "PEER={} PEER6={} OWN={}/32 NET=10.100.64.0/18 NET6=fd00:100::/56 PEERMAC={} PEERMAC6={} NHID={} SET={} CHAIN={}; ",
         peer.v4.map(|net| net.trunc().to_string()).unwrap_or_default(),
         peer.v6.map(|net| net.trunc().to_string()).unwrap_or_default(),
         own.v4.map(|net| net.network().to_string()).unwrap_or_default(),

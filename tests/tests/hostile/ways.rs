@@ -404,7 +404,14 @@ fn source(field: &Field, cell: &Cell) -> IpAddr {
         As::Local => nth(VICTIM),
         As::Remote => nth(FRIEND),
         As::Unleased => match cell.family {
-            IpFamily::V4 => "10.100.250.7".parse().unwrap(),
+            // In a subnet that is handed out, but to nobody.
+            IpFamily::V4 => {
+                let leased = |at: &IpAddr| {
+                    field.agents.iter().any(|agent| agent.subnet().gateways().any(|net| net.contains(at)))
+                };
+                let mut free = (190..200).map(|octet| IpAddr::from([10, 100, octet, 7])).filter(|at| !leased(at));
+                free.next().unwrap()
+            }
             IpFamily::V6 => "fd00:100:0:fe:1234::7".parse().unwrap(),
         },
         As::Gateway => field.subnet(VICTIM, cell.family).addr(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flatnet_model::{BackendConfig, IpFamily, NetworkConfig, NetworkName};
 use ipnet::IpNet;
 
-use super::{HostInput, NetworkInput, first_address, shared};
+use super::{HostInput, NetworkInput, first_address, range};
 use crate::facts::Interface;
 use crate::host_ranges;
 use crate::problem::{Problem, ProblemCode};
@@ -67,7 +67,7 @@ impl<'a> Accepted<'a> {
                 let Some(pool) = candidate.config.pool(IpFamily::of(prefix.addr())) else { continue };
                 let may_be_ours =
                     interface.name != host.underlay.device && may_be_of_a_subnet(interface, *prefix, pool);
-                if pool.network().contains(&prefix.addr()) && !may_be_ours {
+                if hands_out(pool, *prefix) && !may_be_ours {
                     return Err(covers(candidate.name, pool.network(), interface, *prefix));
                 }
             }
@@ -75,9 +75,9 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
-    /// The ranges of the accepted networks.
+    /// What is the accepted networks'.
     pub(super) fn ranges(&self) -> Vec<IpNet> {
-        self.networks.iter().flat_map(|network| network.config.pools()).map(flatnet_model::Pool::network).collect()
+        self.networks.iter().flat_map(range::of).collect()
     }
 }
 
@@ -94,14 +94,19 @@ fn may_be_of_a_subnet(interface: &Interface, prefix: IpNet, pool: &flatnet_model
     !interface.loopback && (is_bridges || is_alone && subnet == Ok(prefix.addr()))
 }
 
+/// Whether a container may have the address of `prefix`.
+fn hands_out(pool: &flatnet_model::Pool, prefix: IpNet) -> bool {
+    pool.hands_out(IpNet::from(prefix.addr()))
+}
+
 /// Whether `network` could have the configuration `new` without taking an address of this host that it has not got already.
 pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &NetworkConfig) -> Result<(), Problem> {
     swallows_vital(host, network.name, Some(network.config), new)?;
     for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
         for prefix in &interface.addresses {
             let family = IpFamily::of(prefix.addr());
-            let Some(pool) = new.pool(family).filter(|pool| pool.network().contains(&prefix.addr())) else { continue };
-            let had = network.config.pool(family).is_some_and(|pool| pool.network().contains(&prefix.addr()));
+            let Some(pool) = new.pool(family).filter(|pool| hands_out(pool, *prefix)) else { continue };
+            let had = network.config.pool(family).is_some_and(|pool| hands_out(pool, *prefix));
             let may_be_ours = interface.name != host.underlay.device
                 && (may_be_of_a_subnet(interface, *prefix, pool)
                     || network.own.of(family).is_some_and(|own| own.contains(prefix)));
@@ -121,11 +126,10 @@ fn swallows_vital(
     now: Option<&NetworkConfig>,
     new: &NetworkConfig,
 ) -> Result<(), Problem> {
-    let hands_out = |config: &NetworkConfig, address| config.pools().any(|pool| pool.network().contains(&address));
-    let had = |address| now.is_some_and(|now| hands_out(now, address));
+    let covers = |config: &NetworkConfig, address| config.pools().any(|pool| pool.hands_out(IpNet::from(address)));
+    let had = |address| now.is_some_and(|now| covers(now, address));
     let vital = host_ranges::vital(host.facts, host.store);
-    let Some((address, what)) = vital.into_iter().find(|(address, _)| hands_out(new, *address) && !had(*address))
-    else {
+    let Some((address, what)) = vital.into_iter().find(|(address, _)| covers(new, *address) && !had(*address)) else {
         return Ok(());
     };
     let range = new.pool(IpFamily::of(address)).map(|pool| pool.network().to_string()).unwrap_or_default();
@@ -232,7 +236,7 @@ fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interfac
         let family = IpFamily::of(prefix.addr());
         let Some(pool) = network.config.pool(family) else { continue };
         let range = pool.network();
-        if !range.contains(&prefix.addr()) {
+        if !hands_out(pool, *prefix) {
             continue;
         }
         if interface.name != host.underlay.device {
@@ -260,7 +264,7 @@ fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interfac
 
 /// What of what this host needs the network hands out: it is left out of what the network takes.
 fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<Problem> {
-    let inside = shared::vital_inside(host, network);
+    let inside = range::vital_inside(host, network);
     let say = |(address, what): (IpAddr, &str)| {
         Problem::new(
             ProblemCode::NetworkCoversHost,

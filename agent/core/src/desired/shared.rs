@@ -8,11 +8,10 @@ use ipnet::IpNet;
 
 use super::settings::{self, Device};
 use super::ways::{Way, Ways};
-use super::{HostInput, NetworkInput, PeerOutcome, first_address};
+use super::{HostInput, NetworkInput, PeerOutcome, first_address, range};
 use crate::backend::{self, Draft};
 use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
-use crate::host_ranges;
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 
 /// Adds what one network needs beside its backend's objects.
@@ -50,39 +49,7 @@ fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Devic
 /// whether the network is programmed or not.
 pub(super) fn refuse_unknown(host: &HostInput<'_>, network: &NetworkInput<'_>, draft: &mut Draft) {
     let refuses = |range| (RouteKey::unreachable(range), Route { via: RouteVia::Unreachable, source: None });
-    draft.routes.extend(taken(host, network).into_iter().map(refuses));
-}
-
-/// The addresses that are the network's and nobody else's: its ranges without what this host cannot do without.
-pub(super) fn taken(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<IpNet> {
-    let mut ranges: Vec<IpNet> = network.config.pools().map(Pool::network).collect();
-    for (address, _) in vital_inside(host, network) {
-        ranges = ranges.into_iter().flat_map(|range| without(range, address)).collect();
-    }
-    ranges
-}
-
-/// What of what this host needs is in the network's range. What is in somebody's lease is reached through the network.
-pub(super) fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<(IpAddr, &'static str)> {
-    let leased = |address: &IpAddr| {
-        let mut subnets = network.own.iter().chain(network.peers.iter().flat_map(|peer| peer.subnets.iter()));
-        subnets.any(|subnet| subnet.contains(address))
-    };
-    let covers = |address: &IpAddr| network.config.pools().any(|pool| pool.network().contains(address));
-    let vital = host_ranges::vital(host.facts, host.store).into_iter();
-    vital.filter(|(address, _)| covers(address) && !leased(address)).collect()
-}
-
-/// `range` without `address`: the other half, the other half of the rest, and so on.
-fn without(range: IpNet, address: IpAddr) -> Vec<IpNet> {
-    if !range.contains(&address) {
-        return vec![range];
-    }
-    let halves = (range.prefix_len()..range.max_prefix_len()).filter_map(|length| {
-        let with = IpNet::new(address, length).ok()?.trunc();
-        with.subnets(length + 1).ok()?.find(|half| !half.contains(&address))
-    });
-    halves.collect()
+    draft.routes.extend(range::taken(host, network).into_iter().map(refuses));
 }
 
 /// Adds the guards of networks that are not programmed now, without the tunnels that one already there has: the table names
@@ -189,7 +156,7 @@ fn empty_guard(host: &HostInput<'_>, network: &NetworkInput<'_>) -> FirewallNetw
         exposed_to: host.exposure.interfaces.clone(),
         reachable_from: host.exposure.ranges.iter().chain(&network.config.reachable_from).copied().collect(),
         name: network.name.clone(),
-        cidrs: taken(host, network),
+        cidrs: range::taken(host, network),
         own: network.own.iter().collect(),
         masquerade: network.masquerade,
         tunnels: Vec::new(),

@@ -52,7 +52,9 @@ fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
 fn forward(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let all = merged(&network.cidrs, family);
     let own = merged(&network.own, family);
-    let within = all.iter().flat_map(|source| all.iter().map(move |target| format!("-s {source} -d {target}")));
+    // What comes from this host's containers is let through anyway: of a range in pieces, what is left is what comes to them.
+    let targets = if all.len() == 1 { &all } else { &own };
+    let within = all.iter().flat_map(|source| targets.iter().map(move |target| format!("-s {source} -d {target}")));
     let out = own.iter().map(|own| format!("-s {own}"));
     let back = own.iter().map(|own| format!("-d {own} -m conntrack --ctstate RELATED,ESTABLISHED"));
     let exposed = exposed(network, family, &all);

@@ -1,3 +1,5 @@
+use flatnet_core::object::{Route, RouteKey, RouteVia};
+
 use super::*;
 use crate::doctor::Verdict;
 use crate::doctor::fixture::Fixture;
@@ -80,4 +82,26 @@ fn a_name_server_inside_the_network_is_named_unless_it_is_this_hosts_own() {
     assert_eq!(check.verdict, Verdict::Failure);
     assert!(check.cause.contains("10.100.3.53"), "{check:?}");
     assert_eq!(with("nameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver 10.100.7.1\n").verdict, Verdict::Ok);
+}
+
+#[test]
+fn a_lan_a_gateway_and_a_resolver_beside_what_the_network_hands_out_are_fine() {
+    let files = |lan, resolver: &str| {
+        let routes = [v4(lan, [0; 4], [255, 255, 255, 0], "eth2"), v4([0; 4], [10, 100, 240, 1], [0; 4], "eth2")];
+        let mut fixture = Fixture::with(&[
+            ("/proc/net/route", &format!("{HEAD}{}", routes.concat())),
+            ("/etc/resolv.conf", &format!("nameserver {resolver}\n")),
+        ]);
+        for net in ["10.100.0.0/17", "10.100.128.0/18"] {
+            let refuses = Route { via: RouteVia::Unreachable, source: None };
+            fixture.host.ours.routes.insert(RouteKey::unreachable(net.parse().unwrap()), refuses);
+        }
+        fixture
+    };
+    let beside = files([10, 100, 240, 0], "10.100.240.53");
+    assert_eq!(overlap(&beside.host).verdict, Verdict::Ok, "{:?}", overlap(&beside.host));
+    assert_eq!(resolvers(&beside.host).verdict, Verdict::Ok);
+    let inside = files([10, 100, 140, 0], "10.100.140.53");
+    assert!(overlap(&inside.host).cause.contains("10.100.140.0/24 by eth2"), "{:?}", overlap(&inside.host));
+    assert!(resolvers(&inside.host).cause.contains("10.100.128.0/18"), "{:?}", resolvers(&inside.host));
 }

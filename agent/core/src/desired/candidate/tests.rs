@@ -1,4 +1,4 @@
-use flatnet_model::{BackendConfig, Mtu, NetworkConfig, NetworkName, Vni, VxlanConfig};
+use flatnet_model::{BackendConfig, Mtu, NetworkConfig, NetworkName, Pool, Vni, VxlanConfig};
 
 use super::{admit, admit_changes};
 use crate::desired::{HostInput, NetworkInput};
@@ -13,6 +13,13 @@ fn vni(vni: u32) -> BackendConfig {
 
 fn v4(range: &str, backend: BackendConfig) -> NetworkConfig {
     config(Some(range), None, backend)
+}
+
+/// 10.0.0.0/8 in /20 subnets of which only some are handed out.
+fn bounded(min: &str, max: &str) -> NetworkConfig {
+    let bound = |text: &str| Some(text.parse().unwrap());
+    let pool = Pool::new("10.0.0.0/8".parse().unwrap(), Some(20), bound(min), bound(max)).unwrap();
+    NetworkConfig { v4: Some(pool), ..config(None, None, vxlan()) }
 }
 
 /// The verdicts over networks in force, each with its lease and what the store says by now.
@@ -122,6 +129,26 @@ fn a_change_must_not_take_an_address_of_this_host_that_the_network_has_not_got_a
 }
 
 #[test]
+fn only_what_a_network_hands_out_can_take_an_address_of_a_host() {
+    let mut lan = facts();
+    lan.interfaces.push(interface("eth1", &["10.240.0.9/16"]));
+    let documented = bounded("10.10.0.0", "10.99.0.0");
+    assert_eq!(joining(&lan, &documented), "admitted");
+    assert_eq!(joining(&lan, &bounded("10.10.0.0", "10.240.0.0")), "network-covers-host");
+    let whole = v4("10.0.0.0/8", vxlan());
+    for (now, new, verdict) in [
+        (&documented, &bounded("10.10.0.0", "10.239.240.0"), "admitted"),
+        (&documented, &bounded("10.10.0.0", "10.250.0.0"), "network-covers-host"),
+        (&documented, &whole, "network-covers-host"),
+        (&v4("10.0.0.0/9", vxlan()), &documented, "admitted"),
+        (&whole, &documented, "admitted"),
+        (&whole, &bounded("10.10.0.0", "10.250.0.0"), "admitted"),
+    ] {
+        assert_eq!(judged(&lan, &[(now, "10.10.0.0-20", Some(new))]), [verdict], "{:?}", new.v4);
+    }
+}
+
+#[test]
 fn a_change_that_would_leave_nothing_to_build_is_refused() {
     let with_mtu = |mtu| {
         let backend = BackendConfig::Vxlan(VxlanConfig { mtu: Mtu::new(mtu).ok(), ..VxlanConfig::default() });
@@ -172,6 +199,8 @@ fn a_range_that_holds_the_store_the_gateway_or_a_resolver_is_refused_before_and_
     let name = NetworkName::default_network();
     let now = v4("10.100.0.0/16", vxlan());
     let cases = [
+        (bounded("10.10.0.0", "10.199.0.0"), true),
+        (bounded("10.9.0.0", "10.199.0.0"), false),
         (v4("10.0.0.0/8", vxlan()), false),
         (v4("10.9.0.0/16", vxlan()), false),
         (v4("10.7.0.0/16", vxlan()), false),
