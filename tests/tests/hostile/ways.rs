@@ -113,9 +113,12 @@ impl Cell {
         cells
     }
 
-    /// Whether it cannot be told from a peer's: with direct routes every machine on the link looks alike.
+    /// Whether it cannot be told from a peer's: with direct routes every machine on the link looks alike. Where FORWARD drops
+    /// we let pass what is for this host's containers, and what passes from peer to peer only where the network is its whole
+    /// range; the lab's IPv4 has bounds.
     fn arrives(&self, backend: &str) -> bool {
-        backend == "host-gw" && self.by == By::Stranger && self.posing == As::Remote
+        let is_let_pass = self.policy != "DROP" || self.to != To::Remote || self.family == IpFamily::V6;
+        backend == "host-gw" && self.by == By::Stranger && self.posing == As::Remote && is_let_pass
     }
 }
 
