@@ -20,17 +20,11 @@ pub mod values;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-
-pub use network::failure as network_failure;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::report::{Exit, Failure};
-use crate::telemetry;
-
-/// Where a node's identity and last snapshot are kept.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/flatnet";
-/// Where sockets and env files are put.
-pub const DEFAULT_RUN_DIR: &str = "/run/flatnet";
+use crate::state_dir::DEFAULT_RUN_DIR;
+use crate::telemetry::{self, LogFormat};
 
 /// One flat address space for the containers of many hosts
 #[derive(Parser, Debug)]
@@ -44,17 +38,6 @@ struct Cli {
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A line an event, for people.
-    Text,
-    /// A JSON object an event.
-    Json,
-    /// To systemd's journal, with fields.
-    Journald,
 }
 
 #[derive(Subcommand, Debug)]
@@ -152,7 +135,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             if let Err(error) = concealed {
                 tracing::warn!(%error, "the token stays in the process list; --token-file keeps it out");
             }
-            runtime.block_on(crate::daemon::run(*args)).map(done)
+            args.options().and_then(|options| runtime.block_on(crate::daemon::run(options))).map(done)
         }
         Command::Network(command) => runtime.block_on(network::run(*command)).map(done),
         Command::Status(args) => runtime.block_on(status::run(args)),

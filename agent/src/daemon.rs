@@ -4,50 +4,31 @@
 //! other through `watch` channels (state: latest wins) and small `mpsc` ones (work). When the process stops, tasks are
 //! simply dropped: each is safe to cut off at any await, and the datapath stays.
 
+mod options;
 mod setup;
 mod tasks;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use flatnet_kernel::NetlinkKernel;
-use flatnet_kernel::wireguard::Keyring;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::join::JoinArgs;
 use crate::local_api::Ask;
 use crate::node::Node;
 use crate::plane::Plane;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
 use crate::wall_clock;
+pub use options::{JoinOptions, NetworkOptions};
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};
 
-/// Remembers in the run directory which ruleset is loaded.
-pub(crate) const RULESET_MEMORY: &str = "ruleset";
-
-/// The kernel of this process's network namespace; `keys` are those that WireGuard devices may be given.
-pub fn real_kernel(run_dir: &Path, keys: Keyring) -> Result<NetlinkKernel, Failure> {
-    NetlinkKernel::with_keys(Some(run_dir.join(RULESET_MEMORY)), keys).map_err(|error| {
-        Failure::new(Exit::Unsupported, "cannot open the kernel's netlink sockets")
-            .hint("the agent needs AF_NETLINK sockets; a sandbox may forbid them")
-            .caused_by(error)
-    })
-}
-
-/// A kernel to look at only, without an agent's memory.
-pub fn observing_kernel() -> std::io::Result<NetlinkKernel> {
-    NetlinkKernel::new()
-}
-
 /// Runs the agent until it is told to stop, told to leave, or cannot go on.
-pub async fn run(args: JoinArgs) -> Result<(), Failure> {
+pub async fn run(options: JoinOptions) -> Result<(), Failure> {
     // Standard output is for data, of which joining has none; a library (wireguard-control) prints there what it does not
     // understand. Where there is no standard error either, nothing can be said anyway.
     let _ = nix::unistd::dup2_stdout(std::io::stderr());
-    let Setup { parts, process, namespace: _namespace } = Setup::new(args).await?;
+    let Setup { parts, process, namespace: _namespace } = Setup::new(options).await?;
     let (owner, dir) = (&parts.owner, Arc::clone(&parts.dir));
     tracing::info!(node = %owner.node, name = owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut terminate = signals(SignalKind::terminate())?;

@@ -25,9 +25,7 @@ use flatnet_model::WireguardKey;
 
 use crate::report::{Exit, Failure};
 use crate::rotation::RotationError;
-
-/// The socket's name in the run directory.
-pub const SOCKET: &str = "agent.sock";
+use crate::state_dir::SOCKET;
 
 /// The longest a client waits for an answer: a pass over 8,000 peers takes well under a second, leaving a store that does
 /// not answer ends with its own deadline of 3 s.

@@ -15,8 +15,8 @@ use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, shutdown, socket, sockopt,
 };
 
-use crate::cli::DEFAULT_RUN_DIR;
 use crate::report::{Exit, Failure};
+use crate::state_dir::DEFAULT_RUN_DIR;
 
 /// The name that the agent of a namespace has in it.
 const NAME: &[u8] = b"flatnet/agent";

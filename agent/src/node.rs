@@ -18,7 +18,7 @@ use flatnet_core::op::Op;
 use flatnet_core::problem::Problem;
 use flatnet_kernel::Kernel;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{BackendConfig, Besides, HostRanges, NetworkConfig, NetworkName, Owner};
+use flatnet_model::{BackendConfig, EARLIER_BACKENDS, HostRanges, NetworkConfig, NetworkName, Owner};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -364,7 +364,7 @@ fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec
     })?;
     let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_in_force(json).ok());
     let (config, _) = configs.next()?;
-    Some((config, configs.map(|(earlier, _)| earlier.backend).take(Besides::LIMIT).collect()))
+    Some((config, configs.map(|(earlier, _)| earlier.backend).take(EARLIER_BACKENDS).collect()))
 }
 
 fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {

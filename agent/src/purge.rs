@@ -11,10 +11,10 @@ use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, Scope};
 use flatnet_model::NetworkName;
 
-use crate::cli::DEFAULT_STATE_DIR;
+use crate::host_kernel;
 use crate::namespace_lock::NamespaceLock;
 use crate::report::{Exit, Failure, chain};
-use crate::state_dir::{StateDir, StateDirError};
+use crate::state_dir::{DEFAULT_STATE_DIR, StateDir, StateDirError};
 use crate::sysctl_record::SysctlRecord;
 
 /// The service, as the package installs it; it keeps its state in [`DEFAULT_STATE_DIR`].
@@ -66,7 +66,7 @@ pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<Strin
     let dir = Arc::new(StateDir::open(state_dir, run_dir).map_err(|error| state_dir_failure(&error))?);
     // One that runs with other directories would lose its datapath.
     let _namespace = NamespaceLock::acquire()?;
-    let real = crate::daemon::real_kernel(run_dir, Keyring::default())?;
+    let real = host_kernel::open(run_dir, Keyring::default())?;
     let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
     let mut failures = kernel(&real, &sysctls).await;
     failures.extend(files(&dir, &dir.networks()));

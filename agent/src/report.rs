@@ -1,5 +1,6 @@
 //! How a command ends, and what it says about a store that does not answer.
 
+use flatnet_controlplane::networks::NetworkError;
 use flatnet_controlplane::store::StoreError;
 
 pub use flatnet_controlplane::failure::{Exit, Failure, chain, note, print};
@@ -35,5 +36,54 @@ pub fn store_hint(reason: &str) -> &'static str {
          nothing has expired; a running agent reads new files when it connects again, by itself"
     } else {
         "check the endpoint, and that etcd runs there and has a leader, or the control plane"
+    }
+}
+
+/// How a command on networks failed.
+#[must_use]
+pub fn network_failure(error: &NetworkError) -> Failure {
+    let (exit, hint) = match error {
+        NetworkError::Exists(_) => (Exit::Conflict, "change it with `agent network update`"),
+        NetworkError::NotFound(_) => {
+            (Exit::NotFound, "`agent network ls` lists them; create it with `agent network create`")
+        }
+        NetworkError::Invalid { .. } => {
+            (Exit::InvalidConfig, "nothing was written; `agent network create --help` lists the values")
+        }
+        NetworkError::Overlap { .. } => {
+            (Exit::Conflict, "choose a range that no other network has: `agent network ls`")
+        }
+        NetworkError::VniInUse { .. } => (Exit::Conflict, "leave out --vni to get a free one"),
+        NetworkError::PortInUse { .. } => (Exit::Conflict, "leave out --port to get a free one"),
+        NetworkError::KeyInUse { .. } => (Exit::Conflict, "leave out --key to get a free one"),
+        NetworkError::InUse { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
+        NetworkError::Strands { .. } => (Exit::Conflict, "let those hosts leave first, or use --force"),
+        NetworkError::UsedByHosts { .. } => (Exit::Conflict, NetworkError::USED_BY_HOSTS_HINT),
+        NetworkError::PeerOverlap { .. } => {
+            (Exit::Conflict, "choose a subnet that no host has: `agent network inspect`")
+        }
+        NetworkError::PeerOutside { .. } => (Exit::InvalidConfig, "choose a subnet inside the network"),
+        NetworkError::NoSuchPeer { .. } => (
+            Exit::NotFound,
+            "`agent network inspect` lists the leases; only those without owner and expiry are permanent peers",
+        ),
+        NetworkError::Busy(_) => (Exit::Unavailable, "try again"),
+        NetworkError::Store(error) => (store_exit(error), store_hint(&error.to_string())),
+    };
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    let failure = Failure::new(exit, error.to_string()).hint(hint);
+    match source {
+        Some(source) => failure.caused_by(source),
+        None => failure,
+    }
+}
+
+/// The exit code for what the store said.
+#[must_use]
+pub fn store_exit(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Unavailable { .. } | StoreError::Compacted(_) | StoreError::LeaseGone(_) => Exit::Unavailable,
+        StoreError::Denied { .. } => Exit::Unsupported,
+        StoreError::Rejected { .. } => Exit::Internal,
     }
 }

@@ -6,13 +6,16 @@
 //! | `lock` | state | held while an agent uses the directory |
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
+//! | `<network>.config` | state | the network's configuration that was in force last |
 //! | `underlay` | state | what carried the tunnels last, and where the store was |
+//! | `clock` | state | the latest time at which the WireGuard key may have been used |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
 //! | `controlplane.key`, `controlplane.pem` | state | the node's key and certificate, if it joined a control plane's server |
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |
 //! | `ruleset` | run | which ruleset is loaded (written by the kernel crate) |
+//! | `agent.sock` | run | the socket of the running agent |
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -23,6 +26,15 @@ use std::time::{Duration, SystemTime};
 use flatnet_controlplane::client::credentials;
 use flatnet_controlplane::files;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
+
+/// The state directory, unless another is named.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/flatnet";
+/// The run directory, unless another is named.
+pub const DEFAULT_RUN_DIR: &str = "/run/flatnet";
+/// In the run directory: the agent's socket, at which other commands ask it.
+pub const SOCKET: &str = "agent.sock";
+/// In the run directory: which ruleset is loaded, as the kernel crate remembers it.
+pub const RULESET_MEMORY: &str = "ruleset";
 
 /// In the state directory: tells a service manager not to start an agent that was told to leave. The unit's
 /// `ConditionPathExists=` names it.
@@ -260,9 +272,9 @@ impl StateDir {
             self.state.join(credentials::CERTIFICATE_FILE),
             self.run.join("instance"),
             self.run.join("sysctls"),
-            self.run.join(crate::daemon::RULESET_MEMORY),
+            self.run.join(RULESET_MEMORY),
             // Of an agent that was killed; whoever purges holds the lock, so nobody listens there.
-            self.run.join(crate::local_api::SOCKET),
+            self.run.join(SOCKET),
         ];
         for network in networks {
             files.extend([self.snapshot(network), self.subnet(network), self.config(network), self.env_file(network)]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
 use flatnet_controlplane::watch::{Connection, NetworkView, Sign};
-use flatnet_core::desired::{NetworkOutcome, PeerOutcome};
+use flatnet_core::outcome::{NetworkOutcome, PeerOutcome};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::state::ConfigState;
 use flatnet_model::{IpFamily, NetworkConfig, NetworkName, NodeId};

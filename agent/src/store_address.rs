@@ -7,9 +7,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use flatnet_controlplane::endpoint::Endpoint;
 use tokio::sync::{oneshot, watch};
-
-use crate::cli::store_args::Endpoint;
 
 /// Between two look-ups. Short: as soon as the name is known a lease may be published, with the wrong address until the
 /// underlay was chosen anew.

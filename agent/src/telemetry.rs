@@ -10,9 +10,19 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::cli::LogFormat;
 use crate::report::{Exit, Failure};
 use repeats::Repeats;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// A line an event, for people.
+    Text,
+    /// A JSON object an event.
+    Json,
+    /// To systemd's journal, with fields.
+    Journald,
+}
 
 /// Starts logging for the life of the process.
 pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {

@@ -80,7 +80,7 @@ impl FromStr for Endpoint {
     /// Reads one endpoint; without a scheme it is http.
     fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
         let text = text.trim();
-        read(text).map_err(|why| InvalidEndpoint { text: flatnet_model::keys::excerpt(&without_password(text)), why })
+        read(text).map_err(|why| InvalidEndpoint { text: flatnet_model::text::excerpt(&without_password(text)), why })
     }
 }
 

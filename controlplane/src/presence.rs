@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use flatnet_model::keys::excerpt;
+use flatnet_model::text::excerpt;
 use flatnet_model::{EtcdLease, HostRanges, InstanceNonce, NodeId, Owner, Revision};
 
 use serde::{Deserialize, Serialize};

@@ -91,7 +91,7 @@ pub fn decode(keys: &NetworkKeys, bytes: &[u8]) -> Result<NetworkView, InvalidSn
         return Err(InvalidSnapshot(format!("its version is {}, not {VERSION}", file.version)));
     }
     if file.prefix != keys.all() {
-        let prefix = flatnet_model::keys::excerpt(&file.prefix);
+        let prefix = flatnet_model::text::excerpt(&file.prefix);
         return Err(InvalidSnapshot(format!("it is of {prefix}, not of {}", keys.all())));
     }
     let mut view = NetworkView { source: Source::Disk, config_created: file.config_created, ..NetworkView::default() };

@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use flatnet_model::ipam::Exhausted;
-use flatnet_model::keys::{NetworkKeys, excerpt};
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::text::excerpt;
 use flatnet_model::{EtcdLease, HostRanges, Lease, NetworkName, Owner, Publication, SubnetKey};
 use flatnet_proto::controlplane::v1 as proto;
 use ipnet::IpNet;

@@ -27,6 +27,7 @@ pub mod etcd;
 pub mod flannel;
 pub mod lab;
 pub mod members;
+pub mod modules;
 pub mod netns;
 pub mod oracle;
 pub mod parsers;

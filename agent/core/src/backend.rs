@@ -17,18 +17,17 @@ use flatnet_model::{
 };
 use ipnet::IpNet;
 
-use crate::desired::PeerOutcome;
 use crate::facts::HostFacts;
 use crate::object::{
     AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, LinkAddress, NeighbourKey, NextHop,
     Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, TunnelId, WireguardPeer,
     WireguardPeerKey,
 };
+use crate::outcome::PeerOutcome;
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 pub use flatnet_model::vtep_mac;
-pub(crate) use wireguard::device_name as wireguard_device;
 
 /// Bytes of headers a backend puts round an IP packet, so that the result is an IP packet of the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -213,7 +212,9 @@ pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Option<T
             Some((vxlan::device_name(vxlan.vni, family).ok()?, Some(TunnelId::Vxlan(vxlan.vni))))
         }
         BackendConfig::Gre(gre) => Some((gre::device_of(gre.key, family)?, Some(TunnelId::Gre(gre.key)))),
-        BackendConfig::Wireguard(wireguard) => Some((wireguard::device_name(wireguard.port_of(family)).ok()?, None)),
+        BackendConfig::Wireguard(wireguard) => {
+            Some((crate::object::wireguard_device(wireguard.port_of(family)).ok()?, None))
+        }
         BackendConfig::HostGw | BackendConfig::Unsupported(_) => None,
     };
     families.filter_map(|family| device(family).map(|(name, id)| (family, name, id))).collect()

@@ -5,7 +5,6 @@
 
 mod candidate;
 mod check;
-mod outcome;
 mod range;
 mod settings;
 mod shared;
@@ -18,13 +17,13 @@ use flatnet_model::{BackendConfig, IfName, Lease, NetworkConfig, NetworkName, No
 use ipnet::IpNet;
 
 pub use candidate::{admit, admit_changes};
-pub use outcome::{NetworkOutcome, Path, Paths, PeerDecision, PeerOutcome, Tunnel, WayOutcome};
 
 use crate::backend::{Draft, NetworkCtx};
 use crate::exposure::Exposure;
 use crate::facts::HostFacts;
 use crate::firewall::FirewallNetwork;
 use crate::object::{Datapath, KernelState};
+use crate::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
 use crate::problem::Problem;
 use crate::transition::Said;
 use crate::underlay::Underlay;
@@ -146,7 +145,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
                     mtu: built.mtu(),
                     devices: built.devices(),
                     datapath: built.datapath(),
-                    ways: built.ways.iter().map(WayOutcome::of).collect(),
+                    ways: built.ways.iter().map(ways::Way::outcome).collect(),
                     peers: built.peers,
                 });
                 problems.extend(built.problems);

@@ -61,7 +61,7 @@ impl DockerOpts {
         let mut chars = self.key.chars();
         let begins_well = chars.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_');
         if !(begins_well && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')) {
-            return Err(InvalidKey(flatnet_model::keys::excerpt(&self.key)));
+            return Err(InvalidKey(flatnet_model::text::excerpt(&self.key)));
         }
         Ok(match self.format {
             Format::Shell => self.variables(env, " "),

@@ -147,7 +147,7 @@ fn set<T>(to: &mut Option<T>, name: &str, value: &str, parse: impl Fn(&str) -> O
     if to.is_some() {
         return Err(format!("{name} is there twice"));
     }
-    let parsed = parse(value).ok_or_else(|| format!("{name} cannot be {:?}", flatnet_model::keys::excerpt(value)))?;
+    let parsed = parse(value).ok_or_else(|| format!("{name} cannot be {:?}", flatnet_model::text::excerpt(value)))?;
     *to = Some(parsed);
     Ok(())
 }

@@ -24,6 +24,7 @@ pub mod host_ranges;
 pub mod lease_machine;
 pub mod object;
 pub mod op;
+pub mod outcome;
 pub mod plan;
 pub mod problem;
 pub mod transition;

@@ -20,7 +20,7 @@ pub use link::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
 pub use neighbour::{FdbKey, LinkAddress, NeighbourKey};
 pub use route::{Encap, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
 pub use sysctl::Sysctl;
-pub use wireguard::{WireguardPeer, WireguardPeerKey};
+pub use wireguard::{WireguardPeer, WireguardPeerKey, wireguard_device};
 
 use flatnet_model::IfName;
 use std::net::IpAddr;

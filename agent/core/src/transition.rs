@@ -11,11 +11,12 @@
 //! and networks may change back, in any order.
 
 use flatnet_model::{
-    BackendConfig, Besides, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey, earlier_backends,
+    BackendConfig, Besides, EARLIER_BACKENDS, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey,
+    earlier_backends,
 };
 
 use crate::backend;
-use crate::desired::WayOutcome;
+use crate::outcome::WayOutcome;
 use crate::problem::Problem;
 use crate::underlay::Underlay;
 
@@ -101,7 +102,7 @@ pub fn publication(
     };
     let Some((first, others)) = ready.split_first() else { return of(&config.backend) };
     let mut publication = of(&first.backend)?;
-    for way in others.iter().take(Besides::LIMIT) {
+    for way in others.iter().take(EARLIER_BACKENDS) {
         let besides = of(&way.backend)?;
         // An address that only the other backend needs.
         publication.public_ip = publication.public_ip.or(besides.public_ip);

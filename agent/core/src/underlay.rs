@@ -245,8 +245,8 @@ fn is_way(interface: &Interface) -> bool {
 
 fn by_regex<'a>(facts: &'a HostFacts, pattern: &str) -> Result<Option<Chosen<'a>>, UnderlayError> {
     let regex = Regex::new(pattern).map_err(|error| UnderlayError::Regex {
-        pattern: flatnet_model::keys::excerpt(pattern),
-        reason: flatnet_model::keys::excerpt(&error.to_string()),
+        pattern: flatnet_model::text::excerpt(pattern),
+        reason: flatnet_model::text::excerpt(&error.to_string()),
     })?;
     let usable = || facts.interfaces.iter().filter(|interface| !interface.ours);
     let by_address = usable().find_map(|interface| {

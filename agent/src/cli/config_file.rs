@@ -32,7 +32,7 @@ pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Comma
         program = match (of_subcommand, global) {
             (Some(id), _) => program.mut_subcommand(subcommand, |command| command.mut_arg(id, supply)),
             (None, Some(id)) => program.mut_arg(id, supply),
-            (None, None) => return Err(format!("unknown key {:?}", flatnet_model::keys::excerpt(&key))),
+            (None, None) => return Err(format!("unknown key {:?}", flatnet_model::text::excerpt(&key))),
         };
     }
     Ok(program)

@@ -6,7 +6,9 @@ use clap::Args;
 
 use super::{RunDir, status};
 use crate::doctor::{self, Check, Places, Verdict};
+use crate::host_kernel;
 use crate::report::{Exit, Failure, print};
+use crate::state_dir::DEFAULT_STATE_DIR;
 
 /// Look for what commonly breaks an overlay, and say what to do
 #[derive(Args, Clone, Debug)]
@@ -15,7 +17,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     run_dir: RunDir,
     /// Where the node's identity is kept
-    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = super::DEFAULT_STATE_DIR)]
+    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: std::path::PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -24,7 +26,7 @@ pub struct DoctorArgs {
 
 /// Examines and prints; 8 on any failure.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode, Failure> {
-    let kernel = crate::daemon::observing_kernel().ok();
+    let kernel = host_kernel::observing().ok();
     let agent = status::fetch(&args.run_dir).await.map_err(|failure| failure.to_string());
     let places = Places { state_dir: args.state_dir, run_dir: args.run_dir.run_dir };
     let checks = doctor::examine(kernel.as_ref(), agent, places).await;

@@ -1,5 +1,7 @@
 //! `agent join`: the daemon's flags.
 
+mod options;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use flatnet_core::exposure::Exposed;
 use flatnet_model::{IfName, NetworkName};
 
 use super::values::{self, NamedCidr, Secret};
+use crate::state_dir::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 
 /// Lease a subnet, build tunnels to all peers, and keep them
 #[derive(Args, Clone, Debug)]
@@ -28,10 +31,10 @@ pub struct JoinArgs {
     #[arg(long, value_name = "NAME", env = "FLATNET_NODE_NAME", help_heading = "Identity")]
     pub node_name: Option<String>,
     /// Where the node's identity, keys and last snapshot are kept
-    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = super::DEFAULT_STATE_DIR, help_heading = "Identity")]
+    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = DEFAULT_STATE_DIR, help_heading = "Identity")]
     pub state_dir: PathBuf,
     /// Where sockets and env files are put
-    #[arg(long, value_name = "DIR", env = "FLATNET_RUN_DIR", default_value = super::DEFAULT_RUN_DIR, help_heading = "Identity")]
+    #[arg(long, value_name = "DIR", env = "FLATNET_RUN_DIR", default_value = DEFAULT_RUN_DIR, help_heading = "Identity")]
     pub run_dir: PathBuf,
 
     /// Network to join (repeatable)

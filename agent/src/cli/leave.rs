@@ -6,7 +6,7 @@ use flatnet_proto::agent::v1::LeaveRequest;
 use super::RunDir;
 use crate::local_api;
 use crate::report::{Exit, Failure, note};
-use crate::state_dir::LEFT;
+use crate::state_dir::{DEFAULT_STATE_DIR, LEFT};
 
 /// Give the lease back and stop the agent for good
 #[derive(Args, Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct LeaveArgs {
     #[command(flatten)]
     run_dir: RunDir,
     /// Where the node's identity is kept; used when no agent runs
-    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = super::DEFAULT_STATE_DIR)]
+    #[arg(long, value_name = "DIR", env = "FLATNET_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: std::path::PathBuf,
     /// Also remove devices, routes, firewall rules and state files
     #[arg(long)]

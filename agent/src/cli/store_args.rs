@@ -6,54 +6,15 @@ use clap::Args;
 use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_controlplane::client::credentials::Credentials;
 use flatnet_controlplane::client::{ServerAddress, channel};
-use flatnet_controlplane::endpoint::InvalidEndpoint;
-pub use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
+use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
 use flatnet_controlplane::store::etcd::EtcdStore;
-use flatnet_proto::agent::v1::{GetStoreRequest, Store as StoreDocument};
+use flatnet_proto::agent::v1::GetStoreRequest;
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use tonic::transport::Channel;
 
 use crate::local_api;
 use crate::report::{Exit, Failure, chain};
-
-/// Reads a list of endpoints: at least one, separated by blanks or commas.
-pub fn endpoints(texts: &[String]) -> Result<Vec<Endpoint>, Failure> {
-    let all = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty());
-    let all = all
-        .map(str::parse)
-        .collect::<Result<Vec<Endpoint>, InvalidEndpoint>>()
-        .map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()).hint(InvalidEndpoint::HINT))?;
-    match all.split_first() {
-        None => Err(Failure::new(Exit::Usage, "no endpoint given").hint(
-            "name the etcd or control plane to use, e.g. http://192.168.33.10:2379 or grpcs://192.168.33.10:7443",
-        )),
-        Some((first, rest)) if rest.iter().any(|other| other.kind != first.kind) => {
-            Err(Failure::new(Exit::Usage, "the endpoints are of two kinds")
-                .hint("several endpoints are servers of one etcd, or of one control plane: all http(s) or all grpcs"))
-        }
-        Some(_) => Ok(all),
-    }
-}
-
-/// The etcd at `endpoints`, by the flags `args`. Does not need it to be there.
-pub fn open(args: &EtcdArgs, endpoints: &[Endpoint]) -> Result<EtcdStore, Failure> {
-    args.open(endpoints.iter().map(|endpoint| endpoint.url.clone()).collect())
-}
-
-/// What the socket tells other commands about the store.
-#[must_use]
-pub fn document(args: &EtcdArgs, endpoints: &[Endpoint]) -> StoreDocument {
-    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    StoreDocument {
-        endpoints: endpoints.iter().map(|endpoint| endpoint.url.clone()).collect(),
-        etcd_prefix: args.etcd_prefix.clone(),
-        cafile: path(&args.etcd_cafile),
-        certfile: path(&args.etcd_certfile),
-        keyfile: path(&args.etcd_keyfile),
-        username: args.etcd_username.clone(),
-        password_file: path(&args.etcd_password_file),
-    }
-}
+use crate::store_endpoints::{endpoints, open, servers};
 
 /// What a one-shot command speaks to.
 pub enum Target {
@@ -61,12 +22,6 @@ pub enum Target {
     Etcd(EtcdStore, String),
     /// A control plane's server, as administrator.
     Server(AdminClient<Channel>),
-}
-
-/// The servers of a control plane.
-#[must_use]
-pub fn servers(endpoints: &[Endpoint]) -> Vec<ServerAddress> {
-    endpoints.iter().map(|endpoint| ServerAddress { host: endpoint.host.clone(), port: endpoint.port }).collect()
 }
 
 /// The store of a one-shot command: named by flags, or else the running agent's.
@@ -129,20 +84,5 @@ impl StoreTarget {
         let credentials = Credentials::of_file(path).map_err(|error| invalid(&error))?;
         let channel = channel::tls(server, credentials.client_config()).map_err(|error| invalid(error.as_ref()))?;
         Ok(Target::Server(AdminClient::new(channel)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn several_endpoints_are_of_one_kind() {
-        let parse = |text: &str| endpoints(&[text.to_owned()]);
-        assert_eq!(parse("grpcs://a,http://b").unwrap_err().exit(), Exit::Usage);
-        assert_eq!(parse(" , ").unwrap_err().exit(), Exit::Usage);
-        assert_eq!(parse("http://a,b:x").unwrap_err().exit(), Exit::InvalidConfig);
-        assert_eq!(servers(&parse("grpcs://a,grpcs://[fd00::1]:1").unwrap()).len(), 2);
-        assert_eq!(parse("http://proj_etcd_1:2379, proj_etcd_2").unwrap().len(), 2);
     }
 }

@@ -17,6 +17,7 @@ use crate::local_api::{self, Ask, LocalApi};
 use crate::metrics::{Metrics, count_restarts};
 use crate::problem_log;
 use crate::report::{Exit, Failure, chain};
+use crate::state_dir::SOCKET;
 use crate::status::StatusSource;
 use crate::store_address;
 
@@ -34,7 +35,7 @@ pub(super) struct Listeners {
 
 impl Listeners {
     pub(super) async fn bind(setup: &ProcessSetup) -> Result<Self, Failure> {
-        let path = setup.run_dir.join(local_api::SOCKET);
+        let path = setup.run_dir.join(SOCKET);
         let socket = local_api::listen(&setup.run_dir).map_err(|error| {
             Failure::new(Exit::InvalidConfig, format!("cannot listen on {}", path.display())).caused_by(error)
         })?;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
-use flatnet_core::desired::NetworkOutcome;
 use flatnet_core::object::Datapath;
+use flatnet_core::outcome::NetworkOutcome;
 use flatnet_core::problem::Problem;
 use flatnet_model::state::ConfigState;
 use flatnet_model::{BackendData, BackendKind, InstanceNonce, Lease, NetworkName, NodeId, Owner, SubnetKey};

@@ -2,8 +2,8 @@
 
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
-use flatnet_core::desired::WayOutcome;
 use flatnet_core::op::ObjectKey;
+use flatnet_core::outcome::WayOutcome;
 use flatnet_core::transition::{self, Said};
 use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision, earlier_backends};
 

@@ -50,7 +50,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                 return Some(AGAIN);
             }
             Err(error) => {
-                let _ = self.fatal.send(crate::cli::network_failure(&error)).await;
+                let _ = self.fatal.send(crate::report::network_failure(&error)).await;
             }
         }
         self.init.clear();

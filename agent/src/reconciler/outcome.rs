@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_core::desired::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::op::ObjectKey;
+use flatnet_core::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
 use flatnet_model::{HostRanges, NetworkConfig, NetworkName, Revision, WireguardKey};

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::lease::Besides;
 use crate::net::{GreKey, Mtu, Vni};
 use crate::wireguard::WireguardConfig;
 
@@ -30,7 +29,7 @@ impl BackendKind {
             "host-gw" => Self::HostGw,
             "gre" => Self::Gre,
             "wireguard" => Self::Wireguard,
-            other => Self::Other(crate::keys::excerpt(other)),
+            other => Self::Other(crate::text::excerpt(other)),
         }
     }
 
@@ -95,13 +94,16 @@ impl BackendConfig {
     }
 }
 
+/// How many earlier backends a network or a lease may have: one change in progress, and two that a peer did not follow.
+pub const EARLIER_BACKENDS: usize = 3;
+
 /// The earlier backends of a network after it changed from `old` to `new`, given those `before` that: the latest first.
 #[must_use]
 pub fn earlier_backends(before: &[BackendConfig], old: &BackendConfig, new: &BackendConfig) -> Vec<BackendConfig> {
     let mut kept: Vec<BackendConfig> = Vec::new();
     for backend in std::iter::once(old).chain(before) {
         let is_news = backend.stands_beside(new) && kept.iter().all(|other| backend.stands_beside(other));
-        if is_news && kept.len() < Besides::LIMIT {
+        if is_news && kept.len() < EARLIER_BACKENDS {
             kept.push(backend.clone());
         }
     }

@@ -107,16 +107,3 @@ impl NetworkKeys {
 pub fn presence(node: NodeId) -> String {
     format!("{NODES}{node}")
 }
-
-/// `text` cut to what may stand in an error or a log line: hostile input is never printed whole.
-#[must_use]
-pub fn excerpt(text: &str) -> String {
-    /// Characters kept: enough to recognise any key or address we write, too few to flood a log.
-    const LIMIT: usize = 80;
-    let mut out: String =
-        text.chars().take(LIMIT).map(|c| if crate::text::is_shown(c) { c } else { '\u{fffd}' }).collect();
-    if text.chars().nth(LIMIT).is_some() {
-        out.push('…');
-    }
-    out
-}

@@ -118,11 +118,6 @@ pub struct Besides {
     pub used: bool,
 }
 
-impl Besides {
-    /// How many a lease may have: one change in progress, and two that a peer did not follow.
-    pub const LIMIT: usize = 3;
-}
-
 /// What a node publishes of itself in its lease: how peers reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {

@@ -22,7 +22,7 @@ pub mod text;
 pub mod vtep;
 pub mod wireguard;
 
-pub use backend::{BackendConfig, BackendKind, GreConfig, VxlanConfig, earlier_backends};
+pub use backend::{BackendConfig, BackendKind, EARLIER_BACKENDS, GreConfig, VxlanConfig, earlier_backends};
 pub use host_ranges::{HostRange, HostRanges};
 pub use lease::{BackendData, Besides, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};

@@ -201,7 +201,7 @@ impl FromStr for Mac {
     type Err = InvalidMac;
 
     fn from_str(text: &str) -> Result<Self, InvalidMac> {
-        let invalid = || InvalidMac(crate::keys::excerpt(text));
+        let invalid = || InvalidMac(crate::text::excerpt(text));
         let mut octets = [0; 6];
         let mut parts = text.split(':');
         for octet in &mut octets {
@@ -257,7 +257,7 @@ impl IfName {
             && name != ".."
             && name.bytes().all(|byte| byte.is_ascii_graphic() && !br#"/:"\*"#.contains(&byte));
         let Some(len) = valid.then(|| u8::try_from(name.len()).ok()).flatten() else {
-            return Err(InvalidIfName(crate::keys::excerpt(name)));
+            return Err(InvalidIfName(crate::text::excerpt(name)));
         };
         let mut bytes = [0; Self::MAX_LEN];
         for (to, from) in bytes.iter_mut().zip(name.bytes()) {

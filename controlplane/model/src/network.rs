@@ -45,7 +45,7 @@ impl FromStr for NetworkName {
         let valid = (1..=63).contains(&name.len())
             && name.bytes().next().is_some_and(letter_or_digit)
             && name.bytes().all(|byte| letter_or_digit(byte) || byte == b'-' || byte == b'_');
-        if valid { Ok(Self(name.to_owned())) } else { Err(InvalidNetworkName(crate::keys::excerpt(name))) }
+        if valid { Ok(Self(name.to_owned())) } else { Err(InvalidNetworkName(crate::text::excerpt(name))) }
     }
 }
 

@@ -24,9 +24,9 @@ pub struct InvalidIdentity(pub String);
 fn parse(text: &str) -> Result<u128, InvalidIdentity> {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if text.len() == 32 && text.bytes().all(hex) {
-        u128::from_str_radix(text, 16).map_err(|_| InvalidIdentity(crate::keys::excerpt(text)))
+        u128::from_str_radix(text, 16).map_err(|_| InvalidIdentity(crate::text::excerpt(text)))
     } else {
-        Err(InvalidIdentity(crate::keys::excerpt(text)))
+        Err(InvalidIdentity(crate::text::excerpt(text)))
     }
 }
 

@@ -77,7 +77,7 @@ impl FromStr for SubnetKey {
     type Err = InvalidSubnetKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidSubnetKey> {
-        let invalid = || InvalidSubnetKey(crate::keys::excerpt(text));
+        let invalid = || InvalidSubnetKey(crate::text::excerpt(text));
         let (v4, v6) = match text.split_once('&') {
             Some((v4, v6)) => (v4, Some(v6)),
             None => (text, None),

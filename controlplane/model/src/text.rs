@@ -26,6 +26,18 @@ pub fn line(text: &str) -> String {
     text.chars().map(|c| if is_shown(c) { c } else { REPLACEMENT }).collect()
 }
 
+/// `text` cut to what may stand in an error or a log line: hostile input is never printed whole.
+#[must_use]
+pub fn excerpt(text: &str) -> String {
+    /// Characters kept: enough to recognise any key or address we write, too few to flood a log.
+    const LIMIT: usize = 80;
+    let mut out = line(&text.chars().take(LIMIT).collect::<String>());
+    if text.chars().nth(LIMIT).is_some() {
+        out.push('…');
+    }
+    out
+}
+
 /// `text` of several lines, made of parts that are lines already.
 #[must_use]
 pub fn lines(text: &str) -> String {
@@ -79,10 +91,10 @@ mod tests {
     #[test]
     fn nothing_hostile_is_shown_as_it_is_and_everything_else_is() {
         for text in HOSTILE {
-            for written in [line(text), lines(text), set_in(text), crate::keys::excerpt(text)] {
+            for written in [line(text), lines(text), set_in(text), crate::text::excerpt(text)] {
                 assert!(written.chars().all(|c| is_shown(c) || c == '\n'), "{written:?}");
             }
-            assert!(!line(text).contains('\n') && !crate::keys::excerpt(text).contains('\n'));
+            assert!(!line(text).contains('\n') && !crate::text::excerpt(text).contains('\n'));
             assert!(set_in(text).lines().skip(1).all(|line| line.starts_with("    ")), "{text:?}");
         }
         for text in ["flat.1", "größer", "東京", "10.1.0.0/16 → eth0", "e\u{301}"] {

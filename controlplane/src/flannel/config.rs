@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::keys::excerpt;
+use flatnet_model::text::excerpt;
 use flatnet_model::{
-    BackendConfig, BackendKind, Besides, GreConfig, GreKey, Mtu, NetworkConfig, Pool, PresharedKey, Vni,
+    BackendConfig, BackendKind, EARLIER_BACKENDS, GreConfig, GreKey, Mtu, NetworkConfig, Pool, PresharedKey, Vni,
 };
 use flatnet_model::{VxlanConfig, WireguardConfig, WireguardMode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -69,7 +69,7 @@ fn decode(value: &[u8], warnings: &mut Vec<ConfigWarning>) -> Result<NetworkConf
 /// Earlier backends. Those that a later version knows are left out, and so is what flannel would warn of.
 fn read_before(ours: &mut Fields) -> Result<Vec<BackendConfig>, String> {
     let mut before = Vec::new();
-    for fields in ours.objects("Before", Besides::LIMIT, "Flatnet.Before.")? {
+    for fields in ours.objects("Before", EARLIER_BACKENDS, "Flatnet.Before.")? {
         let backend =
             read_backend(Some(fields), &mut Vec::new()).map_err(|error| format!("in Flatnet.Before: {error}"))?;
         if !matches!(backend, BackendConfig::Unsupported(_)) {

@@ -1,6 +1,6 @@
 //! A JSON object read as Go's `encoding/json` reads it into a struct: names in any case, `null` as absent.
 
-use flatnet_model::keys::excerpt;
+use flatnet_model::text::excerpt;
 use serde_json::{Map, Value};
 
 /// What is left of an object while its known fields are taken out of it. Errors name the field.

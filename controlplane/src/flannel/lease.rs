@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::keys::{NetworkKeys, excerpt};
+use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::{Change, ConfigState};
+use flatnet_model::text::excerpt;
 use flatnet_model::{
-    BackendData, BackendKind, Besides, GreKey, Lease, Mac, Owner, Publication, SubnetKey, Vni, WireguardKey,
+    BackendData, BackendKind, Besides, EARLIER_BACKENDS, GreKey, Lease, Mac, Owner, Publication, SubnetKey, Vni,
+    WireguardKey,
 };
 use serde_json::Value;
 
@@ -137,7 +139,7 @@ fn read_ours(mut fields: Fields) -> Result<(Owner, Vec<Besides>), String> {
     if name.len() > NAME_LIMIT || !name.chars().all(flatnet_model::text::is_shown) {
         return Err("Flatnet.Name is not a name of at most 253 bytes".to_owned());
     }
-    let besides = fields.objects("Besides", Besides::LIMIT, "Flatnet.Besides.")?;
+    let besides = fields.objects("Besides", EARLIER_BACKENDS, "Flatnet.Besides.")?;
     let besides =
         besides.into_iter().filter_map(|fields| read_besides(fields).transpose()).collect::<Result<_, _>>()?;
     Ok((Owner { node, name, nonce }, besides))

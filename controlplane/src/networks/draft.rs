@@ -1,6 +1,6 @@
 //! A configuration as asked for: drafted as flannel's JSON, read by the same strict decoder as any other, then written.
 
-use flatnet_model::keys::excerpt;
+use flatnet_model::text::excerpt;
 use flatnet_model::{
     BackendConfig, BackendKind, IpFamily, Lease, NetworkConfig, NetworkName, WireguardConfig, earlier_backends,
 };

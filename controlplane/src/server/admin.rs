@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use flatnet_model::NetworkName;
 use flatnet_model::keys::{self, NetworkKeys};
+use flatnet_model::text;
 use flatnet_proto::controlplane::v1 as proto;
 use proto::admin_server::Admin;
 use tonic::{Request, Response, Status};
@@ -41,7 +42,7 @@ impl<S: Store> AdminService<S> {
         object: &str,
         result: Result<T, Status>,
     ) -> Result<Response<T>, Status> {
-        self.context.audit.note(peer, action, &keys::excerpt(object), &result);
+        self.context.audit.note(peer, action, &text::excerpt(object), &result);
         self.context.done(action, result)
     }
 

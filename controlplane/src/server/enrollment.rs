@@ -30,7 +30,7 @@ impl<S: Store> Enrollment for EnrollmentService<S> {
         }
         // What nobody's agent sends is no attempt to note: by such a stranger could roll what was done out of the log.
         if code != Some(Code::InvalidArgument) {
-            context.audit.note(&peer, "join", &flatnet_model::keys::excerpt(&message.node), &result);
+            context.audit.note(&peer, "join", &flatnet_model::text::excerpt(&message.node), &result);
         }
         context.done("join", result)
     }

@@ -170,7 +170,7 @@ impl<S: Store> Node for NodeService<S> {
         let result = self.do_acquire(&caller, &message).await;
         let object = match &result {
             Ok(claim) => format!("{} {}", message.network, claim.lease.subnets),
-            Err(_) => flatnet_model::keys::excerpt(&message.network),
+            Err(_) => flatnet_model::text::excerpt(&message.network),
         };
         self.context.audit.note(&caller.peer, "acquire", &object, &result);
         let reply = self.keys(&message.network).and_then(|keys| Ok(wire::claim(&keys, &result?)));
@@ -181,7 +181,7 @@ impl<S: Store> Node for NodeService<S> {
         let caller = self.caller(&request)?;
         let message = request.into_inner();
         let result = self.do_publish(&caller, &message).await;
-        let object = flatnet_model::keys::excerpt(&format!("{} {}", message.network, message.subnets));
+        let object = flatnet_model::text::excerpt(&format!("{} {}", message.network, message.subnets));
         self.context.audit.note(&caller.peer, "publish", &object, &result);
         let reply = self.keys(&message.network).and_then(|keys| Ok(wire::claim(&keys, &result?)));
         self.context.done("publish", reply)
@@ -213,7 +213,7 @@ impl<S: Store> Node for NodeService<S> {
             Ok(proto::Nothing {})
         };
         let result = result.await;
-        let object = flatnet_model::keys::excerpt(&format!("{} {}", message.network, message.subnets));
+        let object = flatnet_model::text::excerpt(&format!("{} {}", message.network, message.subnets));
         self.context.audit.note(&caller.peer, "release", &object, &result);
         self.context.done("release", result)
     }
@@ -257,7 +257,7 @@ impl<S: Store> Node for NodeService<S> {
         let caller = self.caller(&request)?;
         let message = request.into_inner();
         let result = self.do_restore(&caller, &message).await;
-        let object = flatnet_model::keys::excerpt(&message.network);
+        let object = flatnet_model::text::excerpt(&message.network);
         self.context.audit.note(&caller.peer, "restore-network", &object, &result);
         self.context.done("restore_network", result.map(|written| proto::RestoreNetworkReply { written }))
     }

@@ -19,11 +19,11 @@ use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::desired::{Path, Paths, Tunnel};
 use crate::facts::HostFacts;
 use crate::object::{
     AddressKey, Datapath, Encap, GreLink, Link, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteVia,
 };
+use crate::outcome::{Path, Paths, Tunnel};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 

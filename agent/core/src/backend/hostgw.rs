@@ -4,8 +4,8 @@ use flatnet_model::{BackendKind, IpFamily, Lease, NetworkConfig, NodeId, Publica
 
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::desired::{Path, Paths};
 use crate::object::{Datapath, NextHop};
+use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flatnet_model::{IpFamily, Lease};
 
 use super::NetworkCtx;
-use crate::desired::{Paths, PeerDecision, PeerOutcome};
+use crate::outcome::{Paths, PeerDecision, PeerOutcome};
 use crate::problem::{Problem, ProblemCode};
 
 /// A peer that is not programmed, and whether somebody should be told.

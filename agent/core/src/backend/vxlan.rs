@@ -17,8 +17,8 @@ use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::desired::{Path, Paths, Tunnel as PeerTunnel};
 use crate::object::{AddressKey, Datapath, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
+use crate::outcome::{Path, Paths, Tunnel as PeerTunnel};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 

@@ -16,8 +16,10 @@ use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
 use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::desired::{Path, Paths};
-use crate::object::{AddressKey, Datapath, Link, LinkKind, NextHop, WireguardLink, WireguardPeer, WireguardPeerKey};
+use crate::object::{
+    AddressKey, Datapath, Link, LinkKind, NextHop, WireguardLink, WireguardPeer, WireguardPeerKey, wireguard_device,
+};
+use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
@@ -180,7 +182,7 @@ impl Wireguard {
             [IpFamily::V6] => self.config.port_of(IpFamily::V6),
             _ => self.config.port_of(IpFamily::V4),
         };
-        let device = device_name(port).map_err(|error| internal(error.to_string()))?;
+        let device = wireguard_device(port).map_err(|error| internal(error.to_string()))?;
         let outer = self.outer(ctx, &families);
         let mut mtu = ctx.underlay.mtu;
         for family in &families {
@@ -302,11 +304,6 @@ impl Claims {
         let address = v4.map(|v4| v4.to_string()).or_else(|| v6.map(|v6| v6.to_string())).unwrap_or_default();
         elsewhere.then_some((subnets, address))
     }
-}
-
-/// `flatwg.<port>`: at most 12 characters. The port is what is one of its kind on a host.
-pub(crate) fn device_name(port: u16) -> Result<IfName, flatnet_model::net::InvalidIfName> {
-    IfName::new(&format!("flatwg.{port}"))
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use flatnet_model::{IpFamily, Lease, Pool};
 use ipnet::IpNet;
 
-use super::{HostInput, NetworkInput, PeerDecision, PeerOutcome};
+use super::{HostInput, NetworkInput};
 use crate::host_ranges;
+use crate::outcome::{PeerDecision, PeerOutcome};
 use crate::problem::{Problem, ProblemCode};
 
 /// The addresses that are the network's and nobody else's: its ranges without what this host cannot do without.

@@ -8,11 +8,11 @@ use ipnet::IpNet;
 
 use super::settings::{self, Device};
 use super::ways::{Way, Ways};
-use super::{HostInput, NetworkInput, PeerOutcome, first_address, range};
+use super::{HostInput, NetworkInput, first_address, range};
 use crate::backend::{self, Draft};
-use crate::desired::PeerDecision;
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
+use crate::outcome::{PeerDecision, PeerOutcome};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {

@@ -10,9 +10,9 @@ use std::collections::{HashMap, HashSet};
 use flatnet_model::{BackendConfig, IfName, Lease, Mtu, NetworkConfig};
 use ipnet::IpNet;
 
-use super::{PeerDecision, PeerOutcome};
 use crate::backend::{self, Built, Draft, NetworkCtx};
 use crate::object::{Datapath, NexthopId, RouteKey, RouteVia};
+use crate::outcome::{PeerDecision, PeerOutcome, WayOutcome};
 use crate::problem::Problem;
 use crate::transition::Said;
 
@@ -35,6 +35,13 @@ pub(super) struct Way {
     pub(super) reached: Vec<IpNet>,
     /// Whether this host sends by it, or may as soon as it reads what a peer publishes next.
     pub(super) used: bool,
+}
+
+impl Way {
+    /// What is told of it.
+    pub(super) fn outcome(&self) -> WayOutcome {
+        WayOutcome { backend: self.backend.clone(), devices: self.built.device_names(), used: self.used }
+    }
 }
 
 impl Ways {

@@ -186,6 +186,6 @@ impl IptablesRule {
     pub fn device(&self) -> Option<IfName> {
         let [.., option, port] = self.matches.as_slice() else { return None };
         let port = port.parse().ok().filter(|_| option == "--dport")?;
-        crate::backend::wireguard_device(port).ok()
+        super::wireguard_device(port).ok()
     }
 }

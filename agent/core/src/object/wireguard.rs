@@ -28,3 +28,9 @@ pub struct WireguardPeer {
     /// What it may send from, and what is sent to it; in order, no host bits.
     pub allowed: Vec<IpNet>,
 }
+
+/// The name of the device that listens on `port`: `flatwg.<port>`, at most 12 characters. The port is what is one of its kind on
+/// a host.
+pub fn wireguard_device(port: u16) -> Result<IfName, flatnet_model::net::InvalidIfName> {
+    IfName::new(&format!("flatwg.{port}"))
+}

@@ -2,10 +2,11 @@ use flatnet_model::{GreConfig, GreKey, InstanceNonce, IpFamily, Owner, SubnetKey
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::{Desired, HostInput, NetworkInput, PeerDecision, desired};
+use crate::desired::{Desired, HostInput, NetworkInput, desired};
 use crate::facts::{HostFacts, Interface};
 use crate::fixture::{config, facts, gre, interface, key, underlay, wireguard};
 use crate::object::{Datapath, PeerSource, SetName};
+use crate::outcome::PeerDecision;
 
 const HOSTS: u8 = 3;
 

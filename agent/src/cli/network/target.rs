@@ -8,9 +8,8 @@ use flatnet_model::{NetworkName, Publication, SubnetKey};
 use flatnet_proto::controlplane::v1 as proto;
 use tonic::{Code, Status};
 
-use super::failure;
 use crate::cli::store_args::Target;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, network_failure};
 
 impl Target {
     pub(super) async fn create(
@@ -21,7 +20,7 @@ impl Target {
     ) -> Result<NetworkInfo, Failure> {
         match self {
             Self::Etcd(store, prefix) => {
-                networks::create(&store, &prefix, name, spec, force).await.map_err(|e| failure(&e))
+                networks::create(&store, &prefix, name, spec, force).await.map_err(|e| network_failure(&e))
             }
             Self::Server(mut client) => {
                 let message = wire::change_request(name, spec, force == Force::Yes);
@@ -38,7 +37,7 @@ impl Target {
     ) -> Result<NetworkInfo, Failure> {
         match self {
             Self::Etcd(store, prefix) => {
-                networks::update(&store, &prefix, name, spec, force).await.map_err(|e| failure(&e))
+                networks::update(&store, &prefix, name, spec, force).await.map_err(|e| network_failure(&e))
             }
             Self::Server(mut client) => {
                 let message = wire::change_request(name, spec, force == Force::Yes);
@@ -49,7 +48,7 @@ impl Target {
 
     pub(super) async fn list(self) -> Result<Vec<NetworkInfo>, Failure> {
         match self {
-            Self::Etcd(store, prefix) => networks::list(&store, &prefix).await.map_err(|e| failure(&e)),
+            Self::Etcd(store, prefix) => networks::list(&store, &prefix).await.map_err(|e| network_failure(&e)),
             Self::Server(mut client) => {
                 let reply = client.list_networks(proto::Nothing {}).await.map_err(said)?;
                 reply.into_inner().networks.into_iter().map(info).collect()
@@ -59,7 +58,7 @@ impl Target {
 
     pub(super) async fn inspect(&self, name: &NetworkName) -> Result<NetworkInfo, Failure> {
         match self {
-            Self::Etcd(store, prefix) => networks::inspect(store, prefix, name).await.map_err(|e| failure(&e)),
+            Self::Etcd(store, prefix) => networks::inspect(store, prefix, name).await.map_err(|e| network_failure(&e)),
             Self::Server(client) => {
                 let message = proto::NetworkRequest { name: name.to_string(), force: false };
                 info(client.clone().inspect_network(message).await.map_err(said)?.into_inner())
@@ -69,7 +68,9 @@ impl Target {
 
     pub(super) async fn remove(self, name: &NetworkName, force: Force) -> Result<(), Failure> {
         match self {
-            Self::Etcd(store, prefix) => networks::remove(&store, &prefix, name, force).await.map_err(|e| failure(&e)),
+            Self::Etcd(store, prefix) => {
+                networks::remove(&store, &prefix, name, force).await.map_err(|e| network_failure(&e))
+            }
             Self::Server(mut client) => {
                 let message = proto::NetworkRequest { name: name.to_string(), force: force == Force::Yes };
                 client.remove_network(message).await.map(drop).map_err(said)
@@ -86,7 +87,7 @@ impl Target {
         match self {
             Self::Etcd(store, prefix) => {
                 let added = networks::add_peer(&store, &prefix, name, subnets, publication).await;
-                added.map(drop).map_err(|e| failure(&e))
+                added.map(drop).map_err(|e| network_failure(&e))
             }
             Self::Server(mut client) => {
                 let publication = flatnet_controlplane::flannel::encode_lease(publication, None);
@@ -98,7 +99,7 @@ impl Target {
     pub(super) async fn remove_peer(self, name: &NetworkName, subnets: SubnetKey) -> Result<(), Failure> {
         match self {
             Self::Etcd(store, prefix) => {
-                networks::remove_peer(&store, &prefix, name, subnets).await.map_err(|e| failure(&e))
+                networks::remove_peer(&store, &prefix, name, subnets).await.map_err(|e| network_failure(&e))
             }
             Self::Server(mut client) => {
                 client.remove_peer(peer(name, subnets, Vec::new())).await.map(drop).map_err(said)

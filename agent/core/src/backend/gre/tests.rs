@@ -1,10 +1,11 @@
 use flatnet_model::{BackendConfig, NetworkName};
 
 use super::*;
-use crate::desired::{HostInput, NetworkInput, PeerDecision, desired};
+use crate::desired::{HostInput, NetworkInput, desired};
 use crate::facts::{GreSupport, HostFacts};
 use crate::fixture::{NODE, codes, config, device, facts, gre, key, one, peer, underlay, with};
 use crate::object::{FdbKey, LinkAddress, NeighbourKey, NexthopId, PeerSource, SetName, TunnelId};
+use crate::outcome::PeerDecision;
 use crate::transition::Said;
 
 fn backend(key: u32) -> BackendConfig {

@@ -1,9 +1,10 @@
 use flatnet_model::PresharedKey;
 
 use super::*;
-use crate::desired::{Desired, PeerDecision};
+use crate::desired::Desired;
 use crate::fixture::{codes, config, device, facts, key, one, peer, underlay, wireguard, with};
 use crate::object::{RouteKey, RouteVia};
+use crate::outcome::PeerDecision;
 
 const OWN: &str = "10.100.1.0-24";
 const DUAL: &str = "10.100.1.0-24&fd00:100:0:1::-64";

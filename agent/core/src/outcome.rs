@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use flatnet_model::{BackendConfig, GreKey, IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
 
-use super::ways::Way;
 use crate::object::{
     Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, TunnelId, WireguardPeerKey,
 };
@@ -37,12 +36,6 @@ pub struct WayOutcome {
     pub devices: Vec<IfName>,
     /// Whether this host sends by it, or may as soon as it reads what a peer publishes next.
     pub used: bool,
-}
-
-impl WayOutcome {
-    pub(super) fn of(way: &Way) -> Self {
-        Self { backend: way.backend.clone(), devices: way.built.device_names(), used: way.used }
-    }
 }
 
 /// One peer.
