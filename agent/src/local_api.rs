@@ -178,13 +178,5 @@ pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
 /// A refused call as a failure of this command.
 #[must_use]
 pub fn refused(status: &Status) -> Failure {
-    let exit = match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Exit::Unavailable,
-        tonic::Code::InvalidArgument => Exit::InvalidConfig,
-        tonic::Code::FailedPrecondition => Exit::Unsupported,
-        tonic::Code::Aborted | tonic::Code::ResourceExhausted => Exit::Conflict,
-        tonic::Code::NotFound => Exit::NotFound,
-        _ => Exit::Internal,
-    };
-    Failure::new(exit, format!("the agent answered: {}", status.message()))
+    Failure::new(Exit::of_code(status.code()), format!("the agent answered: {}", status.message()))
 }

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use flatnet_model::text::{lines, set_in};
+use tonic::Code;
 
 /// The kinds of failure people script against, with their exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,23 @@ pub enum Exit {
     Degraded = 8,
     /// No such thing.
     NotFound = 9,
+}
+
+impl Exit {
+    /// How a command ends to which a server answered with `code` (google.rpc.Code): the same for every server and command.
+    #[must_use]
+    pub fn of_code(code: Code) -> Self {
+        match code {
+            Code::InvalidArgument | Code::OutOfRange => Self::InvalidConfig,
+            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => {
+                Self::Unsupported
+            }
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable,
+            Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => Self::Conflict,
+            Code::NotFound => Self::NotFound,
+            Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => Self::Internal,
+        }
+    }
 }
 
 /// Why a command failed, and what to do about it.

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use flatnet_model::text::{json, line as line_of, set_in};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::client::channel::with_causes;
 pub use crate::failure::{Exit, Failure, print};
@@ -13,17 +13,7 @@ use crate::wire::refusal;
 #[must_use]
 pub fn said(status: Status) -> Failure {
     let status = with_causes(status);
-    let exit = match status.code() {
-        Code::InvalidArgument | Code::OutOfRange => Exit::InvalidConfig,
-        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => {
-            Exit::Unsupported
-        }
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unavailable,
-        Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => Exit::Conflict,
-        Code::NotFound => Exit::NotFound,
-        _ => Exit::Internal,
-    };
-    Failure::new(exit, status.message()).hint(refusal::details(&status).hint)
+    Failure::new(Exit::of_code(status.code()), status.message()).hint(refusal::details(&status).hint)
 }
 
 /// Says what was done: for people, so not on stdout.

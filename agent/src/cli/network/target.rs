@@ -6,7 +6,7 @@ use flatnet_controlplane::wire::{self, refusal};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{NetworkName, Publication, SubnetKey};
 use flatnet_proto::controlplane::v1 as proto;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::cli::store_args::Target;
 use crate::report::{Exit, Failure, network_failure};
@@ -122,16 +122,7 @@ fn info(network: proto::NetworkInfo) -> Result<NetworkInfo, Failure> {
 /// What the server said.
 fn said(status: Status) -> Failure {
     let status = with_causes(status);
-    let exit = match status.code() {
-        Code::InvalidArgument | Code::OutOfRange => Exit::InvalidConfig,
-        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => {
-            Exit::Unsupported
-        }
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unavailable,
-        Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => Exit::Conflict,
-        Code::NotFound => Exit::NotFound,
-        _ => Exit::Internal,
-    };
+    let exit = Exit::of_code(status.code());
     let hint = refusal::details(&status).hint;
     let failure = Failure::new(exit, status.message());
     match exit {
