@@ -33,8 +33,8 @@ fn package() {
     lab.vm(2).power_cycle();
     comes_back(&lab, &before);
 
-    // No trace.
-    lab.vm(2).ok("agent leave --purge && dpkg --purge flatnet-agent");
+    // No trace, once its container is gone.
+    lab.vm(2).ok("ip link del c1; agent leave --purge && dpkg --purge flatnet-agent");
     lab.vm(2).ok("! ip link show flat.1 && ! nft list table inet flatnet && [ ! -e /var/lib/flatnet ] && [ -z \"$(ip route show proto 91)\" ]");
     lab.vm(1).wait_converged(0);
 }

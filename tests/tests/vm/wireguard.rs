@@ -136,7 +136,7 @@ fn restart() {
     lab.vm(1).wait_for("the peer is back", &format!("[ $(wg show {DEVICE} peers | wc -l) = 1 ]"));
     lab.vm(1).assert_container_reaches(two);
     clock_set_back(&lab, one, two);
-    let left = lab.vm(1).ok("agent leave --purge && ip -o link show | grep -c flatwg || true");
+    let left = lab.vm(1).ok("ip link del c1; agent leave --purge && ip -o link show | grep -c flatwg || true");
     assert_eq!(left.trim(), "0");
     lab.vm(1).end("unknown", "INT");
     assert_nothing_in_clear(capture);
