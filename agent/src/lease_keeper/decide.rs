@@ -61,7 +61,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             LeaseState::Held(held) => wanted.as_ref().is_some_and(|wanted| *wanted != held.published),
             LeaseState::Starting | LeaseState::Lost { .. } | LeaseState::TakenByOther { .. } => false,
         };
-        run.forget_what_no_longer_holds(config.is_some());
+        run.forget_what_no_longer_holds(config.is_some(), view.state.valid_config().is_some());
         (action, config)
     }
 
@@ -167,18 +167,22 @@ impl<P: ControlPlane> LeaseKeeper<P> {
 }
 
 impl Run {
-    /// What the last attempt met may be over: somebody else's subnet is free again, or there is nothing to attempt.
-    fn forget_what_no_longer_holds(&mut self, has_config: bool) {
-        let over = match &self.attempt_problem {
-            None => false,
-            Some(problem) if problem.code == ProblemCode::SubnetLost => {
-                !matches!(self.machine.state(), LeaseState::TakenByOther { .. })
-            }
-            Some(_) => !has_config,
-        };
-        if over {
-            self.attempt_problem = None;
-        }
+    /// Forgets what the last attempt met once it is over.
+    fn forget_what_no_longer_holds(&mut self, in_force: bool, stored: bool) {
+        let taken = matches!(self.machine.state(), LeaseState::TakenByOther { .. });
+        self.attempt_problem.take_if(|problem| is_over(problem.code, taken, in_force, stored));
+    }
+}
+
+/// Whether what the last attempt met is over: somebody else's subnet is free again, or there is nothing to attempt. `taken`:
+/// somebody else has it; `in_force`: this host has a configuration, be it an earlier one; `stored`: the store has one that can
+/// be read, without which nobody claims anything.
+pub(super) fn is_over(met: ProblemCode, taken: bool, in_force: bool, stored: bool) -> bool {
+    match met {
+        ProblemCode::SubnetLost => !taken,
+        // The disk's problem, not the store's.
+        ProblemCode::SubnetUnwritable => !in_force,
+        _ => !stored,
     }
 }
 

@@ -477,3 +477,19 @@ async fn a_subnet_that_cannot_be_written_down_is_said_and_tried_again() {
     assert!(host.codes().is_empty());
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), subnets.to_string());
 }
+
+/// A network was moved, a server refused this node's old subnet, and then the store lost the configuration: nobody claims
+/// anything any more, so nothing is refused any more.
+#[test]
+fn what_an_attempt_met_is_not_said_when_nothing_can_be_attempted() {
+    use super::decide::is_over;
+    let (in_force, stored) = (true, true);
+    for met in [ProblemCode::SubnetOutside, ProblemCode::SubnetsExhausted] {
+        assert!(!is_over(met, false, in_force, stored));
+        assert!(is_over(met, false, in_force, false) && is_over(met, false, false, false), "{met}");
+    }
+    // What is still so is still said.
+    assert!(!is_over(ProblemCode::SubnetUnwritable, false, in_force, false));
+    assert!(!is_over(ProblemCode::SubnetLost, true, in_force, false));
+    assert!(is_over(ProblemCode::SubnetLost, false, in_force, stored));
+}
