@@ -97,9 +97,9 @@ const FAULTS: [Fault; 10] = [
     ),
     (
         "a LAN inside the network",
-        &["ip link add lan0 type bridge", "ip link set lan0 up", "ip route add 10.100.250.0/28 dev lan0"],
+        &["ip link add lan0 type bridge", "ip link set lan0 up", "ip route add 10.100.199.0/28 dev lan0"],
         "lan-overlap",
-        "10.100.250.0/28 by lan0",
+        "10.100.199.0/28 by lan0",
     ),
     ("strict reverse path filtering", &["sysctl -qw net.ipv4.conf.all.rp_filter=1"], "rp-filter", "flat.1"),
     ("an env file that says another MTU", &["sed -i s/^FLANNEL_MTU=.*/FLANNEL_MTU=9000/ ENVFILE"], "mtu", "MTU 9000"),
