@@ -28,7 +28,7 @@ unit: setup ## Unit, property and conformance tests
 
 e2e: setup ## Real agents, a real etcd, real packets, in network namespaces
 	$(BUILD_TESTED)
-	$(CARGO) test -p flatnet-tests --test e2e --test doctor
+	$(CARGO) test -p flatnet-tests --no-fail-fast --test e2e --test doctor
 
 .PHONY: faults
 faults: setup ## Every fault of docs/reliability.md done to a running overlay; prints the figures
