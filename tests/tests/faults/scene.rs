@@ -71,14 +71,18 @@ pub fn agent(lab: &Lab, number: u8, flags: &[&str]) -> Agent {
     lab.agent(number).with(&["--bridge", BRIDGE, "--http-listen", &listen]).with(flags)
 }
 
-/// A host's whole state but for what changes by itself: counters, timers, what a bridge learnt, interface indexes and the
-/// order they bring, link-local addresses under duplicate address detection.
+/// A host's whole state but for what changes by itself: counters, timers, what a bridge learnt, whose packets were dropped
+/// (the sets `seen…` of our table), interface indexes and the order they bring, link-local addresses under duplicate address
+/// detection.
 pub fn picture(host: &Namespace) -> String {
     let script = r#"
         s() { echo "== $*"; "$@" 2>/dev/null; }
         s ip -o -d link show; s ip -o addr show; s ip -4 -d -o route show table all; s ip -6 -d -o route show table all
         s ip -4 rule show; s ip -6 rule show; s ip -d nexthop show; s ip neigh show nud permanent
-        s bridge fdb show; s nft -s list ruleset
+        s bridge fdb show
+        echo "== nft -s list ruleset"
+        nft -s list ruleset | awk '/set seen[46]_/ { ours = 1 } ours && /elements = / { skip = 1 }
+          skip { if (/}$/) skip = ours = 0; next } /^\t}/ { ours = 0 } { print }'
         s grep -sH . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter \
           /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra /proc/sys/net/ipv4/conf/*/send_redirects \
           /proc/sys/net/ipv6/conf/*/addr_gen_mode
