@@ -205,6 +205,17 @@ pub fn claims(sightings: &[Sighting], holders: &[Holder]) -> Vec<(Claim, u64)> {
     claims
 }
 
+/// What ends a list of claims that leaves out `more`, or cannot know of all (`is_cut`); `None`: it is whole.
+#[must_use]
+pub fn others(more: usize, is_cut: bool) -> Option<String> {
+    match (more, is_cut) {
+        (0, false) => None,
+        (0, true) => Some("and others, more than are remembered".to_owned()),
+        (more, false) => Some(format!("and {more} others likewise")),
+        (more, true) => Some(format!("and {more} others likewise, and more than are remembered")),
+    }
+}
+
 /// Whether some of them may be missing: a set is full.
 #[must_use]
 pub fn are_cut(sightings: &[Sighting]) -> bool {

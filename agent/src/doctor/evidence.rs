@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_core::claims::{Holder, are_cut, claims};
+use flatnet_core::claims::{Holder, are_cut, claims, others};
 use flatnet_core::drops::Reason;
 use flatnet_core::object::LinkKind;
 use flatnet_core::way::WayQuery;
@@ -93,12 +93,7 @@ pub(super) fn drops(host: &Host) -> Check {
     let Some((most, _)) = of_peers.first().or(of_nobody.first()) else {
         return Check::warning(NAME, cause, first.hint());
     };
-    match (claims.len().saturating_sub(SHOWN), are_cut(&host.sightings)) {
-        (0, false) => {}
-        (0, true) => texts.push("and others, more than are remembered".to_owned()),
-        (more, false) => texts.push(format!("and {more} others likewise")),
-        (more, true) => texts.push(format!("and {more} others likewise, and more than are remembered")),
-    }
+    texts.extend(others(claims.len().saturating_sub(SHOWN), are_cut(&host.sightings)));
     cause.push_str(&format!(". Of the last minutes: {}", texts.join("; ")));
     Check::warning(NAME, cause, most.hint())
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Claim, Flaw, Holder, Sighting, are_cut};
+use super::{Claim, Flaw, Holder, Sighting, are_cut, others};
 use crate::drops::{MANY, WINDOW};
 use crate::problem::Problem;
 
@@ -114,12 +114,7 @@ impl ClaimLog {
     pub fn problems(&self) -> Vec<Problem> {
         let lately = self.lately();
         let more = lately.len().saturating_sub(SHOWN);
-        let others = match (more, self.is_cut) {
-            (0, false) => String::new(),
-            (0, true) => "; and others, more than are remembered".to_owned(),
-            (more, false) => format!("; and {more} others likewise"),
-            (more, true) => format!("; and {more} others likewise, and more than are remembered"),
-        };
+        let others = others(more, self.is_cut).map(|others| format!("; {others}")).unwrap_or_default();
         let shown = &lately[..lately.len().min(SHOWN)];
         let is_last = |index: usize| index + 1 == shown.len();
         let problems = shown.iter().enumerate();
