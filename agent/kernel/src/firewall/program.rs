@@ -1,7 +1,8 @@
 //! Other people's programs: nft and iptables, without a shell.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -84,9 +85,16 @@ pub(super) async fn run(
 
 /// Users' own PATH often lacks the directories of system programs.
 fn search_path() -> OsString {
-    let mut path = std::env::var_os("PATH").unwrap_or_default();
-    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
-    path
+    with_system_directories(std::env::var_os("PATH").as_deref())
+}
+
+/// An empty entry, which an empty PATH is as well, means the working directory (environ(7)): nothing is run from there as root.
+fn with_system_directories(path: Option<&OsStr>) -> OsString {
+    let given =
+        path.map(std::env::split_paths).into_iter().flatten().filter(|directory| !directory.as_os_str().is_empty());
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    // None of them has a colon in its name: they were split at colons.
+    std::env::join_paths(given.chain(system)).unwrap_or_default()
 }
 
 /// The first few lines of an error, in one line.
@@ -95,4 +103,20 @@ fn summary(words: &str) -> String {
     const LONGEST: usize = 300;
     let lines: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).take(4).collect();
     lines.join("; ").chars().take(LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_looked_for_in_the_working_directory() {
+        let system = "/usr/local/sbin:/usr/sbin:/sbin";
+        for empty in [None, Some(""), Some(":"), Some("::")] {
+            assert_eq!(with_system_directories(empty.map(OsStr::new)), system, "{empty:?}");
+        }
+        for given in ["/opt/bin:/usr/bin", ":/opt/bin:/usr/bin", "/opt/bin::/usr/bin:"] {
+            assert_eq!(*with_system_directories(Some(OsStr::new(given))), *format!("/opt/bin:/usr/bin:{system}"));
+        }
+    }
 }
