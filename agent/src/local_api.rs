@@ -180,3 +180,26 @@ pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
 pub fn refused(status: &Status) -> Failure {
     Failure::new(Exit::of_code(status.code()), format!("the agent answered: {}", status.message()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a script sees does not depend on whom the command asked.
+    #[test]
+    fn a_refusal_of_the_agent_ends_a_command_as_that_of_a_server_does() {
+        let expected = [
+            (Status::permission_denied("x"), Exit::Unsupported),
+            (Status::unauthenticated("x"), Exit::Unsupported),
+            (Status::unimplemented("x"), Exit::Unsupported),
+            (Status::already_exists("x"), Exit::Conflict),
+            (Status::out_of_range("x"), Exit::InvalidConfig),
+            (Status::cancelled("x"), Exit::Unavailable),
+            (Status::not_found("x"), Exit::NotFound),
+            (Status::internal("x"), Exit::Internal),
+        ];
+        for (status, exit) in expected {
+            assert_eq!(refused(&status).exit(), exit, "{status}");
+        }
+    }
+}
