@@ -1,8 +1,9 @@
-//! What each way of speaking with the store last came to.
+//! The health of each way of speaking with the store: what it last came to.
 //!
-//! A watch that was opened long ago goes on telling of changes when the store refuses everything else: a password that was
-//! changed, a right that was taken away, a quota that is full. So every way has its own last success and last failure, and
-//! health is what each of them says. The watch has its own record: [`flatnet_controlplane::watch::Connection`].
+//! A watch that was opened long ago goes on telling of changes when the store refuses everything else, for example
+//! because a password was changed, a right was taken away, or a quota is full. So every way has its own last success
+//! and last failure, and health is what each of them says. The watch has its own record:
+//! [`flatnet_controlplane::watch::Connection`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,21 +18,21 @@ use tokio::time::Instant;
 
 use crate::report::{refusal_hint, store_hint};
 
-/// How long a way may fail without an answer before it is said, while the store is followed: an election takes 1 to 2 s, a
-/// call 3 s at most.
+/// The time that a way may fail without an answer, while the store is followed, before that is reported. An election
+/// takes 1 to 2 s, a call 3 s at most.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long the store's word on this node's identity may take before it is said that it is waited for: it takes milliseconds
-/// unless another one's time has to be waited out.
+/// The time that the store's word on this node's identity may take before the wait is reported. It takes milliseconds,
+/// unless the presence of another instance has to run out first.
 const PENDING: Duration = Duration::from_secs(2);
 
 /// A way of speaking with the store, besides the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Channel {
-    /// That this node is alive, said and kept alive.
+    /// Saying that this node is alive, and keeping that alive.
     Presence,
     /// Claiming a lease.
     Claim,
-    /// Changing what a lease held says.
+    /// Changing the content of a lease held.
     Publish,
     /// Keeping a lease alive.
     KeepAlive,
@@ -40,7 +41,7 @@ pub enum Channel {
 }
 
 impl Channel {
-    /// For metrics.
+    /// Returns the label for metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,7 +53,7 @@ impl Channel {
         }
     }
 
-    /// What fails with it, for people.
+    /// Returns what fails with this way, for people.
     fn what(self) -> &'static str {
         match self {
             Self::Presence => "this node cannot say that it is alive",
@@ -63,7 +64,7 @@ impl Channel {
         }
     }
 
-    /// The keys that it reads and writes, for whoever gives rights.
+    /// Returns the keys that this way reads and writes, for whoever grants rights.
     fn keys(self, network: Option<&NetworkKeys>) -> String {
         match network {
             None => flatnet_model::keys::NODES.to_owned(),
@@ -75,32 +76,33 @@ impl Channel {
     }
 }
 
-/// One way: the last success, and what has gone wrong since.
+/// The health of one way: its last success, and what has gone wrong since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// When the store last did what it was asked.
+    /// The time at which the store last did what it was asked.
     pub last_success: Option<Instant>,
-    /// What it said, or what happened, since then.
+    /// The failures since then: what the store said, or what happened.
     pub last_error: Option<Trouble>,
-    /// Since when the first answer of all is waited for.
+    /// The time since which the very first answer has been waited for.
     pending: Option<Instant>,
 }
 
-/// Failures without a success between them.
+/// A series of failures without a success between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// When they began.
+    /// The time of the first failure.
     pub since: Instant,
-    /// Whether the store itself said no.
+    /// True if the store itself refused.
     pub refused: bool,
-    /// The latest, in the store's own words.
+    /// The latest failure, in the store's own words.
     pub said: String,
     /// The keys concerned.
     keys: String,
 }
 
 impl Health {
-    /// What is wrong as of `now`; `followed`: the watch is well, so that nobody else says that the store is away.
+    /// Returns the problem as of `now`. `followed`: the watch is well, so that nobody else reports that the store is
+    /// away.
     fn problem(&self, channel: Channel, now: Instant, followed: bool) -> Option<Problem> {
         let Some(trouble) = &self.last_error else {
             let pending = self.pending.filter(|since| followed && now.duration_since(*since) >= PENDING)?;
@@ -130,10 +132,10 @@ impl Health {
     }
 }
 
-/// Which way, and of which network; presence is the node's.
+/// The way, and the network it concerns; `None` for presence, which is the node's.
 pub type Key = (Channel, Option<NetworkName>);
 
-/// All ways of one agent, told by its keepers.
+/// The health of all ways of one agent, as its keepers report it.
 #[derive(Clone, Debug)]
 pub struct Channels(Arc<watch::Sender<BTreeMap<Key, Health>>>);
 
@@ -144,13 +146,13 @@ impl Default for Channels {
 }
 
 impl Channels {
-    /// Wakes when something begins or ceases to be wrong.
+    /// Returns a receiver that wakes when something begins or ceases to be wrong.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<BTreeMap<Key, Health>> {
         self.0.subscribe()
     }
 
-    /// The store's first answer is waited for.
+    /// Records that the store's first answer is being waited for.
     pub fn pending(&self, channel: Channel, now: Instant) {
         self.change(channel, None, |health| {
             if health.last_success.is_none() {
@@ -160,7 +162,7 @@ impl Channels {
         });
     }
 
-    /// The store did what it was asked, or answered what is no failure of it.
+    /// Records that the store did what it was asked, or gave an answer that is no failure of the store.
     pub fn succeeded(&self, channel: Channel, network: Option<&NetworkKeys>, now: Instant) {
         self.change(channel, network, |health| {
             let changed = health.last_error.is_some() || health.pending.is_some();
@@ -169,10 +171,10 @@ impl Channels {
         });
     }
 
-    /// It did not.
+    /// Records that the store did not do what it was asked.
     pub fn failed(&self, channel: Channel, network: Option<&NetworkKeys>, error: &StoreError, now: Instant) {
         if !error.is_refusal() && !error.can_retry() {
-            // That a lease is gone is an answer, and acted on.
+            // A lease that is gone is an answer, and acted on.
             return self.succeeded(channel, network, now);
         }
         self.change(channel, network, |health| {
@@ -185,14 +187,14 @@ impl Channels {
         });
     }
 
-    /// There is nothing to ask: what failed before is not wanted any more.
+    /// Records that there is nothing to ask: what failed before is not wanted any more.
     pub fn idle(&self, channel: Channel, network: Option<&NetworkKeys>) {
         if self.0.borrow().get(&key(channel, network)).is_some_and(|health| health.last_error.is_some()) {
             self.change(channel, network, |health| health.last_error.take().is_some());
         }
     }
 
-    /// The store is followed again: who got no answer meanwhile has his time anew.
+    /// Records that the store is followed again: whoever got no answer meanwhile has the full time again.
     pub fn store_is_back(&self, network: &NetworkKeys, now: Instant) {
         self.0.send_if_modified(|all| {
             for ((_, of), health) in all.iter_mut() {
@@ -205,7 +207,8 @@ impl Channels {
         });
     }
 
-    /// What is wrong as of `now`; `followed`: whether the watch of a network, or `None`: any, is well.
+    /// Returns the problems as of `now`. `followed`: tells if the watch of a network, or with `None` of any network, is
+    /// well.
     #[must_use]
     pub fn problems(&self, now: Instant, followed: impl Fn(Option<&NetworkName>) -> bool) -> Vec<Problem> {
         let all = self.0.borrow();
@@ -214,7 +217,7 @@ impl Channels {
         all.iter().filter_map(problem).collect()
     }
 
-    /// For metrics: way, network, whether its last call went well.
+    /// Returns for metrics: the way, its network, and true if its last call went well.
     #[must_use]
     pub fn states(&self) -> Vec<(Channel, Option<NetworkName>, bool)> {
         let all = self.0.borrow();

@@ -1,8 +1,8 @@
-//! What `agent join` is made of: everything is opened here, handed to the tasks that own it, and ended in order.
+//! The process behind `agent join`: everything is opened here, handed to the tasks that own it, and ended in order.
 //!
-//! Tasks are started here (those of the process) and in [`crate::node`] (those of the node), nowhere else. They know each
-//! other through `watch` channels (state: latest wins) and small `mpsc` ones (work). When the process stops, tasks are
-//! simply dropped: each is safe to cut off at any await, and the datapath stays.
+//! Tasks are started here (those of the process) and in [`crate::node`] (those of the node), nowhere else. They know
+//! each other through `watch` channels (state: latest wins) and small `mpsc` ones (work). When the process stops, tasks
+//! are simply dropped: each is safe to cut off at any await, and the datapath stays.
 
 mod options;
 mod setup;
@@ -25,7 +25,7 @@ use tasks::{Listeners, Tasks, notify, planned};
 
 /// Runs the agent until it is told to stop, told to leave, or cannot go on.
 pub async fn run(options: JoinOptions) -> Result<(), Failure> {
-    // Standard output is for data, of which joining has none; a library (wireguard-control) prints there what it does not
+    // Standard output is for data, and joining has none. A library (wireguard-control) prints there what it does not
     // understand. Where there is no standard error either, nothing can be said anyway.
     let _ = nix::unistd::dup2_stdout(std::io::stderr());
     let Setup { parts, process, namespace: _namespace } = Setup::new(options).await?;
@@ -53,7 +53,7 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
             }
             Some(ask) = tasks.asks.recv() => match ask {
                 Ask::Leave { purge, reply } => {
-                    // It would write a key that nobody needs any more.
+                    // The task would write a key that nobody needs any more.
                     clock.abort();
                     let mut failures = node.leave(purge).await;
                     failures.extend(stay_away(&dir));
@@ -65,7 +65,7 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
                 Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
                 Ask::RotateKey(reply) => {
                     let rotation = node.rotation();
-                    // It waits for the store: the next ask must not wait for it.
+                    // A rotation waits for the store: the next ask must not wait for it.
                     tokio::spawn(async move { drop(reply.send(rotation.run().await)) });
                 }
                 Ask::Plan(reply) => {
@@ -94,8 +94,8 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
     ended
 }
 
-/// Keeps a service manager from starting an agent that was told to leave; what went wrong. One that waits for READY names
-/// its socket here; nobody else asks for the mark.
+/// Keeps a service manager from starting an agent again that was told to leave. Returns what went wrong. A service
+/// manager that waits for READY names its socket in `NOTIFY_SOCKET`; nobody else asks for the mark.
 fn stay_away(dir: &StateDir) -> Option<String> {
     std::env::var_os("NOTIFY_SOCKET")?;
     let failure = dir.mark_left().err()?;

@@ -1,9 +1,10 @@
 //! Flatnet's agent: one per host. It leases a subnet and keeps the kernel equal to what the store says.
 //!
-//! - [`cli`]: one file a subcommand
-//! - [`daemon`]: what `agent join` is made of: the process; [`node`]: the tasks in it, generic over store and kernel
+//! - [`cli`]: the command line, one file per subcommand
+//! - [`daemon`]: the process that `agent join` runs; [`node`]: the tasks in it, generic over store and kernel
 //! - [`reconciler`]: the loop; the only place that changes the kernel
-//! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to it fares
+//! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to the store
+//!   fares
 //! - [`networks`]: what the tasks tell each other
 //! - [`evidence`]: what the kernel tells of packets that do not arrive
 //! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`], [`problem_log`]: what others are told

@@ -1,4 +1,5 @@
-//! What the tasks of one agent know about one joined network, and how they tell each other: `watch` channels, latest wins.
+//! What the tasks of one agent know about one joined network. They tell each other by `watch` channels: the latest
+//! wins.
 
 use std::time::SystemTime;
 
@@ -10,9 +11,9 @@ use tokio::sync::watch;
 /// This node's hold on one network, as the lease keeper publishes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Holding {
-    /// What is held; `None` until there is a lease.
+    /// The lease held; `None` until there is one.
     pub held: Option<Held>,
-    /// What is wrong with the lease.
+    /// The problems with the lease.
     pub problems: Vec<Problem>,
 }
 
@@ -23,16 +24,18 @@ pub struct Held {
     pub subnets: SubnetKey,
     /// The configuration that is in force here: the store's, unless that would leave this subnet outside.
     pub config: NetworkConfig,
-    /// Earlier backends of the network that this host still receives by ([`flatnet_core::transition`]), the latest first.
+    /// Earlier backends of the network that this host still receives by ([`flatnet_core::transition`]), the latest
+    /// first.
     pub before: Vec<BackendConfig>,
-    /// What was written into the lease, or may have been, since it was last read, while the network changes its backend.
+    /// Publications that were, or may have been, written into the lease since it was last read, while the network
+    /// changes its backend.
     pub unread: Vec<Publication>,
-    /// When the lease ends unless renewed; `None` while the store has not confirmed it in this run.
+    /// The time at which the lease ends unless renewed; `None` while the store has not confirmed it in this run.
     pub expires: Option<SystemTime>,
 }
 
 impl Held {
-    /// The backends this host receives by: the configured one, then earlier ones.
+    /// Returns the backends this host receives by: the configured one, then earlier ones.
     pub fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
         std::iter::once(&self.config.backend).chain(&self.before)
     }
@@ -41,10 +44,10 @@ impl Held {
 /// One joined network as other tasks read it.
 #[derive(Clone, Debug)]
 pub struct NetworkPort {
-    /// Which one.
+    /// The network's name.
     pub name: NetworkName,
-    /// What the store says.
+    /// The network as the store has it.
     pub view: watch::Receiver<NetworkView>,
-    /// What this node holds.
+    /// This node's hold on the network.
     pub holding: watch::Receiver<Holding>,
 }

@@ -1,8 +1,8 @@
 //! One node: the tasks that make a store and a kernel into a member of its networks. Generic over both, so that a model
 //! test runs exactly what a host runs, on a store and a kernel in memory.
 //!
-//! Dropping a [`Node`] cuts every task off where it stands, as `kill -9` does: what is in the store and in the kernel stays.
-//! What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
+//! Dropping a [`Node`] cuts every task off where it stands, as `kill -9` does: what is in the store and in the kernel
+//! stays. What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -41,57 +41,57 @@ use crate::sysctl_record::SysctlRecord;
 use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
-/// How long a store that has not said a word may hold up the datapath of a node that knows its peers from disk.
+/// The longest that a silent store may hold up the datapath of a node that knows its peers from disk.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a store that answers may take to confirm that this node is not a copy: another copy's presence lasts 15 s.
+/// The time that a store that answers has to confirm that this node is not a copy. Another copy's presence lasts 15 s.
 const IDENTITY_PATIENCE: Duration = Duration::from_secs(20);
-/// Questions to a task that may wait: people and scripts ask, one at a time.
+/// The number of questions that may wait for a task. People and scripts ask, one at a time.
 const ASKS: usize = 8;
-/// How long leaving waits for a store that does not answer.
+/// The time that leaving waits for a store that does not answer.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What a node is made from.
+/// Everything a node is made from.
 pub struct NodeParts<P, K> {
-    /// Where leases are.
+    /// The control plane, which holds the leases.
     pub plane: Arc<P>,
-    /// What is programmed.
+    /// The kernel that is programmed.
     pub kernel: Arc<K>,
     /// The node's files.
     pub dir: Arc<StateDir>,
-    /// Settings changed by earlier runs.
+    /// The settings that earlier runs changed.
     pub sysctls: SysctlRecord,
-    /// Its WireGuard key.
+    /// The node's WireGuard key.
     pub wireguard: WireguardIdentity,
-    /// What carried the tunnels last.
+    /// The record of the underlay that carried the tunnels last.
     pub underlay: UnderlayRecord,
-    /// What this host uses itself, as it was found at the start.
+    /// The ranges that this host uses itself, as found at the start.
     pub ranges: HostRanges,
-    /// Where the store is: the addresses of its first endpoint, as far as they are known.
+    /// The addresses of the store's first endpoint, as far as they are known.
     pub store_at: watch::Receiver<Vec<IpAddr>>,
-    /// Who this is.
+    /// The identity of this node in the store.
     pub owner: Owner,
-    /// What stays the same about the host.
+    /// The options of the host that stay the same while the node runs.
     pub host: HostOptions,
     /// The networks to join.
     pub networks: Vec<NetworkSetup>,
-    /// How long leases outlive this node.
+    /// The time that leases outlive this node.
     pub lease_ttl: Duration,
-    /// Where the network `default` lives.
+    /// The key prefix under which the network `default` lives.
     pub flannel_prefix: String,
-    /// What spreads waits and choices.
+    /// The source of randomness that spreads waits and choices.
     pub random: NodeRandom,
 }
 
 /// One network that is to be joined.
 #[derive(Clone, Debug)]
 pub struct NetworkSetup {
-    /// Its name and keys.
+    /// The network's name and keys.
     pub keys: NetworkKeys,
-    /// Ranges to create it with if it is not there.
+    /// The ranges to create the network with if it does not exist.
     pub init: Vec<IpNet>,
-    /// Subnets asked for.
+    /// The subnets asked for.
     pub wanted: Vec<IpNet>,
-    /// Where its env file goes.
+    /// The path of the network's env file.
     pub env_file: PathBuf,
 }
 
@@ -100,9 +100,9 @@ pub struct Node<P: ControlPlane, K: Kernel> {
     parts: NodeParts<P, K>,
     status: StatusSource,
     metrics: Arc<Metrics>,
-    /// What ends the agent: only an operator can put it right.
+    /// Failures that end the agent because only an operator can put them right.
     pub fatal: mpsc::Receiver<Failure>,
-    /// Every joined network has its env file.
+    /// True once every joined network has its env file.
     pub ready: watch::Receiver<bool>,
     plans: mpsc::Sender<PlanRequest>,
     leases: Vec<mpsc::Sender<LeaseAsk>>,
@@ -110,7 +110,7 @@ pub struct Node<P: ControlPlane, K: Kernel> {
     running: Running,
 }
 
-/// Tasks by the part they play; dropped, they are cut off.
+/// Tasks by the part they play. Dropping this cuts them off.
 #[derive(Default)]
 struct Running(Vec<(&'static str, JoinHandle<()>)>);
 
@@ -122,7 +122,7 @@ impl Running {
     async fn stop(&mut self, name: &'static str) {
         for (_, task) in self.0.extract_if(.., |(task, _)| *task == name) {
             task.abort();
-            // Cancelled is what it should be.
+            // An error here means "cancelled", as it should be.
             let _ = task.await;
         }
     }
@@ -203,13 +203,13 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         Self { parts, status, metrics, fatal, ready, plans, leases, presence, running }
     }
 
-    /// What the node is, has and lacks.
+    /// Returns the source of the node's status: what it is, has and lacks.
     #[must_use]
     pub fn status(&self) -> &StatusSource {
         &self.status
     }
 
-    /// What it counts.
+    /// Returns the node's metrics.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
@@ -237,7 +237,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         }
     }
 
-    /// What replaces this node's WireGuard key.
+    /// Returns what replaces this node's WireGuard key.
     #[must_use]
     pub fn rotation(&self) -> Rotation {
         Rotation {
@@ -247,7 +247,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         }
     }
 
-    /// Gives lost subnets up and takes new ones; what could not be done.
+    /// Gives lost subnets up and takes new ones. Returns what could not be done.
     pub async fn renumber(&self) -> Vec<String> {
         let mut failures = Vec::new();
         for lease in &self.leases {
@@ -256,7 +256,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         failures
     }
 
-    /// Gives everything back in the store, and in the kernel too if asked to; what could not be undone.
+    /// Gives everything back in the store, and in the kernel too if `purge` is set. Returns what could not be undone.
     pub async fn leave(&mut self, purge: bool) -> Vec<String> {
         // Nobody may program or publish while we take down.
         for task in ["evidence", "env", "snapshot", "reconciler"] {
@@ -271,7 +271,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         }
         failures.extend(self.withdraw().await);
         if purge {
-            // What earlier runs and this one changed.
+            // The settings that earlier runs and this one changed.
             let sysctls =
                 SysctlRecord::open(Arc::clone(&self.parts.dir)).unwrap_or_else(|_| self.parts.sysctls.clone());
             failures.extend(purge::kernel(self.parts.kernel.as_ref(), &sysctls).await);
@@ -280,7 +280,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         failures
     }
 
-    /// Ends this node's presence; why it could not.
+    /// Ends this node's presence. Returns the reason if that failed.
     async fn withdraw(&self) -> Option<String> {
         match tokio::time::timeout(LEAVE_TIMEOUT, self.presence.withdraw()).await {
             Ok(Ok(())) => None,
@@ -301,7 +301,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
     }
 }
 
-/// What one joined network's tasks are reached by.
+/// The ends by which the node reaches one joined network's tasks.
 struct Joined {
     port: NetworkPort,
     lease: mpsc::Sender<LeaseAsk>,
@@ -356,7 +356,7 @@ fn join<P: ControlPlane, K: Kernel>(
     Joined { port, lease, snapshot_problem }
 }
 
-/// The configuration in force here, and the earlier backends.
+/// Reads the configuration in force here, and the earlier backends, from disk.
 fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec<BackendConfig>)> {
     let text = dir.read_config(network).unwrap_or_else(|error| {
         tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
@@ -386,7 +386,7 @@ fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {
     }
 }
 
-/// Waits until this node may touch the kernel: its identity is confirmed, or the store does not say anything.
+/// Waits until this node may touch the kernel: until its identity is confirmed, or the store has stayed silent.
 async fn wait_for_identity(ports: &[NetworkPort], mut presence: watch::Receiver<Presence>) {
     let confirmed = async {
         let _ = presence.wait_for(|presence| *presence == Presence::Confirmed).await;

@@ -16,7 +16,7 @@ use flatnet_model::state::NetworkState;
 use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
 use futures::stream::{BoxStream, Stream, StreamExt};
 
-/// One of them.
+/// One of the two kinds of control plane.
 pub enum Plane {
     /// An etcd, with credentials that can write it.
     Etcd(EtcdStore),

@@ -1,10 +1,10 @@
-//! The loop: kernel equal to what the store says. The only place that calls [`Kernel::apply`].
+//! The loop that makes the kernel equal to what the store says. The only place that calls [`Kernel::apply`].
 //!
-//! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel; a *quick* pass, taken when
-//! only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
+//! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel; a *quick* pass, taken
+//! when only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
 //! milliseconds however many there are. What a quick pass did is checked by a full one half a second later.
 //!
-//! Owned by the daemon for the life of the process. Dropping the future between two awaits is safe: the next agent
+//! The daemon owns it for the life of the process. Dropping the future between two awaits is safe: the next agent
 //! starts from a dump.
 
 mod outcome;
@@ -39,31 +39,31 @@ use crate::sysctl_record::SysctlRecord;
 use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
-/// What stays the same for the life of the agent.
+/// Options that stay the same for the life of the agent.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
     /// This node.
     pub node: NodeId,
-    /// How the underlay is chosen.
+    /// The rules by which the underlay is chosen.
     pub selection: Selection,
     /// A bridge of our own, in the first network.
     pub bridge: Option<IfName>,
-    /// Whether what leaves a network is masqueraded.
+    /// True if traffic that leaves a network is masqueraded.
     pub masquerade: bool,
-    /// Whether a tunnel device that flanneld left is replaced.
+    /// True if a tunnel device that flanneld left is replaced.
     pub take_over: bool,
-    /// Who else may open connections into the networks.
+    /// The machines that may open connections into the networks besides their members.
     pub exposure: Exposure,
-    /// Where the store is that containers must not reach; empty if they may.
+    /// The store's endpoints that containers must not reach; empty if they may.
     pub endpoints: watch::Receiver<Vec<SocketAddr>>,
-    /// Whether this process may carry what the kernel has no module for.
+    /// True if this process may carry tunnels for which the kernel has no module.
     pub userspace: bool,
-    /// The addresses of the store's other endpoints at the start: no network may take them, either.
+    /// The addresses of the store's other endpoints at the start. No network may take these either.
     pub other_endpoints: Vec<IpAddr>,
 }
 
 impl HostOptions {
-    /// Where this host reaches the store.
+    /// Returns the addresses at which this host reaches the store.
     #[must_use]
     pub fn store(&self) -> Vec<IpAddr> {
         let mut all: Vec<IpAddr> = self.selection.store.iter().chain(&self.other_endpoints).copied().collect();
@@ -74,11 +74,11 @@ impl HostOptions {
     }
 }
 
-/// What the node has on disk for the loop.
+/// The node's records on disk that the loop uses.
 pub struct Records {
-    /// Settings that were changed.
+    /// The settings that were changed.
     pub sysctls: SysctlRecord,
-    /// What carried the tunnels last.
+    /// The underlay that carried the tunnels last.
     pub underlay: UnderlayRecord,
     /// The WireGuard key.
     pub wireguard: WireguardIdentity,
@@ -87,28 +87,28 @@ pub struct Records {
 /// A question to the loop: what would the next full pass change?
 pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, String>>;
 
-/// How a pass gets to know the kernel.
+/// The two ways in which a pass gets to know the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// Facts and dump.
+    /// By reading the host's facts and dumping the kernel.
     Full,
-    /// What the last pass left.
+    /// From what the last pass left.
     Quick,
 }
 
 /// A dump with every operation since folded in.
 struct Known {
     dump: Dump,
-    /// What the dump looked at.
+    /// The objects that the dump looked at.
     scope: Scope,
-    /// Where the kernel may hold anything, as a change there did not succeed.
+    /// The keys of which the kernel may hold anything, as a change there did not succeed.
     unsure: BTreeSet<ObjectKey>,
-    /// The kernel could not be read since.
+    /// True if an attempt to read the kernel has failed since.
     stale: bool,
 }
 
 impl Known {
-    /// Whether a pass may decide from it without another look.
+    /// Returns true if a pass may decide from it without another look.
     fn is_sure(&self) -> bool {
         self.unsure.is_empty() && !self.stale
     }
@@ -128,20 +128,20 @@ pub struct Reconciler<K> {
     /// The kernel as the last pass left it; `None` when no pass came to its end.
     known: Option<Known>,
     facts: HostFacts,
-    /// Whether the facts tell who carries GRE.
+    /// True if the facts tell who carries GRE.
     gre_wanted: bool,
-    /// Each network's part of the guard when it was programmed last.
+    /// Each network's part of the guard, as it was programmed last.
     guards: Vec<FirewallNetwork>,
-    /// The last underlay found: kept while a look finds none.
+    /// The last underlay found. It is kept while a look finds none.
     underlay: Option<Underlay>,
     underlay_record: UnderlayRecord,
-    /// Where the store is: its name may become known later.
+    /// The store's addresses. Its name may be resolved only later.
     store: watch::Receiver<Vec<IpAddr>>,
     pace: Pace,
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A loop that has not looked yet. `store`: the addresses of the store, instead of those in `host`.
+    /// Creates a loop that has not looked yet. `store`: the addresses of the store, instead of those in `host`.
     pub fn new(
         kernel: Arc<K>,
         mut host: HostOptions,
@@ -179,8 +179,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut keys = self.wireguard.changes();
         loop {
             let due = self.pace.due();
-            // In this order: what is due has a pause of its own after it, people ask rarely, and neither a busy store nor
-            // a busy kernel may keep the others out.
+            // In this order: what is due has a pause of its own after it, people ask rarely, and neither a busy store
+            // nor a busy kernel may keep the others out.
             tokio::select! {
                 biased;
                 () = sleep_until(due) => self.pass(Look::Full).await,
@@ -195,7 +195,7 @@ impl<K: Kernel> Reconciler<K> {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
                 }
-                // Its sender is kept here: this ends with the loop only.
+                // The sender is kept in `self`: it goes away only with the loop.
                 Ok(()) = keys.changed() => self.pass(Look::Quick).await,
                 () = changed(&mut self.ports) => self.pass(Look::Quick).await,
                 wake = next(&mut events) => match wake {
@@ -247,7 +247,7 @@ async fn changed(ports: &mut [NetworkPort]) {
 
 /// A receiver of any type of value.
 pub(crate) trait Changed: Send {
-    /// Waits for a new value; `false`: there will be none.
+    /// Waits for a new value. Returns `false` if there will be none.
     fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 

@@ -5,7 +5,7 @@ use flatnet_controlplane::store::StoreError;
 
 pub use flatnet_controlplane::failure::{Exit, Failure, chain, note, print};
 
-/// What to do about a store that answers and refuses; `said`: its words.
+/// Returns what to do about a store that answers and refuses. `said`: the store's words.
 #[must_use]
 pub fn refusal_hint(said: &str) -> &'static str {
     let said = said.to_ascii_lowercase();
@@ -28,7 +28,7 @@ pub fn refusal_hint(said: &str) -> &'static str {
     }
 }
 
-/// What to do about a store that does not answer; `reason`: what it, or the way to it, said.
+/// Returns what to do about a store that does not answer. `reason`: what the store, or the way to it, said.
 #[must_use]
 pub fn store_hint(reason: &str) -> &'static str {
     if StoreError::is_about_certificates(reason) {
@@ -39,7 +39,7 @@ pub fn store_hint(reason: &str) -> &'static str {
     }
 }
 
-/// How a command on networks failed.
+/// Turns an error of a command on networks into its failure.
 #[must_use]
 pub fn network_failure(error: &NetworkError) -> Failure {
     let (exit, hint) = match error {
@@ -78,7 +78,7 @@ pub fn network_failure(error: &NetworkError) -> Failure {
     }
 }
 
-/// The exit code for what the store said.
+/// Returns the exit code for what the store said.
 #[must_use]
 pub fn store_exit(error: &StoreError) -> Exit {
     match error {

@@ -1,4 +1,4 @@
-//! The status document: put together on demand from what the tasks publish.
+//! The status document, put together on demand from what the tasks publish.
 
 use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
@@ -24,24 +24,24 @@ use crate::report::{refusal_hint, store_hint};
 pub struct StatusSource {
     /// This node.
     pub node: NodeId,
-    /// Its name.
+    /// The node's name.
     pub name: String,
     /// The joined networks.
     pub ports: Vec<NetworkPort>,
-    /// What the reconciler did last.
+    /// The outcome of the reconciler's last pass.
     pub outcome: watch::Receiver<Outcome>,
-    /// What is wrong with the env files.
+    /// Problems with the env files.
     pub env_problems: watch::Receiver<Vec<Problem>>,
-    /// How each way to the store fares.
+    /// The health of each way to the store.
     pub channels: Channels,
     /// What the kernel tells of packets that do not arrive.
     pub evidence: watch::Receiver<Evidence>,
-    /// What is wrong with each network's snapshot on disk.
+    /// The problem, if any, with each network's snapshot on disk.
     pub snapshot_problems: Vec<watch::Receiver<Option<Problem>>>,
 }
 
 impl StatusSource {
-    /// The document as of now.
+    /// Returns the document as of now.
     #[must_use]
     pub fn status(&self) -> wire::Status {
         let problems = self.problems();
@@ -69,7 +69,7 @@ impl StatusSource {
         }
     }
 
-    /// All that is wrong, from every task.
+    /// Returns all problems, from every task.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.outcome.borrow().problems.clone();
@@ -92,7 +92,7 @@ impl StatusSource {
         problems
     }
 
-    /// The document in one line, for the service manager.
+    /// Returns the document in one line, for the service manager.
     #[must_use]
     pub fn line(&self) -> String {
         let status = self.status();
@@ -101,7 +101,7 @@ impl StatusSource {
         format!("{}, {} networks, {peers} peers{first}", status.state, status.networks.len())
     }
 
-    /// What metrics need besides the document.
+    /// Returns what metrics need besides the document.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
         let connected = |port: &NetworkPort| port.view.borrow().connection == Connection::Connected;
@@ -200,8 +200,8 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
     problems
 }
 
-/// That the store, which is followed, has no lease of this node that it confirmed in this run. A store that is away says
-/// nothing either way, and is a problem of its own.
+/// Returns a problem if the store is followed but has no lease of this node that it confirmed in this run. A store that
+/// is away says nothing either way, and is a problem of its own.
 fn unconfirmed(port: &NetworkPort, view: &NetworkView, holding: &Holding, node: NodeId) -> Option<Problem> {
     let held = holding.held.as_ref().filter(|_| view.connection == Connection::Connected)?;
     let kept = view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&held.subnets));

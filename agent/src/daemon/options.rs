@@ -1,4 +1,4 @@
-//! What joining means: the command line's meaning, checked as far as that is possible without looking at the host.
+//! The options of a join: the command line's meaning, checked as far as possible without looking at the host.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use flatnet_core::underlay::Selection;
 use flatnet_model::{IfName, NetworkName};
 use ipnet::IpNet;
 
-/// How this host joins.
+/// The options of this host's join.
 #[derive(Clone, Debug)]
 pub struct JoinOptions {
-    /// Where the store is: at least one, all of one kind.
+    /// The store's endpoints: at least one, all of one kind.
     pub endpoints: Vec<Endpoint>,
     /// Keys and credentials of an etcd.
     pub etcd: EtcdArgs,
-    /// What the first join at a control plane needs.
+    /// The token that the first join at a control plane needs.
     pub token: Option<String>,
     /// The control plane's authority, by its certificate's hash.
     pub ca_hash: Option<String>,
@@ -30,35 +30,35 @@ pub struct JoinOptions {
     pub run_dir: PathBuf,
     /// The networks to join, each once.
     pub networks: Vec<NetworkOptions>,
-    /// How long a lease outlives the agent.
+    /// The time that a lease outlives the agent.
     pub lease_ttl: Duration,
-    /// How the underlay is chosen; without the store, whose address is not known yet.
+    /// The rules by which the underlay is chosen, without the store, whose address is not known yet.
     pub underlay: Selection,
     /// The bridge to own.
     pub bridge: Option<IfName>,
-    /// Whether what leaves a network is masqueraded.
+    /// True if traffic that leaves a network is masqueraded.
     pub masquerade: bool,
-    /// Whether what flanneld left is taken over.
+    /// True if the tunnel devices that flanneld left are taken over.
     pub take_over: bool,
-    /// Whom the networks are opened to.
+    /// The interfaces and ranges that the networks are opened to.
     pub expose: Vec<Exposed>,
-    /// Whether containers may speak to the store.
+    /// True if containers may speak to the store.
     pub containers_reach_store: bool,
-    /// Whether tunnels may be carried in this process.
+    /// True if this process may carry tunnels.
     pub userspace: bool,
-    /// Where metrics and health are served.
+    /// The address on which metrics and health are served.
     pub http_listen: Option<SocketAddr>,
 }
 
-/// How one network is joined.
+/// The options of joining one network.
 #[derive(Clone, Debug)]
 pub struct NetworkOptions {
-    /// Which.
+    /// The network's name.
     pub name: NetworkName,
-    /// Ranges to create it with if it is not there, one of each family at most.
+    /// The ranges to create the network with if it does not exist, at most one of each family.
     pub init: Vec<IpNet>,
-    /// Subnets asked for, one of each family at most.
+    /// The subnets asked for, at most one of each family.
     pub wanted: Vec<IpNet>,
-    /// Where its env file goes, if not to the usual place.
+    /// The path of the network's env file, if it is not the usual one.
     pub env_file: Option<PathBuf>,
 }

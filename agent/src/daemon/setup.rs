@@ -35,29 +35,30 @@ use crate::sysctl_record::SysctlRecord;
 use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
-/// How long the name of the first endpoint may hold up the start: the underlay is chosen by the way to it; without an answer
-/// by the way to where it was before, or by the default route, until there is one.
+/// The longest that resolving the name of the first endpoint may hold up the start. The underlay is chosen by the way
+/// to that endpoint. Until there is an answer, it is chosen by the way to where the store was before, or by the default
+/// route.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the process and its node are made from.
+/// Everything the process and its node are made from.
 pub(super) struct Setup {
     pub(super) parts: NodeParts<Plane, NetlinkKernel>,
     pub(super) process: ProcessSetup,
     pub(super) namespace: NamespaceLock,
 }
 
-/// What the process is made from.
+/// Everything the process is made from besides its node.
 pub(super) struct ProcessSetup {
     pub(super) run_dir: PathBuf,
     pub(super) http_listen: Option<SocketAddr>,
     pub(super) store: StoreDocument,
-    /// The store's name is still to be resolved.
+    /// The lookup of the store's name, if that is still to be resolved.
     pub(super) lookup: Option<Lookup>,
-    /// Where the store is, and whom to tell; `None` if it need not be known.
+    /// The store's endpoints, and the sender for their addresses; `None` if they need not be known.
     pub(super) endpoints: Option<(Vec<Endpoint>, watch::Sender<Vec<SocketAddr>>)>,
 }
 
-/// A name that could not be resolved in time, and whom to tell when it can be.
+/// A name that could not be resolved in time, and the sender for its addresses once it can be.
 pub(super) type Lookup = (Endpoint, watch::Sender<Vec<IpAddr>>);
 
 impl Setup {
@@ -136,7 +137,8 @@ impl Setup {
     }
 }
 
-/// Whom the networks are opened to. Whoever comes from flannel is told what it let in and this does not.
+/// Returns the machines that the networks are opened to. Whoever comes from flannel is told what flannel let in and
+/// this agent does not.
 fn exposure(exposed: &[Exposed], take_over: bool) -> Exposure {
     if take_over && exposed.is_empty() {
         tracing::warn!(
@@ -172,7 +174,8 @@ fn open_plane(options: &JoinOptions, dir: &StateDir) -> Result<Plane, Failure> {
     Ok(Plane::Remote(remote))
 }
 
-/// Where the store is: by its name, else where it was before; and what is still to be looked up.
+/// Resolves the store's name to its addresses, else takes those it had before. Returns the lookup that is still to be
+/// done.
 async fn store_address(
     endpoints: &[Endpoint],
     before: &UnderlayRecord,
@@ -188,19 +191,20 @@ async fn store_address(
     (addresses, Some((first, sender)))
 }
 
-/// The addresses of all endpoints but the first, as far as they are known by now: the store may be reached at any of them.
+/// Returns the addresses of all endpoints but the first, as far as they are known by now. The store may be reached at
+/// any.
 async fn other_addresses(endpoints: &[Endpoint]) -> Vec<IpAddr> {
     let others = endpoints.iter().skip(1).cloned().map(store_address::resolve);
     let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, futures::future::join_all(others));
     lookup.await.unwrap_or_default().into_iter().flatten().collect()
 }
 
-/// The very text that will guard the tunnels is read before a lease is taken. Where an earlier agent's guard is loaded,
-/// this one goes on with it: containers may run here, and it says what it cannot load.
+/// Has nft read the very text that will guard the tunnels, before a lease is taken. Where an earlier agent's guard is
+/// loaded, this agent goes on with it: containers may run here, and the agent reports what it cannot load.
 async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
     let Err(mut refused) = kernel.check_firewall(&IpFamily::BOTH).await else { return Ok(()) };
     if refused.by_kernel {
-        // A kernel without IPv6 does for networks without.
+        // A kernel without IPv6 is enough for networks without IPv6.
         match kernel.check_firewall(&[IpFamily::V4]).await {
             Ok(()) => return Ok(()),
             Err(of_v4) => refused = of_v4,
@@ -213,11 +217,11 @@ async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
     Err(Failure::new(Exit::Unsupported, "the tunnels could not be guarded").caused_by(refused).hint(NFT_HINT))
 }
 
-/// What nft must be, and what to do where it is not.
+/// The requirements on nft, and what to do where they are not met.
 const NFT_HINT: &str = "the agent needs nft 1.0.3 or later (`nft --version`): install a later package nftables, or put a later nft first in PATH; \
      where nft could read it, the kernel lacks a part of nftables (nft_fib_inet, nft_masq, nft_set_hash)";
 
-/// An interface that was named must be there now: a typing error would otherwise be waited on for ever.
+/// Checks that an interface that was named exists now: a typing error would otherwise be waited on for ever.
 async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<HostFacts, Failure> {
     let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
     let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;

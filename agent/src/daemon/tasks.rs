@@ -1,4 +1,4 @@
-//! What a process adds to a node: its socket, its HTTP listener, and the service manager.
+//! The tasks a process adds to a node: its socket, its HTTP listener, and the service manager.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,12 +21,13 @@ use crate::state_dir::SOCKET;
 use crate::status::StatusSource;
 use crate::store_address;
 
-/// Questions over the socket that may wait.
+/// The number of questions over the socket that may wait.
 const ASKS: usize = 8;
-/// How long a closing socket may take over its last answers.
+/// The time that a closing socket has for its last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// The listeners of the process, bound but not served yet: what cannot be bound ends the start with nothing done.
+/// The listeners of the process, bound but not served yet. A listener that cannot be bound ends the start with nothing
+/// done.
 pub(super) struct Listeners {
     socket: UnixListener,
     path: PathBuf,
@@ -53,7 +54,7 @@ impl Listeners {
 
 /// The tasks of the process.
 pub(super) struct Tasks {
-    /// What is asked over the socket.
+    /// The requests that come over the socket.
     pub(super) asks: mpsc::Receiver<Ask>,
     api: JoinHandle<()>,
     api_stop: Option<oneshot::Sender<()>>,
@@ -104,7 +105,7 @@ impl Tasks {
     /// Lets the socket finish its answers, then closes and removes it.
     pub(super) async fn finish(mut self) {
         if let Some(stop) = self.api_stop.take() {
-            // Already stopped is as good.
+            // An error here means that it has stopped already, which is as good.
             let _ = stop.send(());
         }
         let _ = tokio::time::timeout(LAST_ANSWERS, &mut self.api).await;
@@ -118,17 +119,17 @@ impl Tasks {
     }
 }
 
-/// Tells the service manager, if there is one.
+/// Tells the service manager about `state`, if there is a service manager.
 pub(super) fn notify(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
         tracing::debug!(%error, "the service manager cannot be told");
     }
 }
 
-/// Says READY once, keeps the service manager's status line equal to the agent's state, and keeps its watchdog quiet while
-/// the reconciler's loop turns.
+/// Says READY once, keeps the service manager's status line equal to the agent's state, and keeps its watchdog quiet
+/// while the reconciler's loop turns.
 async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<bool>) {
-    /// Changes that come with no pass of the reconciler (a lost store) are seen this late.
+    /// The interval at which changes are looked for that come with no pass of the reconciler (a lost store).
     const LOOK: Duration = Duration::from_secs(5);
     let mut outcome = status.outcome.clone();
     let pulse = Pulse::new(outcome.clone());
@@ -155,7 +156,7 @@ async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<b
     }
 }
 
-/// One operation as the socket's clients get it.
+/// Converts an operation to the form in which the socket's clients get it.
 pub(super) fn planned(op: &Op) -> PlannedOp {
     PlannedOp {
         action: op.action.as_str().to_owned(),

@@ -1,4 +1,4 @@
-//! What the last pass found and did: the only thing that flows back up.
+//! The outcome of a pass: what it found and did. This is the only thing that flows back up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,60 +9,60 @@ use flatnet_core::underlay::Underlay;
 use flatnet_model::{HostRanges, NetworkConfig, NetworkName, Revision, WireguardKey};
 use tokio::time::Instant;
 
-/// What the last pass found and did.
+/// The outcome of the last pass: what it found and did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// How many passes there were; 0: none yet.
+    /// The number of passes so far; 0: none yet.
     pub passes: u64,
-    /// When the last one ended.
+    /// The time at which the last pass ended.
     pub last_pass: Option<Instant>,
-    /// What carries the tunnels; `None` while it is not known.
+    /// The device and addresses that carry the tunnels; `None` while they are not known.
     pub underlay: Option<Underlay>,
-    /// Networks without a lease: whether one may be taken. Others whose configuration in the store is not the one in force:
-    /// whether it may come into force.
+    /// Judgements of configurations. For a network without a lease: if one may be taken. For others whose configuration
+    /// in the store is not the one in force: if it may come into force.
     pub judgements: BTreeMap<NetworkName, Judgement>,
-    /// What became of each network with a lease.
+    /// The outcome for each network with a lease.
     pub networks: Vec<NetworkOutcome>,
-    /// Objects the kernel refused, or that depend on one, or in whose place is one that is not ours.
+    /// Objects that the kernel refused, that depend on a refused one, or in whose place there is one that is not ours.
     pub failed: BTreeSet<ObjectKey>,
-    /// What is wrong on this host.
+    /// The problems on this host.
     pub problems: Vec<Problem>,
-    /// Whether the kernel is what the store said.
+    /// True if the kernel is what the store said.
     pub complete: bool,
     /// The public half of the key that our WireGuard devices have; the only one to publish.
     pub wireguard: Option<WireguardKey>,
-    /// The store's revision it was reconciled with.
+    /// The store's revision that the kernel was reconciled with.
     pub revision: Revision,
-    /// What this host uses itself; `None` until it was looked at.
+    /// The ranges that this host uses itself; `None` until they were looked at.
     pub ranges: Option<HostRanges>,
 }
 
-/// Whether this host could serve a network by a configuration.
+/// The verdict on a configuration: if this host could serve a network by it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
     /// The configuration that was judged.
     pub config: NetworkConfig,
-    /// Why it cannot.
+    /// The reason why it could not; `None` if it could.
     pub refused: Option<Problem>,
 }
 
 /// A peer's state, as `status` prints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PeerState {
-    /// Everything it takes is in the kernel.
+    /// Everything that the peer takes is in the kernel.
     Programmed,
-    /// Known, not looked at yet.
+    /// The peer is known, but not looked at yet.
     Pending,
-    /// The kernel refused, something that is not ours is in the way, or what it publishes cannot be used.
+    /// The kernel refused, something that is not ours is in the way, or what the peer publishes cannot be used.
     Failed,
-    /// Another backend's.
+    /// The peer uses another backend.
     Ignored,
-    /// Cannot be reached the way this network works.
+    /// The peer cannot be reached the way this network works.
     Unreachable,
 }
 
 impl PeerState {
-    /// For JSON and metrics.
+    /// Returns the name for JSON and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ impl PeerState {
 }
 
 impl Outcome {
-    /// What became of `peer`.
+    /// Returns the state of `peer` after the last pass.
     #[must_use]
     pub fn peer_state(&self, peer: &PeerOutcome) -> PeerState {
         match &peer.decision {

@@ -1,34 +1,34 @@
-//! When the next full pass is due.
+//! The schedule of the reconciler's looks at the kernel.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long after a kernel event the look follows: an `ip link del` comes as dozens of events within a millisecond or two.
+/// The delay from a kernel event to the look. An `ip link del` comes as dozens of events within a millisecond or two.
 const SETTLE: Duration = Duration::from_millis(10);
-/// Least time between two full passes brought about by events, so that somebody else's busy routing daemon does not become
-/// our load. Leaves room under the second within which drift must be repaired.
+/// The least time between two full passes brought about by events, so that somebody else's busy routing daemon does not
+/// become our load. It leaves room under the second within which drift must be repaired.
 const SPACING: Duration = Duration::from_millis(100);
-/// The share of time that full passes may take while events keep coming: with 8,000 peers a look takes tens of
-/// milliseconds.
+/// The inverse of the share of time that full passes may take while events keep coming. With 8,000 peers a look takes
+/// tens of milliseconds.
 const SHARE: u32 = 10;
-/// Longest spacing, whatever a pass takes.
+/// The longest spacing, whatever a pass takes.
 const LONGEST_SPACING: Duration = Duration::from_millis(500);
-/// How long after a quick pass its doing is checked: our own changes wake nobody, and a joining fleet brings many quick
-/// passes that one look can check together.
+/// The delay from a quick pass to the check of what it did. Our own changes wake nobody, and a joining fleet brings
+/// many quick passes that one look can check together.
 const CHECK: Duration = Duration::from_millis(500);
-/// A look even when nothing was heard: what the kernel changes without telling (routes that go with a link) or a lost
-/// notification.
+/// The interval of looks when nothing was heard. They find what the kernel changes without telling (routes that go with
+/// a link), and make up for a lost notification.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How often settings are read that change without a notification (the kernel tells of forwarding, not of `accept_ra`:
-/// net/ipv6/addrconf.c): some files of a few bytes each, and repaired within a second.
+/// The interval at which settings are read that change without a notification (the kernel tells of forwarding, not of
+/// `accept_ra`: net/ipv6/addrconf.c). They are some files of a few bytes each, and are repaired within a second.
 const GLANCE: Duration = Duration::from_millis(400);
-/// First wait after an operation failed.
+/// The first wait after an operation failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Longest wait after an operation failed.
+/// The longest wait after an operation failed.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// Times of past and next passes.
+/// The times of past and next passes.
 #[derive(Debug)]
 pub(super) struct Pace {
     due: Instant,
@@ -43,45 +43,46 @@ impl Pace {
         Self { due: now, glance: now + GLANCE, last_full: now, spacing: Duration::ZERO, retry: FIRST_RETRY }
     }
 
-    /// When the next full pass is due.
+    /// Returns the time at which the next full pass is due.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// When settings are to be read again.
+    /// Returns the time at which settings are to be read again.
     pub(super) fn glance(&self) -> Instant {
         self.glance
     }
 
-    /// Settings were read.
+    /// Records that settings were read.
     pub(super) fn glanced(&mut self, now: Instant) {
         self.glance = now + GLANCE;
     }
 
-    /// The kernel said that something changed.
+    /// Records that the kernel told of a change.
     pub(super) fn kernel_changed(&mut self, now: Instant) {
         self.due = self.due.min((now + SETTLE).max(self.last_full + self.spacing));
     }
 
-    /// A quick pass ended: what it did is looked at soon.
+    /// Records that a quick pass ended: what it did is looked at soon.
     pub(super) fn check(&mut self, now: Instant) {
         self.due = self.due.min((now + CHECK).max(self.last_full + self.spacing));
     }
 
-    /// A full pass ended that took `took`; what is due because of failures is said by [`Self::failed`] after this.
+    /// Records that a full pass ended that took `took`. Whatever is due because of failures is added by
+    /// [`Self::failed`] after this.
     pub(super) fn passed(&mut self, now: Instant, took: Duration) {
         self.last_full = now;
         self.spacing = (took * SHARE).clamp(SPACING, LONGEST_SPACING);
         self.due = now + RESYNC;
     }
 
-    /// The pass that just ended left something undone.
+    /// Records that the pass that just ended left something undone.
     pub(super) fn failed(&mut self, now: Instant) {
         self.due = self.due.min(now + self.retry);
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 
-    /// The pass that just ended left nothing undone.
+    /// Records that the pass that just ended left nothing undone.
     pub(super) fn succeeded(&mut self) {
         self.retry = FIRST_RETRY;
     }

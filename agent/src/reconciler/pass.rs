@@ -1,4 +1,4 @@
-//! One pass: look, apply what was decided, publish.
+//! One pass of the loop: look, apply what was decided, publish.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use super::{Known, Look, Outcome, Reconciler};
 use crate::report::chain;
 
 impl<K: Kernel> Reconciler<K> {
-    /// One pass. A full one is made of a quick one whenever the kernel's state is not known.
+    /// Makes one pass. A quick pass becomes a full one whenever the kernel's state is not known.
     pub(super) async fn pass(&mut self, look: Look) {
         let started = Instant::now();
         let (look, result) = match look {
@@ -27,7 +27,7 @@ impl<K: Kernel> Reconciler<K> {
             Look::Quick if self.wants_gre() && !self.gre_wanted => (Look::Full, self.full().await),
             Look::Quick => {
                 let wanted = self.want();
-                // What the last dump did not look at (a device, a setting) cannot be known from it.
+                // What the last dump did not look at (a device, a setting) cannot be known from that dump.
                 if self
                     .known
                     .as_ref()
@@ -62,7 +62,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Reads the settings whose changes nobody tells of; a pass follows if one is not as it was left.
+    /// Reads the settings whose changes nobody tells of. A pass follows if one is not as it was left.
     pub(super) async fn glance(&mut self) {
         self.pace.glanced(Instant::now());
         let Some(known) = self.known.as_ref().filter(|known| known.is_sure()) else { return };
@@ -80,7 +80,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// The `accept_ra` settings that were raised, if IPv6 is forwarded because of us.
+    /// Returns the `accept_ra` settings that were raised, if IPv6 is forwarded because of us.
     fn hearing(&self, scope: &Scope) -> Vec<Sysctl> {
         if !scope.sysctls.iter().any(|setting| setting.path() == Sysctl::FORWARD_IPV6) {
             return Vec::new();
@@ -88,7 +88,7 @@ impl<K: Kernel> Reconciler<K> {
         self.sysctls.raised().into_iter().filter(|setting| !scope.sysctls.contains(setting)).collect()
     }
 
-    /// What the next full pass would change.
+    /// Returns the operations that the next full pass would do.
     pub(super) async fn plan(&mut self) -> Result<Vec<Op>, KernelError> {
         self.look_at_host().await?;
         // What is read here counts as seen, so the pass that acts on it must come.
@@ -105,7 +105,8 @@ impl<K: Kernel> Reconciler<K> {
         self.look_at_host().await?;
         let mut wanted = self.want();
         if self.wants_gre() && !self.gre_wanted {
-            // The store said so after the look: without another one the network would be taken to be impossible here.
+            // The store asked for GRE after the look. Without another look the network would be taken to be impossible
+            // here.
             self.look_at_host().await?;
             wanted = self.want();
         }
@@ -114,14 +115,14 @@ impl<K: Kernel> Reconciler<K> {
         if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
             dump = self.kernel.dump(&scope).await?;
         }
-        // What was not looked at before is not known to have changed.
+        // Objects that were not looked at before are not known to have changed.
         let left = self.known.take().filter(|left| left.scope == scope);
         self.known = Some(Known { dump, scope, unsure: BTreeSet::new(), stale: false });
         Ok(self.bring_about(wanted, left).await)
     }
 
-    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them. Whether there
-    /// was one.
+    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them. Returns
+    /// true if there was one.
     async fn take_over(&self, desired: &KernelState, dump: &Dump) -> Result<bool, KernelError> {
         let mut any = false;
         for name in flannel_devices(desired).filter(|name| dump.foreign.links.contains_key(name)) {
@@ -134,7 +135,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
         let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
         self.facts = facts;
-        // Somebody set them back, or plugged the interface in again: it was we who turned forwarding on.
+        // Somebody set `accept_ra` back, or plugged the interface in again. It was we who turned forwarding on.
         let raised = self.kernel.settings(&self.sysctls.raised()).await?;
         let back = raised.into_iter().filter(|(_, value)| value == "1").map(|(setting, _)| setting);
         self.facts.accept_ra.extend(back);
@@ -151,16 +152,17 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    /// Makes the kernel what is wanted, starting from what is known of it; whether nothing was left undone. `left`: what
-    /// the last pass left, if the kernel was looked at since.
+    /// Makes the kernel what is wanted, starting from what is known of it. Returns true if nothing was left undone.
+    /// `left`: what the last pass left, if the kernel was looked at since.
     async fn bring_about(&mut self, mut wanted: Wanted, left: Option<Known>) -> bool {
-        // Taken out so that a pass that is cut off leaves "not known" behind.
+        // Taken out so that a pass that is cut off leaves `None` behind: not known.
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep(&known.state);
         let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
         let Plan { ops, conflicts, in_use } = plan(&desired.state, &known, prune);
         if let Some(left) = left {
-            // Where the last pass failed its own doing is not told from somebody else's; what was somebody's it has counted.
+            // Where the last pass failed, its own changes cannot be told from somebody else's. It has counted somebody
+            // else's already.
             let ops = ops.iter().filter(|op| !left.unsure.contains(&op.object.key()));
             self.say_drift(drift(&left.dump.state, &known.state, ops));
         }
@@ -203,7 +205,7 @@ impl<K: Kernel> Reconciler<K> {
             let ops = close_tunnels(&known.state);
             let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
             for (op, outcome) in ops.iter().zip(&outcomes) {
-                // Where it worked, too, the device is not as it is wanted.
+                // Even where the operation worked, the device is not as it is wanted.
                 failed.insert(op.object.key());
                 match outcome {
                     OpOutcome::Done => known.apply(op),
@@ -214,7 +216,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.metrics.op(op.object.kind(), op.action, result);
             }
         }
-        // While not everything that may be wanted is known, no guard goes.
+        // The guard stays while not everything that may be wanted is known.
         if prune == Prune::Yes || desired.state.ruleset.is_some() {
             self.kernel.hold(desired.state.ruleset.as_ref()).await;
         }
@@ -237,7 +239,8 @@ impl<K: Kernel> Reconciler<K> {
             false => wireguard,
         };
         self.known = Some(Known { dump: known, scope, unsure: failed.clone(), stale: false });
-        // Not tried, and not there either: what depends on it for others must know. Looking again would change nothing.
+        // A conflicting object was not tried, and is not there either: whoever depends on it must know. Looking again
+        // would change nothing.
         failed.extend(conflicts.iter().map(|conflict| conflict.object.key()));
         problems.splice(0..0, desired.problems.iter().cloned());
         problems.sort();
@@ -257,14 +260,14 @@ impl<K: Kernel> Reconciler<K> {
         complete
     }
 
-    /// Says once that a setting cannot be written which can be done without.
+    /// Warns, once for each setting, that a setting cannot be written that can be done without.
     fn unwritable(&mut self, op: &Op, error: &OpError) {
         if self.unwritable.insert(op.object.key()) {
             tracing::warn!(%error, "a setting cannot be written; nothing depends on it");
         }
     }
 
-    /// Says and counts what somebody else changed.
+    /// Reports and counts what somebody else changed.
     fn say_drift<'a>(&self, repairs: impl Iterator<Item = &'a Op>) {
         let kinds: Vec<ObjectKind> = repairs.map(|op| op.object.kind()).collect();
         if kinds.is_empty() {
@@ -280,7 +283,7 @@ impl<K: Kernel> Reconciler<K> {
         );
     }
 
-    /// Publishes what a pass found and did; what is wrong is said by [`crate::problem_log`].
+    /// Publishes what a pass found and did. [`crate::problem_log`] reports the problems.
     fn publish(&mut self, done: Outcome) {
         self.outcome.send_modify(|outcome| {
             if done.complete && !outcome.complete && !done.networks.is_empty() {
@@ -313,12 +316,13 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// Whether a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is lost by it.
+/// Returns true if a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is
+/// lost by that.
 fn is_dispensable(desired: &KernelState, op: &Op, error: &OpError) -> bool {
     matches!(&op.object, Object::Sysctl(setting, _) if is_forbidden(error) && desired.does_without(setting))
 }
 
-/// `EPERM`, `EACCES` or `EROFS` (asm-generic/errno-base.h).
+/// Returns true for `EPERM`, `EACCES` and `EROFS` (asm-generic/errno-base.h).
 fn is_forbidden(error: &OpError) -> bool {
     matches!(error.errno, Some(1 | 13 | 30))
 }

@@ -1,4 +1,4 @@
-//! Deciding: what the kernel should hold, from what the store, the host and this node's leases say.
+//! The decision what the kernel should hold, from what the store, the host and this node's leases say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,31 +20,32 @@ use flatnet_model::{
 use super::{Judgement, Reconciler};
 use crate::networks::Held;
 
-/// What is wanted, and what it was decided from.
+/// The state that is wanted, and what it was decided from.
 pub(super) struct Wanted {
     pub desired: Desired,
     pub judgements: BTreeMap<NetworkName, Judgement>,
     pub problems: Vec<Problem>,
-    /// The tunnels of networks that are programmed: of these it is known who may send.
+    /// The tunnels of networks that are programmed: for these it is known who may send.
     programmed: BTreeSet<(TunnelId, IpFamily)>,
-    /// Whether everything that may be wanted is known, so that what is not wanted may go.
+    /// `Yes` if everything that may be wanted is known, so that what is not wanted may go.
     pub prune: Prune,
     pub revision: Revision,
-    /// What this host uses itself.
+    /// The ranges that this host uses itself.
     pub ranges: HostRanges,
     /// The key that WireGuard devices should have, if there is any.
     pub wireguard: Option<WireguardKey>,
 }
 
 impl Wanted {
-    /// Keeps what networks that wait have in the kernel.
+    /// Keeps what waiting networks have in the kernel.
     pub fn keep(&mut self, found: &KernelState) {
         self.desired.keep_waiting(found);
         self.keep_guard(found);
     }
 
-    /// Keeps the guard that an earlier run left while a network waits that was not programmed in this one: its peers are in
-    /// that table only. What somebody changed in it since is nothing to keep: then the tunnels of such a network are shut.
+    /// Keeps the guard that an earlier run left while a network waits that was not programmed in this run: its peers
+    /// are in that table only. A guard that somebody has changed since is not kept: then the tunnels of such a network
+    /// are shut.
     fn keep_guard(&mut self, found: &KernelState) {
         if !self.desired.guard_unknown {
             return;
@@ -84,7 +85,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         for port in &mut self.ports {
-            // Marked as seen before it is read: what comes in between wakes the loop again.
+            // The view is marked as seen before it is read: what comes in between wakes the loop again.
             port.view.mark_unchanged();
         }
         let wireguard = self.wireguard_key(&held);
@@ -93,8 +94,8 @@ impl<K: Kernel> Reconciler<K> {
         let ranges = host_ranges::own(&self.facts, &subnets, &store);
         // Each is borrowed once: a second borrow by the same task would wait for a writer that waits for the first.
         let views: Vec<_> = self.ports.iter().map(|port| port.view.borrow()).collect();
-        // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each of
-        // those that can be held.
+        // Pruning needs the whole truth: the store's own snapshot of every network, and this node's hold on each
+        // network that can be held.
         let prune = self.underlay.is_some()
             && views.iter().zip(&held).all(|(view, held)| {
                 view.source == Source::Store && (held.is_some() || view.state.valid_config().is_none())
@@ -196,13 +197,13 @@ impl<K: Kernel> Reconciler<K> {
         let made = std::mem::take(&mut desired.guards);
         let tunnels = made.iter().flat_map(|guard| &guard.tunnels);
         let programmed = tunnels.map(|tunnel| (tunnel.id, tunnel.family)).collect();
-        // Of a network that is not programmed now, what it had stays known for as long as it is held.
+        // The guard of a network that is not programmed now stays known for as long as the network is held.
         self.guards.retain(|guard| held.contains(&guard.name) && made.iter().all(|new| new.name != guard.name));
         self.guards.extend(made);
         Wanted { desired, judgements, problems, programmed, prune, revision, ranges, wireguard: wireguard.ok() }
     }
 
-    /// Whether any network has or is about to have GRE tunnels here.
+    /// Returns true if any network has, or is about to have, GRE tunnels here.
     pub(super) fn wants_gre(&self) -> bool {
         let is_gre = |backend: &BackendConfig| matches!(backend, BackendConfig::Gre(_));
         self.ports.iter().any(|port| {
@@ -211,7 +212,7 @@ impl<K: Kernel> Reconciler<K> {
         })
     }
 
-    /// This host's WireGuard key, made only once a network needs one.
+    /// Returns this host's WireGuard key, which is made only once a network needs one.
     fn wireguard_key(&self, held: &[Option<Held>]) -> Result<WireguardKey, Problem> {
         let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
         let stored = |config: &NetworkConfig| is_wireguard(&config.backend);
@@ -224,14 +225,14 @@ impl<K: Kernel> Reconciler<K> {
         Err(Problem::new(ProblemCode::WireguardNoKey, why, "", ""))
     }
 
-    /// Whether a lease may be taken in a network that has a configuration and no lease yet.
+    /// Judges if a lease may be taken in a network that has a configuration and no lease yet.
     fn judge(&self, input: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Judgement {
         let refused = admit(input, name, config).err().or_else(|| self.left_by_flanneld(config));
         Judgement { config: config.clone(), refused }
     }
 
-    /// flanneld's device that holds a VNI which `config` needs, and is not to be taken over: publishing our tunnel's address
-    /// while that device still receives would cut this host off.
+    /// Returns the problem of flanneld's device that holds a VNI which `config` needs, unless the device is to be taken
+    /// over. Publishing our tunnel's address while that device still receives would cut this host off.
     fn left_by_flanneld(&self, config: &NetworkConfig) -> Option<Problem> {
         let BackendConfig::Vxlan(vxlan) = &config.backend else { return None };
         let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
@@ -241,7 +242,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// Whether the configurations that the store has by now (`changed`, in the order of the networks held) may come into force.
+/// Judges if the configurations that the store has by now (`changed`, in the order of the networks held) may come into
+/// force.
 fn judge_changes(
     input: &HostInput<'_>,
     changed: &[Option<&NetworkConfig>],
@@ -253,7 +255,7 @@ fn judge_changes(
     })
 }
 
-/// What a dump must look at besides what carries our mark.
+/// Returns what a dump must look at besides what carries our mark.
 pub(super) fn scope(desired: &KernelState) -> Scope {
     Scope {
         links: desired.links.keys().copied().chain(flannel_devices(desired)).collect(),
@@ -262,7 +264,7 @@ pub(super) fn scope(desired: &KernelState) -> Scope {
     }
 }
 
-/// What flanneld would call the devices we want: they hold the VNIs we need.
+/// Returns the names that flanneld would give the devices we want: flanneld's devices hold the VNIs we need.
 pub(super) fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
     desired.links.values().filter_map(|link| match &link.kind {
         LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
@@ -270,7 +272,7 @@ pub(super) fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfN
     })
 }
 
-/// What flanneld calls its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
+/// Returns flanneld's name for its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
 fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
     IfName::new(&match family {
         IpFamily::V4 => format!("flannel.{vni}"),
@@ -279,7 +281,7 @@ fn flannel_device(vni: Vni, family: IpFamily) -> Option<IfName> {
     .ok()
 }
 
-/// The problem of such a device that is not to be taken over.
+/// Returns the problem of a device that flanneld left and that is not to be taken over.
 pub(super) fn left_by_flanneld(device: IfName, what: &str) -> Problem {
     Problem::new(
         ProblemCode::FlannelDevice,
