@@ -1,4 +1,5 @@
-//! The command line: one file a subcommand. People script against it, so names, exit codes and `--json` output are stable.
+//! The command line, one file per subcommand. People script against it, so names, exit codes and `--json` output are
+//! stable.
 
 mod completions;
 mod conceal;
@@ -59,7 +60,7 @@ enum Command {
     Man(man::ManArgs),
 }
 
-/// Where a running agent's socket is.
+/// The place of a running agent's socket.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RunDir {
     /// Where the agent's socket is
@@ -67,7 +68,7 @@ pub struct RunDir {
     pub run_dir: PathBuf,
 }
 
-/// Parses the command line, runs the command, and says how it ended.
+/// Parses the command line, runs the command, and reports how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
     match parse().and_then(run) {
@@ -76,7 +77,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The command as clap has it, for completions and manual pages.
+/// Returns the command as clap has it, for completions and manual pages.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
@@ -95,9 +96,10 @@ fn parse() -> Result<Cli, Failure> {
     Cli::from_arg_matches(&matches).map_err(|error| Failure::new(Exit::Usage, error.to_string()))
 }
 
-/// The file named by `--config` of `join`, found before the real parse because it supplies defaults to it.
+/// Returns the file named by `--config` of `join`. It is found before the real parse because it supplies defaults to
+/// it.
 fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
-    // What is behind `--` is another program's.
+    // Arguments behind `--` are another program's.
     let own = arguments.iter().take_while(|argument| *argument != "--");
     if !own.clone().any(|argument| argument == "join") {
         return None;
@@ -114,8 +116,8 @@ fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
     std::env::var_os("FLATNET_CONFIG").map(PathBuf::from)
 }
 
-/// How long the end of a command waits for a thread that is in a system call: a file is written in less, and a resolver that
-/// hangs would take 10 s.
+/// The time that the end of a command waits for a thread that is in a system call. A file is written in less; a
+/// resolver that hangs would take 10 s.
 const LAST_BLOCKING: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {

@@ -1,4 +1,4 @@
-//! Writes the env files container runtimes read (`subnet.env`).
+//! The task that writes the env files which container runtimes read (`subnet.env`).
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ use crate::state_dir;
 pub struct Target {
     /// The network.
     pub port: NetworkPort,
-    /// Where its file goes.
+    /// The path of the network's env file.
     pub path: PathBuf,
 }
 
-/// Writes the files whenever something in them changed, and again when they are gone; for ever.
+/// Writes the files whenever something in them has changed, and again when they are gone. Runs for ever.
 ///
 /// `ready` becomes true once every joined network has its file.
 pub async fn keep(
@@ -54,7 +54,7 @@ pub async fn keep(
     }
 }
 
-/// What belongs in the file, once lease and MTU are known.
+/// Returns what belongs in the file, once lease and MTU are known.
 fn content(target: &Target, masquerade: bool, outcome: &Outcome) -> Option<String> {
     let holding = target.port.holding.borrow();
     let held = holding.held.as_ref()?;
@@ -63,12 +63,12 @@ fn content(target: &Target, masquerade: bool, outcome: &Outcome) -> Option<Strin
 }
 
 fn write(target: &Target, text: &str) -> Result<(), Problem> {
-    // Read back each time: somebody may have removed or changed it, and a few hundred bytes cost nothing.
+    // The file is read back each time: somebody may have removed or changed it, and a few hundred bytes cost nothing.
     if std::fs::read_to_string(&target.path).is_ok_and(|present| present == text) {
         return Ok(());
     }
     let network: &NetworkName = &target.port.name;
-    // World-readable, as flannel's: container runtimes' wrappers read it.
+    // World-readable, as flannel's is: wrappers of container runtimes read it.
     state_dir::replace(&target.path, text.as_bytes(), 0o644).map_err(|error| {
         Problem::new(
             ProblemCode::EnvFileUnwritable,

@@ -1,5 +1,5 @@
-//! What the kernel can tell of packets that do not arrive: counters of our own rules that drop, and the way it would send a
-//! peer's packets. Looked at now and then; status, doctor and metrics read what was found.
+//! The kernel's evidence of packets that do not arrive: counters of our own rules that drop, and the way it would send
+//! a peer's packets. The kernel is looked at now and then; status, doctor and metrics read what was found.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,36 +18,37 @@ use tokio::time::{Instant, sleep};
 use crate::networks::NetworkPort;
 use crate::reconciler::Outcome;
 
-/// How often it is looked: one dump of some tens of rules, and [`PEERS`] route look-ups of a few microseconds. Only where
-/// counters have moved also what the kernel remembers of senders, which is bounded.
+/// The interval between looks. A look is one dump of some tens of rules, and [`PEERS`] route look-ups of a few
+/// microseconds. Only where counters have moved does it also read what the kernel remembers of senders, which is
+/// bounded.
 const LOOK: Duration = Duration::from_secs(10);
-/// Peers whose way is asked in one look; the next look goes on with the next ones. What turns packets away mostly does so
-/// with every peer's.
+/// The number of peers whose way is asked in one look; the next look goes on with the next ones. Whatever turns packets
+/// away mostly does so with every peer's.
 const PEERS: usize = 32;
 
-/// What was found.
+/// The evidence found so far.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    /// What our rules dropped.
+    /// The packets that our rules dropped.
     pub drops: DropLog,
-    /// Whose packets they claimed to be.
+    /// The peers that the dropped packets claimed to be from.
     pub claims: ClaimLog,
     /// Peers whose packets go astray.
     pub detours: Vec<Detour>,
 }
 
 impl Evidence {
-    /// What is wrong. Detours are many or none: a few say what the matter is.
+    /// Returns the problems. Detours are many or none, so a few show what the matter is.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        /// As many as are worth reading.
+        /// The number of detours worth reading.
         const SHOWN: usize = 4;
         let detours = self.detours.iter().take(SHOWN).map(Detour::problem);
         self.drops.problems().into_iter().chain(self.claims.problems()).chain(detours).collect()
     }
 }
 
-/// Looks for ever.
+/// Looks at the kernel for ever.
 pub async fn keep<K: Kernel>(
     kernel: Arc<K>,
     bridge: Option<IfName>,
@@ -62,7 +63,7 @@ pub async fn keep<K: Kernel>(
         let ways = ways(&ports, bridge, &outcome.borrow());
         let asked: Vec<WayQuery> = ways.iter().cycle().skip(from).take(PEERS.min(ways.len())).cloned().collect();
         from = if ways.is_empty() { 0 } else { (from + asked.len()) % ways.len() };
-        // What cannot be read is said by the reconciler, which reads it too.
+        // A reading that fails is reported by the reconciler, which reads the same.
         let (counts, detours) = (kernel.drops().await, kernel.detours(&asked).await);
         let has_grown = counts.as_ref().is_ok_and(|counts| evidence.borrow().drops.has_grown(counts));
         let sightings = if has_grown { kernel.sightings().await.ok() } else { None };
@@ -90,7 +91,8 @@ pub async fn keep<K: Kernel>(
     }
 }
 
-/// Who claims to be whom is said here, not with the other problems: senders choose what is new in it.
+/// Logs who claims to be whom. This is logged here and not with the other problems because senders choose what is new
+/// in it.
 fn say(news: &News) {
     match news {
         News::Claim(problem) => {
@@ -104,7 +106,7 @@ fn say(news: &News) {
     }
 }
 
-/// Who has which subnet, this host too.
+/// Returns who has which subnet, including this host.
 fn holders(ports: &[NetworkPort]) -> Vec<Holder> {
     let mut holders = Vec::new();
     for port in ports {
@@ -132,7 +134,7 @@ fn holders(ports: &[NetworkPort]) -> Vec<Holder> {
     holders
 }
 
-/// The way to each peer that is programmed.
+/// Returns the ways to each peer that is programmed.
 fn ways(ports: &[NetworkPort], bridge: Option<IfName>, outcome: &Outcome) -> Vec<WayQuery> {
     let mut ways = Vec::new();
     for (number, port) in ports.iter().enumerate() {
@@ -149,7 +151,7 @@ fn ways(ports: &[NetworkPort], bridge: Option<IfName>, outcome: &Outcome) -> Vec
     ways
 }
 
-/// The way to the first container of each of a peer's subnets.
+/// Returns the way to the first container of each of a peer's subnets.
 pub(crate) fn of_peer(peer: SubnetKey, own: SubnetKey, bridge: Option<IfName>) -> Vec<WayQuery> {
     let query = |subnet: IpNet| {
         let to = container(subnet)?;
@@ -159,7 +161,7 @@ pub(crate) fn of_peer(peer: SubnetKey, own: SubnetKey, bridge: Option<IfName>) -
     peer.iter().filter_map(query).collect()
 }
 
-/// The address after the gateway's, the first that a container gets.
+/// Returns the address after the gateway's: the first that a container gets.
 fn container(subnet: IpNet) -> Option<IpAddr> {
     match subnet {
         IpNet::V4(net) => u32::from(net.network()).checked_add(2).map(|number| IpAddr::V4(number.into())),

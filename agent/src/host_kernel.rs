@@ -8,8 +8,8 @@ use flatnet_kernel::wireguard::Keyring;
 use crate::report::{Exit, Failure};
 use crate::state_dir::RULESET_MEMORY;
 
-/// Opens it to be changed: in `run_dir` it remembers which ruleset is loaded; `keys` are those that WireGuard devices may be
-/// given.
+/// Opens the kernel to change it. In `run_dir` the agent remembers which ruleset is loaded; `keys` are those that
+/// WireGuard devices may be given.
 pub fn open(run_dir: &Path, keys: Keyring) -> Result<NetlinkKernel, Failure> {
     NetlinkKernel::with_keys(Some(run_dir.join(RULESET_MEMORY)), keys).map_err(|error| {
         Failure::new(Exit::Unsupported, "cannot open the kernel's netlink sockets")
@@ -18,7 +18,7 @@ pub fn open(run_dir: &Path, keys: Keyring) -> Result<NetlinkKernel, Failure> {
     })
 }
 
-/// Opens it to be looked at only, without an agent's memory.
+/// Opens the kernel only to look at it, without an agent's memory.
 pub fn observing() -> std::io::Result<NetlinkKernel> {
     NetlinkKernel::new()
 }

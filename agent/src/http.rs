@@ -1,8 +1,9 @@
-//! `--http-listen`: /metrics, /healthz and /readyz.
+//! The HTTP listener of `--http-listen`: /metrics, /healthz and /readyz.
 //!
-//! Health means that the reconciler's loop turns: restarting the agent helps if it does not. Readiness means that this
-//! host's containers can reach the others': lease held and there for the others to see, env files written,
-//! nothing refused by the kernel. A store that is away makes neither fail: restarting would not help, and packets flow.
+//! Health means that the reconciler's loop turns: if it does not, restarting the agent helps. Readiness means that this
+//! host's containers can reach the others': the lease is held and there for the others to see, the env files are
+//! written, and the kernel refused nothing. A store that is away makes neither fail: restarting would not help, and
+//! packets flow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +22,14 @@ use crate::metrics::Metrics;
 use crate::reconciler::Outcome;
 use crate::status::StatusSource;
 
-/// The loop passes at least once a minute; twice that, and a pass's own time, means that it hangs. Also how long it may
-/// take to begin: it waits for the node's identity, 20 s at most.
+/// The idle time after which the loop counts as hanging. It passes at least once a minute; the limit is twice that and
+/// a pass's own time. It also bounds the time the loop has to begin: it waits for the node's identity, 20 s at most.
 const STALLED: Duration = Duration::from_secs(150);
 
-/// OpenMetrics 1.0, which every Prometheus since 2.5 reads.
+/// The content type of OpenMetrics 1.0, which every Prometheus since 2.5 reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the reconciler's loop turns.
+/// The pulse of the reconciler's loop: tells if it turns.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     outcome: watch::Receiver<Outcome>,
@@ -36,20 +37,20 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Of the loop that publishes `outcome` and is started now.
+    /// Creates the pulse of the loop that publishes `outcome` and is started now.
     #[must_use]
     pub fn new(outcome: watch::Receiver<Outcome>) -> Self {
         Self { outcome, since: Instant::now() }
     }
 
-    /// How long ago the last pass ended, or the start was if there was none; `Err`: too long.
+    /// Returns how long ago the last pass ended, or the loop started if there was none. `Err`: that is too long.
     pub fn check(&self) -> Result<Duration, Duration> {
         let idle = self.outcome.borrow().last_pass.unwrap_or(self.since).elapsed();
         if idle < STALLED { Ok(idle) } else { Err(idle) }
     }
 }
 
-/// What the pages are made from.
+/// Everything the pages are made from.
 #[derive(Clone)]
 struct Pages {
     status: StatusSource,
@@ -58,7 +59,7 @@ struct Pages {
     env_written: watch::Receiver<bool>,
 }
 
-/// Serves on `listener` for ever. `env_written`: every joined network has its env file.
+/// Serves on `listener` for ever. `env_written`: true once every joined network has its env file.
 pub async fn serve(
     listener: TcpListener,
     status: StatusSource,

@@ -1,6 +1,6 @@
 //! The agent's socket, `<run-dir>/agent.sock`: the server in the daemon, the client in the other commands.
 //!
-//! Only root reaches it (mode 0600). The server answers from what the tasks publish; it waits for nobody but the
+//! Only root reaches it (mode 0600). The server answers from what the tasks publish. It waits for nobody but the
 //! reconciler, and for that with a deadline.
 
 use std::io;
@@ -27,14 +27,16 @@ use crate::report::{Exit, Failure};
 use crate::rotation::RotationError;
 use crate::state_dir::SOCKET;
 
-/// The longest a client waits for an answer: a pass over 8,000 peers takes well under a second, leaving a store that does
-/// not answer ends with its own deadline of 3 s.
+/// The longest a client waits for an answer. A pass over 8,000 peers takes well under a second; leaving a store that
+/// does not answer ends with its own deadline of 3 s.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// After how long a connection is taken again that could not be: descriptors that are used up come back by themselves.
+/// The delay before a connection is accepted again after that failed. Descriptors that are used up come back by
+/// themselves.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// The connections that come. One that cannot be taken ends nothing: a server that ends with it would be deaf for good.
+/// Returns the stream of connections. A connection that cannot be accepted does not end it: a server that ended with it
+/// would be deaf for good.
 fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
     futures::stream::unfold(listener, |listener| async move {
         loop {
@@ -49,16 +51,16 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
     })
 }
 
-/// What the socket asks of the daemon.
+/// The requests that the socket passes on to the daemon.
 #[derive(Debug)]
 pub enum Ask {
-    /// What the next pass would change.
+    /// Tell what the next pass would change.
     Plan(oneshot::Sender<Result<Vec<PlannedOp>, String>>),
     /// Give the lease back and stop.
     Leave {
         /// Remove everything of ours.
         purge: bool,
-        /// Failures, once done.
+        /// The sender for the failures, once done.
         reply: oneshot::Sender<Vec<String>>,
     },
     /// Replace this node's WireGuard key.
@@ -67,7 +69,7 @@ pub enum Ask {
     Renumber(oneshot::Sender<Vec<String>>),
 }
 
-/// The server's side.
+/// The server's side of the socket.
 pub struct LocalApi<S> {
     status: S,
     store: Store,
@@ -75,7 +77,7 @@ pub struct LocalApi<S> {
 }
 
 impl<S: Fn() -> StatusDocument + Send + Sync + 'static> LocalApi<S> {
-    /// Answers from `status` and `store`, and hands the rest to `asks`.
+    /// Creates a server that answers from `status` and `store`, and hands the rest to `asks`.
     pub fn new(status: S, store: Store, asks: mpsc::Sender<Ask>) -> Self {
         Self { status, store, asks }
     }
@@ -155,7 +157,7 @@ pub fn listen(run_dir: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// A client of the agent in `run_dir`; exit 5 if there is none.
+/// Returns a client of the agent in `run_dir`. The exit code is 5 if there is none.
 pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
     let path: PathBuf = run_dir.join(SOCKET);
     let shown = path.display().to_string();
@@ -175,7 +177,7 @@ pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
     Ok(AgentClient::new(channel))
 }
 
-/// A refused call as a failure of this command.
+/// Converts a refused call to a failure of this command.
 #[must_use]
 pub fn refused(status: &Status) -> Failure {
     Failure::new(Exit::of_code(status.code()), format!("the agent answered: {}", status.message()))

@@ -1,4 +1,4 @@
-//! What Prometheus reads at `/metrics`. Labels are enums, networks or peers, never what a sender chose.
+//! The metrics that Prometheus reads at `/metrics`. Labels are enums, networks or peers, never what a sender chose.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-/// Kind, action and result of an operation.
+/// The kind, action and result of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabels {
     kind: &'static str,
@@ -30,14 +30,14 @@ struct KindLabels {
     kind: &'static str,
 }
 
-/// A kind of object and how it stands.
+/// A kind of object and its status.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ObjectLabels {
     kind: &'static str,
     status: &'static str,
 }
 
-/// Why the watch on the store ended.
+/// The reason why the watch on the store ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
@@ -57,21 +57,21 @@ struct PeerLabels {
     state: String,
 }
 
-/// A way of speaking with the store; of a network, or (empty) of the node.
+/// A way of speaking with the store, for a network or, if that is empty, for the node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ChannelLabels {
     network: String,
     channel: &'static str,
 }
 
-/// Why our rules dropped packets, of which network.
+/// The reason why our rules dropped packets, and the network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DropLabels {
     network: String,
     reason: String,
 }
 
-/// Whose packets those that our rules dropped claimed to be, of which network, and what was wrong with them.
+/// The peer that dropped packets claimed to be from, the network, and what was wrong with the packets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClaimLabels {
     network: String,
@@ -79,19 +79,19 @@ struct ClaimLabels {
     reason: &'static str,
 }
 
-/// What is read anew for every page.
+/// The values that are read anew for every page.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
-    /// Network, and whether its store is followed now.
+    /// The network, and true if its store is followed now.
     pub connected: Vec<(String, bool)>,
-    /// Network with a confirmed lease, and when that ends, in seconds since 1970.
+    /// The network with a confirmed lease, and the time at which that ends, in seconds since 1970.
     pub expiry: Vec<(String, f64)>,
-    /// Way of speaking with the store, of which network, and whether its last call went well.
+    /// The way of speaking with the store, its network, and true if its last call went well.
     pub channels: Vec<(&'static str, String, bool)>,
-    /// Network (empty: any), why our rules dropped, and how many packets since the agent began to look.
+    /// The network (empty: any), the reason for the drops, and the number of packets since the agent began to look.
     pub dropped: Vec<(String, String, u64)>,
-    /// Network (empty: none), what was wrong, whose dropped packets claimed to be, and how many. The log that they come from
-    /// bounds how many there are.
+    /// The network (empty: none), what was wrong, whom dropped packets claimed to be from, and the number of packets.
+    /// The log that they come from bounds how many entries there are.
     pub claimed: Vec<(String, &'static str, String, u64)>,
 }
 
@@ -120,10 +120,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates all metrics, at zero.
     #[must_use]
     pub fn new() -> Self {
-        // From an idle pass over a handful of objects (about 1 ms) to a cold start at 8,000 peers (about 0.5 s).
+        // The buckets reach from an idle pass over a handful of objects (about 1 ms) to a cold start at 8,000 peers
+        // (about 0.5 s).
         let passes = Histogram::new([0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]);
         let mut metrics = Self {
             registry: Registry::with_prefix("flatnet"),
@@ -184,22 +185,22 @@ impl Metrics {
         metrics
     }
 
-    /// One pass took this long.
+    /// Records that one pass took this long.
     pub fn pass(&self, seconds: f64) {
         self.passes.observe(seconds);
     }
 
-    /// One operation ended: `done`, `failed` or `skipped`.
+    /// Records that one operation ended: `done`, `failed` or `skipped`.
     pub fn op(&self, kind: ObjectKind, action: Action, result: &'static str) {
         self.ops.get_or_create(&OpLabels { kind: kind.as_str(), op: action.as_str(), result }).inc();
     }
 
-    /// One object of ours had been changed by somebody else.
+    /// Records that one object of ours had been changed by somebody else.
     pub fn drift(&self, kind: ObjectKind) {
         self.drift.get_or_create(&KindLabels { kind: kind.as_str() }).inc();
     }
 
-    /// What the kernel has of ours, and which objects it refused.
+    /// Records what the kernel has of ours, and which objects it refused.
     pub fn objects(&self, state: &KernelState, failed: &BTreeSet<ObjectKey>) {
         for kind in ObjectKind::ALL.iter().copied() {
             let failed = failed.iter().filter(|key| key.kind() == kind).count();
@@ -210,7 +211,7 @@ impl Metrics {
         }
     }
 
-    /// The store was lost for `reason`, as [`Connection::Lost`] has it, and is watched anew.
+    /// Records that the store was lost for `reason`, as [`Connection::Lost`] has it, and is watched anew.
     pub fn watch_restarted(&self, reason: &str) {
         self.watch_restarts.get_or_create(&ReasonLabels { reason: restart_reason(reason) }).inc();
     }
@@ -252,13 +253,13 @@ impl Metrics {
             self.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
-        // Writing to a String cannot fail; were it to, an empty page is what a scraper reports as such.
+        // Writing to a String cannot fail. If it did, a scraper would report the empty page as a failure.
         let _ = encode(&mut text, &self.registry);
         text
     }
 }
 
-/// Counts how often the store was lost in one network's view; for ever.
+/// Counts how often the store was lost in one network's view. Runs until the view's sender is gone.
 pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc<Metrics>) {
     let mut before = Connection::Connecting;
     loop {
@@ -275,7 +276,7 @@ pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc
     }
 }
 
-/// The kind of store error that `reason` tells: there are few, and so are a label's values.
+/// Returns the kind of store error that `reason` tells. There are few kinds, and so few values of the label.
 fn restart_reason(reason: &str) -> &'static str {
     let kinds = [
         (" is not reachable: ", "unavailable"),

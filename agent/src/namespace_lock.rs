@@ -1,4 +1,4 @@
-//! One agent a network namespace.
+//! The lock that keeps a network namespace to one agent.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -18,31 +18,31 @@ use nix::sys::socket::{
 use crate::report::{Exit, Failure};
 use crate::state_dir::DEFAULT_RUN_DIR;
 
-/// The name that the agent of a namespace has in it.
+/// The name that a namespace's agent has in it.
 const NAME: &[u8] = b"flatnet/agent";
 
-/// Held while this process is the agent of its network namespace.
+/// The lock held while this process is the agent of its network namespace.
 ///
-/// An abstract socket: its name is the namespace's own, and the kernel frees it however the process ends. Any user of the
-/// host may have that name first; so where its holder is neither root nor ourselves it counts for nothing, and a file in a
-/// directory that only we write stands in for it.
+/// It is an abstract socket: its name belongs to the namespace, and the kernel frees it however the process ends. Any
+/// user of the host may take that name first. So a holder that is neither root nor ourselves counts for nothing, and a
+/// file in a directory that only we write stands in for the socket.
 #[derive(Debug)]
 pub struct NamespaceLock {
     socket: Option<Arc<UnixListener>>,
     file: Option<(File, PathBuf)>,
 }
 
-/// Who has the name.
+/// The holder of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
-    /// This process and user, who listens there.
+    /// The process and user that listen there.
     Known(i32, u32),
-    /// Nobody answers: an agent would.
+    /// Nobody answers. An agent would.
     Silent,
 }
 
 impl Holder {
-    /// Whether it may be an agent.
+    /// Returns true if the holder may be an agent.
     fn may_be_an_agent(self, own: u32) -> bool {
         matches!(self, Self::Known(_, uid) if uid == 0 || uid == own)
     }
@@ -58,7 +58,7 @@ impl NamespaceLock {
     fn by(name: &[u8], path: &Path) -> Result<Self, Failure> {
         match bind(name) {
             Ok(listener) => {
-                // One that came while another had the name.
+                // This is an agent that came while somebody else had the name.
                 if is_locked(path) {
                     return Err(conflict(""));
                 }
@@ -69,7 +69,7 @@ impl NamespaceLock {
         }
     }
 
-    /// Somebody has the name.
+    /// Takes the lock file, as somebody has the name.
     fn beside(name: &[u8], path: &Path) -> Result<Self, Failure> {
         let own = nix::unistd::geteuid().as_raw();
         let refuse_an_agent = || {
@@ -102,12 +102,12 @@ impl NamespaceLock {
 impl Drop for NamespaceLock {
     fn drop(&mut self) {
         if let Some(listener) = &self.socket {
-            // Ends whoever answers there; the name is free once that has.
+            // This ends the thread that answers there; the name is free once that has ended.
             let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
         }
         if let Some((_, path)) = &self.file {
             let _ = std::fs::remove_file(path);
-            // Not empty: what others need.
+            // The directory stays if it is not empty: others need what is in it.
             let _ = path.parent().map(std::fs::remove_dir);
         }
     }
@@ -126,7 +126,7 @@ fn bind(name: &[u8]) -> std::io::Result<UnixListener> {
     UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
-/// Answers whoever asks who is there, so that nobody fills the queue: an agent that does not answer is none.
+/// Answers whoever asks who is there, so that nobody can fill the queue: a holder that does not answer is no agent.
 fn answer(listener: UnixListener) -> std::io::Result<Arc<UnixListener>> {
     let listener = Arc::new(listener);
     let answers = Arc::clone(&listener);
@@ -134,9 +134,9 @@ fn answer(listener: UnixListener) -> std::io::Result<Arc<UnixListener>> {
         loop {
             match answers.accept() {
                 Ok(asked) => drop(asked),
-                // It was shut down.
+                // The listener was shut down.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return,
-                // Out of descriptors, say.
+                // For example, no descriptors are left.
                 Err(_) => std::thread::park_timeout(Duration::from_millis(100)),
             }
         }
@@ -144,7 +144,7 @@ fn answer(listener: UnixListener) -> std::io::Result<Arc<UnixListener>> {
     Ok(listener)
 }
 
-/// Asks without waiting: a queue that is full would be waited for without end.
+/// Asks who has the name, without waiting: a full queue would be waited for without end.
 fn holder(name: &[u8]) -> Holder {
     let ask = || {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -161,13 +161,13 @@ fn open(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
-/// Whether an agent holds the file.
+/// Returns true if an agent holds the file.
 fn is_locked(path: &Path) -> bool {
     let Ok(file) = std::fs::File::open(path) else { return false };
     matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
 }
 
-/// Locks the file; `None`: another agent has.
+/// Locks the file. Returns `None` if another agent has it.
 fn lock_file(path: &Path, own: u32) -> std::io::Result<Option<File>> {
     if let Some(dir) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
@@ -183,7 +183,7 @@ fn lock_file(path: &Path, own: u32) -> std::io::Result<Option<File>> {
             Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
             Err(std::fs::TryLockError::Error(error)) => return Err(error),
         }
-        // One that ended meanwhile took its file with it.
+        // An agent that ended meanwhile took its file with it.
         if std::fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|held| held.ino() == now.ino())) {
             return Ok(Some(file));
         }
@@ -223,12 +223,13 @@ mod tests {
     #[test]
     fn somebody_who_squats_the_name_keeps_no_agent_out_and_there_is_still_but_one() {
         let (name, path) = of("squat");
-        // Bound and never listening: nobody can tell who has it. And one whose queue is full.
+        // Two squatters: one bound and never listening, so that nobody can tell who has the name, and one whose queue
+        // is full.
         let squatter = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
         nix::sys::socket::bind(squatter.as_raw_fd(), &UnixAddr::new_abstract(&name).unwrap()).unwrap();
         let first = NamespaceLock::by(&name, &path).unwrap();
         assert_eq!(NamespaceLock::by(&name, &path).unwrap_err().exit(), Exit::Conflict, "the file says so");
-        // Nor when the squatter is gone.
+        // The file counts as well when the squatter is gone.
         drop(squatter);
         assert_eq!(NamespaceLock::by(&name, &path).unwrap_err().exit(), Exit::Conflict);
         drop(first);

@@ -1,5 +1,5 @@
-//! What the tasks of one agent know about one joined network. They tell each other by `watch` channels: the latest
-//! wins.
+//! The knowledge that the tasks of one agent share about one joined network. They tell each other by `watch` channels:
+//! the latest wins.
 
 use std::time::SystemTime;
 

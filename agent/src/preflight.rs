@@ -1,4 +1,5 @@
-//! What this process must have before it may try: said at once, with what to do, rather than as a failed operation later.
+//! The checks of what this process needs before it may try. What lacks is reported at once, with what to do, rather
+//! than as a failed operation later.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use crate::report::{Exit, Failure};
 /// `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Checks rights and programs.
+/// Checks capabilities and programs.
 pub fn check() -> Result<(), Failure> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if !has_net_admin(&status) {
@@ -29,7 +30,7 @@ fn has_net_admin(status: &str) -> bool {
         .is_some_and(|bits| bits & (1 << CAP_NET_ADMIN) != 0)
 }
 
-/// The program `name` on `PATH`, or where administrators' programs are when `PATH` lacks those.
+/// Returns the program `name` on `PATH`, or where administrators' programs are when `PATH` is not set.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());

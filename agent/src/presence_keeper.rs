@@ -1,4 +1,5 @@
-//! Keeps this node's presence in the store: that it is alive, and that it is the only one with its identity.
+//! The task that keeps this node's presence in the store: that it is alive, and that it is the only one with its
+//! identity.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +16,21 @@ use crate::channels::{Channel, Channels};
 use crate::reconciler::Outcome;
 use crate::report::{Exit, Failure};
 
-/// First wait after the store did not answer.
+/// The first wait after the store did not answer.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-/// Longest wait: presence must be back well within its own time to live.
+/// The longest wait: presence must be back well within its own time to live.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// Renewals after which the key is looked at again: its lease can live on without it, when somebody deleted it or a backup was
-/// put back, and a renewal needs no rights, so that only looking shows that ours are gone. With every one, so that both are
-/// known within 5 s.
+/// The number of renewals after which the key is looked at again. The key's lease can live on without it, when somebody
+/// deleted the key or a backup was put back. A renewal needs no rights, so only looking shows that ours are gone. The
+/// key is looked at with every renewal, so that both are known within 5 s.
 const ANNOUNCE_EVERY: u32 = 1;
 
-/// How long what this host uses must stay as it is before it is announced: a route seldom comes alone.
+/// The time for which the ranges this host uses must stay the same before they are announced: a route seldom comes
+/// alone.
 const SETTLES: Duration = Duration::from_secs(1);
 
-/// Whether this node may act in its own name.
+/// The state of this node's presence: tells if it may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
     /// Not known yet in this run.
@@ -38,7 +40,7 @@ pub enum Presence {
     Confirmed,
 }
 
-/// The task, and the handle by which leaving ends the presence.
+/// The task that keeps the presence, and the handle by which leaving ends it.
 #[derive(Debug)]
 pub struct PresenceKeeper<P> {
     plane: Arc<P>,
@@ -47,7 +49,7 @@ pub struct PresenceKeeper<P> {
     random: NodeRandom,
     outcome: watch::Receiver<Outcome>,
     channels: Channels,
-    /// What this host used itself at the start: the reconciler, which looks again, waits for the presence.
+    /// The ranges that this host used itself at the start: the reconciler, which looks again, waits for the presence.
     first: HostRanges,
     state: watch::Sender<Presence>,
     held: Arc<Mutex<Option<presence::Presence>>>,
@@ -70,7 +72,7 @@ impl<P> Clone for PresenceKeeper<P> {
 }
 
 impl<P: ControlPlane> PresenceKeeper<P> {
-    /// Announces nothing yet.
+    /// Creates a keeper that has announced nothing yet.
     pub fn new(
         plane: Arc<P>,
         owner: Owner,
@@ -93,13 +95,14 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         }
     }
 
-    /// Whether this node may act in its own name.
+    /// Returns a receiver that tells if this node may act in its own name.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Presence> {
         self.state.subscribe()
     }
 
-    /// Announces and keeps alive, for ever, and looks at the key again now and then; ends the agent if the state directory was copied.
+    /// Announces this node and keeps the presence alive, for ever, and looks at the key again now and then. Ends the
+    /// agent if the state directory was copied.
     pub async fn run(self) {
         let mut random = self.random.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
@@ -157,8 +160,8 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         Ok(())
     }
 
-    /// Keeps what was announced before alive: etcd asks neither password nor right for that, so a node whose rights are gone
-    /// for now does not count as dead. What comes of it changes nothing about the refusal.
+    /// Keeps alive what was announced before. For that, etcd asks neither password nor right, so a node whose rights
+    /// are gone for now does not count as dead. The result changes nothing about the refusal.
     async fn stay_all_the_same(&self) {
         let held = *self.held.lock().await;
         if let Some(held) = held
@@ -177,7 +180,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
     }
 }
 
-/// Waits until this host uses other addresses than `announced`, and until what changes with them has changed too.
+/// Waits until this host uses other ranges than `announced`, and until what changes with them has changed too.
 async fn other_ranges(outcome: &mut watch::Receiver<Outcome>, announced: &HostRanges) {
     let changed = |outcome: &Outcome| outcome.ranges.as_ref().is_some_and(|ranges| ranges != announced);
     if outcome.wait_for(changed).await.is_err() {

@@ -1,4 +1,5 @@
-//! Says in the log what becomes wrong and what is right again: whatever `status` lists, from whichever task it comes.
+//! The task that logs what becomes wrong and what is right again: whatever `status` lists, from whichever task it
+//! comes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,24 +11,25 @@ use tokio::time::{Instant, sleep};
 use crate::reconciler::Changed;
 use crate::status::StatusSource;
 
-/// How often it is looked though nobody woke us: some problems come with time alone.
+/// The interval of looks when nobody wakes the task: some problems come with time alone.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a problem must be away to be over: one that comes and goes with every pass is one problem.
+/// The time that a problem must be away to be over: one that comes and goes with every pass is one problem.
 const OVER: Duration = Duration::from_secs(2);
-/// How long what every start passes through may last before it is said: a healthy store answers and confirms in milliseconds.
+/// The time that states every start passes through may last before they are logged. A healthy store answers and
+/// confirms in milliseconds.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// What a look found to be said.
+/// A line to be logged after a look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
     Appeared(Problem),
     Over(Problem),
 }
 
-/// Which problem: code, object, and the message without its numbers, which may count on.
+/// The identity of a problem: its code, its object, and its message without numbers, which may keep counting.
 type Key = (ProblemCode, String, String);
 
-/// What is known to be wrong.
+/// The problems known so far.
 #[derive(Debug, Default)]
 struct ProblemLog(BTreeMap<Key, Known>);
 
@@ -40,10 +42,10 @@ struct Known {
 }
 
 impl ProblemLog {
-    /// What is to be said, as `problems` are there at `now`.
+    /// Returns what is to be logged, given that `problems` exist at `now`.
     fn look(&mut self, problems: &[Problem], now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
-        // Who claims to be whom is said by whoever finds it, so that made-up sources do not fill the log.
+        // The task that finds who claims to be whom logs that itself, so that made-up sources do not fill the log.
         for problem in problems.iter().filter(|problem| problem.code != ProblemCode::SourceMismatch) {
             let new = || Known { problem: problem.clone(), since: now, seen: now, said: false };
             let known = self.0.entry(key(problem)).or_insert_with(new);
@@ -77,7 +79,7 @@ fn patience(code: ProblemCode) -> Duration {
     }
 }
 
-/// Says it, for ever.
+/// Logs problems as they come and go, for ever.
 pub async fn keep(status: StatusSource) {
     let mut log = ProblemLog::default();
     let mut sources: Vec<Box<dyn Changed>> = vec![

@@ -1,4 +1,4 @@
-//! Removing everything of ours from this host: `leave --purge`, with and without an agent.
+//! The removal of everything of ours from this host: `leave --purge`, with and without an agent.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::report::{Exit, Failure, chain};
 use crate::state_dir::{DEFAULT_STATE_DIR, StateDir, StateDirError};
 use crate::sysctl_record::SysctlRecord;
 
-/// The service, as the package installs it; it keeps its state in [`DEFAULT_STATE_DIR`].
+/// The service as the package installs it. It keeps its state in [`DEFAULT_STATE_DIR`].
 const UNIT: &str = "flatnet-agent.service";
-/// Where systemd looks for units that are not made at run time (systemd.unit(5)).
+/// The directories in which systemd looks for units that are not made at run time (systemd.unit(5)).
 const UNIT_DIRS: [&str; 4] =
     ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
-/// Removes every kernel object of ours and puts settings back that still have the value we gave them. What could not be
-/// undone is returned; the rest is done all the same.
+/// Removes every kernel object of ours, and puts back settings that still have the value we gave them. Returns what
+/// could not be undone; the rest is done all the same.
 pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String> {
     let mut failures = Vec::new();
-    // A second round for what only could go after something else had gone.
+    // The second round is for objects that could go only after something else had gone.
     for _ in 0..2 {
         failures.clear();
         let scope = Scope { sysctls: sysctls.changed().keys().cloned().collect(), ..Scope::default() };
@@ -51,7 +51,8 @@ pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String
     failures
 }
 
-/// Operations that put settings back. Routers' and other programs' needs came after ours if the value is not ours now.
+/// Returns the operations that put settings back. A setting whose value is not ours now was changed after us, for a
+/// router's or another program's needs, and stays.
 fn restored<'a>(state: &'a KernelState, sysctls: &'a SysctlRecord) -> impl Iterator<Item = Op> + 'a {
     sysctls.changed().iter().filter_map(|(sysctl, changed)| {
         let now = state.sysctls.get(sysctl)?;
@@ -64,7 +65,7 @@ fn restored<'a>(state: &'a KernelState, sysctls: &'a SysctlRecord) -> impl Itera
 /// Cleans this host up when no agent runs.
 pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<String>, Failure> {
     let dir = Arc::new(StateDir::open(state_dir, run_dir).map_err(|error| state_dir_failure(&error))?);
-    // One that runs with other directories would lose its datapath.
+    // An agent that runs with other directories would lose its datapath.
     let _namespace = NamespaceLock::acquire()?;
     let real = host_kernel::open(run_dir, Keyring::default())?;
     let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
@@ -77,12 +78,12 @@ pub async fn without_agent(state_dir: &Path, run_dir: &Path) -> Result<Vec<Strin
     Ok(failures)
 }
 
-/// Removes the state files and the env files; what could not be removed.
+/// Removes the state files and the env files. Returns what could not be removed.
 pub fn files(dir: &StateDir, networks: &[NetworkName]) -> Vec<String> {
     dir.purge(networks).iter().map(ToString::to_string).collect()
 }
 
-/// What a command says when the directories cannot be used.
+/// Returns the failure of a command that cannot use the directories.
 #[must_use]
 pub fn state_dir_failure(error: &StateDirError) -> Failure {
     let failure = match error {

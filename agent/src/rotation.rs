@@ -1,8 +1,8 @@
-//! Replacing this node's WireGuard key while packets flow.
+//! The replacement of this node's WireGuard key while packets flow.
 //!
-//! The order loses nothing: the devices here get the new key first, and only then is it published. From then on this node's
-//! packets wait for a handshake, which every peer starts as soon as it reads the new key; what peers send under the old
-//! sessions is still taken. The other way round, peers would speak to a key that nobody has.
+//! The order loses nothing: the devices here get the new key first, and only then is it published. From then on this
+//! node's packets wait for a handshake, which every peer starts as soon as it reads the new key. Packets that peers
+//! send under the old sessions are still accepted. The other way round, peers would speak to a key that nobody has.
 
 use std::time::Duration;
 
@@ -13,24 +13,25 @@ use flatnet_model::{BackendConfig, BackendData, Lease, NodeId, WireguardKey};
 use crate::networks::NetworkPort;
 use crate::wireguard_key::WireguardIdentity;
 
-/// How long publishing the new key may take: a pass of the reconciler and a write to the store, each well under a second.
+/// The time that publishing the new key may take: a pass of the reconciler and a write to the store, each well under a
+/// second.
 const PUBLISHED: Duration = Duration::from_secs(10);
 
-/// What a rotation works with.
+/// Everything a rotation works with.
 #[derive(Clone)]
 pub struct Rotation {
     /// This node.
     pub node: NodeId,
-    /// Its networks.
+    /// The networks of this node.
     pub ports: Vec<NetworkPort>,
-    /// Its key.
+    /// The key of this node.
     pub identity: WireguardIdentity,
 }
 
-/// Why there is no new key, or nobody knows it yet.
+/// The reason why there is no new key, or why nobody knows it yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RotationError {
-    /// Nothing to rotate.
+    /// There is nothing to rotate.
     #[error("no network of this host is WireGuard's")]
     NoNetwork,
     /// The new key could not be published: peers would go on speaking to the old one. Nothing was changed.
@@ -45,13 +46,13 @@ pub enum RotationError {
 }
 
 impl Rotation {
-    /// Whether any network uses the key.
+    /// Returns true if any network uses the key.
     #[must_use]
     pub fn is_needed(&self) -> bool {
         self.ports.iter().any(is_wireguard)
     }
 
-    /// Makes a new key, and returns it once every lease of this node says so.
+    /// Makes a new key, and returns it once it is published in every lease of this node.
     pub async fn run(mut self) -> Result<WireguardKey, RotationError> {
         self.ports.retain(is_wireguard);
         if self.ports.is_empty() {
@@ -87,7 +88,7 @@ fn is_wireguard(port: &NetworkPort) -> bool {
     port.holding.borrow().held.as_ref().is_some_and(|held| held.backends().any(is_wireguard))
 }
 
-/// Whether what is published is `key`, or nothing.
+/// Returns true if `data` publishes `key`, or no WireGuard key at all.
 fn says(data: &BackendData, key: WireguardKey) -> bool {
     match data {
         BackendData::Wireguard { public_key, .. } => *public_key == key,

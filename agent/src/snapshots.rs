@@ -1,4 +1,5 @@
-//! Keeps the last view of every network on disk, so that an agent that starts while the store is away knows its peers.
+//! The task that keeps the last view of every network on disk, so that an agent that starts while the store is away
+//! knows its peers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +13,17 @@ use tokio::sync::watch;
 use crate::networks::NetworkPort;
 use crate::state_dir::StateDir;
 
-/// Least time between two writes of one network: a host that crashes later than this after a change knows of it when it
-/// starts again without the store. Each write waits for the disk, so a joining fleet must not cause one for every lease.
+/// The least time between two writes of one network. A host that crashes later than this after a change knows of the
+/// change when it starts again without the store. Each write waits for the disk, so a joining fleet must not cause one
+/// for every lease.
 const SPACING: Duration = Duration::from_millis(500);
-/// Bytes a second written of one network at most, averaged over writes: 8,000 leases are about 3 MB, once in 6 s.
+/// The most bytes a second written of one network, averaged over writes. 8,000 leases are about 3 MB, written once in 6
+/// s.
 const RATE: u32 = 512 * 1024;
-/// Wait before the first write: start-up has more urgent things to do.
+/// The wait before the first write: start-up has more urgent things to do.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// Writes after every change, for ever. A write that fails is said in `problem` and tried again.
+/// Writes after every change, for ever. A write that fails is reported in `problem` and tried again.
 pub async fn keep(
     dir: Arc<StateDir>,
     keys: NetworkKeys,
@@ -32,8 +35,8 @@ pub async fn keep(
         let mut spacing = SPACING;
         let bytes = {
             let view = port.view.borrow_and_update();
-            // While a wiped store lacks the network's configuration, what is on disk is the proof that it had one: its
-            // revision is from before, and the one of now would be reached again by the next wiped store.
+            // While a wiped store lacks the network's configuration, what is on disk is the proof that it had one. The
+            // revision on disk is from before; the present one would be reached again by the next wiped store.
             let lost = view.suspect.as_ref().is_some_and(|suspect| suspect.kept_config);
             (view.source == Source::Store && !lost).then(|| snapshot::encode(&keys, &view))
         };
@@ -54,7 +57,7 @@ pub async fn keep(
     }
 }
 
-/// How long after a write of `length` bytes the next one may follow.
+/// Returns the time after a write of `length` bytes before the next one may follow.
 fn spacing_after(length: usize) -> Duration {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     SPACING.max(Duration::from_secs(1).saturating_mul(length) / RATE)

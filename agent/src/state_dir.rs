@@ -1,4 +1,5 @@
-//! The node's files: what must survive a reboot (state directory), and what must not be copied with a disk (run directory).
+//! The node's files: those that must survive a reboot (state directory), and those that must not be copied with a disk
+//! (run directory).
 //!
 //! | file | where | what |
 //! |---|---|---|
@@ -7,7 +8,7 @@
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
 //! | `<network>.config` | state | the network's configuration that was in force last |
-//! | `underlay` | state | what carried the tunnels last, and where the store was |
+//! | `underlay` | state | the underlay that carried the tunnels last, and where the store was |
 //! | `clock` | state | the latest time at which the WireGuard key may have been used |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
 //! | `controlplane.key`, `controlplane.pem` | state | the node's key and certificate, if it joined a control plane's server |
@@ -27,17 +28,17 @@ use flatnet_controlplane::client::credentials;
 use flatnet_controlplane::files;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
 
-/// The state directory, unless another is named.
+/// The state directory, unless another one is named.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/flatnet";
-/// The run directory, unless another is named.
+/// The run directory, unless another one is named.
 pub const DEFAULT_RUN_DIR: &str = "/run/flatnet";
-/// In the run directory: the agent's socket, at which other commands ask it.
+/// The agent's socket, in the run directory: other commands ask the agent there.
 pub const SOCKET: &str = "agent.sock";
-/// In the run directory: which ruleset is loaded, as the kernel crate remembers it.
+/// The file, in the run directory, in which the kernel crate remembers which ruleset is loaded.
 pub const RULESET_MEMORY: &str = "ruleset";
 
-/// In the state directory: tells a service manager not to start an agent that was told to leave. The unit's
-/// `ConditionPathExists=` names it.
+/// The file, in the state directory, that tells a service manager not to start an agent that was told to leave. The
+/// unit's `ConditionPathExists=` names it.
 pub const LEFT: &str = "left";
 
 /// The two directories, locked for this process until dropped.
@@ -50,33 +51,33 @@ pub struct StateDir {
     _lock: File,
 }
 
-/// Why the directories cannot be used.
+/// The reason why the directories cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// Another agent has them.
+    /// Another agent uses the directories.
     #[error("another agent uses the state directory {0}")]
     InUse(PathBuf),
     /// A file or directory cannot be made, read or written.
     #[error("cannot {what} {path}")]
     Io {
-        /// `create`, `read`, `write`, …
+        /// The operation: `create`, `read`, `write`, …
         what: &'static str,
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// An identity file that does not hold an identity.
+    /// An identity file does not hold an identity.
     #[error("{path} does not hold an identity")]
     BadIdentity {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The mistake in it.
         #[source]
         source: flatnet_model::node::InvalidIdentity,
     },
-    /// No random numbers.
+    /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
 }
@@ -93,7 +94,7 @@ impl StateDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            // What somebody laid there leads nowhere.
+            // A symbolic link that somebody put there is not followed.
             .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
             .open(&lock_path)
             .map_err(io("open", &lock_path))?;
@@ -104,8 +105,8 @@ impl StateDir {
         }
         let node = identity(&state.join("node-id"), NodeId::new)?;
         let nonce = match identity(&run.join("instance"), InstanceNonce::new) {
-            // It only tells this boot's agents from those of a copied disk: another one is as good, once the presence of
-            // the one before has ended. A power cut leaves an empty file.
+            // The nonce only tells this boot's agents from those of a copied disk. A new one is as good, once the
+            // presence under the previous one has ended. A power cut leaves an empty file.
             Err(StateDirError::BadIdentity { path, .. }) => {
                 tracing::warn!(path = %path.display(), "the mark of this boot cannot be read; it is made anew");
                 remove(&path)?;
@@ -113,36 +114,36 @@ impl StateDir {
             }
             found => found?,
         };
-        // Whoever starts an agent wants it to be here: a service manager that must not does not come this far.
+        // Whoever starts an agent wants it to be here: a service manager that must not start it does not come this far.
         remove(&state.join(LEFT))?;
         Ok(Self { state: state.to_owned(), run: run.to_owned(), node, nonce, _lock: lock })
     }
 
-    /// This node.
+    /// Returns this node's identity.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.node
     }
 
-    /// This copy of it.
+    /// Returns the nonce of this copy of the node.
     #[must_use]
     pub fn nonce(&self) -> InstanceNonce {
         self.nonce
     }
 
-    /// Where this node's identity is.
+    /// Returns the directory that holds this node's identity.
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
     }
 
-    /// Where sockets and env files are.
+    /// Returns the directory for sockets and env files.
     #[must_use]
     pub fn run(&self) -> &Path {
         &self.run
     }
 
-    /// Leaves word for the service manager that this node left, also after a purge: without it the service would join
+    /// Leaves word for the service manager that this node left, also after a purge. Without it the service would join
     /// again, at once or at the next boot.
     pub fn mark_left(&self) -> Result<(), StateDirError> {
         let path = self.state.join(LEFT);
@@ -155,23 +156,23 @@ impl StateDir {
         replace(&path, text.as_bytes(), 0o644)
     }
 
-    /// The last view of `network`, if there is one; the bytes are to be parsed as hostile input.
+    /// Returns the last view of `network`, if there is one. The bytes are to be parsed as hostile input.
     pub fn read_snapshot(&self, network: &NetworkName) -> Result<Option<Vec<u8>>, StateDirError> {
         read(&self.snapshot(network))
     }
 
-    /// Keeps the last view of `network`.
+    /// Writes the last view of `network`.
     pub fn write_snapshot(&self, network: &NetworkName, bytes: &[u8]) -> Result<(), StateDirError> {
         replace(&self.snapshot(network), bytes, 0o600)
     }
 
-    /// The subnet this node held last in `network`. A file that cannot be understood counts as none.
+    /// Returns the subnet this node held last in `network`. A file that cannot be understood counts as none.
     pub fn read_subnet(&self, network: &NetworkName) -> Result<Option<SubnetKey>, StateDirError> {
         let bytes = read(&self.subnet(network))?;
         Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.trim().parse().ok()))
     }
 
-    /// Keeps the subnet this node holds in `network`; `None` forgets it.
+    /// Writes the subnet this node holds in `network`; `None` forgets it.
     pub fn write_subnet(&self, network: &NetworkName, subnet: Option<SubnetKey>) -> Result<(), StateDirError> {
         let path = self.subnet(network);
         match subnet {
@@ -181,18 +182,18 @@ impl StateDir {
         }
     }
 
-    /// The configuration that is in force here for the subnet held, as flannel's JSON: the store's may be another one. Then,
-    /// a line each, the same with the earlier backends that are still received by.
+    /// Returns the configuration that is in force here for the subnet held, as flannel's JSON; the store may have
+    /// another one. Then follows, one per line, the same with each earlier backend that this host still receives by.
     pub fn read_config(&self, network: &NetworkName) -> Result<Option<Vec<u8>>, StateDirError> {
         read(&self.config(network))
     }
 
-    /// Keeps the configuration in force.
+    /// Writes the configuration in force.
     pub fn write_config(&self, network: &NetworkName, json: &[u8]) -> Result<(), StateDirError> {
         replace(&self.config(network), json, 0o600)
     }
 
-    /// The networks this node has files of.
+    /// Returns the networks this node has files of.
     #[must_use]
     pub fn networks(&self) -> Vec<NetworkName> {
         let entries = std::fs::read_dir(&self.state).into_iter().flatten().flatten();
@@ -205,29 +206,32 @@ impl StateDir {
         networks
     }
 
-    /// Where the env file of `network` is unless a flag says otherwise: flannel's name for the network `default`.
+    /// Returns the path of the env file of `network` unless a flag says otherwise: flannel's name for the network
+    /// `default`.
     #[must_use]
     pub fn env_file(&self, network: &NetworkName) -> PathBuf {
         if network.is_default() { self.run.join("subnet.env") } else { self.run.join(format!("{network}.env")) }
     }
 
-    /// What carried the tunnels last, if that is known; the bytes are to be parsed as hostile input.
+    /// Returns the record of what carried the tunnels last, if there is one. The bytes are to be parsed as hostile
+    /// input.
     pub fn read_underlay(&self) -> Result<Option<Vec<u8>>, StateDirError> {
         read(&self.state.join("underlay"))
     }
 
-    /// Keeps what carries the tunnels.
+    /// Writes the record of what carries the tunnels.
     pub fn write_underlay(&self, bytes: &[u8]) -> Result<(), StateDirError> {
         replace(&self.state.join("underlay"), bytes, 0o600)
     }
 
-    /// Where this node's WireGuard key is.
+    /// Returns the path of this node's WireGuard key.
     #[must_use]
     pub fn wireguard_key(&self) -> PathBuf {
         self.state.join("wireguard.key")
     }
 
-    /// Keeps this node's WireGuard key: the old one or the new one is there at any time, whole, and its owner's alone.
+    /// Writes this node's WireGuard key. At any time the old key or the new one is there, whole, and readable by its
+    /// owner only.
     pub fn write_wireguard_key(&self, base64: &str) -> Result<(), StateDirError> {
         replace(&self.wireguard_key(), format!("{base64}\n").as_bytes(), 0o600)
     }
@@ -236,32 +240,34 @@ impl StateDir {
         self.state.join("clock")
     }
 
-    /// The latest time by the wall clock at which this node's WireGuard key may have been used, if that was written down.
+    /// Returns the latest time by the wall clock at which this node's WireGuard key may have been used, if that was
+    /// written down.
     #[must_use]
     pub fn read_clock(&self) -> Option<SystemTime> {
         let secs = String::from_utf8_lossy(&read(&self.clock()).ok()??).trim().parse().ok()?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(secs))
     }
 
-    /// Writes it down: seconds since 1970.
+    /// Writes that time down, in seconds since 1970.
     pub fn write_clock(&self, latest: SystemTime) -> Result<(), StateDirError> {
         let secs = latest.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         replace(&self.clock(), format!("{secs}\n").as_bytes(), 0o600)
     }
 
-    /// Settings changed by us and what they were before, one `path=value` a line.
+    /// Returns the settings that we changed and what they were before, one `path=value` a line.
     pub fn read_sysctls(&self) -> Result<String, StateDirError> {
         Ok(read(&self.run.join("sysctls"))?
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default())
     }
 
-    /// Keeps the settings changed by us.
+    /// Writes the settings that we changed.
     pub fn write_sysctls(&self, text: &str) -> Result<(), StateDirError> {
         replace(&self.run.join("sysctls"), text.as_bytes(), 0o600)
     }
 
-    /// Removes every file of ours in both directories, and the directories if nothing else is in them.
+    /// Removes every file of ours in both directories, and the directories if nothing else is in them. Returns what
+    /// failed.
     pub fn purge(&self, networks: &[NetworkName]) -> Vec<StateDirError> {
         let mut files = vec![
             self.state.join("node-id"),
@@ -273,7 +279,7 @@ impl StateDir {
             self.run.join("instance"),
             self.run.join("sysctls"),
             self.run.join(RULESET_MEMORY),
-            // Of an agent that was killed; whoever purges holds the lock, so nobody listens there.
+            // The socket of an agent that was killed. Whoever purges holds the lock, so nobody listens there.
             self.run.join(SOCKET),
         ];
         for network in networks {
@@ -282,7 +288,7 @@ impl StateDir {
         files.push(self.state.join("lock"));
         let failures = files.iter().filter_map(|file| remove(file).err()).collect();
         for dir in [&self.state, &self.run] {
-            // Not empty: somebody else's files, which stay.
+            // A directory that is not empty has somebody else's files in it, which stay.
             let _ = std::fs::remove_dir(dir);
         }
         failures
@@ -306,7 +312,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError
     files::replace(path, bytes, mode).map_err(io("write", path))
 }
 
-/// Removes a file; that it is not there is success.
+/// Removes a file. A file that does not exist is a success.
 pub fn remove(path: &Path) -> Result<(), StateDirError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", path)(error)),

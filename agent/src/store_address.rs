@@ -1,8 +1,8 @@
-//! Where the store is, as the resolver has it: the underlay is chosen by the way there.
+//! The store's addresses, as the resolver has them: the underlay is chosen by the way there.
 //!
-//! A name that cannot be resolved when the agent starts (at boot the resolver may come after it) is looked up again until
-//! there is an answer; the loop then chooses the underlay anew. An answer is kept: a store that answers under several
-//! addresses in turn must not move the underlay.
+//! A name that cannot be resolved when the agent starts (at boot the resolver may come after it) is looked up again
+//! until there is an answer; the loop then chooses the underlay anew. An answer is kept: a store that answers under
+//! several addresses in turn must not move the underlay.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,15 +10,16 @@ use std::time::Duration;
 use flatnet_controlplane::endpoint::Endpoint;
 use tokio::sync::{oneshot, watch};
 
-/// Between two look-ups. Short: as soon as the name is known a lease may be published, with the wrong address until the
-/// underlay was chosen anew.
+/// The pause between two look-ups. It is short because a lease may be published as soon as the name is known, with the
+/// wrong address until the underlay is chosen anew.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Between two look-ups of names that are known: as long as resolvers keep what they are told.
+/// The pause between two look-ups of names that are known: as long as resolvers keep what they are told.
 const KNOWN_AGAIN: Duration = Duration::from_secs(60);
 
-/// Where `endpoints` are as far as that is known without asking: those that are addresses, and the first, which is at `first`.
-/// The rules are then the same at once as those that an agent before this one left: nothing has to be loaded anew.
+/// Returns the addresses of `endpoints` as far as they are known without asking: those that are given as addresses, and
+/// `first`, which are the first endpoint's. With them the rules are at once the same as an earlier agent left, so
+/// nothing has to be loaded anew.
 pub fn known(endpoints: &[Endpoint], first: &[IpAddr]) -> Vec<SocketAddr> {
     let given =
         endpoints.iter().filter_map(|endpoint| Some(SocketAddr::new(endpoint.host.parse().ok()?, endpoint.port)));
@@ -30,9 +31,9 @@ pub fn known(endpoints: &[Endpoint], first: &[IpAddr]) -> Vec<SocketAddr> {
     known
 }
 
-/// Keeps telling where all of `endpoints` are. An endpoint whose name is not answered for stays where it was, and one that
-/// has moved is told at both places until the next look: what it does not have any more does no harm. Safe to drop; ends when
-/// nobody listens, or when there is no name among them.
+/// Keeps telling the addresses of all `endpoints`. An endpoint whose name cannot be resolved stays where it was. One
+/// that has moved is told at both places until the next look: an address that it no longer has does no harm. Safe to
+/// drop. Ends when nobody listens, or when there is no name among the endpoints.
 pub async fn follow(endpoints: Vec<Endpoint>, told: watch::Sender<Vec<SocketAddr>>) {
     let mut known: Vec<Vec<SocketAddr>> = vec![Vec::new(); endpoints.len()];
     let is_name = |endpoint: &Endpoint| endpoint.host.parse::<IpAddr>().is_err();
@@ -47,7 +48,7 @@ pub async fn follow(endpoints: Vec<Endpoint>, told: watch::Sender<Vec<SocketAddr
             }
         }
         if known.iter().any(Vec::is_empty) {
-            // Where it was when the process started.
+            // The addresses from when the process started.
             all.extend(told.borrow().iter().copied());
         }
         all.sort_unstable();
@@ -79,8 +80,8 @@ pub async fn look_up(endpoint: Endpoint, addresses: watch::Sender<Vec<IpAddr>>) 
     }
 }
 
-/// The addresses of `endpoint` as of now; empty if there is no answer. A thread of its own, since a resolver that hangs must
-/// not hold up the end of the process, as one of the runtime's would.
+/// Returns the addresses of `endpoint` as of now; empty if there is no answer. It uses a thread of its own: a resolver
+/// that hangs must not hold up the end of the process, as it would on one of the runtime's threads.
 pub async fn resolve(endpoint: Endpoint) -> Vec<IpAddr> {
     let (sender, answer) = oneshot::channel();
     let lookup = move || drop(sender.send(endpoint.resolve()));

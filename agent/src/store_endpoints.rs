@@ -1,4 +1,4 @@
-//! Which store is meant: the endpoints somebody named, and what is opened at them.
+//! The store that is meant: the endpoints somebody named, and what is opened at them.
 
 use std::path::PathBuf;
 
@@ -29,12 +29,12 @@ pub fn endpoints(texts: &[String]) -> Result<Vec<Endpoint>, Failure> {
     }
 }
 
-/// The etcd at `endpoints`, by the flags `args`. Does not need it to be there.
+/// Opens the etcd at `endpoints`, by the flags `args`. The etcd need not be there.
 pub fn open(args: &EtcdArgs, endpoints: &[Endpoint]) -> Result<EtcdStore, Failure> {
     args.open(endpoints.iter().map(|endpoint| endpoint.url.clone()).collect())
 }
 
-/// What the socket tells other commands about the store.
+/// Returns the document on the store that the socket gives to other commands.
 #[must_use]
 pub fn document(args: &EtcdArgs, endpoints: &[Endpoint]) -> StoreDocument {
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
@@ -49,7 +49,7 @@ pub fn document(args: &EtcdArgs, endpoints: &[Endpoint]) -> StoreDocument {
     }
 }
 
-/// The servers of a control plane.
+/// Returns the addresses of a control plane's servers.
 #[must_use]
 pub fn servers(endpoints: &[Endpoint]) -> Vec<ServerAddress> {
     endpoints.iter().map(|endpoint| ServerAddress { host: endpoint.host.clone(), port: endpoint.port }).collect()

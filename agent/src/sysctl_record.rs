@@ -1,4 +1,4 @@
-//! Which settings we changed and what they were, so that they can be said and, on purge, put back.
+//! The record of the settings we changed and their values before, so that they can be reported and, on purge, put back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use crate::state_dir::{StateDir, StateDirError};
 /// A setting that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changed {
-    /// What it was.
+    /// The value before.
     pub before: String,
-    /// What it was changed to; not known of what an earlier release wrote.
+    /// The value it was changed to; `None` if an earlier release wrote the record.
     pub ours: Option<String>,
 }
 
-/// The record, kept in the run directory: after a reboot the kernel has its own values again. A line a setting:
-/// `PATH=BEFORE=OURS`.
+/// The record, kept in the run directory: after a reboot the kernel has its own values again. Each setting has one
+/// line: `PATH=BEFORE=OURS`.
 #[derive(Clone, Debug)]
 pub struct SysctlRecord {
     dir: Arc<StateDir>,
@@ -25,7 +25,7 @@ pub struct SysctlRecord {
 }
 
 impl SysctlRecord {
-    /// What was recorded by earlier runs since boot.
+    /// Opens the record of what earlier runs changed since boot.
     pub fn open(dir: Arc<StateDir>) -> Result<Self, StateDirError> {
         let text = dir.read_sysctls()?;
         let changed = text.lines().filter_map(|line| line.split_once('='));
@@ -53,7 +53,8 @@ impl SysctlRecord {
         }
     }
 
-    /// The `accept_ra` of interfaces that had learnt a default route, which would be lost were one of them set back.
+    /// Returns the `accept_ra` settings of interfaces that had learnt a default route. The route would be lost if such
+    /// a setting were set back.
     #[must_use]
     pub fn raised(&self) -> Vec<Sysctl> {
         let raised = self.changed.iter().filter(|(sysctl, changed)| {
@@ -63,7 +64,7 @@ impl SysctlRecord {
         raised.map(|(sysctl, _)| sysctl.clone()).collect()
     }
 
-    /// The settings that were changed.
+    /// Returns the settings that were changed.
     #[must_use]
     pub fn changed(&self) -> &BTreeMap<Sysctl, Changed> {
         &self.changed

@@ -1,6 +1,6 @@
-//! What carried the tunnels last, and where the store was, kept across restarts: an agent that starts while the underlay
-//! lacks an address family, or while the store's name cannot be resolved, goes on with what the one before it had, as that
-//! one would have done itself.
+//! The record, kept across restarts, of what carried the tunnels last and where the store was. An agent may start while
+//! the underlay lacks an address family, or while the store's name cannot be resolved. It then goes on with what the
+//! previous agent had, as that one would have done itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::report::chain;
 use crate::state_dir::StateDir;
 
-/// The format; another one is not read.
+/// The version of the format; no other one is read.
 const VERSION: u32 = 1;
 
-/// The record, in the state directory. Owned by the loop, which writes it when it changed.
+/// The record, in the state directory. The loop owns it and writes it when it has changed.
 #[derive(Clone, Debug)]
 pub struct UnderlayRecord {
     dir: Arc<StateDir>,
@@ -36,7 +36,7 @@ struct File {
 }
 
 impl UnderlayRecord {
-    /// What earlier runs kept; what cannot be read counts as nothing.
+    /// Opens what earlier runs kept. A file that cannot be read counts as empty.
     #[must_use]
     pub fn open(dir: Arc<StateDir>) -> Self {
         let bytes = dir.read_underlay().unwrap_or_else(|error| {
@@ -48,20 +48,20 @@ impl UnderlayRecord {
         Self { dir, underlay, store }
     }
 
-    /// What carried the tunnels last.
+    /// Returns the underlay that carried the tunnels last.
     #[must_use]
     pub fn last(&self) -> Option<&Underlay> {
         self.underlay.as_ref()
     }
 
-    /// The addresses that the store's first endpoint had; empty if they were never known.
+    /// Returns the addresses that the store's first endpoint had; empty if they were never known.
     #[must_use]
     pub fn store(&self) -> &[IpAddr] {
         &self.store
     }
 
-    /// Writes down what carries the tunnels now, if that is something else than before. An unknown place of the store
-    /// (`store` empty) does not replace a known one.
+    /// Writes down what carries the tunnels now, if it has changed. An unknown place of the store (`store` empty) does
+    /// not replace a known one.
     pub fn keep(&mut self, underlay: &Underlay, store: &[IpAddr]) {
         let store = if store.is_empty() { &self.store } else { store };
         if self.underlay.as_ref() == Some(underlay) && self.store == store {
@@ -70,7 +70,7 @@ impl UnderlayRecord {
         let store = store.to_vec();
         match self.dir.write_underlay(&encode(underlay, &store)) {
             Ok(()) => (self.underlay, self.store) = (Some(underlay.clone()), store),
-            // Tried again with the next pass.
+            // The next pass tries again.
             Err(error) => tracing::warn!(error = chain(&error), "what carries the tunnels cannot be kept on disk"),
         }
     }
@@ -87,7 +87,7 @@ fn encode(underlay: &Underlay, store: &[IpAddr]) -> Vec<u8> {
         public_v6: underlay.public_v6,
         store: store.to_vec(),
     };
-    // Strings and numbers only: this cannot fail.
+    // The file has only strings and numbers: this cannot fail.
     serde_json::to_vec(&file).unwrap_or_default()
 }
 

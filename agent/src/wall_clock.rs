@@ -1,8 +1,8 @@
-//! What becomes of this host's WireGuard key when the wall clock is set back.
+//! The watch over the wall clock: this host gets a new WireGuard key when the clock is set back.
 //!
-//! A handshake carries the time, and a peer refuses one that is not later than the last it has seen of that key (WireGuard
-//! whitepaper, section 5.1). A host whose clock went back by a day would start no handshake for a day, and nobody would see why.
-//! To a new key peers have no past: so the key is replaced, in the order that loses nothing.
+//! A handshake carries the time, and a peer refuses one that is not later than the last it has seen of that key
+//! (WireGuard whitepaper, section 5.1). A host whose clock went back by a day would start no handshake for a day, and
+//! nobody would see why. Peers have no past with a new key. So the key is replaced, in the order that loses nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,50 +11,53 @@ use crate::report::chain;
 use crate::rotation::{Rotation, RotationError};
 use crate::state_dir::StateDir;
 
-/// How far back is borne: a handshake is tried for 90 s (WireGuard whitepaper, `Rekey-Attempt-Time`), so refusals for a third
-/// of that are made up for by the same attempt.
+/// The step back that is tolerated. A handshake is tried for 90 s (WireGuard whitepaper, `Rekey-Attempt-Time`), so the
+/// same attempt makes up for refusals during a third of that.
 const BORNE: Duration = Duration::from_secs(30);
-/// Between looks.
+/// The interval between looks.
 const LOOK: Duration = Duration::from_secs(5);
-/// Until the key is tried to be replaced again: an agent that starts follows the store within milliseconds.
+/// The wait before another try to replace the key. An agent that starts follows the store within milliseconds.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How much later than the one on disk the latest time is written down: what a restart may not know of.
+/// The amount by which the latest time must be ahead of the one on disk to be written down: as much as a restart may
+/// not know of.
 const WRITE: Duration = Duration::from_secs(60);
 
 /// The latest times that handshakes may have carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Horizon {
-    /// By the wall clock: a kernel's tunnel takes it from there each time.
+    /// The latest time by the wall clock: a kernel's tunnel takes the time from there for each handshake.
     latest: SystemTime,
-    /// When this process began, and with it its tunnels in user space: they count on from there, whoever sets the clock.
+    /// The time when this process began, and with it its tunnels in user space. They count on from there, whoever sets
+    /// the clock.
     started: SystemTime,
-    /// For how long it has run.
+    /// The time for which this process has run.
     up: Duration,
-    /// What is on disk.
+    /// The time that is on disk.
     written: Option<SystemTime>,
 }
 
 impl Horizon {
-    /// `written`: what an earlier run wrote down.
+    /// Creates the horizon of a process that begins `now`. `written`: the time that an earlier run wrote down.
     fn new(written: Option<SystemTime>, now: SystemTime) -> Self {
         let latest = written.map_or(now, |written| written.max(now));
         Self { latest, started: now, up: Duration::ZERO, written }
     }
 
-    /// Takes note of the time, and of how long this process has run; how far the clock is behind the latest time, if that is
-    /// not borne.
+    /// Takes note of the time, and of how long this process has run. Returns how far the clock is behind the latest
+    /// time, if that is more than is tolerated.
     fn look(&mut self, now: SystemTime, up: Duration) -> Option<Duration> {
         (self.latest, self.up) = (self.latest.max(now), up);
         self.latest.duration_since(now).ok().filter(|back| *back > BORNE)
     }
 
-    /// To a new key, nobody has a past. What runs in user space may go on from where it was with it too: that it was given a
-    /// successor, which begins at the clock's time, is not known here, and to be too late does no harm.
+    /// Takes note that the key was replaced: nobody has a past with the new one. A tunnel in user space may go on from
+    /// its old time with the new key too. It may instead have been given a successor, which begins at the clock's time,
+    /// but that is not known here, and being too late does no harm.
     fn replaced(&mut self, now: SystemTime) {
         (self.latest, self.written) = (now, None);
     }
 
-    /// What is to be written down: what a process that starts later has to be ahead of.
+    /// Returns the time to be written down, if that is due: a process that starts later has to be ahead of it.
     fn due(&self) -> Option<SystemTime> {
         let latest = self.started.checked_add(self.up).map_or(self.latest, |counted| counted.max(self.latest));
         let is_due = |written| latest.duration_since(written).is_ok_and(|later| later >= WRITE);
@@ -62,7 +65,7 @@ impl Horizon {
     }
 }
 
-/// Replaces the key of `rotation` whenever the wall clock was set back, for ever.
+/// Replaces the key of `rotation` whenever the wall clock was set back. Runs for ever.
 pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
     let began = Instant::now();
     let mut horizon = Horizon::new(dir.read_clock(), SystemTime::now());
@@ -74,7 +77,8 @@ pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
             if let Some(back) = horizon.look(now, began.elapsed()) {
                 let by = back.as_secs();
                 match rotation.clone().run().await {
-                    // Not published yet, it is in use all the same, and publishing it is tried for as long as it takes.
+                    // A key that is not published yet is in use all the same, and publishing it is tried for as long as
+                    // it takes.
                     Ok(_) | Err(RotationError::Unpublished(_)) => {
                         tracing::warn!(
                             by,

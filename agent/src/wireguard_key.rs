@@ -1,8 +1,9 @@
-//! This host's WireGuard key: one for all its networks, in the state directory, so that peers know it after a reboot.
+//! This host's WireGuard key. It has one for all its networks, in the state directory, so that peers know it after a
+//! reboot.
 //!
-//! Made when the first WireGuard network needs it. The private half goes from the file to the kernel crate's ring and nowhere
-//! else; everybody else is told the public half. A file that others can read is not used: whoever read it is this host to
-//! all peers.
+//! The key is made when the first WireGuard network needs it. The private half goes from the file to the kernel crate's
+//! ring and nowhere else; everybody else is told the public half. A file that others can read is not used: to all
+//! peers, whoever read it is this host.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -16,12 +17,12 @@ use tokio::sync::watch;
 use crate::report::chain;
 use crate::state_dir::StateDir;
 
-/// Permissions of group and others.
+/// The permissions of group and others.
 const OTHERS: u32 = 0o077;
-/// Bytes of a key file that are read at most: 44 of base64 and a newline, and room to see that it is something else.
+/// The most bytes of a key file that are read: 44 of base64 and a newline, and room to see that it is something else.
 const LIMIT: usize = 256;
 
-/// The key, and who is told when it is another one. Clones are the same.
+/// The key, and the channel that tells when it is another one. All clones share both.
 #[derive(Clone)]
 pub struct WireguardIdentity {
     dir: Arc<StateDir>,
@@ -31,7 +32,7 @@ pub struct WireguardIdentity {
 }
 
 impl WireguardIdentity {
-    /// The identity in `dir`, not read yet; private keys go to `keys`.
+    /// Creates the identity in `dir`, not read yet. Private keys go to `keys`.
     #[must_use]
     pub fn new(dir: Arc<StateDir>, keys: Keyring) -> Self {
         Self { dir, keys, current: Arc::default(), changes: Arc::new(watch::Sender::new(0)) }
@@ -41,7 +42,8 @@ impl WireguardIdentity {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The public half. Read from the file, or made, the first time it is asked for; what failed is tried again.
+    /// Returns the public half. It is read from the file, or made, the first time it is asked for; what failed is tried
+    /// again.
     pub fn public(&self) -> Result<WireguardKey, Problem> {
         let mut current = self.lock();
         if let Some(key) = *current {
@@ -57,13 +59,13 @@ impl WireguardIdentity {
         Ok(public)
     }
 
-    /// Changes whenever the key does.
+    /// Returns a receiver that changes whenever the key does.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Replaces the key by a new one, on disk first; the public half of the new one.
+    /// Replaces the key by a new one, on disk first. Returns the public half of the new one.
     pub fn rotate(&self) -> Result<WireguardKey, Problem> {
         let mut current = self.lock();
         let public = self.make().and_then(|private| self.add(private))?;
@@ -126,7 +128,7 @@ impl WireguardIdentity {
     }
 }
 
-/// What to do about a file that cannot be read.
+/// The advice about a file that cannot be read.
 const READABLE: &str = "repair the state directory; the file belongs to root with mode 600";
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! What is on a command line everybody on the host can read (`/proc/PID/cmdline`, proc(5)), and for as long as the program
-//! runs. The line that says how to join has a token in it, so an agent that was given one starts anew without.
+//! Hiding the join token from the command line. Everybody on the host can read a command line (`/proc/PID/cmdline`,
+//! proc(5)) for as long as the program runs. The line that tells a host how to join has a token in it, so an agent that
+//! was given a token there starts anew without it.
 
 use std::ffi::OsString;
 use std::io::{Result, Write, pipe};
@@ -8,16 +9,18 @@ use std::process::Command;
 
 use super::values::Secret;
 
-/// The flag, and the variable that stands for it.
+/// The flag for the token, and the environment variable that stands for it.
 const FLAG: &str = "--token";
 const VARIABLE: &str = "FLATNET_TOKEN";
 /// The variable that stands for `--token-file`.
 const FILE_VARIABLE: &str = "FLATNET_TOKEN_FILE";
-/// The longest token hidden, in bytes: what a pipe takes for sure without a reader (`PIPE_BUF`, limits.h). Ours have 51.
+/// The longest token hidden, in bytes: as much as a pipe is sure to take without a reader (`PIPE_BUF`, limits.h). Our
+/// tokens have 51.
 const LIMIT: usize = 4096;
 
-/// Starts this program anew in its own place, its process id and all, with `token` on standard input instead of among the
-/// arguments or in the environment. Returns if it is in neither; an error: it stays where it is seen.
+/// Starts this program anew in its own place, with the same process id, and with `token` on standard input instead of
+/// among the arguments or in the environment. Returns if the token is in neither. After an error it stays where it can
+/// be seen.
 pub fn token(token: Option<&Secret>) -> Result<()> {
     let given: Vec<OsString> = std::env::args_os().collect();
     let arguments = without_token(&given);
@@ -35,7 +38,7 @@ pub fn token(token: Option<&Secret>) -> Result<()> {
     Err(command.exec())
 }
 
-/// The arguments but for the token and its flag.
+/// Returns the arguments without the token and its flag.
 fn without_token(arguments: &[OsString]) -> Vec<OsString> {
     let mut kept = Vec::with_capacity(arguments.len());
     let mut rest = arguments.iter();

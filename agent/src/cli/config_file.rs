@@ -7,7 +7,8 @@ use clap::{Arg, Command, Id};
 
 use crate::report::{Exit, Failure};
 
-/// `program` with the values of `file` as defaults of the arguments of `subcommand`, and of its own global ones.
+/// Returns `program` with the values of `file` as defaults of the arguments of `subcommand`, and of its own global
+/// ones.
 pub fn with_defaults(program: Command, subcommand: &str, file: &Path) -> Result<Command, Failure> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         Failure::new(Exit::InvalidConfig, format!("cannot read the configuration file {}", file.display()))
@@ -19,7 +20,8 @@ pub fn with_defaults(program: Command, subcommand: &str, file: &Path) -> Result<
     })
 }
 
-/// `program` with the values of `text` as defaults, likewise; the error names what is wrong in it.
+/// Returns `program` with the values of `text` as defaults, like [`with_defaults`]. The error names what is wrong in
+/// `text`.
 pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Command, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     for (key, value) in table {
@@ -38,7 +40,7 @@ pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Comma
     Ok(program)
 }
 
-/// Which of `arguments` a key means: a flag's long name, or a positional argument's.
+/// Returns which of `arguments` a key means: it is a flag's long name, or a positional argument's name.
 fn named<'a>(mut arguments: impl Iterator<Item = &'a Arg>, key: &str) -> Option<Id> {
     let found = arguments.find(|argument| {
         let long = argument.get_long() == Some(key);

@@ -1,4 +1,4 @@
-//! `agent docker-opts`: what flannel's `mk-docker-opts.sh` prints.
+//! `agent docker-opts`: prints what flannel's `mk-docker-opts.sh` prints.
 
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ enum OutputFormat {
     Json,
 }
 
-/// Reads the env file and prints.
+/// Reads the env file and prints the options.
 pub fn run(args: &DockerOptsArgs) -> Result<(), Failure> {
     let path = args.subnet_file.clone().unwrap_or_else(|| args.run_dir.run_dir.join("subnet.env"));
     let text = std::fs::read_to_string(&path).map_err(|error| {

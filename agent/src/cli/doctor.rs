@@ -24,7 +24,7 @@ pub struct DoctorArgs {
     json: bool,
 }
 
-/// Examines and prints; 8 on any failure.
+/// Examines this host and prints the checks. The exit code is 8 on any failure.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode, Failure> {
     let kernel = host_kernel::observing().ok();
     let agent = status::fetch(&args.run_dir).await.map_err(|failure| failure.to_string());

@@ -24,7 +24,7 @@ pub enum LabCommand {
     Cookbook(CookbookArgs),
 }
 
-/// What `lab cookbook` takes.
+/// The arguments of `lab cookbook`.
 #[derive(Args, Clone, Debug)]
 pub struct CookbookArgs {
     /// gre, flannel, …
@@ -34,7 +34,7 @@ pub struct CookbookArgs {
     vm: bool,
 }
 
-/// What `lab up` takes.
+/// The arguments of `lab up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub struct UpArgs {
     directory: DirectoryArgs,
 }
 
-/// What `lab exec` takes.
+/// The arguments of `lab exec`.
 #[derive(Args, Clone, Debug)]
 pub struct ExecArgs {
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub struct ExecArgs {
     command: Vec<OsString>,
 }
 
-/// What to build.
+/// The options of a lab to build.
 #[derive(Args, Clone, Debug)]
 pub struct BuildArgs {
     /// Number of hosts, each with one container
@@ -75,7 +75,7 @@ pub struct BuildArgs {
     verbose: bool,
 }
 
-/// Which lab.
+/// The directory that tells a lab from others.
 #[derive(Args, Clone, Debug)]
 pub struct DirectoryArgs {
     /// The lab's lock, record and logs [default: flatnet-lab-<uid> in the temporary directory]

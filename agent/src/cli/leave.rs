@@ -25,7 +25,7 @@ pub struct LeaveArgs {
     renumber: bool,
 }
 
-/// Asks the agent to leave; without an agent, `--purge` cleans up by itself.
+/// Asks the agent to leave. Without an agent, `--purge` cleans up by itself.
 pub async fn run(args: LeaveArgs) -> Result<(), Failure> {
     let failures = match local_api::connect(&args.run_dir.run_dir).await {
         Ok(mut client) => {

@@ -34,7 +34,7 @@ pub enum NetworkCommand {
     Peer(PeerCommand),
 }
 
-/// What a network is made of.
+/// The configuration of a network to create or update.
 #[derive(Args, Clone, Debug)]
 pub struct ChangeArgs {
     /// The network's name
@@ -85,7 +85,7 @@ pub struct ChangeArgs {
     target: StoreTarget,
 }
 
-/// How to list.
+/// The arguments of `network ls`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
     /// Print JSON
@@ -95,7 +95,7 @@ pub struct ListArgs {
     target: StoreTarget,
 }
 
-/// What to show.
+/// The arguments of `network inspect`.
 #[derive(Args, Clone, Debug)]
 pub struct InspectArgs {
     /// The network's name
@@ -107,7 +107,7 @@ pub struct InspectArgs {
     target: StoreTarget,
 }
 
-/// What to remove.
+/// The arguments of `network rm`.
 #[derive(Args, Clone, Debug)]
 pub struct RemoveArgs {
     /// The network's name
@@ -155,7 +155,7 @@ pub struct PeerAddArgs {
     target: StoreTarget,
 }
 
-/// Which permanent peer.
+/// The permanent peer to remove.
 #[derive(Args, Clone, Debug)]
 pub struct PeerRemoveArgs {
     /// The network's name
@@ -167,7 +167,7 @@ pub struct PeerRemoveArgs {
     target: StoreTarget,
 }
 
-/// Runs one of them.
+/// Runs one of the commands.
 pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
@@ -230,7 +230,7 @@ impl ChangeArgs {
 }
 
 impl PeerAddArgs {
-    /// What the peer would have published itself.
+    /// Returns what the peer would have published itself.
     fn publication(&self, info: &NetworkInfo) -> Result<Publication, Failure> {
         let config = info.config.as_ref().map_err(|error| {
             Failure::new(Exit::InvalidConfig, format!("network {} has no usable configuration", self.name))
@@ -289,7 +289,7 @@ fn subnets(nets: &[IpNet]) -> Result<SubnetKey, Failure> {
         .map_err(|error| Failure::new(Exit::InvalidConfig, error.to_string()))
 }
 
-/// Says what was done: for people, so not on stdout.
+/// Reports what was done: it is for people, so not on stdout.
 fn say(text: &str) -> Result<(), Failure> {
     use std::io::Write;
     std::io::stderr()

@@ -23,7 +23,7 @@ struct NetworkPeers<'a> {
     peers: &'a [Peer],
 }
 
-/// Asks the agent and prints.
+/// Asks the agent for the peers and prints them.
 pub async fn run(args: PeersArgs) -> Result<(), Failure> {
     let status = status::fetch(&args.run_dir).await?;
     if args.json {

@@ -17,7 +17,7 @@ pub struct PlanArgs {
     json: bool,
 }
 
-/// Asks the agent and prints.
+/// Asks the agent for the plan and prints it.
 pub async fn run(args: PlanArgs) -> Result<(), Failure> {
     let mut client = local_api::connect(&args.run_dir.run_dir).await?;
     let plan = client.get_plan(GetPlanRequest {}).await.map_err(|status| local_api::refused(&status))?.into_inner();

@@ -18,7 +18,7 @@ pub struct RotateKeyArgs {
     run_dir: RunDir,
 }
 
-/// Asks the agent.
+/// Asks the agent to replace the key, and prints the new public one.
 pub async fn run(args: RotateKeyArgs) -> Result<(), Failure> {
     let mut client = local_api::connect(&args.run_dir.run_dir).await?;
     let reply = client.rotate_key(RotateKeyRequest {}).await.map_err(|status| local_api::refused(&status))?;

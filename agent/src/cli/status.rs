@@ -21,21 +21,21 @@ pub struct StatusArgs {
     json: bool,
 }
 
-/// Asks the agent and prints; 8 unless converged.
+/// Asks the agent and prints the status. The exit code is 8 unless converged.
 pub async fn run(args: StatusArgs) -> Result<ExitCode, Failure> {
     let status = fetch(&args.run_dir).await?;
     print(&if args.json { json(&status)? } else { text(&status) })?;
     Ok(if status.state == "converged" { ExitCode::SUCCESS } else { ExitCode::from(Exit::Degraded as u8) })
 }
 
-/// The running agent's status.
+/// Returns the running agent's status.
 pub async fn fetch(run_dir: &RunDir) -> Result<Status, Failure> {
     let mut client = local_api::connect(&run_dir.run_dir).await?;
     let status = client.get_status(GetStatusRequest {}).await.map_err(|status| local_api::refused(&status))?;
     Ok(status.into_inner())
 }
 
-/// `value` as indented JSON with a final newline.
+/// Returns `value` as indented JSON with a final newline.
 pub fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::Internal, "cannot write JSON").caused_by(error))?;

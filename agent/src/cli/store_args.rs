@@ -1,4 +1,4 @@
-//! Which store to speak to, and how: the flags that `join` and the one-shot commands share.
+//! The flags that say which store to speak to, and how. `join` and the one-shot commands share them.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::local_api;
 use crate::report::{Exit, Failure, chain};
 use crate::store_endpoints::{endpoints, open, servers};
 
-/// What a one-shot command speaks to.
+/// The control plane that a one-shot command speaks to.
 pub enum Target {
     /// An etcd, and the prefix at which the network `default` lives in it.
     Etcd(EtcdStore, String),
@@ -40,7 +40,7 @@ pub struct StoreTarget {
 }
 
 impl StoreTarget {
-    /// The store, or the server before it.
+    /// Opens the store, or a client of the server before it.
     pub async fn open(&self) -> Result<Target, Failure> {
         if !self.endpoint.is_empty() {
             return self.open_at(&self.store, &endpoints(&self.endpoint)?);

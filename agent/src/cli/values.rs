@@ -9,9 +9,9 @@ use ipnet::IpNet;
 /// A CIDR, for the network `default` or for a named one: `10.1.0.0/16` or `blue=10.1.0.0/16`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedCidr {
-    /// Which network.
+    /// The network.
     pub network: NetworkName,
-    /// The range, no host bits.
+    /// The range, without host bits.
     pub cidr: IpNet,
 }
 
@@ -30,9 +30,10 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
     if net == net.trunc() { Ok(net) } else { Err(format!("has host bits set; {} is meant", net.trunc())) }
 }
 
-/// Parses a subnet lease's time to live: at least what a keep-alive every third of it can hold through a store election.
+/// Parses a subnet lease's time to live. The shortest is what a keep-alive every third of it can hold through a store
+/// election.
 pub fn lease_ttl(text: &str) -> Result<Duration, String> {
-    /// Shorter than this, one failed-over etcd election costs the lease.
+    /// The shortest time to live: with less, one failed-over etcd election costs the lease.
     const SHORTEST: Duration = Duration::from_secs(10);
     /// etcd's own limit on a lease's TTL (`lease.MaxLeaseTTL`), in seconds.
     const LONGEST: Duration = Duration::from_secs(9_000_000_000);
@@ -41,7 +42,7 @@ pub fn lease_ttl(text: &str) -> Result<Duration, String> {
     if (SHORTEST..=LONGEST).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
 }
 
-/// Text that is in no log, no error and no dump.
+/// A text that appears in no log, no error and no dump.
 #[derive(Clone)]
 pub struct Secret(pub String);
 

@@ -1,5 +1,5 @@
-//! Warnings that repeat: logged when they first come and when something in them changed, then every 30 s at most. A fight
-//! with another program over one route must not fill a disk.
+//! A filter for warnings that repeat. They are logged when they first come and when something in them has changed, then
+//! at most every 30 s. A fight with another program over one route must not fill a disk.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Write};
@@ -11,9 +11,9 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
-/// How long a warning is silent after it was logged.
+/// The time that a warning is silent after it was logged.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How many warnings are remembered at a time; beyond it all pass: they are many because they differ.
+/// The number of warnings remembered at a time. Beyond it all pass: they are many because they differ.
 const REMEMBERED: usize = 1024;
 
 /// Lets a warning or error pass unless the same, with equal fields, passed less than 30 s ago.
@@ -26,7 +26,7 @@ impl<S: Subscriber> Filter<S> for Repeats {
     }
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
-        // What is not a warning is a transition, or asked for: each counts.
+        // An event below a warning is a transition, or asked for: each counts.
         if *event.metadata().level() > Level::WARN {
             return true;
         }
@@ -38,7 +38,7 @@ impl<S: Subscriber> Filter<S> for Repeats {
     }
 }
 
-/// What was logged when.
+/// The times at which warnings were last logged, by fingerprint.
 #[derive(Debug, Default)]
 struct Memory(HashMap<u64, Instant>);
 

@@ -1,4 +1,4 @@
-//! From flags to what they mean.
+//! The way from the flags to their meaning.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::report::{Exit, Failure};
 use crate::store_endpoints::endpoints;
 
 impl JoinArgs {
-    /// What the flags mean; the first mistake in them.
+    /// Returns what the flags mean, or the first mistake in them.
     pub fn options(self) -> Result<JoinOptions, Failure> {
         let endpoints = endpoints(&self.endpoint)?;
         let networks = self.networks()?;
@@ -51,7 +51,7 @@ impl JoinArgs {
         })
     }
 
-    /// The networks to join, each once, in the order given.
+    /// Returns the networks to join, each once, in the order given.
     fn networks(&self) -> Result<Vec<NetworkOptions>, Failure> {
         let mut names: Vec<&NetworkName> = Vec::new();
         for name in &self.network {
@@ -70,7 +70,7 @@ impl JoinArgs {
         Ok(names.into_iter().map(network).collect())
     }
 
-    /// What only one of the two kinds of control plane takes.
+    /// Checks that flags which only one of the two kinds of control plane takes are not given for the other.
     fn check_control_plane(&self, endpoints: &[Endpoint]) -> Result<(), Failure> {
         let is_server = endpoints.iter().any(|endpoint| endpoint.kind == EndpointKind::ControlPlane);
         if is_server && !self.init.is_empty() {
@@ -85,7 +85,7 @@ impl JoinArgs {
         Ok(())
     }
 
-    /// The token, from wherever it was given.
+    /// Returns the token, from wherever it was given.
     fn token(&self) -> Result<Option<String>, Failure> {
         let of_file = |file: &Path| {
             let read = read_file("token-file", file)?;
@@ -99,7 +99,7 @@ impl JoinArgs {
     }
 }
 
-/// The ranges that `flag` gave to each of `networks`, one of each family at most.
+/// Returns the ranges that `flag` gave to each of `networks`, at most one of each family.
 fn by_network(
     flag: &str,
     given: &[NamedCidr],
@@ -121,13 +121,13 @@ fn by_network(
     Ok(ranges)
 }
 
-/// The node's name: given, or the host's.
+/// Returns the node's name: the given one, or the host's.
 fn node_name(given: Option<&str>) -> Result<String, Failure> {
     let name = match given {
         Some(name) => name.to_owned(),
         None => std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
     };
-    // A DNS name (RFC 1035): it becomes one.
+    // The name must fit in a DNS name (RFC 1035), as it becomes one.
     let valid = (1..=253).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     if valid {

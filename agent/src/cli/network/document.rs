@@ -1,11 +1,11 @@
-//! How networks are printed, for people and as JSON.
+//! The printed forms of networks, for people and as JSON.
 
 use comfy_table::{Table, presets};
 use flatnet_controlplane::networks::NetworkInfo;
 use flatnet_model::text::{line, set_in};
 use flatnet_model::{BackendConfig, NetworkConfig};
 
-/// A network, stable and documented: people script against it.
+/// A network as a document. It is stable and documented: people script against it.
 #[derive(serde::Serialize)]
 pub(super) struct NetworkDocument {
     name: String,
@@ -41,7 +41,7 @@ struct RejectedDocument {
     reason: String,
 }
 
-/// A network as `--json` prints it.
+/// Returns a network as `--json` prints it.
 pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
     let config: Option<&NetworkConfig> = info.config.as_ref().ok();
     let (vni, port, key) = match config.map(|config| &config.backend) {
@@ -81,7 +81,7 @@ pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
     }
 }
 
-/// One line.
+/// Returns a network in one line.
 pub(super) fn summary(info: &NetworkInfo) -> String {
     let document = document(info);
     let mut parts: Vec<String> = document.cidr.into_iter().chain(document.cidr6).collect();
@@ -92,7 +92,7 @@ pub(super) fn summary(info: &NetworkInfo) -> String {
     line(&parts.join(", "))
 }
 
-/// One line a network.
+/// Returns a table with one line per network.
 pub(super) fn table(all: &[NetworkInfo]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["NETWORK", "RANGE", "BACKEND", "VNI/KEY", "LEASES"]);
@@ -110,7 +110,7 @@ pub(super) fn table(all: &[NetworkInfo]) -> String {
     format!("{table}\n")
 }
 
-/// One network with its leases.
+/// Returns the text on one network with its leases.
 pub(super) fn detail(info: &NetworkInfo) -> String {
     let mut out = format!("network {}: {}\n", info.keys.network(), summary(info));
     for warning in &info.warnings {

@@ -1,4 +1,4 @@
-//! The same commands on an etcd and on a control plane's server.
+//! The network commands, the same on an etcd and on a control plane's server.
 
 use flatnet_controlplane::client::channel::with_causes;
 use flatnet_controlplane::networks::{self, Force, NetworkInfo, NetworkSpec};
@@ -112,14 +112,14 @@ fn peer(name: &NetworkName, subnets: SubnetKey, publication: Vec<u8>) -> proto::
     proto::PeerRequest { network: name.to_string(), subnets: subnets.to_string(), publication }
 }
 
-/// A network as the server sent it; where its keys are in the store is the server's.
+/// Converts a network as the server sent it. The place of its keys in the store is the server's affair.
 fn info(network: proto::NetworkInfo) -> Result<NetworkInfo, Failure> {
     let odd = || Failure::new(Exit::Internal, "the server's answer makes no sense");
     let name: NetworkName = network.name.parse().map_err(|_| odd())?;
     networks::of_records(NetworkKeys::new(&name, FLANNEL_PREFIX), network.records).ok_or_else(odd)
 }
 
-/// What the server said.
+/// Converts what the server said to a failure.
 fn said(status: Status) -> Failure {
     let status = with_causes(status);
     let exit = Exit::of_code(status.code());
