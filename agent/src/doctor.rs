@@ -1,7 +1,7 @@
-//! `agent doctor`: looks for what commonly breaks an overlay, and says what to do. Changes nothing.
+//! The checks of `agent doctor`: looks for what commonly breaks an overlay, and says what to do. Changes nothing.
 //!
-//! Each check is a function from what was read (`host::Host`) to one [`Check`]; only [`examine`] asks kernel and programs.
-//! Names of checks are stable: people alert on them.
+//! Each check is a function from what was read (`host::Host`) to one [`Check`]; only [`examine`] asks kernel and
+//! programs. Names of checks are stable: people alert on them.
 
 mod agent;
 mod devices;
@@ -27,28 +27,28 @@ pub use host::Places;
 use host::{Files, Host};
 use ruleset::Rules;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Nothing wrong.
+    /// Nothing is wrong.
     Ok,
-    /// May become a problem.
+    /// There may become a problem.
     Warning,
-    /// Is one.
+    /// There is a problem.
     Failure,
 }
 
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at; stable, kebab-case.
+    /// The name of what was looked at; stable, kebab-case.
     pub name: &'static str,
-    /// How it ended.
+    /// The result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding.
     pub cause: String,
-    /// What to do; empty if nothing.
+    /// The advice on what to do; empty if there is nothing to do.
     pub hint: String,
 }
 
@@ -66,7 +66,7 @@ impl Check {
     }
 }
 
-/// Looks at the host and at what its agent says (`Err`: why none answers).
+/// Looks at the host and at what its agent says (`Err`: why no agent answers).
 pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String>, places: Places) -> Vec<Check> {
     let files = Files::below("/");
     let mut checks = vec![agent::rights(), agent::programs()];
@@ -119,8 +119,9 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
     ranked(checks)
 }
 
-/// What is broken before what may break, and that before what is well. Among equals it stays as it was looked at: first whether
-/// the agent may work at all and what it says itself, then what keeps packets from passing, last what is around it.
+/// Sorts what is broken before what may break, and that before what is well. Equals stay in the order in which they
+/// were looked at: first if the agent may work at all and what it says itself, then what keeps packets from passing,
+/// last what is around it.
 fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
     checks.sort_by_key(|check| match check.verdict {
         Verdict::Failure => 0,
@@ -130,7 +131,7 @@ fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
     checks
 }
 
-/// What the kernel says: facts, our objects, and what every other device is.
+/// Asks the kernel for facts, our objects, and what every other device is.
 async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> {
     host.facts = kernel.facts(&[]).await?;
     let links = host.facts.interfaces.iter().map(|interface| interface.name).collect();

@@ -1,7 +1,8 @@
-//! Keeps this node's lease in one network: drives [`LeaseMachine`] with what the store says and carries its actions out.
+//! The keeper of this node's lease in one network: drives [`LeaseMachine`] with what the store says, and carries its
+//! actions out.
 //!
-//! One task a network, owned by the daemon. Dropping it between awaits loses nothing: what was claimed is found again in
-//! the store by this node's identity.
+//! There is one task per network, owned by the daemon. Dropping it between awaits loses nothing: what was claimed is
+//! found again in the store by this node's identity.
 
 mod attempt;
 mod before;
@@ -35,10 +36,10 @@ use crate::state_dir::StateDir;
 
 pub(crate) use decide::fits;
 
-/// What the daemon asks of the keeper.
+/// The requests of the daemon to the keeper.
 #[derive(Debug)]
 pub enum LeaseAsk {
-    /// Give the lease back and end: a keeper without a lease that went on would claim one.
+    /// Give the lease back and end. A keeper without a lease that went on would claim one.
     Release(oneshot::Sender<Result<(), String>>),
     /// Give a lost subnet up and take a new one.
     Renumber(oneshot::Sender<Result<(), String>>),
@@ -46,59 +47,59 @@ pub enum LeaseAsk {
 
 /// Everything the keeper works with.
 pub struct LeaseKeeper<P> {
-    /// Where leases are.
+    /// The control plane, which holds the leases.
     pub plane: Arc<P>,
     /// The network.
     pub keys: NetworkKeys,
     /// This node.
     pub owner: Owner,
-    /// How long the lease outlives this agent.
+    /// The time that the lease outlives this agent.
     pub ttl: Duration,
-    /// Subnets asked for with `--subnet`.
+    /// The subnets asked for with `--subnet`.
     pub wanted: Vec<IpNet>,
-    /// Ranges to create the network with if it is not there (`--init`).
+    /// The ranges to create the network with if it does not exist (`--init`).
     pub init: Vec<IpNet>,
-    /// Where the network `default` lives.
+    /// The key prefix under which the network `default` lives.
     pub flannel_prefix: String,
-    /// Where the subnet is remembered.
+    /// The state directory, in which the subnet is remembered.
     pub dir: Arc<StateDir>,
-    /// What the store says.
+    /// The network as the store has it.
     pub view: watch::Receiver<NetworkView>,
-    /// Where the underlay is read from.
+    /// The reconciler's outcome, from which the underlay is read.
     pub outcome: watch::Receiver<Outcome>,
-    /// Whether this node may act in its own name.
+    /// The state of this node's presence: tells if it may act in its own name.
     pub presence: watch::Receiver<Presence>,
-    /// Where is said how each way to the store fares.
+    /// The record of how each way to the store fares.
     pub channels: Channels,
-    /// What this node holds.
+    /// The hold of this node on the network.
     pub holding: watch::Sender<Holding>,
-    /// Ends the agent.
+    /// The sender of failures that end the agent.
     pub fatal: mpsc::Sender<Failure>,
-    /// What spreads waits and choices.
+    /// The source of randomness that spreads waits and choices.
     pub random: NodeRandom,
 }
 
-/// What changes while the keeper runs.
+/// The state that changes while the keeper runs.
 struct Run {
     machine: LeaseMachine,
     claim: Option<Claim>,
-    /// Whether the store did not answer the last attempt to claim: it may have been carried out.
+    /// True if the store did not answer the last attempt to claim: it may have been carried out.
     unanswered: bool,
-    /// The configuration's problem, and that of the last attempt.
+    /// The configuration's problem, and below it that of the last attempt.
     config_problem: Option<Problem>,
     attempt_problem: Option<Problem>,
-    /// When to try again to write the subnet down, if that failed.
+    /// The time to try again to write the subnet down, if that failed.
     remember_at: Duration,
     started: Instant,
-    /// How often the store had gone back when the machine was last told.
+    /// The number of times the store had gone back when the machine was last told.
     rewinds: u64,
     followed: bool,
-    /// The lease held does not say what it should.
+    /// True if the lease held does not say what it should.
     unpublished: bool,
 }
 
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// Runs until the lease is given back, for ever without that.
+    /// Runs until the lease is given back, and for ever if it is not.
     pub async fn run(mut self, mut asks: mpsc::Receiver<LeaseAsk>) {
         let previous = self.holding.borrow().held.as_ref().map(|held| held.subnets);
         let previous = previous.or_else(|| self.dir.read_subnet(self.keys.network()).ok().flatten());
@@ -124,13 +125,14 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                     None => std::future::pending().await,
                 }
             };
-            // People first: whatever else happened is looked at in any case.
+            // People come first: whatever else happened is looked at in any case.
             tokio::select! {
                 biased;
                 Some(ask) = asks.recv() => match ask {
                     LeaseAsk::Release(reply) => {
-                        // Nothing more is written, also if that failed: whoever leaves stops this task only after the
-                        // answer, and on a busy host that is late enough for a new claim, which nobody would give back.
+                        // Nothing more is written, even if the release failed. Whoever leaves stops this task only
+                        // after the answer. On a busy host that is late enough for a new claim, which nobody would give
+                        // back.
                         let released = self.release(&mut run).await;
                         // Whoever asked may have stopped waiting.
                         let _ = reply.send(released);
@@ -146,7 +148,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// Does what is due; when to look again at the latest.
+    /// Does what is due. Returns when to look again at the latest.
     async fn step(&mut self, run: &mut Run) -> Option<Duration> {
         loop {
             let init = self.init_config().await;
@@ -168,7 +170,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// Ways to the store that are not wanted now have nothing wrong with them.
+    /// Tells the channels which ways to the store are not wanted now: nothing is wrong with those.
     fn say_idle(&self, run: &Run) {
         let held = matches!(run.machine.state(), LeaseState::Held(_));
         let idle = [
@@ -210,7 +212,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                     (held.config, held.before) = (config, before);
                     changed = true;
                 }
-                // A node that knew its subnet but not the network: now it knows both, and containers use that subnet.
+                // A node that knew its subnet but not the network now knows both, and containers use that subnet.
                 (None, Some(config)) if admitted && !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
                         self.remember_config(&config, &before);

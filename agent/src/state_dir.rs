@@ -11,7 +11,7 @@
 //! | `underlay` | state | the underlay that carried the tunnels last, and where the store was |
 //! | `clock` | state | the latest time at which the WireGuard key may have been used |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
-//! | `controlplane.key`, `controlplane.pem` | state | the node's key and certificate, if it joined a control plane's server |
+//! | `controlplane.key`, `controlplane.pem` | state | its key and certificate, if it joined a control plane's server |
 //! | `left` | state | this node left: the service stays stopped while the file is there |
 //! | `instance` | run | the nonce that tells a copied disk from the original |
 //! | `sysctls` | run | settings we changed, with what they were |

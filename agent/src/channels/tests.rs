@@ -60,7 +60,7 @@ fn silence_is_said_after_a_while_and_only_if_nobody_else_says_it() {
     let later = start + PATIENCE;
     assert_eq!(channels.problems(later, |_| true)[0].code, ProblemCode::StoreUnreachable);
     assert_eq!(channels.problems(later, |_| false), [], "the watch says it");
-    // An outage that is over: its length is not this way's.
+    // The outage is over, and its length does not count for this way.
     channels.store_is_back(&keys(), later);
     assert_eq!(channels.problems(later + PATIENCE / 2, |_| true), []);
     assert_eq!(channels.problems(later + PATIENCE, |_| true).len(), 1);

@@ -1,4 +1,4 @@
-//! What the agent itself says, and what it needs to run at all.
+//! Checks of what the agent itself says, and of what it needs to run at all.
 
 use flatnet_core::facts::HostFacts;
 use flatnet_core::problem::ProblemCode;
@@ -9,7 +9,7 @@ use super::host::{Files, Places};
 use crate::preflight;
 use crate::state_dir::LEFT;
 
-/// Rights and the one program that is needed always.
+/// Checks for the rights and the one program that are always needed.
 pub(super) fn rights() -> Check {
     match preflight::check() {
         Ok(()) => Check::ok("rights", "CAP_NET_ADMIN, and nft is installed"),
@@ -17,7 +17,7 @@ pub(super) fn rights() -> Check {
     }
 }
 
-/// The programs that may be needed.
+/// Checks for the programs that may be needed.
 pub(super) fn programs() -> Check {
     let missing: Vec<&str> = ["iptables-nft", "iptables-legacy"]
         .into_iter()
@@ -34,7 +34,7 @@ pub(super) fn programs() -> Check {
     }
 }
 
-/// The agent's own problems, and its peers.
+/// Checks the agent's own problems, and its peers.
 pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Places) -> Vec<Check> {
     let status = match agent {
         Ok(status) => status,
@@ -52,7 +52,7 @@ pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Place
         "converged" => Check::ok("agent", format!("converged at revision {}", status.revision)),
         state => Check::failure("agent", format!("the agent is {state}"), "see the problems below"),
     }];
-    // What leaves the host converged is no failure here either.
+    // A problem that leaves the host converged is no failure here either.
     let is_note = |code: &str| ProblemCode::ALL.iter().any(|known| known.is_note() && known.as_str() == code);
     checks.extend(status.problems.iter().map(|problem| {
         let said = format!("{} [{}]", problem.message, problem.code);
@@ -84,7 +84,7 @@ pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Place
     checks
 }
 
-/// What this kernel can do.
+/// Checks what this kernel can do.
 pub(super) fn features(facts: &HostFacts) -> Check {
     if facts.features.nexthop_objects {
         Check::ok("kernel-features", "nexthop objects are there")

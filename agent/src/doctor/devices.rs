@@ -1,15 +1,15 @@
-//! Devices: flanneld's, other people's tunnels with our identifiers, and what fits through ours.
+//! Checks of devices: flanneld's, other people's tunnels with our identifiers, and what fits through ours.
 
 use std::net::IpAddr;
 
 use super::Check;
 use super::host::Host;
 
-/// VXLAN adds to each packet: outer IP header, UDP (8), VXLAN (8), inner Ethernet (14), in bytes (RFC 7348 §5).
+/// The bytes that VXLAN adds to each packet: outer IP header, UDP (8), VXLAN (8), inner Ethernet (14) (RFC 7348 §5).
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
 
-/// What flanneld left.
+/// Checks for devices that flanneld left.
 pub(super) fn flannel(host: &Host) -> Check {
     const NAME: &str = "flannel";
     let left = host.devices.iter().filter(|(name, _)| name.as_str().starts_with("flannel"));
@@ -24,12 +24,12 @@ pub(super) fn flannel(host: &Host) -> Check {
     )
 }
 
-/// Foreign VXLAN devices on our UDP ports, or with our identifiers.
+/// Checks for foreign VXLAN devices on our UDP ports, or with our identifiers.
 pub(super) fn clashes(host: &Host) -> Check {
     const NAME: &str = "vxlan-clash";
     for (name, what) in host.devices.iter().filter(|(name, _)| !name.as_str().starts_with("flannel")) {
         let Some((vni, port)) = vxlan(what) else { continue };
-        // Before the agent made its own, flannel's defaults are what it will want.
+        // Before the agent has made its own, flannel's defaults are what it will want.
         let wanted: Vec<(u32, u16)> = match host.tunnels().map(|(_, vni, port, _)| (vni, port)).collect::<Vec<_>>() {
             none if none.is_empty() => vec![(1, 8472)],
             some => some,
@@ -52,13 +52,13 @@ pub(super) fn clashes(host: &Host) -> Check {
     Check::ok(NAME, "no foreign VXLAN device has our identifier or port")
 }
 
-/// `vxlan VNI 1 port 8472`, as the kernel crate describes one.
+/// Parses `vxlan VNI 1 port 8472`, as the kernel crate describes such a device.
 fn vxlan(what: &str) -> Option<(u32, u16)> {
     let (vni, port) = what.strip_prefix("vxlan VNI ")?.split_once(" port ")?;
     Some((vni.parse().ok()?, port.parse().ok()?))
 }
 
-/// What fits through underlay, device and env file, of which the first must have room for the second.
+/// Checks what fits through underlay, device and env file. The underlay must have room for the device's packets.
 pub(super) fn mtu(host: &Host) -> Check {
     const NAME: &str = "mtu";
     let mtu_of = |name: &str| {

@@ -1,4 +1,4 @@
-//! What tells of packets that do not arrive: our own rules' counters, and the ways to peers as the kernel has them.
+//! Evidence of packets that do not arrive: our own rules' counters, and the ways to peers as the kernel has them.
 
 use std::net::IpAddr;
 
@@ -13,12 +13,12 @@ use super::Check;
 use super::host::Host;
 use crate::evidence::of_peer;
 
-/// Senders that are named: as many as are worth reading.
+/// The number of senders that are named: as many as are worth reading.
 const SHOWN: usize = 8;
-/// Peers whose way is asked at most: a look-up takes microseconds.
+/// The most peers whose way is asked: a look-up takes microseconds.
 const PEERS: usize = 4096;
 
-/// The way to each peer that is programmed.
+/// Returns the ways to each peer that is programmed.
 pub(super) fn ways(host: &Host) -> Vec<WayQuery> {
     let bridge: Option<IfName> =
         host.ours.links.iter().find(|(_, link)| matches!(link.kind, LinkKind::Bridge)).map(|(name, _)| *name);
@@ -41,7 +41,7 @@ fn subnets(v4: &Option<String>, v6: &Option<String>) -> Option<SubnetKey> {
     SubnetKey::new(v4, v6).ok()
 }
 
-/// Who has which subnet, as far as the agent says: of a peer with two addresses the first one only.
+/// Returns who has which subnet, as far as the agent says. Of a peer with two addresses it has only the first.
 fn holders(host: &Host) -> Vec<Holder> {
     let mut holders = Vec::new();
     for network in host.networks() {
@@ -61,7 +61,8 @@ fn holders(host: &Host) -> Vec<Holder> {
     holders
 }
 
-/// What our own rules have dropped since they were loaded, and whose packets those of the last minutes claimed to be.
+/// Checks what our own rules have dropped since they were loaded, and whom the packets of the last minutes claimed to
+/// be from.
 pub(super) fn drops(host: &Host) -> Check {
     const NAME: &str = "dropped-packets";
     let names: Vec<NetworkName> = host.networks().iter().filter_map(|network| network.name.parse().ok()).collect();
@@ -86,7 +87,7 @@ pub(super) fn drops(host: &Host) -> Check {
         .collect();
     let mut cause = format!("the agent's own rules have dropped packets since they were loaded: {}", named.join("; "));
     let claims = claims(&host.sightings, &holders(host));
-    // Those that name a peer first.
+    // Claims that name a peer come first.
     let (of_peers, of_nobody): (Vec<_>, Vec<_>) = claims.iter().partition(|(claim, _)| claim.of.is_some());
     let mut texts: Vec<String> =
         of_peers.iter().chain(&of_nobody).take(SHOWN).map(|(claim, packets)| claim.text(*packets)).collect();
@@ -98,7 +99,7 @@ pub(super) fn drops(host: &Host) -> Check {
     Check::warning(NAME, cause, most.hint())
 }
 
-/// Ways to peers that are not by our routes.
+/// Checks for ways to peers that do not use our routes.
 pub(super) fn detours(host: &Host) -> Check {
     const NAME: &str = "peer-routes";
     let Some(first) = host.detours.first() else {

@@ -1,4 +1,5 @@
-//! Would somebody's firewall drop what must pass: tunnel packets for this host, and containers' packets through it?
+//! Checks if somebody's firewall would drop what must pass: tunnel packets for this host, and containers' packets
+//! through it.
 
 use std::net::IpAddr;
 use std::process::Stdio;
@@ -15,8 +16,9 @@ use super::packet::Packet;
 use super::ruleset::{Fate, Rules};
 use crate::preflight;
 
-/// Everybody else's nftables tables, as `nft -j list ruleset` would list them; why they cannot be had. Table by table, because
-/// nft before 1.1.0 garbles the JSON of a table that has a flag, as that has which a running agent holds.
+/// Returns everybody else's nftables tables, as `nft -j list ruleset` would list them, or why they cannot be had. They
+/// are listed table by table: nft before 1.1.0 garbles the JSON of a table that has a flag, such as the one a running
+/// agent holds.
 pub(super) async fn ruleset() -> Result<Value, String> {
     let tables = output("nft", &["list", "tables"]).await?;
     let mut listed = Vec::new();
@@ -31,7 +33,7 @@ pub(super) async fn ruleset() -> Result<Value, String> {
     Ok(serde_json::json!({ "nftables": listed }))
 }
 
-/// The rules of iptables-legacy's table `raw`, if there is one: asking otherwise would make it.
+/// Returns the rules of iptables-legacy's table `raw`, if there is one: asking when there is none would make it.
 pub(super) async fn legacy_raw(host: &Host) -> String {
     let tables = host.files.read("/proc/net/ip_tables_names").unwrap_or_default();
     if !tables.lines().any(|table| table == "raw") {
@@ -51,7 +53,7 @@ async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// iptables chains that can drop: the agent keeps a rule at their heads, if it has the program to do so.
+/// Checks iptables chains that can drop: the agent keeps a rule at their heads, if it has the program to do so.
 pub(super) fn iptables(host: &Host) -> Check {
     const NAME: &str = "iptables-drops";
     let chains = &host.facts.dropping_chains;
@@ -97,7 +99,7 @@ pub(super) fn iptables(host: &Host) -> Check {
     }
 }
 
-/// Foreign nftables chains.
+/// Checks foreign nftables chains.
 pub(super) fn nftables(host: &Host, rules: Result<&Rules, &String>) -> Check {
     const NAME: &str = "nft-drops";
     let rules = match rules {
@@ -128,7 +130,7 @@ pub(super) fn nftables(host: &Host, rules: Result<&Rules, &String>) -> Check {
     }
 }
 
-/// Docker's rules against packets that come to containers directly.
+/// Checks Docker's rules against packets that come to containers directly.
 pub(super) fn docker(host: &Host, rules: Result<&Rules, &String>, legacy: &str) -> Check {
     const NAME: &str = "docker-direct-routing";
     let subnets = host.subnets();
@@ -149,7 +151,7 @@ pub(super) fn docker(host: &Host, rules: Result<&Rules, &String>, legacy: &str) 
     }
 }
 
-/// What must pass on this host.
+/// Returns the packets that must pass on this host.
 fn packets(host: &Host) -> Vec<Packet> {
     let mut packets = Vec::new();
     for (device, _, port, local) in host.tunnels() {
@@ -181,14 +183,14 @@ fn packets(host: &Host) -> Vec<Packet> {
     packets
 }
 
-/// Each network's range and this host's subnet of it, of one family.
+/// Returns each network's range and this host's subnet of it, of one family.
 fn pairs(host: &Host, family: IpFamily) -> Vec<(IpNet, IpNet)> {
     let subnets = host.subnets();
     let ranges = host.ranges().into_iter().filter(|range| IpFamily::of(range.addr()) == family);
     ranges.filter_map(|range| Some((range, *subnets.iter().find(|subnet| range.contains(*subnet))?))).collect()
 }
 
-/// Another address of the underlay: firewalls may know single ones, which is for the rules to say.
+/// Returns another address of the underlay. Firewalls may know single addresses, which is for the rules to say.
 fn neighbour_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => (u32::from(address) ^ 1).to_be_bytes().into(),
@@ -196,7 +198,7 @@ fn neighbour_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// An address that a container could have.
+/// Returns an address that a container could have.
 fn second_address(prefix: IpNet) -> IpAddr {
     match prefix.network() {
         IpAddr::V4(address) => (u32::from(address) | 2).to_be_bytes().into(),

@@ -19,7 +19,7 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    /// One with `files`: path and text.
+    /// Makes a host with `files`: path and text.
     pub(super) fn with(files: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("flatnet-doctor-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -65,14 +65,14 @@ impl Fixture {
         Self { host, root }
     }
 
-    /// Gives one of its files these permissions.
+    /// Gives one of the host's files these permissions.
     pub(super) fn chmod(&self, path: &str, mode: u32) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.root.join(path.trim_start_matches('/'));
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// Its one network.
+    /// Returns the host's one network.
     pub(super) fn network(&mut self) -> &mut Network {
         &mut self.host.status.as_mut().unwrap().networks[0]
     }

@@ -1,14 +1,14 @@
-//! GRE: who carries the packets.
+//! The check of who carries GRE packets.
 
 use flatnet_core::object::{Datapath, LinkKind};
 
 use super::Check;
 use super::host::Host;
 
-/// Where programs get tunnels of their own (Documentation/networking/tuntap.rst).
+/// The file through which programs get tunnels of their own (Documentation/networking/tuntap.rst).
 const TUN: &str = "/dev/net/tun";
 
-/// Who carries GRE, where a network asks for it.
+/// Checks who carries GRE, where a network asks for it.
 pub(super) fn carrier(host: &Host) -> Check {
     const NAME: &str = "gre";
     if !host.networks().iter().any(|network| network.backend == "gre") {

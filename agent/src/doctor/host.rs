@@ -1,4 +1,4 @@
-//! What the checks look at: files of this host, and what was asked of the kernel and of the agent beforehand.
+//! The input of the checks: files of this host, and what was asked of the kernel and of the agent beforehand.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,12 +14,12 @@ use flatnet_model::{IfName, IpFamily, SubnetKey};
 use flatnet_proto::agent::v1::{Network, Status};
 use ipnet::IpNet;
 
-/// Where the agent keeps its files.
+/// The directories in which the agent keeps its files.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// `--state-dir`.
+    /// The directory of `--state-dir`.
     pub state_dir: PathBuf,
-    /// `--run-dir`.
+    /// The directory of `--run-dir`.
     pub run_dir: PathBuf,
 }
 
@@ -28,12 +28,12 @@ pub struct Places {
 pub(super) struct Files(PathBuf);
 
 impl Files {
-    /// Those below `root`: `/`, or a test's.
+    /// Returns the files below `root`: `/`, or a test's directory.
     pub(super) fn below(root: impl Into<PathBuf>) -> Self {
         Self(root.into())
     }
 
-    /// The text of the file at the absolute `path`, if it can be read.
+    /// Returns the text of the file at the absolute `path`, if it can be read.
     pub(super) fn read(&self, path: impl AsRef<Path>) -> Option<String> {
         std::fs::read_to_string(self.at(path.as_ref())).ok()
     }
@@ -42,19 +42,19 @@ impl Files {
         self.at(path.as_ref()).exists()
     }
 
-    /// The permissions of a file, if it is there.
+    /// Returns the permissions of a file, if it exists.
     pub(super) fn mode(&self, path: impl AsRef<Path>) -> Option<u32> {
         use std::os::unix::fs::PermissionsExt;
         std::fs::symlink_metadata(self.at(path.as_ref())).ok().map(|metadata| metadata.permissions().mode())
     }
 
-    /// The texts of all files in a directory.
+    /// Returns the texts of all files in a directory.
     pub(super) fn read_all(&self, directory: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.at(Path::new(directory))).into_iter().flatten().flatten();
         entries.filter_map(|entry| std::fs::read_to_string(entry.path()).ok()).collect()
     }
 
-    /// A kernel setting, without its newline.
+    /// Returns a kernel setting, without its newline.
     pub(super) fn setting(&self, path: &str) -> Option<String> {
         Some(self.read(format!("/proc/sys/{path}"))?.trim().to_owned())
     }
@@ -64,40 +64,41 @@ impl Files {
     }
 }
 
-/// Everything that is looked at.
+/// Everything that the checks look at.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) files: Files,
     pub(super) places: Places,
-    /// What the kernel says; empty if it could not be asked.
+    /// The kernel's facts; empty if it could not be asked.
     pub(super) facts: HostFacts,
-    /// Objects of ours.
+    /// The objects of ours.
     pub(super) ours: KernelState,
-    /// Devices that are not ours, with a word on what they are.
+    /// The devices that are not ours, with a word on what they are.
     pub(super) devices: BTreeMap<IfName, String>,
-    /// What our own rules have dropped.
+    /// The packets that our own rules have dropped.
     pub(super) drops: Vec<DropCount>,
-    /// What the kernel remembers of who sent it.
+    /// The kernel's memory of who sent the dropped packets.
     pub(super) sightings: Vec<Sighting>,
-    /// Peers' packets that take another way than ours.
+    /// The peers' packets that take another way than ours.
     pub(super) detours: Vec<Detour>,
-    /// What the agent says, if it answers.
+    /// The agent's status, if it answers.
     pub(super) status: Option<Status>,
     pub(super) now: SystemTime,
 }
 
 impl Host {
-    /// The joined networks.
+    /// Returns the joined networks.
     pub(super) fn networks(&self) -> &[Network] {
         self.status.as_ref().map(|status| status.networks.as_slice()).unwrap_or_default()
     }
 
-    /// The ranges of all networks.
+    /// Returns the ranges of all networks.
     pub(super) fn ranges(&self) -> Vec<IpNet> {
         self.prefixes(|network| [&network.cidr, &network.cidr6])
     }
 
-    /// What the networks take of their ranges on this host, as far as it is programmed: what they hand out. Else all of it.
+    /// Returns what the networks take of their ranges on this host: what they hand out, as far as that is programmed,
+    /// else the whole range.
     pub(super) fn taken(&self) -> Vec<IpNet> {
         let refused = self.ours.routes.iter().filter(|(_, route)| route.via == RouteVia::Unreachable);
         let refused: Vec<IpNet> = refused.map(|(key, _)| key.destination).collect();
@@ -108,7 +109,7 @@ impl Host {
         self.ranges().into_iter().flat_map(of).collect()
     }
 
-    /// This host's subnets.
+    /// Returns this host's subnets.
     pub(super) fn subnets(&self) -> Vec<IpNet> {
         self.prefixes(|network| [&network.subnet, &network.subnet6])
     }
@@ -118,12 +119,12 @@ impl Host {
         texts.filter_map(|text| text.parse().ok()).collect()
     }
 
-    /// Whether one of our devices is called that.
+    /// Returns true if one of our devices is called `device`.
     pub(super) fn is_ours(&self, device: &str) -> bool {
         self.ours.links.keys().any(|name| name.as_str() == device)
     }
 
-    /// Our VXLAN devices: name, VNI, UDP port, local underlay address.
+    /// Returns our VXLAN devices: name, VNI, UDP port, local underlay address.
     pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, u32, u16, IpAddr)> {
         self.ours.links.iter().filter_map(|(name, link)| match &link.kind {
             LinkKind::Vxlan(vxlan) => Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local)),
@@ -131,20 +132,20 @@ impl Host {
         })
     }
 
-    /// The interface that has `address`.
+    /// Returns the interface that has `address`.
     pub(super) fn interface_with(&self, address: IpAddr) -> Option<IfName> {
         let has = |prefix: &IpNet| prefix.addr() == address;
         self.facts.interfaces.iter().find(|interface| interface.addresses.iter().any(has)).map(|found| found.name)
     }
 
-    /// Whether `device` has an address in `subnets`.
+    /// Returns true if `device` has an address in `subnets`.
     pub(super) fn is_in(&self, device: IfName, subnets: SubnetKey) -> bool {
         let found = self.facts.interfaces.iter().find(|interface| interface.name == device);
         let has = |address: &IpNet| subnets.iter().any(|subnet| subnet.contains(&address.addr()));
         found.is_some_and(|interface| interface.addresses.iter().any(has))
     }
 
-    /// Whether any network has addresses of `family`.
+    /// Returns true if any network has addresses of `family`.
     pub(super) fn uses(&self, family: IpFamily) -> bool {
         self.ranges().iter().any(|range| IpFamily::of(range.addr()) == family)
     }

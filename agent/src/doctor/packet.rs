@@ -1,28 +1,28 @@
-//! A packet that must pass, and whether one match of an nftables rule (libnftables-json(5)) holds for it.
+//! A packet that must pass, and the test if one match of an nftables rule (libnftables-json(5)) holds for it.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-/// A packet of ours at a hook. What is not said is not known: a match on it may hold or not.
+/// A packet of ours at a hook. Whatever is not given is not known: a match on it may hold or not.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
-    /// What it is, for people.
+    /// The description, for people.
     pub(super) what: String,
     /// The hook's name, as nftables has it.
     pub(super) hook: &'static str,
-    /// The interface it came in by; empty: not known.
+    /// The interface the packet came in by; empty: not known.
     pub(super) iif: String,
-    /// The interface it leaves by; empty: not known.
+    /// The interface the packet leaves by; empty: not known.
     pub(super) oif: String,
     pub(super) source: IpAddr,
     pub(super) target: IpAddr,
-    /// The UDP port, if it is known to be UDP.
+    /// The UDP port, if the packet is known to be UDP.
     pub(super) udp_port: Option<u16>,
 }
 
-/// Whether something holds.
+/// The answer to the question if something holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
     Yes,
@@ -48,12 +48,12 @@ impl Holds {
 }
 
 impl Packet {
-    /// Whether a family of tables (`ip`, `ip6`, `inet`) sees it.
+    /// Returns true if a family of tables (`ip`, `ip6`, `inet`) sees the packet.
     pub(super) fn is_seen_by(&self, family: &str) -> bool {
         matches!((family, self.source), ("inet", _) | ("ip", IpAddr::V4(_)) | ("ip6", IpAddr::V6(_)))
     }
 
-    /// Whether the body of a `match` expression holds.
+    /// Tells if the body of a `match` expression holds for the packet.
     pub(super) fn matches(&self, body: &Value) -> Holds {
         let (left, right) = (&body["left"], &body["right"]);
         let holds = match (left["meta"]["key"].as_str(), left["ct"]["key"].as_str(), &left["payload"]) {
@@ -95,7 +95,7 @@ impl Packet {
     }
 }
 
-/// Whether an element of a set, or the one value, satisfies `test`. A named set's elements are not looked at.
+/// Tells if an element of a set, or the one value, satisfies `test`. A named set's elements are not looked at.
 fn any(right: &Value, test: &dyn Fn(&Value) -> Holds) -> Holds {
     let elements = match (&right["set"], right) {
         (Value::Array(elements), _) | (_, Value::Array(elements)) => elements.as_slice(),
@@ -110,7 +110,7 @@ fn any(right: &Value, test: &dyn Fn(&Value) -> Holds) -> Holds {
     })
 }
 
-/// `name`, against names of which one may end in `*`.
+/// Compares `name` with names, one of which may end in `*`.
 fn name(name: &str, right: &Value) -> Holds {
     any(right, &|value| match value.as_str() {
         _ if name.is_empty() => Holds::Perhaps,
@@ -155,7 +155,7 @@ fn range(value: &Value) -> Option<(&Value, &Value)> {
     }
 }
 
-/// An address or prefix, as a rule's right side has it.
+/// Parses an address or prefix, as a rule's right side has it.
 pub(super) fn prefix(value: &Value) -> Option<IpNet> {
     if let Some(text) = value.as_str() {
         return text.parse::<IpAddr>().ok().map(IpNet::from);

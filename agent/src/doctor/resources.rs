@@ -1,4 +1,5 @@
-//! What the agent needs of this host: kernel modules, space for its files, a clock, and managers that keep their hands off.
+//! Checks of what the agent needs of this host: kernel modules, space for its files, a clock, and managers that keep
+//! their hands off.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,14 +8,14 @@ use flatnet_core::problem::ProblemCode;
 use super::Check;
 use super::host::Host;
 
-/// Below this much space the snapshot of a large network (8,000 peers: 4 MiB) may not be written.
+/// The space in bytes below which the snapshot of a large network (8,000 peers: 4 MiB) may not be written.
 const LITTLE_SPACE: u64 = 16 * 1024 * 1024;
-/// Below this nothing is.
+/// The space in bytes below which nothing is written.
 const NO_SPACE: u64 = 256 * 1024;
-/// 2025-01-01: no clock that was ever set is before it. TLS certificates are judged by it.
+/// The time 2025-01-01: no clock that was ever set is before it. TLS certificates are judged by the clock.
 const LONG_AGO: Duration = Duration::from_secs(1_735_689_600);
 
-/// VXLAN and nftables: built in, loaded, or there to be loaded.
+/// Checks that VXLAN and nftables are built in, loaded, or there to be loaded.
 pub(super) fn modules(host: &Host) -> Check {
     const NAME: &str = "modules";
     let release = host.files.setting("kernel/osrelease").unwrap_or_default();
@@ -41,7 +42,7 @@ pub(super) fn modules(host: &Host) -> Check {
     )
 }
 
-/// Space for state.
+/// Checks the space for state.
 pub(super) fn disk(host: &Host) -> Check {
     const NAME: &str = "disk";
     let directory = &host.places.state_dir;
@@ -55,7 +56,7 @@ pub(super) fn disk(host: &Host) -> Check {
     }
 }
 
-/// `inodes`: `None` where the file system does not count them.
+/// Checks the space found. `inodes`: `None` where the file system does not count them.
 fn space(directory: &str, bytes: u64, inodes: Option<u64>) -> Check {
     const NAME: &str = "disk";
     const HINT: &str = "free space: without it a restart while the store is away starts from an old view";
@@ -67,7 +68,8 @@ fn space(directory: &str, bytes: u64, inodes: Option<u64>) -> Check {
     }
 }
 
-/// The clock. Leases run by the store's own, so a wrong one here loses none; it makes TLS fail and misleads people.
+/// Checks the clock. Leases run by the store's own clock, so a wrong one here loses none. It makes TLS fail and
+/// misleads people.
 pub(super) fn clock(host: &Host) -> Check {
     const NAME: &str = "clock";
     const HINT: &str = "set it: timedatectl set-ntp true. Leases run by the store's clock and are safe; TLS certificates are judged by this one";
@@ -100,8 +102,8 @@ pub(super) fn clock(host: &Host) -> Check {
     Check::ok(NAME, "the clock is plausible and before every lease's end")
 }
 
-/// What the agent itself says that keeps its leases from being renewed, and that no wrong clock brings about: one makes
-/// certificates too old or too new, and nothing else.
+/// Returns the code of a problem that the agent itself reports, that keeps its leases from being renewed, and that no
+/// wrong clock brings about. A wrong clock makes certificates too old or too new, and nothing else.
 fn unrenewed(host: &Host) -> Option<&str> {
     let codes = [ProblemCode::StoreUnreachable, ProblemCode::StoreRefuses];
     let problems = host.status.iter().flat_map(|status| &status.problems);
@@ -112,7 +114,7 @@ fn unrenewed(host: &Host) -> Option<&str> {
     explain.next().map(|problem| problem.code.as_str())
 }
 
-/// systemd-networkd and NetworkManager, where they run.
+/// Checks systemd-networkd and NetworkManager, where they run.
 pub(super) fn managers(host: &Host) -> Check {
     const NAME: &str = "network-managers";
     let says = |directories: &[&str], file: &str, word: &str| {

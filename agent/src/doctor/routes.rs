@@ -1,5 +1,5 @@
-//! Does a network take the place of something this host can reach otherwise? Routes are read as the kernel lists them in
-//! `/proc/net`: the main table.
+//! Checks if a network takes the place of something this host can reach otherwise. Routes are read as the kernel lists
+//! them in `/proc/net`: the main table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,14 +17,14 @@ struct HostRoute {
     device: String,
 }
 
-/// Routes of others inside a network, and gateways that it hides.
+/// Checks for routes of others inside a network, and for gateways that a network hides.
 pub(super) fn overlap(host: &Host) -> Check {
     const NAME: &str = "lan-overlap";
     let (ranges, subnets) = (host.taken(), host.subnets());
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     for route in routes(host).iter().filter(|route| !host.is_ours(&route.device) && route.device != "lo") {
         let default = HostRanges::is_default(&route.target);
-        // Containers' bridges and veths have this host's subnet.
+        // The bridges and veths of containers have this host's subnet.
         let own = subnets.iter().any(|subnet| subnet.contains(&route.target));
         if let Some(range) = ranges.iter().find(|range| !default && !own && overlaps(range, &route.target)) {
             return Check::failure(
@@ -46,7 +46,7 @@ pub(super) fn overlap(host: &Host) -> Check {
     Check::ok(NAME, "no route of this host leads into a network")
 }
 
-/// Name servers inside a network.
+/// Checks for name servers inside a network.
 pub(super) fn resolvers(host: &Host) -> Check {
     const NAME: &str = "resolvers";
     let (ranges, subnets) = (host.taken(), host.subnets());
@@ -73,9 +73,9 @@ fn routes(host: &Host) -> Vec<HostRoute> {
     v4.lines().filter_map(route_v4).chain(v6.lines().filter_map(route_v6)).collect()
 }
 
-/// `Iface Destination Gateway Flags … Mask`: addresses as hexadecimal numbers in the machine's byte order.
+/// Parses `Iface Destination Gateway Flags … Mask`: addresses are hexadecimal numbers in the machine's byte order.
 fn route_v4(line: &str) -> Option<HostRoute> {
-    /// `RTF_UP`, `RTF_REJECT` (linux/route.h).
+    /// The flags `RTF_UP` and `RTF_REJECT` (linux/route.h).
     const UP: u32 = 1;
     const REJECT: u32 = 0x200;
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -90,13 +90,13 @@ fn route_v4(line: &str) -> Option<HostRoute> {
     (flags & UP != 0 && flags & REJECT == 0).then_some(HostRoute { target, gateway, device })
 }
 
-/// `target length source length gateway metric references uses flags device`.
+/// Parses `target length source length gateway metric references uses flags device`.
 fn route_v6(line: &str) -> Option<HostRoute> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let address = |at: usize| Some(Ipv6Addr::from(u128::from_str_radix(fields.get(at)?, 16).ok()?));
     let length = u8::from_str_radix(fields.get(1)?, 16).ok()?;
     let target = IpNet::new(address(0)?.into(), length).ok()?;
-    // Link-local and multicast are every interface's.
+    // Every interface has link-local and multicast routes.
     let everywhere = match target.addr() {
         IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
         IpAddr::V4(_) => false,

@@ -1,5 +1,5 @@
-//! Somebody else's nftables rules: which of them would drop a packet that must pass. Ours and iptables' own chains, at whose
-//! heads the agent keeps a rule, are not judged here.
+//! Somebody else's nftables rules, and which of them would drop a packet that must pass. Ours and iptables' own chains,
+//! at whose heads the agent keeps a rule, are not judged here.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::packet::{Holds, Packet, prefix};
 
-/// Jumps followed into one another: nftables itself allows 16.
+/// The depth to which jumps are followed into one another: nftables itself allows 16.
 const DEPTH: usize = 16;
 
 /// The ruleset, as `nft -j list ruleset` prints it.
@@ -18,7 +18,7 @@ pub(super) struct Rules {
     chains: BTreeMap<ChainKey, Chain>,
 }
 
-/// Family, table, name.
+/// The family, table and name of a chain.
 type ChainKey = (String, String, String);
 
 #[derive(Debug, Default)]
@@ -28,25 +28,25 @@ struct Chain {
     rules: Vec<Vec<Value>>,
 }
 
-/// What would become of a packet.
+/// The fate of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It is dropped, there.
+    /// The packet is dropped, at this place.
     Dropped(String),
-    /// It may be, there: the rule asks for what is not known of the packet.
+    /// The packet may be dropped, at this place: the rule asks for what is not known of the packet.
     PerhapsDropped(String),
 }
 
-/// How a walk through a chain went.
+/// The result of a walk through a chain.
 enum Walk {
-    /// Nothing was decided: on to the next rule, or the policy.
+    /// Nothing was decided: the next rule follows, or the policy.
     Through,
     Accepted,
     Dropped(String),
 }
 
 impl Rules {
-    /// `listing`: the parsed JSON.
+    /// Reads the rules from `listing`, the parsed JSON.
     pub(super) fn new(listing: &Value) -> Self {
         let mut rules = Self::default();
         let text = |object: &Value, field: &str| object[field].as_str().unwrap_or_default().to_owned();
@@ -69,7 +69,7 @@ impl Rules {
         self.chains.entry((text("family"), text("table"), name.to_owned())).or_default()
     }
 
-    /// The first chain that drops `packet`; failing that, the first that may.
+    /// Returns the first chain that drops `packet`; failing that, the first that may.
     pub(super) fn fate(&self, packet: &Packet) -> Option<Fate> {
         let mut perhaps = None;
         for (key, chain) in &self.chains {
@@ -124,8 +124,8 @@ impl Rules {
         Walk::Through
     }
 
-    /// Rules before routing that drop what comes to an address inside `subnets` by another interface than a bridge: Docker
-    /// 28 and later has one for every container, and nothing later can make up for it.
+    /// Returns the rules before routing that drop what comes to an address inside `subnets` by another interface than a
+    /// bridge. Docker 28 and later has one for every container, and nothing later can make up for it.
     pub(super) fn direct_routing_drops(&self, subnets: &[IpNet]) -> Vec<String> {
         let mut found = Vec::new();
         for (key, chain) in &self.chains {
@@ -145,18 +145,18 @@ impl Rules {
     }
 }
 
-/// Ours, and the chains that iptables-nft keeps: those are looked at as iptables prints them.
+/// Returns true for our chains and those that iptables-nft keeps: the latter are looked at as iptables prints them.
 fn is_known((family, table, chain): &ChainKey) -> bool {
     let iptables = family != "inet" && table == "filter" && ["INPUT", "FORWARD", "OUTPUT"].contains(&chain.as_str());
     is_ours(table) || iptables
 }
 
-/// The table, and the copy of it that a running agent holds.
+/// Returns true for our table, and for the copy of it that a running agent holds.
 pub(super) fn is_ours(table: &str) -> bool {
     [Ruleset::TABLE, Ruleset::HELD].contains(&table)
 }
 
-/// Whether a rule has a part that may decide and is not understood.
+/// Returns true if a part of a rule may decide and is not understood.
 fn is_opaque(part: &Value) -> bool {
     let understood = ["match", "counter", "log", "comment", "accept", "drop", "reject", "jump", "goto", "return"];
     part.as_object().is_none_or(|part| part.keys().any(|key| !understood.contains(&key.as_str())))

@@ -1,4 +1,4 @@
-//! Kernel settings that decide whether packets pass.
+//! Checks of kernel settings that decide if packets pass.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use ipnet::IpNet;
 use super::Check;
 use super::host::Host;
 
-/// Whether this host forwards.
+/// Checks that this host forwards.
 pub(super) fn forwarding(host: &Host) -> Check {
     const NAME: &str = "ip-forward";
     let mut settings = Vec::new();
-    // Without an agent it is not known which families are needed: IPv4 then.
+    // Without an agent it is not known which families are needed: then IPv4 is checked.
     if host.uses(IpFamily::V4) || host.ranges().is_empty() {
         settings.push(("net/ipv4/ip_forward", "net.ipv4.ip_forward"));
     }
@@ -35,8 +35,8 @@ pub(super) fn forwarding(host: &Host) -> Check {
     Check::ok(NAME, format!("{} is 1", names.join(" and ")))
 }
 
-/// Whether each device that the network's packets come in by forwards them. What is on for the host can be off for one:
-/// those made after a policy of `default.forwarding=0`, or by a network manager's will.
+/// Checks that each device that the network's packets come in by forwards them. A setting that is on for the host can
+/// be off for a device: one made after a policy of `default.forwarding=0`, or by a network manager's will.
 pub(super) fn of_devices(host: &Host) -> Check {
     const NAME: &str = "device-forwarding";
     let off = |device: &IfName, path: &str, value: &str| {
@@ -44,7 +44,7 @@ pub(super) fn of_devices(host: &Host) -> Check {
         (host.files.setting(&path).as_deref() == Some(value)).then(|| (*device, Sysctl::new(path).to_string()))
     };
     let v4 = || entrances(host).into_iter().filter_map(|device| off(&device, "net/ipv4/conf/DEVICE/forwarding", "0"));
-    // Over IPv6 it is the host's setting alone that counts (net/ipv6/ip6_output.c: `ip6_forward`).
+    // Over IPv6 only the host's setting counts (net/ipv6/ip6_output.c: `ip6_forward`).
     let v6 = || entrances(host).into_iter().filter_map(|device| off(&device, "net/ipv6/conf/DEVICE/disable_ipv6", "1"));
     let mut wrong: Vec<(IfName, String, &str)> = Vec::new();
     if host.uses(IpFamily::V4) {
@@ -67,8 +67,8 @@ pub(super) fn of_devices(host: &Host) -> Check {
     )
 }
 
-/// Our devices; bridges that an engine made with an address of this host's subnets; and what routes lead out by without a
-/// tunnel, since what peers send comes in there.
+/// Returns the devices that the network's packets come in by: ours; bridges that an engine made with an address of this
+/// host's subnets; and devices that routes lead out by without a tunnel, since what peers send comes in there.
 fn entrances(host: &Host) -> BTreeSet<IfName> {
     let subnets = host.subnets();
     let holds = |net: &IpNet| subnets.iter().any(|subnet| subnet.contains(&net.addr()));
@@ -82,11 +82,12 @@ fn entrances(host: &Host) -> BTreeSet<IfName> {
     host.ours.links.keys().copied().chain(bridges.map(|bridge| bridge.name)).chain(direct).collect()
 }
 
-/// Whether settings can be written at all where this runs.
+/// Checks that settings can be written at all where this runs.
 pub(super) fn writable(host: &Host) -> Check {
     const NAME: &str = "settings-writable";
     let mounts = host.files.read("/proc/self/mounts").unwrap_or_default();
-    // The last one mounted over a place is what is seen there (proc_pid_mounts(5): device, place, type, options).
+    // The last file system mounted over a place is what is seen there (proc_pid_mounts(5): device, place, type,
+    // options).
     let options = |place: &str| {
         let at = |line: &&str| line.split(' ').nth(1) == Some(place);
         mounts.lines().rfind(at).and_then(|line| line.split(' ').nth(3))
@@ -102,8 +103,8 @@ pub(super) fn writable(host: &Host) -> Check {
     Check::ok(NAME, "/proc/sys can be written")
 }
 
-/// Whether this host would notice its router: one that was turned into a router before it heard the first advertisement
-/// hears none any more.
+/// Checks that this host would notice its router: a host that was turned into a router before it heard the first
+/// advertisement hears none any more.
 pub(super) fn advertisements(host: &Host) -> Check {
     const NAME: &str = "router-advertisements";
     let has_route = host.facts.default_route.iter().any(|(family, _)| *family == IpFamily::V6);
@@ -131,7 +132,7 @@ pub(super) fn advertisements(host: &Host) -> Check {
     )
 }
 
-/// Reverse path filtering: what counts is the larger of `all` and the device's own value.
+/// Checks reverse path filtering: the larger of `all` and the device's own value counts.
 pub(super) fn reverse_path(host: &Host) -> Check {
     const NAME: &str = "rp-filter";
     let value = |device: &str| -> u8 {
@@ -139,7 +140,7 @@ pub(super) fn reverse_path(host: &Host) -> Check {
         setting.and_then(|value| value.parse().ok()).unwrap_or_default()
     };
     let tunnels = host.tunnels().map(|(name, ..)| name.as_str().to_owned());
-    // Direct routes come in by the underlay's own interface.
+    // Packets over direct routes come in by the underlay's own interface.
     let direct = host.networks().iter().any(|network| network.backend == "host-gw");
     let defaults = host.facts.default_route.iter().filter(|_| direct).map(|(_, name)| name.as_str().to_owned());
     let all = value("all");
@@ -157,8 +158,8 @@ pub(super) fn reverse_path(host: &Host) -> Check {
     )
 }
 
-/// Neighbour tables. Our own entries are permanent, and the kernel has not counted those against its limits since 5.0;
-/// containers' and, with direct routes, the peers' are ordinary ones.
+/// Checks the neighbour tables. Our own entries are permanent, and the kernel has not counted those against its limits
+/// since 5.0. The entries of containers and, with direct routes, of peers are ordinary ones.
 pub(super) fn neighbours(host: &Host) -> Check {
     const NAME: &str = "neighbour-limits";
     const HINT: &str = "raise net.ipv4.neigh.default.gc_thresh1, 2 and 3 (ipv6 likewise) to 4096, 8192 and 16384";
@@ -188,7 +189,7 @@ pub(super) fn neighbours(host: &Host) -> Check {
     Check::ok(NAME, "neighbour tables were never full; our permanent entries do not count")
 }
 
-/// The sum of a column of `/proc/net/stat` over all processors; hexadecimal.
+/// Returns the sum of a column of `/proc/net/stat` over all processors; its numbers are hexadecimal.
 fn column(text: &str, name: &str) -> u64 {
     let mut lines = text.lines();
     let Some(at) = lines.next().and_then(|head| head.split_whitespace().position(|title| title == name)) else {

@@ -1,14 +1,14 @@
-//! WireGuard: the key file, and who carries the packets.
+//! Checks of WireGuard: the key file, and who carries the packets.
 
 use flatnet_core::object::Datapath;
 
 use super::Check;
 use super::host::Host;
 
-/// Permissions of group and others.
+/// The permissions of group and others.
 const OTHERS: u32 = 0o077;
 
-/// Whether the key is there and its owner's alone.
+/// Checks that the key is there and belongs to its owner alone.
 pub(super) fn key(host: &Host) -> Check {
     const NAME: &str = "wireguard-key";
     let used = host.networks().iter().any(|network| network.backend == "wireguard");
@@ -33,7 +33,7 @@ pub(super) fn key(host: &Host) -> Check {
     Check::ok(NAME, "only its owner can read it")
 }
 
-/// Who encrypts, where a network asks for it.
+/// Checks who encrypts, where a network asks for it.
 pub(super) fn carrier(host: &Host) -> Check {
     const NAME: &str = "wireguard";
     let used = host.networks().iter().any(|network| network.backend == "wireguard");

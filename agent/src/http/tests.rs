@@ -1,4 +1,4 @@
-//! Over a real listener, as Prometheus and a load balancer come.
+//! Tests over a real listener, to which requests come as from Prometheus and a load balancer.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -31,7 +31,7 @@ fn own_lease(subnets: SubnetKey) -> Lease {
     }
 }
 
-/// What the pages are made from, to be changed by a test.
+/// The sources of the pages, to be changed by a test.
 struct Agent {
     address: SocketAddr,
     outcome: watch::Sender<Outcome>,
@@ -65,7 +65,7 @@ impl Agent {
         Self { address, outcome, holding, view, env_written, _problems }
     }
 
-    /// A lease held, and the kernel as it should be.
+    /// Makes the agent hold a lease, and the kernel what it should be.
     fn converge(&self) {
         let config = flatnet_controlplane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
         self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
@@ -99,7 +99,7 @@ impl Agent {
         });
     }
 
-    /// Status code, head and body.
+    /// Requests `path`. Returns status code, head and body.
     async fn get(&self, path: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
@@ -135,14 +135,14 @@ async fn a_lease_that_the_others_do_not_see_is_neither_ready_nor_converged() {
     agent.converge();
     agent.env_written.send_replace(true);
     assert_eq!(agent.get("/readyz").await.0, 200);
-    // It ended, though what was held stays in force here.
+    // The lease ended in the store, though what was held stays in force here.
     agent.view.send_modify(|view| view.state.leases.clear());
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.lines().next()), (503, Some("degraded")));
     assert!(body.contains("lease-unconfirmed: "), "{body}");
     agent.converge();
     assert_eq!(agent.get("/readyz").await.0, 200);
-    // Known from disk alone: the one in the store may be of the run before, and end.
+    // The lease is known from disk alone: the one in the store may be an earlier run's, and end.
     agent.holding.send_modify(|holding| {
         if let Some(held) = &mut holding.held {
             held.expires = None;

@@ -1,4 +1,4 @@
-//! What is done in the store: claim, publish, keep alive; and what became of it.
+//! The keeper's calls to the store (claim, publish, keep alive) and their results.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,15 +28,15 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             keys: self.keys.clone(),
             owner: self.owner.clone(),
             publication: publication.clone(),
-            // What containers live in comes before what the command line wishes.
+            // The subnet that containers live in comes before what the command line wishes.
             wanted: if previous.is_some() { Vec::new() } else { self.wanted.clone() },
             previous,
             ttl: self.ttl,
             adopt: true,
             known: self.known_leases(&publication),
         };
-        // What is held is claimed under the configuration it is held under: were it left to expire because somebody moved
-        // the network, this node's peers would lose it.
+        // A subnet that is held is claimed under the configuration it is held under. Were it left to expire because
+        // somebody moved the network, this node's peers would lose it.
         let state = NetworkState { config: ConfigState::Valid(config.clone()), ..NetworkState::default() };
         let mut random = self.random.clone();
         self.writing(&publication);
@@ -45,7 +45,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         run.unanswered = matches!(result, Err(AcquireError::Store(_)));
         match &result {
             Err(AcquireError::Store(error)) => self.say_failed(Channel::Claim, error),
-            // Whatever else it says, it did what it was asked.
+            // Whatever else the answer says, the store did what it was asked.
             Ok(_) | Err(_) => self.say_succeeded(Channel::Claim),
         }
         match result {
@@ -69,7 +69,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// What the view knows of the leases, if it is the store's and is being followed.
+    /// Returns what the view knows of the leases, if the view is the store's and is being followed.
     pub(super) fn known_leases(&self, publication: &Publication) -> Option<KnownLeases> {
         let view = self.view.borrow();
         let is_whole = view.source == Source::Store && view.suspect.is_none();
@@ -98,11 +98,11 @@ impl<P: ControlPlane> LeaseKeeper<P> {
 
     pub(super) async fn publish_lease(&mut self, run: &mut Run, publication: Publication) {
         let Some(claim) = &run.claim else {
-            // Held by name only: claiming finds the lease and its revision.
+            // The subnet is held by name only: claiming finds the lease and its revision.
             run.machine.lost();
             return;
         };
-        // What is published anew is mostly another address of this host.
+        // The reason for publishing anew is mostly another address of this host.
         self.plane.moved();
         self.writing(&publication);
         match self.plane.publish(&self.keys, claim, &publication).await {

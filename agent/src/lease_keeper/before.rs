@@ -1,4 +1,5 @@
-//! The earlier backends of a network that is changing its backend: when there is one more, and when one is done with.
+//! The earlier backends of a network that is changing its backend: when there is one more, and when one is no longer
+//! needed.
 
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
@@ -11,7 +12,7 @@ use super::LeaseKeeper;
 use crate::reconciler::Outcome;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// The earlier backends to receive by under `config`.
+    /// Returns the earlier backends to receive by under `config`.
     pub(super) fn before(&self, config: &NetworkConfig) -> Vec<BackendConfig> {
         let (subnets, held, before) = match &self.holding.borrow().held {
             Some(held) => (held.subnets, held.config.backend.clone(), held.before.clone()),
@@ -42,7 +43,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         kept
     }
 
-    /// Those of `before` that this host goes on saying it receives by.
+    /// Returns those of `before` that this host goes on saying it receives by.
     fn needed(
         &self,
         config: &NetworkConfig,
@@ -62,10 +63,10 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         transition::needed(before, config, own, &peers, ways)
     }
 
-    /// Takes note of what is about to be written into the lease: until it is read back, peers may know it or not.
+    /// Takes note of what is about to be written into the lease. Until it is read back, peers may know it or not.
     pub(super) fn writing(&self, publication: &Publication) {
         self.holding.send_if_modified(|holding| match &mut holding.held {
-            // Nothing to be careful about while there is one way only.
+            // There is nothing to be careful about while there is only one way.
             Some(held) if !held.before.is_empty() || !publication.besides.is_empty() => {
                 if !held.unread.contains(publication) {
                     held.unread.push(publication.clone());
@@ -76,7 +77,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         });
     }
 
-    /// Forgets what was to be written: it is not, as the store answered, or it has been read.
+    /// Forgets what was to be written: either it was not written, as the store answered, or it has been read.
     pub(super) fn nothing_unread(&self) {
         self.holding.send_if_modified(|holding| match &mut holding.held {
             Some(held) if !held.unread.is_empty() => {
@@ -87,10 +88,11 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         });
     }
 
-    /// Forgets what was written if the view, as of the last answered write's `revision` or later, shows what became of it. One
-    /// that was not answered is forgotten too: what became of that the view shows as soon as the store is followed again.
+    /// Forgets what was written if the view shows what became of it, being as of the last answered write's `revision`
+    /// or later. A write that was not answered is forgotten too: the view shows what became of it as soon as the store
+    /// is followed again.
     pub(super) fn read_back(&self, revision: Revision) {
-        // Not borrowed any more when the hold is written: whoever reads that may be waiting for the view.
+        // The view's borrow ends before the hold is written: whoever reads the hold may be waiting for the view.
         let is_read = {
             let view = self.view.borrow();
             view.source == Source::Store && view.state.revision >= revision
@@ -100,8 +102,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// The backends by which this host says it receives, that of `config` first, as the last pass left them: those that are
-    /// needed and whose devices are there.
+    /// Returns the backends by which this host says it receives, that of `config` first, as the last pass left them:
+    /// those that are needed and whose devices are there.
     pub(super) fn ready<'o>(
         &self,
         view: &NetworkView,

@@ -1,4 +1,4 @@
-//! What to do next: the machine is asked, with what the view says of this node's subnets.
+//! The decision what to do next: the machine is asked, with what the view says of this node's subnets.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::presence_keeper::Presence;
 use crate::reconciler::Judgement;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// What the machine says, and the configuration it was asked under.
+    /// Returns the action that the machine asks for, and the configuration it was asked under.
     pub(super) fn decide(&self, run: &mut Run, now: Duration) -> (Action, Option<NetworkConfig>) {
         let view = self.view.borrow();
         if view.rewinds != std::mem::replace(&mut run.rewinds, view.rewinds) {
@@ -65,21 +65,22 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         (action, config)
     }
 
-    /// The configuration in force here, and what keeps the store's from being it.
+    /// Returns the configuration in force here, and the problem that keeps the store's from being in force.
     pub(super) fn in_force(&self, view: &NetworkView) -> (Option<NetworkConfig>, Option<Problem>) {
         let (holding, outcome) = (self.holding.borrow(), self.outcome.borrow());
         let judged = outcome.judgements.get(self.keys.network());
         in_force(&self.keys, view.state.valid_config(), holding.held.as_ref(), judged)
     }
 
-    /// Whether the reconciler found that this host can serve `config`.
+    /// Returns true if the reconciler found that this host can serve `config`.
     pub(super) fn is_admitted(&self, config: &NetworkConfig) -> bool {
         let outcome = self.outcome.borrow();
         let judged = outcome.judgements.get(self.keys.network());
         judged.is_some_and(|judged| judged.config == *config && judged.refused.is_none())
     }
 
-    /// What the view says of this node's `subnets`; `published`: of its lease on them, if the view has that.
+    /// Returns what the view says of this node's `subnets`. `published`: what it says of this node's lease on them, if
+    /// it has that.
     fn seen<'p>(&self, view: &NetworkView, subnets: SubnetKey, published: Option<&'p Publication>) -> Seen<'p> {
         let kept = view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&subnets));
         if view.source != Source::Store || self.is_unreadable(view, subnets) {
@@ -95,27 +96,28 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// This node's lease on the subnets it uses, as the view has it.
+    /// Returns this node's lease on the subnets it uses, as the view has it.
     fn own_lease<'v>(&self, view: &'v NetworkView, run: &Run) -> Option<&'v Lease> {
         let lease = view.state.leases.get(&run.machine.subnets()?)?;
         lease.is_owned_by(self.owner.node).then_some(lease)
     }
 
-    /// Whether a key in the way of `subnets` holds nothing readable: nobody can say whose they are.
+    /// Returns true if a key in the way of `subnets` holds nothing readable: then nobody can say whose they are.
     fn is_unreadable(&self, view: &NetworkView, subnets: SubnetKey) -> bool {
         let prefix = self.keys.subnets();
         let mut names = view.state.rejected.keys().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok());
         names.any(|other: SubnetKey| overlap(subnets, other))
     }
 
-    /// Who else has any of `subnets`, if somebody has.
+    /// Returns who else has any of `subnets`, if somebody has.
     fn holder(&self, view: &NetworkView, subnets: SubnetKey) -> Option<Holder> {
         let kept = |lease: &Lease| view.suspect.as_ref().is_some_and(|suspect| suspect.kept.contains(&lease.subnets));
         let mut others = view.state.leases.values().filter(|lease| !lease.is_owned_by(self.owner.node));
         others.find(|lease| overlap(subnets, lease.subnets) && !kept(lease)).map(Holder::of)
     }
 
-    /// That somebody else has this node's subnets, if the last attempt to claim them has not said it already.
+    /// Returns the problem that somebody else has this node's subnets, unless the last attempt to claim them has
+    /// reported it.
     pub(super) fn taken(&self, run: &Run) -> Option<Problem> {
         let LeaseState::TakenByOther { subnets } = run.machine.state() else { return None };
         if run.attempt_problem.as_ref().is_some_and(|problem| problem.code == ProblemCode::SubnetLost) {
@@ -125,7 +127,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         Some(problems::taken(&self.keys, *subnets, holder.as_ref().map_or("another node", |holder| &holder.name)))
     }
 
-    /// What to publish; `None` while that is not known, or not yet known to be servable by this host.
+    /// Returns what to publish; `None` while that is not known, or while it is not known if this host can serve it.
     fn publication(&self, view: &NetworkView, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
         let outcome = self.outcome.borrow();
         let (config, underlay) = (config?, outcome.underlay.as_ref()?);
@@ -136,8 +138,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             }
             if let Some(problem) = &judgement.refused {
                 if matches!(problem.code, ProblemCode::WireguardUnsupported | ProblemCode::ModuleMissing) {
-                    // Only an operator can put it right, and there is nothing yet that goes on meanwhile. A full channel
-                    // already ends the agent.
+                    // Only an operator can put this right, and there is nothing yet that goes on meanwhile. An error
+                    // here means a full channel, which already ends the agent.
                     let _ = self.fatal.try_send(problems::unsupported(problem));
                 }
                 return Some(Err(problem.clone()));
@@ -145,7 +147,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
         let ready = self.ready(view, &outcome, config);
         if ready.iter().any(|way| way.backend != config.backend) {
-            // The network changes its backend: peers are told what is received here by now.
+            // The network changes its backend: peers are told by which backends this host receives by now.
             let (node, key, name) = (self.owner.node, outcome.wireguard, self.keys.network());
             return Some(transition::publication(node, key, name, config, underlay, &ready));
         }
@@ -156,8 +158,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         Some(backend::publication(self.owner.node, outcome.wireguard, self.keys.network(), config, underlay))
     }
 
-    /// Whether a claim may be written now. Without a configuration nobody claims anything new; a lease that the store has
-    /// of this node is found and kept alive all the same, as it would be had the agent not been restarted.
+    /// Returns true if a claim may be written now. Without a configuration nobody claims anything new. A lease that the
+    /// store has of this node is all the same found and kept alive, as it would be had the agent not been restarted.
     pub(super) fn may_act(&self, run: &Run) -> bool {
         let view = self.view.borrow();
         let followed = view.connection == Connection::Connected && view.source == Source::Store;
@@ -174,9 +176,9 @@ impl Run {
     }
 }
 
-/// Whether what the last attempt met is over: somebody else's subnet is free again, or there is nothing to attempt. `taken`:
-/// somebody else has it; `in_force`: this host has a configuration, be it an earlier one; `stored`: the store has one that can
-/// be read, without which nobody claims anything.
+/// Returns true if what the last attempt met is over: somebody else's subnet is free again, or there is nothing to
+/// attempt. `taken`: somebody else has it; `in_force`: this host has a configuration, be it an earlier one; `stored`:
+/// the store has one that can be read, without which nobody claims anything.
 pub(super) fn is_over(met: ProblemCode, taken: bool, in_force: bool, stored: bool) -> bool {
     match met {
         ProblemCode::SubnetLost => !taken,
@@ -190,8 +192,9 @@ fn overlap(a: SubnetKey, b: SubnetKey) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
 }
 
-/// The configuration in force here: the store's, unless what this node holds would not fit it, or this host could not serve it
-/// (`judged`: what the reconciler says of it): containers live on what is held. Until that is known the present one stays.
+/// Returns the configuration in force here. It is the store's, unless what this node holds would not fit it, or this
+/// host could not serve it (`judged`: what the reconciler says of it): containers live on what is held. Until that is
+/// known the present one stays in force.
 pub(super) fn in_force(
     keys: &NetworkKeys,
     stored: Option<&NetworkConfig>,
@@ -219,7 +222,7 @@ pub(super) fn in_force(
     }
 }
 
-/// Whether `subnets` could have been leased under `config`.
+/// Returns true if `subnets` could have been leased under `config`.
 pub(crate) fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
         (Some(pool), Some(subnet)) => pool.network().contains(&subnet) && pool.subnet_len() == subnet.prefix_len(),

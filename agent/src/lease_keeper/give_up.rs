@@ -31,7 +31,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    /// What the store says that this node has: claimed by an attempt whose answer was lost, or in an earlier run.
+    /// Returns the claim that the store says this node has: made by an attempt whose answer was lost, or in an earlier
+    /// run.
     fn claim_in_view(&self) -> Option<Claim> {
         let view = self.view.borrow();
         let kept = view.suspect.as_ref().map(|suspect| &suspect.kept);
@@ -50,7 +51,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             LeaseState::TakenByOther { .. } => {}
             _ if has(&run.attempt_problem, ProblemCode::SubnetOutside) => {}
             _ if has(&run.config_problem, ProblemCode::NetworkChanged) => {
-                // It is still this node's: others would be kept from it for as long as it lasts.
+                // The subnet is still this node's: others would be kept from it for as long as the lease lasts.
                 if let Some(claim) = run.claim.clone().or_else(|| self.claim_in_view()) {
                     let network = self.keys.network();
                     self.plane.release(&self.keys, &claim).await.map_err(|error| {
@@ -58,7 +59,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
                     })?;
                 }
             }
-            // Another network's loss is not this one's.
+            // The loss of another network is not this one's.
             _ => return Ok(()),
         }
         self.dir.write_subnet(self.keys.network(), None).map_err(|error| chain(&error))?;

@@ -11,11 +11,13 @@ use ipnet::IpNet;
 use super::LeaseKeeper;
 use crate::channels::Channel;
 
-/// The wait before the network is created again after the store did not answer: nothing else may wake the keeper meanwhile.
+/// The wait before the network is created again after the store did not answer: nothing else may wake the keeper
+/// meanwhile.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl<P: ControlPlane> LeaseKeeper<P> {
-    /// Creates the network if it is not there and `--init` says so; how long to wait before the next try, if one is needed.
+    /// Creates the network if it does not exist and `--init` asks for it. Returns the wait before the next try, if one
+    /// is needed.
     pub(super) async fn init_config(&mut self) -> Option<Duration> {
         let missing = {
             let view = self.view.borrow();

@@ -1,4 +1,4 @@
-//! What is wrong with a lease, in words.
+//! The problems of a lease, in words.
 
 use flatnet_controlplane::allocate::AcquireError;
 use flatnet_core::problem::{Problem, ProblemCode};
@@ -11,7 +11,7 @@ use crate::report::{Exit, Failure};
 
 const RENUMBER: &str = "containers here go on with the old addresses; when they may change: agent leave --renumber";
 
-/// A failed attempt as a problem; `None` when the view of the store says it already.
+/// Converts a failed attempt to a problem; `None` when the view of the store says it already.
 pub(super) fn acquire(keys: &NetworkKeys, error: &AcquireError) -> Option<Problem> {
     let network = keys.network();
     let (code, hint) = match error {
@@ -37,7 +37,7 @@ pub(super) fn acquire(keys: &NetworkKeys, error: &AcquireError) -> Option<Proble
     Some(Problem::new(code, format!("network {network}: {error}"), hint, network))
 }
 
-/// This node's subnet is another's.
+/// Returns the problem that this node's subnet is another's.
 pub(super) fn taken(keys: &NetworkKeys, subnets: SubnetKey, by: &str) -> Problem {
     let network = keys.network();
     Problem::new(
@@ -48,7 +48,7 @@ pub(super) fn taken(keys: &NetworkKeys, subnets: SubnetKey, by: &str) -> Problem
     )
 }
 
-/// What the command line asks for is not what containers live in, which comes first.
+/// Returns the problem that the command line asks for another subnet than containers live in. The latter comes first.
 pub(super) fn differs(keys: &NetworkKeys, wanted: &[IpNet], held: SubnetKey) -> Option<Problem> {
     let network = keys.network();
     let other = wanted.iter().find(|wanted| held.iter().all(|held| held != **wanted))?;
@@ -60,7 +60,7 @@ pub(super) fn differs(keys: &NetworkKeys, wanted: &[IpNet], held: SubnetKey) -> 
     ))
 }
 
-/// The network was changed under us.
+/// Returns the problem that the network was changed while this node holds a subnet that no longer fits it.
 pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -> Problem {
     let network = keys.network();
     let ranges: Vec<String> =
@@ -77,7 +77,7 @@ pub(super) fn changed(keys: &NetworkKeys, stored: &NetworkConfig, held: &Held) -
     )
 }
 
-/// A configuration that is refused for what it would do to this host is said loudly, once.
+/// Logs, once, a configuration that is refused for what it would do to this host.
 pub(super) fn say(problem: &Problem) {
     if problem.code == ProblemCode::NetworkCoversHost {
         tracing::warn!(
@@ -90,7 +90,7 @@ pub(super) fn say(problem: &Problem) {
     }
 }
 
-/// The network was changed to what this host cannot have beside what it has.
+/// Returns the problem that the network was changed to what this host cannot have beside what it has.
 pub(super) fn not_in_force(keys: &NetworkKeys, why: &Problem) -> Problem {
     Problem {
         message: format!(
@@ -102,7 +102,7 @@ pub(super) fn not_in_force(keys: &NetworkKeys, why: &Problem) -> Problem {
     }
 }
 
-/// The network was given a backend that nobody here can build.
+/// Returns the problem that the network was given a backend that nobody here can build.
 pub(super) fn backend_changed(keys: &NetworkKeys, backend: &str, held: &Held) -> Problem {
     let network = keys.network();
     Problem::new(
@@ -116,12 +116,12 @@ pub(super) fn backend_changed(keys: &NetworkKeys, backend: &str, held: &Held) ->
     )
 }
 
-/// How an agent ends that cannot serve its network on this host.
+/// Returns the failure of an agent that cannot serve its network on this host.
 pub(super) fn unsupported(problem: &Problem) -> Failure {
     Failure::new(Exit::Unsupported, problem.message.clone()).hint(problem.hint.clone())
 }
 
-/// What ends an agent that has nothing to lose yet: only an operator can put it right.
+/// Returns the failure that ends an agent which has nothing to lose yet, if only an operator can put `error` right.
 pub(super) fn fatal(error: &AcquireError) -> Option<Failure> {
     let (exit, hint) = match error {
         AcquireError::Outside { .. } => (Exit::InvalidConfig, "ask for a subnet that the network hands out"),

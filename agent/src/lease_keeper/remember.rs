@@ -1,4 +1,4 @@
-//! What is written down for the next run: the subnet, and the configuration it is held under.
+//! The record for the next run: the subnet, and the configuration it is held under.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use flatnet_model::{BackendConfig, NetworkConfig, SubnetKey};
 use super::{LeaseKeeper, Run};
 use crate::report::chain;
 
-/// How long after a full disk the next try follows: somebody who makes room looks whether it helped.
+/// The wait before the next try after a full disk: somebody who makes room looks whether it helped.
 const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
 
 impl<S> LeaseKeeper<S> {
@@ -33,7 +33,8 @@ impl<S> LeaseKeeper<S> {
         })
     }
 
-    /// Tries again to write down what the disk had no room for; `until`, or before that when the next try is due.
+    /// Tries again to write down what the disk had no room for. Returns `until`, or the time of the next try if that is
+    /// earlier.
     pub(super) fn remember_again(&self, run: &mut Run, until: Option<Duration>) -> Option<Duration> {
         if run.attempt_problem.as_ref().is_none_or(|problem| problem.code != ProblemCode::SubnetUnwritable) {
             return until;
@@ -46,8 +47,9 @@ impl<S> LeaseKeeper<S> {
         Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
     }
 
-    /// Remembers the configuration in force: should the store's be changed so that this node's subnet is outside, then a
-    /// restarted agent must still know what its containers live in. And the earlier backends, by which peers may send.
+    /// Remembers the configuration in force. Should the store's be changed so that this node's subnet is outside, a
+    /// restarted agent must still know what its containers live in. The earlier backends, by which peers may send, are
+    /// remembered too.
     pub(super) fn remember_config(&self, config: &NetworkConfig, before: &[BackendConfig]) {
         let network = self.keys.network();
         let earlier = before.iter().map(|backend| NetworkConfig {

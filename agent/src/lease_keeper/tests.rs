@@ -1,4 +1,4 @@
-//! One keeper over a store in memory that it follows as the agent does, in paused time.
+//! Tests of one keeper over a store in memory that it follows as the agent does, in paused time.
 
 use std::path::PathBuf;
 
@@ -16,12 +16,12 @@ use super::*;
 use crate::reconciler::Judgement;
 
 const CONFIG: &str = r#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}"#;
-/// Three subnets.
+/// The configuration of a network with three subnets.
 const SMALL: &str = r#"{"Network":"10.100.0.0/22","Backend":{"Type":"vxlan"}}"#;
 const TTL: Duration = Duration::from_secs(3_600);
-/// What a transaction in memory and the news of it take, many times over.
+/// The time that a transaction in memory and the news of it take, many times over.
 const AT_ONCE: Duration = Duration::from_millis(20);
-/// The longest the store is not asked again after it came back, and the jitter of it.
+/// The longest time before the store is asked again after it came back, with its jitter.
 const RECONNECTED: Duration = Duration::from_secs(1);
 
 fn keys() -> NetworkKeys {
@@ -38,12 +38,12 @@ fn underlay(host: u8) -> Underlay {
 struct Host {
     /// The operator's way to the store.
     store: MemoryStore,
-    /// The keeper's.
+    /// The keeper's way to the store.
     client: MemoryStore,
     dir: PathBuf,
-    /// `--subnet`.
+    /// The subnets of `--subnet`.
     wanted: Vec<IpNet>,
-    /// `--init`.
+    /// The ranges of `--init`.
     init: Vec<IpNet>,
     outcome: watch::Sender<Outcome>,
     holding: watch::Receiver<Holding>,
@@ -62,14 +62,14 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// A keeper that starts in a store with `config`; `name` keeps the files of tests apart.
+    /// Starts a keeper in a store with `config`. `name` keeps the files of tests apart.
     async fn start(name: &str, config: &str) -> Self {
         let mut host = Self::new(name, config);
         host.run().await;
         host
     }
 
-    /// The same with a keeper that is still to be started.
+    /// Makes the host like [`Self::start`], but leaves its keeper to be started.
     fn new(name: &str, config: &str) -> Self {
         let store = MemoryStore::new();
         store.put(keys().config(), config, None);
@@ -145,7 +145,7 @@ impl Host {
         self.holding.borrow().problems.iter().map(|problem| problem.code).collect()
     }
 
-    /// The leases in the store.
+    /// Returns the leases in the store.
     fn leases(&self) -> Vec<Lease> {
         let prefix = keys().subnets();
         let leases = self.store.dump().into_values().filter_map(|kv| {
@@ -159,7 +159,7 @@ impl Host {
         self.leases().into_iter().find(|lease| lease.is_owned_by(NodeId::new(1)))
     }
 
-    /// Another host's lease, for ever.
+    /// Puts another host's lease into the store, for ever.
     fn flanneld(&self, subnets: SubnetKey) -> Revision {
         let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"host-gw"}"#;
         self.store.put(keys().lease(&subnets), value, None)
@@ -178,7 +178,7 @@ impl Host {
     }
 }
 
-/// What the reconciler does for a keeper without a lease: it judges each configuration.
+/// Does the reconciler's part for a keeper without a lease: judges each configuration.
 async fn judge(mut view: watch::Receiver<NetworkView>, outcome: watch::Sender<Outcome>) {
     loop {
         let config = view.borrow_and_update().state.valid_config().cloned();
@@ -245,7 +245,7 @@ async fn what_is_unreadable_in_our_place_is_said_only_while_it_is_there() {
     sleep(RECONNECTED).await;
     assert_eq!((host.held().await, host.codes()), (subnets, vec![ProblemCode::SubnetLost]));
     host.store.delete(keys().config());
-    // So long it is taken for a wipe.
+    // For this long the loss of the configuration is taken for a wipe.
     sleep(TTL + RECONNECTED).await;
     host.store.delete(keys().lease(&subnets));
     sleep(TTL).await;
@@ -279,7 +279,7 @@ async fn a_lease_given_back_is_not_claimed_again_however_long_the_keeper_is_left
     host.held().await;
     host.release().await.unwrap();
     let revision = host.store.revision();
-    // What wakes a keeper: time, another underlay, and news of the network.
+    // These wake a keeper: time, another underlay, and news of the network.
     sleep(RECONNECTED).await;
     host.outcome.send_modify(|outcome| outcome.underlay = Some(underlay(20)));
     host.store.put(keys().config(), SMALL, None);
@@ -304,10 +304,11 @@ async fn a_lease_that_could_not_be_given_back_is_left_to_expire() {
     assert_eq!(host.own(), None);
 }
 
-/// Whichever call it was whose answer is lost, and what would undo it fails: whether the store is there to look in or not.
+/// Tests every call whose answer may be lost, when the call that would undo it fails: both when the store is there to
+/// look in and when it is not.
 #[tokio::test(start_paused = true)]
 async fn a_host_that_leaves_after_a_claim_that_was_not_answered_leaves_no_lease_or_says_so() {
-    /// Calls until the first lease is held, and one more.
+    /// The calls until the first lease is held, and one more.
     const CALLS: usize = 9;
     let (mut stays, mut looked_up) = (0, 0);
     for lost in 0..CALLS {
@@ -338,7 +339,7 @@ async fn a_subnet_that_the_network_has_no_more_is_kept_until_it_is_given_up_and_
     let subnets = host.held().await;
     host.store.put(keys().config(), CONFIG.replace("10.100.", "10.200."), None);
     assert_eq!((host.held().await, host.codes()), (subnets, vec![ProblemCode::NetworkChanged]));
-    // What cannot be given back is kept.
+    // A subnet that cannot be given back is kept.
     host.client.set_link(Link::Down);
     assert!(host.renumber().await.unwrap_err().contains("is kept"));
     host.client.set_link(Link::Up);
@@ -412,7 +413,7 @@ async fn what_waited_for_the_store_is_done_as_soon_as_it_is_back() {
     sleep(Duration::from_secs(600)).await;
     assert_eq!(host.own().unwrap().public_ip, Some([192, 0, 2, 10].into()));
     host.client.set_link(Link::Up);
-    // The call under way when the store came back is waited for, then everything goes at once.
+    // The keeper waits for the call under way when the store came back, then everything goes at once.
     sleep(flatnet_controlplane::store::CALL_TIMEOUT + RECONNECTED).await;
     assert_eq!(host.held().await, subnets);
     assert_eq!(host.own().unwrap().public_ip, Some([192, 0, 2, 20].into()));
@@ -427,7 +428,8 @@ async fn a_lease_outlives_any_time_its_agent_runs_and_expires_after_it_ends() {
     assert_eq!(host.own(), Some(first));
     host.run().await;
     sleep(RECONNECTED).await;
-    // Restarted while the operator has taken the configuration away: nothing is written, and nothing expires.
+    // The agent is restarted while the operator has taken the configuration away: nothing is written, and nothing
+    // expires.
     host.store.delete(keys().config());
     host.run().await;
     sleep(TTL * 2).await;
@@ -439,9 +441,10 @@ async fn a_lease_outlives_any_time_its_agent_runs_and_expires_after_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_network_is_asked_seldom_and_a_subnet_that_becomes_free_is_taken() {
-    /// What one attempt reads: its own record and the claims from what is known of the leases, then both and the leases.
+    /// The calls of one attempt: its own record and the claims from what is known of the leases, then both and the
+    /// leases.
     const CALLS: u64 = 5;
-    // Before anything else runs.
+    // This comes before anything else runs.
     let mut host = Host::start("full", SMALL).await;
     let free: SubnetKey = "10.100.2.0-24".parse().unwrap();
     for subnet in ["10.100.1.0-24", "10.100.2.0-24", "10.100.3.0-24"] {
@@ -450,7 +453,7 @@ async fn a_full_network_is_asked_seldom_and_a_subnet_that_becomes_free_is_taken(
     sleep(Duration::from_secs(900)).await;
     assert_eq!(host.codes(), [ProblemCode::SubnetsExhausted]);
     assert!(host.holding.borrow().held.is_none());
-    // It is said once, not with every attempt; and between two attempts are 15 s at least and 30 s at most.
+    // The problem is reported once, not with every attempt. Between two attempts are at least 15 s and at most 30 s.
     host.holding.mark_unchanged();
     let before = host.client.calls();
     sleep(Duration::from_secs(300)).await;
@@ -466,7 +469,7 @@ async fn a_full_network_is_asked_seldom_and_a_subnet_that_becomes_free_is_taken(
 #[tokio::test(start_paused = true)]
 async fn a_subnet_that_cannot_be_written_down_is_said_and_tried_again() {
     let host = Host::start("disk", CONFIG).await;
-    // Before anything else runs. A file cannot replace a directory: root, too, is refused.
+    // This comes before anything else runs. A file cannot replace a directory: root, too, is refused.
     let file = host.dir.join("state/default.subnet");
     std::fs::create_dir_all(file.join("in-the-way")).unwrap();
     let subnets = host.held().await;

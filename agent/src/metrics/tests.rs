@@ -6,7 +6,7 @@ use flatnet_proto::agent::v1::{Network, Peer, Status};
 
 use super::*;
 
-/// Everything at least once.
+/// Returns a page with every metric at least once.
 fn rendered() -> String {
     let metrics = Metrics::new();
     metrics.pass(0.003);
@@ -63,7 +63,7 @@ fn every_kind_of_object_is_counted() {
     }
 }
 
-/// Prometheus' rules for names, and OpenMetrics' for the text around them.
+/// Checks Prometheus' rules for names, and OpenMetrics' for the text around them.
 #[test]
 fn the_text_is_openmetrics_with_prometheus_names() {
     let text = rendered();

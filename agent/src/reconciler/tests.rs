@@ -1,4 +1,4 @@
-//! The loop over a kernel in memory, in paused time.
+//! Tests of the loop over a kernel in memory, in paused time.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const OWN: &str = "10.100.40.0-24";
 const EBUSY: i32 = 16;
 const EROFS: i32 = 30;
 const EINVAL: i32 = 22;
-/// Longer than a quick pass waits for its check.
+/// A time longer than a quick pass waits for its check.
 const SETTLED: Duration = Duration::from_secs(1);
 /// The longest wait between two tries.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ fn facts() -> HostFacts {
     }
 }
 
-/// A loop and what it is told. Its files go when it is dropped.
+/// A loop and the channels that feed it. Its files go when it is dropped.
 struct Host {
     kernel: FakeKernel,
     view: watch::Sender<NetworkView>,
@@ -70,8 +70,8 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// A loop over `kernel` on a host with a lease and `peers` peers, known from `source`; `name` keeps the files of tests
-    /// apart.
+    /// Starts a loop over `kernel` on a host with a lease and `peers` peers, known from `source`. `name` keeps the
+    /// files of tests apart.
     fn start(name: &str, kernel: FakeKernel, source: Source, peers: u8) -> Self {
         let dir = std::env::temp_dir().join(format!("flatnet-reconciler-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -84,7 +84,7 @@ impl Host {
         let _ = (&mut self.task).await;
     }
 
-    /// The same on the files of an earlier loop.
+    /// Starts a loop on the files of an earlier one.
     fn start_on(dir: PathBuf, kernel: FakeKernel, source: Source, peers: u8) -> Self {
         let files = Arc::new(StateDir::open(&dir.join("state"), &dir.join("run")).unwrap());
         let config = decode_config(CONFIG).unwrap().0;
@@ -135,7 +135,7 @@ impl Host {
         host
     }
 
-    /// Peer number `number` has 10.100.`number`.0/24 and 192.0.2.(100 + `number`).
+    /// Adds peer number `number`, which has 10.100.`number`.0/24 and 192.0.2.(100 + `number`).
     fn peer(&self, number: u8) {
         let keys = NetworkKeys::new(&flatnet_model::NetworkName::default_network(), FLANNEL_PREFIX);
         let value = format!(
@@ -157,12 +157,12 @@ impl Host {
         self.outcome.borrow().problems.iter().map(|problem| problem.code).collect()
     }
 
-    /// Operations of `kind` tried so far.
+    /// Returns the number of operations of `kind` tried so far.
     fn tried(&self, kind: ObjectKind) -> u64 {
         self.kernel.counts().iter().filter(|((of, _), _)| *of == kind).map(|(_, count)| count).sum()
     }
 
-    /// Repairs of `kind` counted so far.
+    /// Returns the number of repairs of `kind` counted so far.
     fn drift(&self, kind: &str) -> u64 {
         let page =
             self.metrics.render(&flatnet_proto::agent::v1::Status::default(), &crate::metrics::Gauges::default());
@@ -201,7 +201,8 @@ async fn a_refused_operation_is_said_and_tried_again_with_growing_waits_until_it
     kernel.fail(Strike::KindAndAction(ObjectKind::Fdb, Action::Create), EBUSY);
     let host = Host::start("refused", kernel, Source::Store, 1);
     sleep(Duration::from_secs(300)).await;
-    // 100 ms doubled until 30 s: nine waits make 51 s, then one every 30 s; and the pass that checks the first one.
+    // The waits double from 100 ms to 30 s: nine of them make 51 s, then there is one every 30 s. The pass that checks
+    // the first one adds a try.
     let tried = host.tried(ObjectKind::Fdb);
     assert!((15..=22).contains(&tried), "{tried} tries in 300 s");
     assert_eq!(host.problems(), [ProblemCode::KernelRefused]);
@@ -306,13 +307,13 @@ async fn nothing_is_deleted_before_the_first_whole_snapshot_nor_without_a_hold()
     sleep(SETTLED).await;
     let left: KernelState = before.kernel.state();
     drop(before);
-    // Another run, which knows one peer from disk.
+    // This is another run, which knows one peer from disk.
     let kernel = FakeKernel::new(facts());
     kernel.edit(|state| *state = left.clone());
     let host = Host::start("prune", kernel, Source::Disk, 1);
     sleep(Duration::from_secs(120)).await;
     assert_eq!(host.kernel.state(), left);
-    // The store's snapshot, but nothing held yet.
+    // The view is the store's snapshot now, but nothing is held yet.
     let held = host.holding.send_replace(Holding::default());
     host.view.send_modify(|view| view.source = Source::Store);
     sleep(Duration::from_secs(120)).await;
@@ -361,7 +362,7 @@ async fn a_family_that_the_underlay_loses_for_a_moment_takes_nothing_down() {
     assert_eq!((host.problems(), host.kernel.tried()), (vec![], tried));
 }
 
-/// A host whose interface has `addresses`.
+/// Returns the facts of a host whose interface has `addresses`.
 fn facts_with(addresses: &[&str]) -> HostFacts {
     let mut facts = facts();
     facts.interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
@@ -434,7 +435,7 @@ async fn an_address_inside_the_network_takes_nothing_down_and_peers_and_repairs_
     sleep(SETTLED).await;
     assert!(host.kernel.state().routes.contains_key(&route(3)), "peers still come");
     assert_eq!(host.kernel.state().links, exact.links, "a deleted device is still repaired");
-    // The next agent finds it like this.
+    // The next agent finds the kernel like this.
     host.end().await;
     let left = host.kernel.state();
     let next = Host::start_on(host.dir.clone(), host.kernel.clone(), Source::Store, 3);
@@ -453,11 +454,11 @@ async fn a_guard_that_is_changed_or_flushed_while_a_network_waits_is_put_back_as
     host.kernel.edit_facts(|facts| facts.interfaces[0].mtu = Some(Mtu::new(80).unwrap()));
     sleep(SETTLED).await;
     assert_eq!(host.problems(), [ProblemCode::UnderlayMtu]);
-    // As a dump shows a table of ours that somebody changed.
+    // A dump shows a table of ours that somebody changed like this.
     host.kernel.edit(|state| state.ruleset = Some(Ruleset { body: Ruleset::DRIFTED.to_owned() }));
     sleep(SETTLED).await;
     assert_eq!((host.kernel.state() == exact, host.drift("ruleset")), (true, 1));
-    // `nft flush ruleset`.
+    // This is `nft flush ruleset`.
     host.kernel.edit(|state| {
         state.ruleset = None;
         state.peer_sources.clear();
@@ -529,7 +530,7 @@ async fn where_nothing_guards_and_nothing_can_the_tunnels_are_closed_and_open_ag
     host.kernel.heal();
     sleep(LONGEST_RETRY).await;
     assert_eq!((host.kernel.state() == exact, host.problems()), (true, vec![]));
-    // One that is there and cannot be changed goes on guarding what is there.
+    // A guard that is there and cannot be changed goes on guarding what is there.
     host.kernel.fail(Strike::Kind(ObjectKind::Ruleset), EINVAL);
     host.kernel.edit(|state| state.ruleset.as_mut().unwrap().body.push_str("# changed"));
     sleep(LONGEST_RETRY).await;
@@ -563,7 +564,7 @@ async fn a_setting_that_may_not_be_written_is_a_problem_only_where_something_dep
         problems.iter().all(|(_, hint)| hint.contains("privileged") && hint.contains("sysctl -w net.")),
         "{problems:?}"
     );
-    // What was right already needs no writing.
+    // A setting that was right already needs no writing.
     for setting in ["net/ipv4/conf/flat.7/forwarding", "net/ipv4/ip_forward"] {
         host.kernel.edit(|state| state.sysctls.insert(Sysctl::new(setting), "1".to_owned()));
     }

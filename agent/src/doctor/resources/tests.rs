@@ -55,7 +55,7 @@ fn the_clock_is_not_blamed_for_a_lease_that_the_store_does_not_renew() {
     for (code, message, verdict) in [
         ("store-refuses", "the store refuses keep-alive: authentication failed", Verdict::Warning),
         ("store-unreachable", "the store cannot be reached: connection refused", Verdict::Warning),
-        // A clock that is wrong does that.
+        // A wrong clock makes a certificate invalid.
         ("store-unreachable", "the store cannot be reached: invalid peer certificate: expired", Verdict::Failure),
         ("key-rejected", "a key cannot be read", Verdict::Failure),
     ] {

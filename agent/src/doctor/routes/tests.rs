@@ -37,7 +37,7 @@ fn our_own_routes_a_container_bridge_and_other_lans_are_fine() {
         v4([10, 100, 7, 0], [0; 4], [255, 255, 255, 0], "docker0"),
         v4([192, 0, 2, 0], [0; 4], [255, 255, 255, 0], "eth1"),
         v4([0; 4], [192, 0, 2, 254], [0; 4], "eth1"),
-        // A VPN that takes everything.
+        // These routes are of a VPN that takes everything.
         v4([0; 4], [192, 0, 2, 254], [128, 0, 0, 0], "tun0"),
         v4([128, 0, 0, 0], [192, 0, 2, 254], [128, 0, 0, 0], "tun0"),
         "nonsense \u{1F980} zz\n".to_owned(),

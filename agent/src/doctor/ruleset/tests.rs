@@ -1,6 +1,6 @@
 use super::*;
 
-/// A real listing: firewalld-like chains, iptables-nft's, and Docker's rule.
+/// Returns a real listing: firewalld-like chains, iptables-nft's, and Docker's rule.
 fn rules() -> Rules {
     Rules::new(&serde_json::from_str(include_str!("fixture.json")).unwrap())
 }
