@@ -1,16 +1,16 @@
-//! A whole overlay on one machine: hosts as network namespaces on an underlay bridge, a real control plane or etcd, one real
-//! `agent join` process per host, and a container per host.
+//! A whole overlay on one machine: hosts as network namespaces on an underlay bridge, a real control plane or etcd, one
+//! real `agent join` process per host, and a container per host.
 //!
-//! Who owns what: one *supervisor* process owns everything. It is process 1 of a pid namespace of its own, with a network,
-//! a mount and (for those who are not root) a user namespace. That is what makes the lab disappear whole: when process 1
-//! ends, by `lab down`, Ctrl-C or `kill -9`, the kernel kills every process of the pid namespace, whoever started it, and
-//! with the last process go the namespaces, devices, rules and the private `/run`. `PR_SET_PDEATHSIG` would not do: it
-//! reaches direct children only, and it fires when the *thread* that forked ends.
+//! Who owns what: one *supervisor* process owns everything. It is process 1 of a pid namespace of its own, with a
+//! network, a mount and (for those who are not root) a user namespace. That is what makes the lab disappear whole. When
+//! process 1 ends, by `lab down`, Ctrl-C or `kill -9`, the kernel kills every process of the pid namespace, whoever
+//! started it. With the last process go the namespaces, devices, rules and the private `/run`. `PR_SET_PDEATHSIG` would
+//! not do: it reaches direct children only, and it fires when the *thread* that forked ends.
 //!
-//! The wiring is done with the `ip` tool and kept as data ([`topology`]), so that it can be read, printed and repeated by
-//! hand. Nothing outside the sandbox is touched except the lab's directory (a lock, a record, logs).
+//! The wiring is done with the `ip` tool and kept as data ([`topology`]), so that it can be read, printed and repeated
+//! by hand. Nothing outside the sandbox is touched except the lab's directory (a lock, a record, logs).
 //!
-//! Not here: what agents do. The lab starts them as a user would and believes only pings.
+//! The lab knows nothing of what agents do. It starts them as a user would and believes only pings.
 
 pub mod command_line;
 pub mod sandbox;
@@ -44,23 +44,23 @@ pub use down::down;
 pub use enter::enter;
 pub use up::up;
 
-/// What a lab is built from.
+/// The plan that a lab is built from.
 #[derive(Clone, Debug)]
 pub struct LabPlan {
-    /// Number of hosts, each with one container: 2 to [`LabPlan::MAX_HOSTS`].
+    /// The number of hosts, each with one container: 2 to [`LabPlan::MAX_HOSTS`].
     pub hosts: u8,
     /// The network's backend.
     pub backend: LabBackend,
-    /// Where the agents meet.
+    /// The store through which the agents meet.
     pub store: LabStore,
     /// The families of the overlay.
     pub overlay: Families,
-    /// Print every wiring command.
+    /// True if every wiring command is printed.
     pub verbose: bool,
 }
 
 impl LabPlan {
-    /// More hosts than this on one machine say nothing new, and pinging all pairs is quadratic.
+    /// The most hosts: more on one machine show nothing new, and pinging all pairs is quadratic.
     pub const MAX_HOSTS: u8 = 50;
     /// The overlay's IPv4 network, as in the README's first example.
     pub const NETWORK: &'static str = "10.100.0.0/16";
@@ -105,7 +105,7 @@ pub enum LabStore {
     Etcd,
 }
 
-/// Which address families an underlay or overlay has.
+/// The address families that an underlay or overlay has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
     /// IPv4 alone.
@@ -117,7 +117,7 @@ pub enum Families {
 }
 
 impl Families {
-    /// The families, in the order in which they are shown.
+    /// Returns the families, in the order in which they are shown.
     #[must_use]
     pub fn families(self) -> &'static [IpFamily] {
         match self {
@@ -127,7 +127,7 @@ impl Families {
         }
     }
 
-    /// Whether `family` is among them.
+    /// Returns true if `family` is among them.
     #[must_use]
     pub fn has(self, family: IpFamily) -> bool {
         self.families().contains(&family)

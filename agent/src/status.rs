@@ -34,7 +34,7 @@ pub struct StatusSource {
     pub env_problems: watch::Receiver<Vec<Problem>>,
     /// The health of each way to the store.
     pub channels: Channels,
-    /// What the kernel tells of packets that do not arrive.
+    /// The kernel's evidence of packets that do not arrive.
     pub evidence: watch::Receiver<Evidence>,
     /// The problem, if any, with each network's snapshot on disk.
     pub snapshot_problems: Vec<watch::Receiver<Option<Problem>>>,

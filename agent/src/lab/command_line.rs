@@ -11,26 +11,26 @@ use crate::report::{Exit, Failure};
 pub struct CommandLine(Vec<String>);
 
 impl CommandLine {
-    /// Splits `line` at white space: for wiring, whose words have none.
+    /// Splits `line` at white space. This is for wiring, whose words have none.
     #[must_use]
     pub fn words(line: &str) -> Self {
         Self(line.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// From a program and its arguments as they are.
+    /// Takes a program and its arguments as they are.
     pub fn argv<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self(argv.into_iter().map(Into::into).collect())
     }
 
-    /// The same command inside the named network namespace.
+    /// Returns the same command inside the named network namespace.
     #[must_use]
     pub fn inside(&self, namespace: &str) -> Self {
         let prefix = ["ip", "netns", "exec", namespace].map(str::to_owned);
         Self(prefix.into_iter().chain(self.0.iter().cloned()).collect())
     }
 
-    /// The same command on a host of a lab: inside its network namespace, and with its own `/run/wireguard`, which the hosts
-    /// of a lab would otherwise share. Its sockets are in `files`, the host's directory.
+    /// Returns the same command on a host of a lab: inside its network namespace, and with its own `/run/wireguard`,
+    /// which the hosts of a lab would otherwise share. The sockets there are in `files`, the host's directory.
     #[must_use]
     pub fn on_host(&self, namespace: &str, files: &Path) -> Self {
         let own = files.join("wireguard").display().to_string();
@@ -40,7 +40,7 @@ impl CommandLine {
         Self(prefix.chain(self.0.iter().cloned()).collect()).inside(namespace)
     }
 
-    /// Ready to be started; standard input is empty.
+    /// Returns the command ready to be started. Its standard input is empty.
     #[must_use]
     pub fn to_command(&self) -> Command {
         let (program, arguments) = self.0.split_first().map_or(("false", [].as_slice()), |(p, a)| (p.as_str(), a));
@@ -49,7 +49,7 @@ impl CommandLine {
         command
     }
 
-    /// Runs it to its end and returns what it printed; any exit code but 0 is an error that quotes it.
+    /// Runs the command to its end and returns what it printed. Any exit code but 0 is an error that quotes it.
     pub async fn run(&self) -> Result<String, Failure> {
         let output = tokio::process::Command::from(self.to_command())
             .kill_on_drop(true)

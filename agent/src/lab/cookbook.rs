@@ -1,7 +1,7 @@
-//! `agent lab cookbook`: recipes people set up by hand, and the same with the agent, run on this machine.
+//! The command `agent lab cookbook`: recipes people set up by hand, and the same with the agent, run on this machine.
 //!
-//! The recipes are the page `docs/cookbook.md`, compiled in: what is read there is what is run. `page` parses it, `kitchen`
-//! makes hosts as namespaces and types the lines, `machine` does all of it in a virtual machine instead.
+//! The recipes are the page `docs/cookbook.md`, compiled in: what is read there is what is run. `page` parses it,
+//! `kitchen` makes hosts as namespaces and types the lines, `machine` does all of it in a virtual machine instead.
 //!
 //! Each way of a recipe gets fresh hosts, so that what one leaves behind does not help the other.
 
@@ -74,7 +74,7 @@ async fn cook(recipe: &Recipe) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one way; what is missing for it, if something is.
+/// Runs one way. Returns what is missing for it, if something is.
 async fn cook_way(way: &Way) -> Result<Option<String>, Failure> {
     if let Some(missing) = needs::missing(way.needs.as_deref()).await {
         for line in &way.lines {

@@ -1,4 +1,4 @@
-//! `agent lab demo`: build, show, take down.
+//! The command `agent lab demo`: build, show, take down.
 
 use std::process::ExitCode;
 
@@ -10,15 +10,15 @@ use crate::report::{Exit, Failure, print};
 
 /// The exit code of a program that SIGINT ended, as shells have it.
 const INTERRUPTED: u8 = 130;
-/// Tells the process inside where the directory is.
+/// The variable that tells the process inside where the directory is.
 const DIRECTORY: &str = "FLATNET_LAB_DIR";
 
-/// Runs the demo; the exit code is not 0 when any pair fails.
+/// Runs the demo. The exit code is not 0 when any pair fails.
 pub fn demo(plan: LabPlan) -> Result<ExitCode, Failure> {
     if sandbox::is_inside() {
         let path = std::env::var_os(DIRECTORY).unwrap_or_default();
         let directory = LabDirectory::new(path.as_ref());
-        // Not by the launcher, which could be interrupted between this and being ready to clean up.
+        // The launcher does not do this: it could be interrupted between this and being ready to clean up.
         directory.create()?;
         return launch::inside(show(Supervisor::new(plan, directory)));
     }
@@ -29,7 +29,7 @@ pub fn demo(plan: LabPlan) -> Result<ExitCode, Failure> {
         command.env(DIRECTORY, &path);
     });
     let code = launched.and_then(|mut launched| launched.wait());
-    // The process inside removes it; it is still there only if that process was killed.
+    // The process inside removes the directory; it still exists only if that process was killed.
     directory.remove()?;
     code.map(ExitCode::from)
 }

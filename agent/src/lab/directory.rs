@@ -1,4 +1,4 @@
-//! A lab's directory outside the sandbox: a lock that says whether it runs, a record of it, and the logs.
+//! A lab's directory outside the sandbox: a lock that tells if the lab runs, a record of it, and the logs.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -13,12 +13,12 @@ const RECORD: &str = "lab.json";
 /// The lock's file name.
 const LOCK: &str = "lock";
 
-/// What `lab exec` and `lab down` need to know of a running lab.
+/// The record of a running lab: what `lab exec` and `lab down` need to know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The supervisor's process id, as seen from outside.
     pub supervisor: u32,
-    /// Inode of its pid namespace: every process of the lab is in it.
+    /// The inode of the lab's pid namespace: every process of the lab is in it.
     pub pid_namespace: u64,
     /// The lab's network namespaces by name, with their inodes.
     pub namespaces: Vec<NamedNamespace>,
@@ -33,7 +33,7 @@ pub struct Record {
 pub struct NamedNamespace {
     /// `host1`, `c1`, `etcd`, `underlay`.
     pub name: String,
-    /// Inode, which tells namespaces apart.
+    /// The inode, which tells namespaces apart.
     pub inode: u64,
 }
 
@@ -49,26 +49,26 @@ pub struct LabLock {
     _file: File,
 }
 
-/// One per user: `flatnet-lab-<uid>` in the directory for temporary files.
+/// Returns the default directory, one per user: `flatnet-lab-<uid>` in the directory for temporary files.
 #[must_use]
 pub fn default_directory() -> PathBuf {
     std::env::temp_dir().join(format!("flatnet-lab-{}", nix::unistd::getuid()))
 }
 
 impl LabDirectory {
-    /// The directory at `path`; nothing is created yet.
+    /// Creates a handle for the directory at `path`; nothing is created on disk yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where logs go.
+    /// Returns the path of the log called `name`.
     #[must_use]
     pub fn log(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.log"))
@@ -87,7 +87,7 @@ impl LabDirectory {
         Ok(())
     }
 
-    /// Takes the lock; exit 6 if a lab runs.
+    /// Takes the lock. The exit code is 6 if a lab runs.
     pub fn lock(&self) -> Result<LabLock, Failure> {
         let path = self.path.join(LOCK);
         let failed = |error| Failure::new(Exit::Internal, format!("cannot lock {}", path.display())).caused_by(error);
@@ -103,7 +103,7 @@ impl LabDirectory {
         }
     }
 
-    /// Whether a lab holds the lock.
+    /// Returns true if a lab holds the lock.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let file = File::options().write(true).open(self.path.join(LOCK));
@@ -118,7 +118,7 @@ impl LabDirectory {
         fs::write(&path, text).map_err(failed)
     }
 
-    /// The record of the running lab; exit 9 if none runs.
+    /// Returns the record of the running lab. The exit code is 9 if none runs.
     pub fn running(&self) -> Result<Record, Failure> {
         let none = || {
             Failure::new(Exit::NotFound, format!("no lab is running ({})", self.path.display()))

@@ -1,4 +1,4 @@
-//! `agent lab down`: end it, and look whether anything is left.
+//! The command `agent lab down`: ends the lab, and looks if anything is left.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,11 +12,11 @@ use nix::unistd::Pid;
 use super::directory::{LabDirectory, Record};
 use crate::report::{Exit, Failure, print};
 
-/// The supervisor gives its processes 5 s twice; this is longer.
+/// The time that the supervisor has to end. It gives its processes 5 s twice; this is longer.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// After SIGKILL only the kernel has work to do.
+/// The time to wait after SIGKILL, when only the kernel has work to do.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks.
+/// The pause between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
 /// Ends the lab in `path`.
@@ -53,7 +53,8 @@ async fn end(record: &Record) -> Result<(), Failure> {
     Err(Failure::new(Exit::Kernel, message).hint(format!("look at /proc/{}/stack", record.supervisor)))
 }
 
-/// Signals the supervisor, and only it: a process of that number in another pid namespace is somebody else.
+/// Signals the supervisor, and only the supervisor: a process of that number in another pid namespace is somebody
+/// else's.
 fn send(record: &Record, signal: Signal) -> Result<(), Failure> {
     if !is_alive(record) {
         return Ok(());
@@ -84,7 +85,7 @@ fn namespace(pid: u32, kind: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|metadata| metadata.ino())
 }
 
-/// Processes in any of the lab's namespaces, by number and name.
+/// Returns the processes in any of the lab's namespaces, by number and name.
 fn left_over(record: &Record) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

@@ -1,4 +1,4 @@
-//! `agent lab exec`: a command inside a host or container of the running lab.
+//! The command `agent lab exec`: runs a command inside a host or container of the running lab.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,10 +28,10 @@ pub fn enter(path: &Path, name: &str, command: &[OsString]) -> Result<ExitCode, 
     let directory = std::env::current_dir();
     enter_namespaces(&record)?;
     if let Ok(directory) = directory {
-        // A directory under /run does not exist there: then it is the root.
+        // A directory under /run does not exist there: then the current directory stays the root.
         let _ = std::env::set_current_dir(directory);
     }
-    // The words may be no text, so they are handed over as they are.
+    // The words may be no text, so they are passed on as they are.
     let inside = match name.starts_with("host") {
         true => CommandLine::argv::<String>([]).on_host(name, &host_directory(name)),
         false => CommandLine::argv::<String>([]).inside(name),
@@ -54,7 +54,7 @@ fn enter_namespaces(record: &Record) -> Result<(), Failure> {
             .hint("run this as the user who started the lab")
             .caused_by(error)
     };
-    // The user namespace first: it is what gives the right to enter the other.
+    // The user namespace comes first: it is what gives the right to enter the other.
     for (what, kind) in [("user", CloneFlags::CLONE_NEWUSER), ("mnt", CloneFlags::CLONE_NEWNS)] {
         let path = format!("/proc/{}/ns/{what}", record.supervisor);
         let file = File::open(&path).map_err(|error| failed(what, error))?;
@@ -68,7 +68,8 @@ fn enter_namespaces(record: &Record) -> Result<(), Failure> {
     Ok(())
 }
 
-/// So that `lab exec host1 -- agent status` finds the agent that runs the lab.
+/// Puts this program's directory first in the path, so that `lab exec host1 -- agent status` finds the agent that runs
+/// the lab.
 fn with_own_directory(search_path: OsString) -> OsString {
     let own = std::env::current_exe().ok().and_then(|file| file.parent().map(Path::to_owned));
     let Some(own) = own else { return search_path };

@@ -10,21 +10,21 @@ use crate::report::{Exit, Failure};
 /// A line of the hosts' table.
 #[derive(Clone, Debug, Default)]
 pub struct HostState {
-    /// `host1`.
+    /// The host's name, such as `host1`.
     pub name: String,
-    /// `agent status`'s state, or why there is none.
+    /// The state that `agent status` prints, or why there is none.
     pub state: String,
-    /// Subnets, one a family.
+    /// The subnets, one of each family.
     pub subnets: Vec<String>,
     /// The tunnel device, if the backend has one.
     pub device: String,
-    /// MTU of the overlay in bytes.
+    /// The overlay's MTU in bytes.
     pub mtu: String,
-    /// How many peers are programmed, of how many.
+    /// The number of peers programmed, of the number of all.
     pub peers: String,
-    /// Routes that carry the agent's mark, as `ip` counts them.
+    /// The number of routes that carry the agent's mark, as `ip` counts them.
     pub routes: String,
-    /// Problems that the agent reports.
+    /// The problems that the agent reports.
     pub problems: Vec<String>,
 }
 

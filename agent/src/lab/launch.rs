@@ -1,4 +1,4 @@
-//! The inside of a lab command: runtime, signals, and taking down whatever had been built when the end comes.
+//! The inside of a lab command: the runtime, the signals, and taking down whatever had been built when the end comes.
 
 use std::future::Future;
 use std::io::Read;
@@ -34,7 +34,7 @@ pub async fn signalled() -> Result<&'static str, Failure> {
     })
 }
 
-/// Ends when the launcher is gone, however it went: its end of the pipe on standard input is closed.
+/// Ends when the launcher is gone, however it went: its end of the pipe on standard input is then closed.
 pub async fn launcher_gone() {
     let read_to_end = || {
         let mut sink = Vec::new();
@@ -44,7 +44,7 @@ pub async fn launcher_gone() {
     let _ = tokio::task::spawn_blocking(read_to_end).await;
 }
 
-/// Either of the two.
+/// Ends on a signal or when the launcher is gone. Returns the reason.
 pub async fn ended() -> Result<&'static str, Failure> {
     tokio::select! {
         reason = signalled() => reason,

@@ -1,4 +1,5 @@
-//! Underlay against overlay: TCP throughput and ping latency between the first two hosts, and between their containers.
+//! The comparison of underlay and overlay: TCP throughput and ping latency between the first two hosts, and between
+//! their containers.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,23 +11,23 @@ use super::topology::Topology;
 use super::{ping, tools};
 use crate::report::{Exit, Failure};
 
-/// Underlay and overlay take turns, so that a noisy moment hits both; the median is shown.
+/// The number of rounds. Underlay and overlay take turns, so that a noisy moment hits both; the median is shown.
 const ROUNDS: usize = 3;
-/// Between two attempts to reach an iperf3 server that has just been started.
+/// The pause between two attempts to reach an iperf3 server that has just been started.
 const RETRY: Duration = Duration::from_millis(50);
-/// Attempts: 2 s in all.
+/// The number of attempts: 2 s in all.
 const ATTEMPTS: u32 = 40;
-/// Pings per latency figure: half a second's worth.
+/// The number of pings per latency figure: half a second's worth.
 const PINGS: u32 = 50;
 
 /// One path's figures.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// `underlay host1 → host2` and the like.
+    /// The path's name: `underlay host1 → host2` and the like.
     pub path: String,
-    /// TCP, one stream, in Gbit/s; `None` without iperf3.
+    /// The throughput of TCP with one stream, in Gbit/s; `None` without iperf3.
     pub gigabits: Option<f64>,
-    /// Average round trip in milliseconds; `None` if pings were lost.
+    /// The average round trip in milliseconds; `None` if pings were lost.
     pub rtt_millis: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Who reaches whom.
+//! Pings between containers: who reaches whom.
 
 use std::net::IpAddr;
 
@@ -9,23 +9,23 @@ use super::subnet_env::SubnetEnv;
 use super::topology::Topology;
 use crate::report::{Exit, Failure};
 
-/// Pings at a time: enough to be quick, few enough not to measure the machine's load.
+/// The number of pings at a time: enough to be quick, few enough not to measure the machine's load.
 const AT_ONCE: usize = 8;
 
 /// One container pinging another.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// Number of the container that pings.
+    /// The number of the container that pings.
     pub from: u8,
-    /// Number of the container that is pinged.
+    /// The number of the container that is pinged.
     pub to: u8,
     /// The address pinged.
     pub address: IpAddr,
-    /// Round trip, the median-ish middle of `ping`'s summary (its average); `None`: no answer to at least one of the pings.
+    /// The average round trip of `ping`'s summary, in milliseconds; `None` if at least one of the pings had no answer.
     pub rtt_millis: Option<f64>,
 }
 
-/// Every container pings every other at each of its addresses, three times.
+/// Has every container ping every other at each of its addresses, three times.
 pub async fn all_pairs(topology: &Topology, subnets: &[SubnetEnv]) -> Result<Vec<Pair>, Failure> {
     let numbers = || (1..=topology.hosts).zip(subnets);
     let mut pairs = Vec::new();
@@ -41,8 +41,8 @@ pub async fn all_pairs(topology: &Topology, subnets: &[SubnetEnv]) -> Result<Vec
     futures::stream::iter(pinged).buffered(AT_ONCE).try_collect().await
 }
 
-/// Pings `address` from `namespace` `count` times every `interval_secs`; the average round trip in milliseconds, `None` if any
-/// was lost.
+/// Pings `address` from `namespace` `count` times every `interval_secs`. Returns the average round trip in
+/// milliseconds, `None` if any ping was lost.
 pub async fn summary(namespace: &str, address: IpAddr, count: u32, interval_secs: f64) -> Result<Option<f64>, Failure> {
     let line = format!("ping -n -q -c {count} -i {interval_secs} -W 1 {address}");
     let command = CommandLine::words(&line).inside(namespace);

@@ -12,12 +12,12 @@ use tokio::process::{Child, Command};
 use super::command_line::CommandLine;
 use crate::report::{Exit, Failure};
 
-/// How long a process may take to end after SIGTERM before it is killed.
+/// The time that a process has to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
-/// How much of a log is quoted in an error.
+/// The number of lines of a log that are quoted in an error.
 const QUOTED_LINES: usize = 15;
 
-/// Processes in the order in which they were started.
+/// The processes, in the order in which they were started.
 #[derive(Debug, Default)]
 pub struct Processes {
     running: Vec<Process>,
@@ -42,7 +42,7 @@ impl Processes {
         Ok(())
     }
 
-    /// An error if any process has ended, quoting its log.
+    /// Returns an error if any process has ended, quoting its log.
     pub fn all_running(&mut self) -> Result<(), Failure> {
         for process in &mut self.running {
             if let Ok(Some(status)) = process.child.try_wait() {
@@ -52,7 +52,7 @@ impl Processes {
         Ok(())
     }
 
-    /// The names of processes that ended since the last call, with how.
+    /// Returns the names of processes that ended since the last call, and how they ended.
     pub fn reap(&mut self) -> Vec<String> {
         let mut ended = Vec::new();
         self.running.retain_mut(|process| match process.child.try_wait() {
@@ -65,7 +65,7 @@ impl Processes {
         ended
     }
 
-    /// Ends all, the last started first; returns how many, and how many of them had to be killed.
+    /// Ends all processes, the last started first. Returns how many there were, and how many of them had to be killed.
     pub async fn stop(&mut self) -> (usize, usize) {
         let (total, mut killed) = (self.running.len(), 0);
         let (store, agents): (Vec<_>, Vec<_>) =
@@ -85,7 +85,7 @@ impl Processes {
         (total, killed)
     }
 
-    /// The end of the named process's log.
+    /// Returns the end of the named process's log.
     #[must_use]
     pub fn log_tail(&self, name: &str) -> String {
         self.running.iter().find(|process| process.name == name).map(|process| tail(&process.log)).unwrap_or_default()
@@ -96,7 +96,7 @@ impl Process {
     fn ask_to_end(&self) {
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid {
-            // It may have ended a moment ago.
+            // The process may have ended a moment ago.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }

@@ -1,11 +1,11 @@
-//! Progress on stderr: a spinner on a terminal, a line a step elsewhere.
+//! Progress on stderr: a spinner on a terminal, one line per step elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Between two frames of the spinner: fluid to the eye, no load to speak of.
+/// The time between two frames of the spinner: fluid to the eye, no load to speak of.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The steps of a lab command.
@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins; `verbose` shows commands too.
+    /// Creates the progress of a command that begins. `verbose` shows the commands it runs too.
     #[must_use]
     pub fn new(verbose: bool) -> Self {
         let spinner = std::io::stderr().is_terminal().then(|| {
@@ -31,7 +31,7 @@ impl Progress {
         Self { spinner, step: None, verbose }
     }
 
-    /// The next step begins, the one before is done.
+    /// Ends the present step and begins the next one.
     pub fn step(&mut self, what: impl Into<String>) {
         self.finish();
         let what = what.into();
@@ -42,21 +42,21 @@ impl Progress {
         self.step = Some((what, Instant::now()));
     }
 
-    /// How far the present step is.
+    /// Shows how far the present step is.
     pub fn detail(&self, detail: &str) {
         if let (Some(spinner), Some((what, _))) = (&self.spinner, &self.step) {
             spinner.set_message(format!("{what}: {detail}"));
         }
     }
 
-    /// A command that is about to run.
+    /// Shows a command that is about to run, if that is wanted.
     pub fn command(&self, command: &impl std::fmt::Display) {
         if self.verbose {
             self.line(&format!("+ {command}"));
         }
     }
 
-    /// The present step is done.
+    /// Ends the present step as done.
     pub fn finish(&mut self) {
         if let Some((what, began)) = self.step.take() {
             self.line(&format!("{what}: done in {} ms", began.elapsed().as_millis()));
@@ -66,7 +66,7 @@ impl Progress {
         }
     }
 
-    /// The present step failed or was given up; nothing more is drawn.
+    /// Ends the present step as failed or given up; nothing more is drawn.
     pub fn abandon(&mut self) {
         if let Some((what, _)) = self.step.take() {
             self.line(&format!("{what}: not finished"));
@@ -82,7 +82,7 @@ impl Progress {
         }
     }
 
-    /// One line above the spinner.
+    /// Prints one line above the spinner.
     pub fn line(&self, text: &str) {
         match &self.spinner {
             Some(spinner) => spinner.println(text),

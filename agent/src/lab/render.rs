@@ -9,14 +9,15 @@ use super::measure::Figures;
 use super::ping::Pair;
 use super::tools;
 
-/// Colours only where somebody sees them, and not against their wish (no-color.org).
+/// Returns true if tables are coloured: only where somebody sees the colours, and not against their wish
+/// (no-color.org).
 #[must_use]
 pub fn colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stdout().is_terminal() && !refused
 }
 
-/// Who reaches whom.
+/// Returns the table of who reaches whom.
 #[must_use]
 pub fn pairs(pairs: &[Pair], colours: bool) -> String {
     let mut table = table(&["PAIR", "ADDRESS", "REACHABLE", "RTT"], colours);
@@ -33,7 +34,7 @@ pub fn pairs(pairs: &[Pair], colours: bool) -> String {
     table.to_string()
 }
 
-/// Underlay against overlay.
+/// Returns the table of underlay against overlay.
 #[must_use]
 pub fn figures(figures: &[Figures], colours: bool) -> String {
     let mut table = table(&["PATH", "TCP, 1 STREAM", "RTT"], colours);
@@ -48,7 +49,7 @@ pub fn figures(figures: &[Figures], colours: bool) -> String {
     text
 }
 
-/// Each host as its agent and its kernel describe it.
+/// Returns the table of hosts, each as its agent and its kernel describe it.
 #[must_use]
 pub fn hosts(hosts: &[HostState], colours: bool) -> String {
     let mut table = table(&["HOST", "STATE", "SUBNET", "DEVICE", "MTU", "PEERS", "ROUTES"], colours);

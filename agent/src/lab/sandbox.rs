@@ -1,7 +1,7 @@
 //! The sandbox: a process that is number 1 of its own pid namespace, with a network, a mount and, without root, a user
 //! namespace of its own.
 //!
-//! Entering a user namespace needs a process with one thread, and a pid namespace begins with the next child: so the
+//! Entering a user namespace needs a process with one thread, and a pid namespace begins with the next child. So the
 //! program starts *itself* again, with the same arguments, inside. [`is_inside`] tells the two apart.
 //!
 //! The child's life hangs on its standard input: the launcher holds the other end of the pipe, and when the launcher is
@@ -24,13 +24,13 @@ use nix::unistd::{Pid, getegid, geteuid};
 
 use crate::report::{Exit, Failure};
 
-/// Marks the program's second life; alone it is not believed, the process must also be number 1.
+/// The mark of the program's second life. Alone it is not believed: the process must also be number 1.
 const MARK: &str = "FLATNET_SANDBOX";
 
-/// Where `ip`, `nft` and `etcd` are on Debian; not in every user's `PATH`.
+/// The directories of `ip`, `nft` and `etcd` on Debian; they are not in every user's `PATH`.
 const SYSTEM_PATHS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Whether this is the program's second life, inside.
+/// Returns true if this is the program's second life, inside.
 #[must_use]
 pub fn is_inside() -> bool {
     std::process::id() == 1 && std::env::var_os(MARK).is_some()
@@ -66,7 +66,7 @@ pub fn launch(configure: impl FnOnce(&mut Command)) -> Result<Launched, Failure>
     Ok(Launched { child, signals })
 }
 
-/// What the launcher waited for.
+/// The event that the launcher waited for.
 #[derive(Debug)]
 pub enum Waited {
     /// The child ended.
@@ -76,7 +76,8 @@ pub enum Waited {
 }
 
 impl Launched {
-    /// Waits for the child's end or for something to read. Signals to end go on to the child, which cleans up.
+    /// Waits for the child's end or for something to read. Signals that ask for the end go on to the child, which
+    /// cleans up.
     pub fn wait_or_readable(&mut self, descriptor: Option<&dyn AsFd>) -> Result<Waited, Failure> {
         loop {
             let polled = |error: Errno| io("cannot wait for the sandbox", error.into());
@@ -103,15 +104,16 @@ impl Launched {
                 }
             } else {
                 let pid = i32::try_from(self.child.id()).map_err(|error| io("pid", Error::other(error)))?;
-                // Number 1 of a pid namespace does not even notice a signal that it has no handler for: so both ways.
+                // Process 1 of a pid namespace does not even notice a signal that it has no handler for, so it is told
+                // both ways.
                 drop(self.child.stdin.take());
-                // It may have ended by itself a moment ago, which the next SIGCHLD says.
+                // The child may have ended by itself a moment ago, which the next SIGCHLD says.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
             }
         }
     }
 
-    /// Waits for the child's end; its exit code, or 128 plus the signal that killed it.
+    /// Waits for the child's end. Returns its exit code, or 128 plus the signal that killed it.
     pub fn wait(&mut self) -> Result<u8, Failure> {
         loop {
             if let Waited::Ended(status) = self.wait_or_readable(None)? {
@@ -121,22 +123,22 @@ impl Launched {
     }
 }
 
-/// A process's end as an exit code, as a shell has it.
+/// Returns a process's end as an exit code, as a shell has it.
 #[must_use]
 pub fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| signal + 128)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
 
-/// The first thing to do inside: signals as they were, and a private `/run`, so that named namespaces, locks and sockets are the sandbox's own and
-/// vanish with it, also where the host's `/run` is not writable.
+/// Does the first things inside: sets signals back as they were, and mounts a private `/run`. Named namespaces, locks
+/// and sockets are then the sandbox's own and vanish with it, even where the host's `/run` is not writable.
 pub fn settle() -> Result<(), Failure> {
-    // Blocked by the launcher, inherited here, and not to be inherited by etcd and the agents.
+    // The launcher blocked the signals, and this process inherited that. etcd and the agents must not inherit it.
     ending_signals().thread_unblock().map_err(|errno| io("cannot unblock signals", errno.into()))?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|errno| refused("cannot make the mounts private", errno))?;
-    // `ip netns` uses /var/run/netns; where that is not a link to /run it needs the same.
+    // The command `ip netns` uses /var/run/netns: where that is not a link to /run it needs the same.
     let separate = fs::symlink_metadata("/var/run").is_ok_and(|metadata| metadata.is_dir());
     for directory in ["/run"].into_iter().chain(separate.then_some("/var/run")) {
         mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
@@ -145,7 +147,7 @@ pub fn settle() -> Result<(), Failure> {
     fs::create_dir_all("/run/netns").map_err(|error| io("cannot create /run/netns", error))
 }
 
-/// The search path for programs: the user's own, then where system tools are.
+/// Returns the search path for programs: the user's own, then the directories of system tools.
 #[must_use]
 pub fn search_path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
@@ -160,7 +162,7 @@ fn make_namespaces() -> Result<(), Failure> {
     let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
     if geteuid().is_root() {
         match unshare(namespaces) {
-            // Root without CAP_SYS_ADMIN, as in most containers: like any other user.
+            // Root without CAP_SYS_ADMIN, as in most containers, is like any other user.
             Err(Errno::EPERM) => {}
             other => return other.map_err(|errno| refused("cannot make namespaces", errno)),
         }
@@ -194,7 +196,7 @@ fn io(message: &str, error: Error) -> Failure {
     Failure::new(Exit::Internal, message).caused_by(error)
 }
 
-/// A refusal with the setting that causes it, where one can be found.
+/// Returns the failure of a refused call, with the setting that causes the refusal where one can be found.
 fn refused(message: &str, errno: Errno) -> Failure {
     Failure::new(Exit::Unsupported, message)
         .caused_by(Error::from(errno))

@@ -1,4 +1,4 @@
-//! Where a lab's agents meet: a control plane with its embedded store, or an etcd.
+//! The store through which a lab's agents meet: a control plane with its embedded store, or an etcd.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,16 +12,16 @@ use super::topology::Topology;
 use super::{LabPlan, LabStore};
 use crate::report::{Exit, Failure};
 
-/// The control plane's files: in the sandbox's private `/run`.
+/// The directory of the control plane's files, in the sandbox's private `/run`.
 const DATA_DIR: &str = "/run/lab/controlplane";
-/// The token with which the lab's hosts join.
+/// The file with the token with which the lab's hosts join.
 const TOKEN_FILE: &str = "/run/lab/token";
 
-/// How agents are told to join a control plane.
+/// The flags with which agents join a control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinFlags(pub Vec<String>);
 
-/// The control plane's program: beside this one, or in `PATH`.
+/// Returns the control plane's program: beside this one, or in `PATH`.
 pub fn program() -> Result<PathBuf, Failure> {
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name("controlplane"));
     beside.filter(|program| program.is_file()).or_else(|| tools::find("controlplane")).ok_or_else(|| {
@@ -30,7 +30,7 @@ pub fn program() -> Result<PathBuf, Failure> {
     })
 }
 
-/// A control plane for the plan's network.
+/// Returns the command of a control plane for the plan's network.
 pub fn command(plan: &LabPlan, topology: &Topology) -> Result<CommandLine, Failure> {
     let mut words = vec![
         program()?.display().to_string(),
@@ -46,7 +46,8 @@ pub fn command(plan: &LabPlan, topology: &Topology) -> Result<CommandLine, Failu
     Ok(CommandLine::argv(words).inside(&topology.store().namespace))
 }
 
-/// What the server printed for hosts that join, once it is in `log`; the token goes into a file, out of sight of `ps`.
+/// Returns what the server printed for hosts that join, once it is in `log`. The token goes into a file, out of sight
+/// of `ps`.
 pub fn join_flags(log: &Path) -> Result<Option<JoinFlags>, Failure> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let Some((token, ca_hash)) = text.lines().find_map(parse) else { return Ok(None) };
@@ -57,7 +58,7 @@ pub fn join_flags(log: &Path) -> Result<Option<JoinFlags>, Failure> {
     Ok(Some(JoinFlags(vec![format!("--token-file={TOKEN_FILE}"), format!("--ca-hash={ca_hash}")])))
 }
 
-/// `agent join grpcs://… --token T --ca-hash H` → T, H.
+/// Parses `agent join grpcs://… --token T --ca-hash H` into T and H.
 fn parse(line: &str) -> Option<(&str, &str)> {
     let words: Vec<&str> = line.split(' ').collect();
     match words[..] {
@@ -67,7 +68,7 @@ fn parse(line: &str) -> Option<(&str, &str)> {
 }
 
 impl LabStore {
-    /// The name of its process.
+    /// Returns the name of the store's process.
     #[must_use]
     pub fn process(self) -> &'static str {
         match self {
@@ -76,7 +77,7 @@ impl LabStore {
         }
     }
 
-    /// What agents join.
+    /// Returns the endpoint that agents join.
     #[must_use]
     pub fn endpoint(self, topology: &Topology) -> String {
         match self {

@@ -1,24 +1,24 @@
-//! The file in which an agent says what its host was given, as flannel writes it; here only read, as Docker's and the
-//! CNI plugin's scripts do.
+//! The file in which an agent says what its host was given, as flannel writes it. Here it is only read, as Docker's and
+//! the CNI plugin's scripts do.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// What a container's wiring needs from `subnet.env`.
+/// The values that a container's wiring needs from `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// `FLANNEL_SUBNET`: the gateway's address with the subnet's length.
+    /// The value of `FLANNEL_SUBNET`: the gateway's address with the subnet's length.
     pub v4: Option<IpNet>,
-    /// `FLANNEL_IPV6_SUBNET`: likewise.
+    /// The value of `FLANNEL_IPV6_SUBNET`, of the same form.
     pub v6: Option<IpNet>,
-    /// `FLANNEL_MTU`, in bytes.
+    /// The value of `FLANNEL_MTU`, in bytes.
     pub mtu: u32,
 }
 
 impl SubnetEnv {
-    /// Reads `KEY=value` lines; `None` without an MTU or without any subnet.
+    /// Reads `KEY=value` lines. Returns `None` without an MTU or without any subnet.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let values: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once('=')).collect();
@@ -31,12 +31,12 @@ impl SubnetEnv {
         (found.v4.is_some() || found.v6.is_some()).then_some(found)
     }
 
-    /// The gateways, one a family.
+    /// Returns the gateways, one of each family.
     pub fn gateways(&self) -> impl Iterator<Item = IpNet> {
         self.v4.into_iter().chain(self.v6)
     }
 
-    /// The container's addresses, one a family.
+    /// Returns the container's addresses, one of each family.
     pub fn container_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.gateways().filter_map(|gateway| super::topology::second(gateway.addr()))
     }

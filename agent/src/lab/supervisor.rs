@@ -17,48 +17,48 @@ use super::topology::{Station, Topology, UNDERLAY_V4};
 use super::{Families, LabPlan, LabStore, store, tools};
 use crate::report::{Exit, Failure};
 
-/// etcd answers within a second on an idle machine; this leaves room for a loaded one.
+/// The time that etcd has to answer. On an idle machine it takes less than a second; this leaves room for a loaded one.
 const STORE_DEADLINE: Duration = Duration::from_secs(20);
-/// An agent has its lease within 0.1 s; this leaves room for a loaded machine and for retries.
+/// The time that an agent has to get its lease. It has it within 0.1 s; this leaves room for load and retries.
 const JOIN_DEADLINE: Duration = Duration::from_secs(30);
-/// From the last agent's lease to the last pair.
+/// The time from the last agent's lease to the last pair.
 const PAIRS_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two looks at something that is expected any moment.
+/// The pause between two looks at something that is expected any moment.
 const POLL: Duration = Duration::from_millis(50);
-/// etcd's space quota: a lab stores kilobytes.
+/// The space quota of etcd in bytes: a lab stores kilobytes.
 const STORE_QUOTA_BYTES: u32 = 64 << 20;
 
 /// A lab under construction or running.
 #[derive(Debug)]
 pub struct Supervisor {
-    /// What is built.
+    /// The plan that is built.
     pub plan: LabPlan,
-    /// Its wiring.
+    /// The lab's wiring.
     pub topology: Topology,
-    /// What every host was given, by host number less one.
+    /// The subnets and MTU that every host was given, by host number less one.
     pub subnets: Vec<SubnetEnv>,
-    /// Said while it is built.
+    /// The progress of the build.
     pub progress: Progress,
     directory: LabDirectory,
     processes: Processes,
-    /// What agents need besides to join.
+    /// The flags that agents need to join besides the endpoint.
     join: Vec<String>,
 }
 
-/// Where a host's agent keeps its files: in the sandbox's private `/run`.
+/// Returns the directory of a host's agent, in the sandbox's private `/run`.
 #[must_use]
 pub fn host_directory(host: &str) -> PathBuf {
     PathBuf::from("/run/lab").join(host)
 }
 
-/// The host's `--run-dir`.
+/// Returns the host's `--run-dir`.
 #[must_use]
 pub fn run_directory(host: &str) -> PathBuf {
     host_directory(host).join("run")
 }
 
 impl Supervisor {
-    /// Nothing is built yet.
+    /// Creates a supervisor that has built nothing yet.
     #[must_use]
     pub fn new(plan: LabPlan, directory: LabDirectory) -> Self {
         let topology =
@@ -75,7 +75,7 @@ impl Supervisor {
         }
     }
 
-    /// From nothing to a lab in which every agent has its subnet and every container its address.
+    /// Builds everything, up to a lab in which every agent has its subnet and every container its address.
     pub async fn build(&mut self) -> Result<(), Failure> {
         self.progress.step("checking this machine");
         tools::require_kernel(self.plan.backend).await?;
@@ -99,7 +99,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Waits until all pairs ping; the last attempt's results, also if some do not.
+    /// Waits until all pairs ping. Returns the last attempt's results, even if some pairs do not.
     pub async fn wait_for_pairs(&mut self) -> Result<Vec<Pair>, Failure> {
         self.progress.step("pinging all pairs");
         let deadline = Instant::now() + PAIRS_DEADLINE;
@@ -108,7 +108,8 @@ impl Supervisor {
             let reached = pairs.iter().filter(|pair| pair.rtt_millis.is_some()).count();
             self.progress.detail(&format!("{reached} of {}", pairs.len()));
             if reached == pairs.len() {
-                // The first packets waited for neighbour discovery; what is shown are round trips.
+                // The first packets waited for neighbour discovery, but round trips are to be shown: all pairs are
+                // pinged again.
                 return ping::all_pairs(&self.topology, &self.subnets).await;
             }
             if Instant::now() >= deadline {
@@ -122,7 +123,7 @@ impl Supervisor {
     /// Writes what `lab exec` and `lab down` need.
     pub fn write_record(&self) -> Result<(), Failure> {
         let failed = |error| Failure::new(Exit::Internal, "cannot read the sandbox's own state").caused_by(error);
-        // /proc is the host's: there this process has its outer number.
+        // The mount of /proc is the host's: there this process has its outer number.
         let supervisor = fs::read_link("/proc/self").map_err(failed)?;
         let supervisor = supervisor.to_str().and_then(|pid| pid.parse().ok());
         let inode = |path: String| fs::metadata(path).map(|metadata| metadata.ino()).map_err(failed);
@@ -140,19 +141,19 @@ impl Supervisor {
         })
     }
 
-    /// What ended by itself since the last call.
+    /// Returns the processes that ended by themselves since the last call.
     pub fn reap(&mut self) -> Vec<String> {
         self.processes.reap()
     }
 
-    /// The end of the named process's log.
+    /// Returns the end of the named process's log.
     #[must_use]
     pub fn log_tail(&self, name: &str) -> String {
         self.processes.log_tail(name)
     }
 
-    /// Ends every process and removes the directory; what was done, in one sentence. The namespaces, with devices, rules and
-    /// the private `/run`, go with this process.
+    /// Ends every process and removes the directory. Returns what was done, in one sentence. The namespaces, with
+    /// devices, rules and the private `/run`, go with this process.
     pub async fn tear_down(&mut self) -> Result<String, Failure> {
         self.progress.step("taking everything down");
         let (stopped, killed) = self.processes.stop().await;
@@ -293,7 +294,7 @@ impl Supervisor {
     }
 }
 
-/// An etcd of one member, reachable from the underlay, with its data in memory.
+/// Returns the command of an etcd of one member, reachable from the underlay, with its data in memory.
 fn etcd_command(store: &Station, endpoint: &str) -> CommandLine {
     // Peers never connect, but etcd insists on a URL.
     let peer = "http://127.0.0.1:2380";

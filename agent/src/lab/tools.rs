@@ -1,4 +1,4 @@
-//! What the lab needs of this machine, and what to install where it is missing.
+//! The programs and kernel features that the lab needs of this machine, and what to install where one is missing.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,10 +29,10 @@ const REQUIRED: [Tool; 3] = [
 /// The optional tool that measures throughput.
 pub const IPERF3: &str = "iperf3";
 
-/// A kernel without vxlan answers at once; this only bounds a machine that hangs.
+/// The time that a probe may take. A kernel without vxlan answers at once; this only bounds a machine that hangs.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where `program` is, if it is installed.
+/// Returns the path of `program`, if it is installed.
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
@@ -42,7 +42,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
-/// Names every missing program of Debian's at once, and then the control plane's.
+/// Fails naming all missing programs of Debian's at once, and otherwise if the control plane's is missing.
 pub fn require_programs(store: LabStore) -> Result<(), Failure> {
     let etcd = ETCD.iter().filter(|_| store == LabStore::Etcd);
     let missing: Vec<&Tool> = REQUIRED.iter().chain(etcd).filter(|tool| find(tool.program).is_none()).collect();
@@ -79,7 +79,7 @@ pub async fn require_kernel(backend: LabBackend) -> Result<(), Failure> {
     })
 }
 
-/// In the kernel, or carried by the agents over TUN devices.
+/// Returns true if WireGuard is in the kernel, or can be carried by the agents over TUN devices.
 async fn has_wireguard() -> bool {
     if bounded(&CommandLine::words("ip link add probe type wireguard")).await.is_ok() {
         return bounded(&CommandLine::words("ip link del probe")).await.is_ok();

@@ -1,4 +1,4 @@
-//! The lab's wiring as data: which namespaces and addresses there are, and the `ip` commands that make them.
+//! The lab's wiring as data: its namespaces and addresses, and the `ip` commands that make them.
 //!
 //! ```text
 //!  c1 ─veth─ flbr0 │ host1 eth0 ─┐
@@ -12,11 +12,11 @@ use super::Families;
 use super::command_line::CommandLine;
 use super::subnet_env::SubnetEnv;
 
-/// The underlay: 192.168.33.0/24 as in the documentation's examples, and fd33::/64.
+/// The first octets of the underlay: 192.168.33.0/24 as in the documentation's examples, and fd33::/64.
 pub const UNDERLAY_V4: [u8; 3] = [192, 168, 33];
 /// The gateway's host part in both families.
 const GATEWAY: u8 = 1;
-/// etcd's host part: `http://192.168.33.10:2379` in every example. Host i follows at this plus i.
+/// The store's host part: `http://192.168.33.10:2379` in every example. Host i follows at this plus i.
 const STORE: u8 = 10;
 /// A control plane's port unless told otherwise.
 const SERVER_PORT: u16 = 7443;
@@ -26,13 +26,13 @@ const STORE_PORT: u16 = 2379;
 /// A lab's shape. The prefix keeps labs in one sandbox apart; it is empty for `agent lab`.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    /// Put before every namespace's name.
+    /// The prefix put before every namespace's name.
     pub prefix: String,
-    /// Number of hosts.
+    /// The number of hosts.
     pub hosts: u8,
     /// The families of the underlay's addresses.
     pub underlay: Families,
-    /// The first octets of its IPv4 addresses: [`UNDERLAY_V4`] unless a test is about those.
+    /// The first octets of the underlay's IPv4 addresses: [`UNDERLAY_V4`] unless a test is about those.
     pub underlay_v4: [u8; 3],
 }
 
@@ -50,19 +50,19 @@ pub struct Station {
 }
 
 impl Topology {
-    /// The namespace that holds the underlay bridge.
+    /// Returns the namespace that holds the underlay bridge.
     #[must_use]
     pub fn underlay_namespace(&self) -> String {
         format!("{}underlay", self.prefix)
     }
 
-    /// The namespace in which the store runs: an etcd or a control plane.
+    /// Returns the station in which the store runs: an etcd or a control plane.
     #[must_use]
     pub fn store(&self) -> Station {
         self.station("etcd", STORE)
     }
 
-    /// Where a control plane in that namespace listens.
+    /// Returns the address at which a control plane in that namespace listens.
     #[must_use]
     pub fn server_address(&self) -> SocketAddr {
         let store = self.store();
@@ -71,19 +71,19 @@ impl Topology {
         SocketAddr::new(address, SERVER_PORT)
     }
 
-    /// Host `number`, counted from 1.
+    /// Returns host `number`, counted from 1.
     #[must_use]
     pub fn host(&self, number: u8) -> Station {
         self.station(&format!("host{number}"), STORE.saturating_add(number))
     }
 
-    /// The namespace of host `number`'s container.
+    /// Returns the namespace of host `number`'s container.
     #[must_use]
     pub fn container(&self, number: u8) -> String {
         format!("{}c{number}", self.prefix)
     }
 
-    /// Every namespace of the lab.
+    /// Returns every namespace of the lab.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
         let mut all = vec![self.underlay_namespace(), self.store().namespace];
@@ -93,7 +93,7 @@ impl Topology {
         all
     }
 
-    /// What `agent join` is given.
+    /// Returns the endpoint that `agent join` is given.
     #[must_use]
     pub fn endpoint(&self) -> String {
         let store = self.store();
@@ -103,7 +103,7 @@ impl Topology {
         }
     }
 
-    /// The underlay bridge in a namespace of its own.
+    /// Returns the commands that make the underlay bridge, in a namespace of its own.
     #[must_use]
     pub fn underlay_commands(&self) -> Vec<CommandLine> {
         let namespace = self.underlay_namespace();
@@ -118,7 +118,7 @@ impl Topology {
         lines(&commands)
     }
 
-    /// A station: its namespace, a cable to the bridge, addresses, the default route.
+    /// Returns the commands that make a station: its namespace, a cable to the bridge, addresses, the default route.
     #[must_use]
     pub fn station_commands(&self, station: &Station) -> Vec<CommandLine> {
         let Station { namespace, port, .. } = station;
@@ -141,8 +141,8 @@ impl Topology {
         lines(&commands)
     }
 
-    /// A container: its namespace, a cable to its host's bridge, the second address of the host's subnet, the default
-    /// route through the first.
+    /// Returns the commands that make a container: its namespace, a cable to its host's bridge, the second address of
+    /// the host's subnet, the default route through the first.
     #[must_use]
     pub fn container_commands(&self, number: u8, bridge: &str, subnet: &SubnetEnv) -> Vec<CommandLine> {
         let (host, container) = (self.host(number).namespace, self.container(number));
@@ -196,7 +196,7 @@ impl Topology {
     }
 }
 
-/// The container's address: the one after its gateway.
+/// Returns the container's address: the one after its gateway.
 #[must_use]
 pub fn second(gateway: IpAddr) -> Option<IpAddr> {
     match gateway {
@@ -205,7 +205,8 @@ pub fn second(gateway: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// 11 becomes 0x11, so that the IPv6 address reads like the IPv4 one: fd33::11 beside 192.168.33.11.
+/// Reads decimal digits as hexadecimal ones: 11 becomes 0x11, so that the IPv6 address reads like the IPv4 one,
+/// fd33::11 beside 192.168.33.11.
 fn read_as_hex(decimal: u8) -> u16 {
     let (hundreds, tens, ones) = (decimal / 100, decimal / 10 % 10, decimal % 10);
     u16::from(hundreds) << 8 | u16::from(tens) << 4 | u16::from(ones)

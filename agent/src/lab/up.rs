@@ -1,4 +1,4 @@
-//! `agent lab up`: a lab that stays until `agent lab down`.
+//! The command `agent lab up`: starts a lab that stays until `agent lab down`.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,12 +14,12 @@ use super::supervisor::Supervisor;
 use super::{LabPlan, launch, sandbox, tools};
 use crate::report::{Exit, Failure, print};
 
-/// What the supervisor writes to its launcher once all pairs ping.
+/// The text that the supervisor writes to its launcher once all pairs ping.
 const READY: &[u8] = b"ready\n";
-/// How often the supervisor looks for processes that ended by themselves.
+/// The interval at which the supervisor looks for processes that ended by themselves.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts a lab in the background; returns when all pairs ping.
+/// Starts a lab in the background. Returns when all pairs ping.
 pub fn up(plan: LabPlan, path: &Path) -> Result<ExitCode, Failure> {
     let directory = LabDirectory::new(path);
     if sandbox::is_inside() {
@@ -102,7 +102,7 @@ async fn serve(lab: &mut Supervisor, directory: &LabDirectory) -> Result<(), Fai
 /// Tells the launcher that all is well, and lets go of it and of the terminal.
 fn detach(directory: &LabDirectory) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new(Exit::Internal, "cannot go to the background").caused_by(error);
-    // Not a group leader: number 1 of the namespace was started into the launcher's group.
+    // This process is no group leader: process 1 of the namespace was started into the launcher's group.
     setsid().map_err(|errno| failed(errno.into()))?;
     let log = File::create(directory.log("supervisor")).map_err(failed)?;
     let nothing = File::open("/dev/null").map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Hosts as namespaces, and whoever types the lines.
+//! The hosts as namespaces, and whoever types the lines.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::lab::sandbox::search_path;
 use crate::lab::topology::{Station, Topology, UNDERLAY_V4};
 use crate::report::{Exit, Failure, print};
 
-/// How long a line that waits for something is tried. What it waits for takes a second or two; in an emulated machine on a
-/// busy one, twenty times that.
+/// The time for which a line that waits for something is tried. What it waits for takes a second or two; in an emulated
+/// machine on a busy one, twenty times that.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long any line may take.
+/// The time that any line may take.
 const LINE_DEADLINE: Duration = Duration::from_secs(60);
-/// Between two attempts.
+/// The pause between two attempts.
 const POLL: Duration = Duration::from_millis(200);
-/// Hosts beside the master.
+/// The number of hosts beside the master.
 const HOSTS: u8 = 2;
-/// In the sandbox's private `/run`: each host's files, and the programs' logs.
+/// The directory in the sandbox's private `/run` for each host's files, and the programs' logs.
 const DIRECTORY: &str = "/run/cookbook";
 
 /// Fresh hosts, and what runs on them.
@@ -55,7 +55,7 @@ impl Kitchen {
         Ok(Self { background: Vec::new() })
     }
 
-    /// Types a line: shows it, runs it, shows what it prints.
+    /// Types a line: shows it, runs it, and shows what it prints.
     pub async fn type_line(&mut self, line: &Line) -> Result<(), Failure> {
         print(&format!("{line}\n"))?;
         if line.background {
@@ -86,7 +86,7 @@ impl Kitchen {
         CommandLine::words("ip -all netns delete").run().await?;
         std::fs::remove_dir_all(DIRECTORY).map_err(|error| failed("cannot remove the cookbook's directory", error))?;
         for entry in std::fs::read_dir("/run").map_err(|error| failed("cannot read /run", error))?.flatten() {
-            // What the recipes' lines made there.
+            // The recipes' lines made these entries.
             if entry.file_name().as_encoded_bytes().starts_with(b"cookbook-") {
                 std::fs::remove_dir_all(entry.path())
                     .map_err(|error| failed("cannot remove a recipe's files", error))?;
@@ -99,16 +99,16 @@ impl Kitchen {
         let log = Path::new(DIRECTORY).join(format!("{}-{}.log", line.place, self.background.len()));
         let file = std::fs::File::create(&log).map_err(|error| failed("cannot create a log", error))?;
         let copy = file.try_clone().map_err(|error| failed("cannot create a log", error))?;
-        // Not a shell that waits for the program: the program itself, which then can be ended.
+        // The shell does not wait for the program but becomes it, so that the program itself can be ended.
         let script = format!("exec {}", line.command);
-        // With a view of /sys and a mount namespace of that host's own, as `ip netns exec` gives.
+        // The program gets a view of /sys and a mount namespace of that host's own, as `ip netns exec` gives.
         let mut command = on(&line.place, &["ip", "netns", "exec", &line.place, "sh", "-c", &script]);
         let child = command.stdout(file).stderr(copy).spawn().map_err(|error| failed("cannot start a shell", error))?;
         self.background.push((line.clone(), child, log));
         Ok(())
     }
 
-    /// The ends of the logs of what runs.
+    /// Returns the ends of the logs of what runs.
     fn logs(&self) -> String {
         let tail = |log: &Path| {
             let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -122,7 +122,8 @@ impl Kitchen {
 
 async fn run(line: &Line) -> Result<(bool, String), Failure> {
     let (script, namespace) = (format!("{{ {}\n}} 2>&1", line.command), format!("--net=/run/netns/{}", line.place));
-    // In the network namespace alone: in a mount namespace of its own `ip netns add` would name a container for nobody else.
+    // Only the network namespace is entered: `ip netns add` in a mount namespace of its own would name a container for
+    // nobody else.
     let mut command = on(&line.place, &["nsenter", &namespace, "sh", "-c", &script]);
     let output = tokio::time::timeout(LINE_DEADLINE, command.output())
         .await
@@ -131,7 +132,7 @@ async fn run(line: &Line) -> Result<(bool, String), Failure> {
     Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
-/// A command with the agent's directories of that host.
+/// Returns a command with the agent's directories of that host.
 fn on(place: &str, argv: &[&str]) -> Command {
     let host = Path::new(DIRECTORY).join(place);
     let mut path = std::ffi::OsString::from(format!("{DIRECTORY}/bin:"));

@@ -1,4 +1,5 @@
-//! A recipe in a virtual machine: this program goes there and runs it as it would here, with Debian's kernel.
+//! The run of a recipe in a virtual machine: this program goes there and runs it as it would here, with Debian's
+//! kernel.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,16 +9,16 @@ use crate::lab::vm::{Boot, Image, Machine, MachinePlan, payload};
 use crate::lab::{launch, sandbox};
 use crate::report::{Exit, Failure, note, print};
 
-/// A recipe takes seconds; emulated, on a busy machine, a few minutes.
+/// The time that a recipe may take. It takes seconds; emulated, on a busy machine, a few minutes.
 const DEADLINE: Duration = Duration::from_secs(600);
-/// MiB: a recipe has two agents and an etcd.
+/// The machine's memory in MiB: a recipe has two agents and an etcd.
 const MEMORY_MIB: u32 = 512;
-/// In the sandbox's private `/run`.
+/// The directory of the machine, in the sandbox's private `/run`.
 const DIRECTORY: &str = "/run/vm";
-/// Names the image's place inside the sandbox, which drops what was meant for agents.
+/// The variable that names the image's place inside the sandbox, which drops variables meant for agents.
 const IMAGE: &str = "FLATNET_VM_DIR";
 
-/// Boots a machine and runs the recipe `name` there; its exit code.
+/// Boots a machine and runs the recipe `name` there. Returns its exit code.
 pub fn run(name: &str) -> Result<ExitCode, Failure> {
     if sandbox::is_inside() {
         let name = name.to_owned();

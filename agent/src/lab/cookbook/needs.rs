@@ -1,10 +1,10 @@
-//! What a way needs that a machine may lack, by the name it has on the page.
+//! The needs of a way that a machine may not meet, by the name that they have on the page.
 
 use crate::lab::LabBackend;
 use crate::lab::command_line::CommandLine;
 use crate::lab::tools;
 
-/// What is missing, as a reason; `None` if nothing is.
+/// Returns what is missing, as a reason; `None` if nothing is.
 pub async fn missing(need: Option<&str>) -> Option<String> {
     let need = need?;
     if let Some(backend) = need.strip_prefix("backend ") {
@@ -12,7 +12,7 @@ pub async fn missing(need: Option<&str>) -> Option<String> {
         return (!known).then(|| format!("this agent has no backend {backend}"));
     }
     if need == "ip_gre" {
-        // In the sandbox's own namespace, where nothing else is.
+        // The probe runs in the sandbox's own namespace, where nothing else is.
         let add = "ip tunnel add probe mode gre local 127.0.0.1 remote 127.0.0.2";
         let made = CommandLine::words(add).run().await.is_ok();
         // Without the device there is nothing to remove.

@@ -2,49 +2,49 @@
 
 use std::fmt;
 
-/// The page, as people read it.
+/// The text of the page, as people read it.
 const PAGE: &str = include_str!("../../../../docs/cookbook.md");
-/// Marks a line that is tried until it succeeds: what it waits for is under way, or it is the check.
+/// The mark of a line that is tried until it succeeds: what it waits for is under way, or it is the check.
 const PATIENT: &str = "   # until it works";
 
 /// A recipe: a section of the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
-    /// What it is called on the command line.
+    /// The name on the command line.
     pub name: String,
-    /// What it is.
+    /// The heading.
     pub title: String,
-    /// What it sets up.
+    /// The text on what the recipe sets up.
     pub introduction: String,
-    /// A drawing of it.
+    /// A drawing of the set-up.
     pub diagram: String,
-    /// Its parts: by hand, what that leaves to be desired, with agent.
+    /// The parts: by hand, what that leaves to be desired, with agent.
     pub ways: Vec<Way>,
 }
 
 /// A part of a recipe. Without lines it is text alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Way {
-    /// Its heading, without what it needs.
+    /// The heading, without what the part needs.
     pub title: String,
-    /// What it needs of the machine, if something that may be missing.
+    /// The need of the part that a machine may not meet, if it has one.
     pub needs: Option<String>,
-    /// What is said before it.
+    /// The text before the lines.
     pub text: String,
-    /// What is typed.
+    /// The lines that are typed.
     pub lines: Vec<Line>,
 }
 
 /// A line with a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Where it is typed: `host1`, `c1`.
+    /// The place where it is typed: `host1`, `c1`.
     pub place: String,
-    /// A command for a shell.
+    /// The command for a shell.
     pub command: String,
-    /// Whether it goes on in the background.
+    /// True if the command goes on in the background.
     pub background: bool,
-    /// Whether it is tried until it succeeds.
+    /// True if the command is tried until it succeeds.
     pub patient: bool,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// All recipes, in the page's order.
+/// Returns all recipes, in the page's order.
 #[must_use]
 pub fn recipes() -> Vec<Recipe> {
     parse(PAGE)
@@ -86,14 +86,14 @@ fn way(part: &str) -> Way {
 }
 
 fn line(text: &str) -> Option<Line> {
-    // Without a place it is a remark.
+    // A line without a place is a remark.
     let (place, command) = text.split_once("# ").filter(|(place, _)| !place.is_empty())?;
     let (command, patient) = command.strip_suffix(PATIENT).map_or((command, false), |command| (command, true));
     let (command, background) = command.strip_suffix(" &").map_or((command, false), |command| (command, true));
     Some(Line { place: place.to_owned(), command: command.to_owned(), background, patient })
 }
 
-/// The text before the first fenced block of `kind`, and the block.
+/// Returns the text before the first fenced block of `kind`, and the block.
 fn split_block(body: &str, kind: &str) -> (String, String) {
     let (text, rest) = body.split_once(&format!("```{kind}\n")).unwrap_or((body, ""));
     let block = rest.split("```").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Talks to the program in the machine, over a serial port that is a socket here. The other end, and the format on the
+//! The line to the program in the machine: a serial port that is a socket here. The other end, and the format on the
 //! line, are in `tests/guest`.
 
 use std::io::{Read, Write};
@@ -8,25 +8,26 @@ use std::time::{Duration, Instant};
 
 use crate::report::{Exit, Failure};
 
-/// Asks for a script to be run.
+/// The request to run a script.
 const RUN: u32 = 1;
-/// Asks for a file to be written.
+/// The request to write a file.
 const WRITE: u32 = 2;
-/// On top of what a script may take: the machine counts that by its own, slower clock, and starts a shell first.
+/// The time added to what a script may take: the machine counts that by its own, slower clock, and starts a shell
+/// first.
 const SLACK: Duration = Duration::from_secs(30);
-/// QEMU makes its sockets before it runs the machine.
+/// The time to connect. QEMU makes its sockets before it runs the machine.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
-/// Between two attempts to connect.
+/// The pause between two attempts to connect.
 const POLL: Duration = Duration::from_millis(5);
-/// Longer output than this is a program gone wild.
+/// The longest output in bytes: longer output is a program gone wild.
 const MAX_OUTPUT_BYTES: u32 = 64 << 20;
 
-/// What a script printed, and how it ended.
+/// The result of a script: what it printed, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
-    /// Exit code; 128 plus the number if a signal ended it; 124 if it took too long.
+    /// The exit code; 128 plus the number if a signal ended the script; 124 if it took too long.
     pub rc: u32,
-    /// Standard output and standard error as they came.
+    /// The standard output and standard error as they came.
     pub output: String,
 }
 
@@ -48,7 +49,7 @@ impl Guest {
         self.request(RUN, &[&seconds.to_le_bytes(), script.as_bytes()], timeout.saturating_add(SLACK))
     }
 
-    /// Writes a file there, with its directories; the content, or why not.
+    /// Writes a file there, with its directories. An error says why not.
     pub fn put(&mut self, path: &str, mode: u32, content: &[u8], timeout: Duration) -> Result<(), Failure> {
         let (mode, length) = (mode.to_le_bytes(), size(path.as_bytes())?.to_le_bytes());
         let parts = [mode.as_slice(), &length, path.as_bytes(), content];
@@ -98,7 +99,7 @@ pub fn connect(socket: &Path) -> Result<UnixStream, Failure> {
     }
 }
 
-/// Lets time pass.
+/// Sleeps for `time`.
 #[expect(clippy::disallowed_methods, reason = "machines are driven by plain threads, not from a runtime")]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);

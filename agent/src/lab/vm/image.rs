@@ -1,4 +1,4 @@
-//! What machines boot from.
+//! The image that machines boot from.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +6,11 @@ use crate::report::{Exit, Failure};
 
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const QEMU: &str = "qemu-system-x86_64";
-/// Makes the second disk, from Debian's `squashfs-tools`.
+/// The program that makes the second disk, from Debian's `squashfs-tools`.
 pub const MKSQUASHFS: &str = "mksquashfs";
-/// Where `make vm-image` puts it, seen from the project's directory.
+/// The directory into which `make vm-image` puts the image, seen from the project's directory.
 const DEFAULT_DIRECTORY: &str = "target/vm";
-/// Names another place.
+/// The variable that names another directory.
 const DIRECTORY: &str = "FLATNET_VM_DIR";
 
 /// A kernel, an initial RAM disk and a root file system, made by `make vm-image`.
@@ -20,7 +20,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image in `FLATNET_VM_DIR`, or in `target/vm` here or in a directory above; exit 4 if it or the emulator is missing.
+    /// Finds the image in `FLATNET_VM_DIR`, or in `target/vm` here or in a directory above. The exit code is 4 if the
+    /// image or the emulator is missing.
     pub fn find() -> Result<Self, Failure> {
         for (program, package) in [(QEMU, "qemu-system-x86"), (MKSQUASHFS, "squashfs-tools")] {
             if crate::lab::tools::find(program).is_none() {
@@ -44,25 +45,25 @@ impl Image {
         }
     }
 
-    /// Debian's kernel.
+    /// Returns the path of Debian's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.file("vmlinuz")
     }
 
-    /// The initial RAM disk: modules, and [`Image::guest`] as its `init`.
+    /// Returns the path of the initial RAM disk: modules, and [`Image::guest`] as its `init`.
     #[must_use]
     pub fn initrd(&self) -> PathBuf {
         self.file("initrd")
     }
 
-    /// A Debian, as a squashfs.
+    /// Returns the path of a Debian, as a squashfs.
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.file("root.squashfs")
     }
 
-    /// The program that answers in the machine.
+    /// Returns the path of the program that answers in the machine.
     #[must_use]
     pub fn guest(&self) -> PathBuf {
         self.file("guest")

@@ -13,23 +13,25 @@ use super::image::{Image, QEMU};
 use super::monitor::Monitor;
 use crate::report::{Exit, Failure};
 
-/// A machine alone boots in 6 s, with systemd in 20 s; this is for six of them on two busy cores.
+/// The time that a machine has to boot. One alone boots in 6 s, with systemd in 20 s; this is for six of them on two
+/// busy cores.
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
-/// An orderly end takes seconds with systemd; a service that does not end is killed by it after 90 s.
+/// The time that an orderly end may take. With systemd it takes seconds; a service that does not end is killed by
+/// systemd after 90 s.
 const END_DEADLINE: Duration = Duration::from_secs(150);
-/// Between two looks at the process.
+/// The pause between two looks at the process.
 const POLL: Duration = Duration::from_millis(10);
-/// How much of a console is quoted in an error.
+/// The number of lines of a console that are quoted in an error.
 const QUOTED_LINES: usize = 25;
-/// The cache of translated code, MiB. Without a limit it grows to half a gigabyte a machine.
+/// The size in MiB of the cache of translated code. Without a limit it grows to half a gigabyte per machine.
 const TRANSLATION_CACHE_MIB: u32 = 128;
 
-/// What process 1 is.
+/// The program that is process 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// The program that answers, and nothing else: boots in seconds.
+    /// The program that answers, and nothing else: it boots in seconds.
     Plain,
-    /// systemd, as on a server.
+    /// The program systemd, as on a server.
     Systemd,
 }
 
@@ -42,24 +44,24 @@ pub struct Card {
     pub mac: String,
 }
 
-/// How a machine is made.
+/// The plan by which a machine is made.
 #[derive(Clone, Debug)]
 pub struct MachinePlan {
-    /// Part of its files' names.
+    /// A part of the names of the machine's files.
     pub name: String,
-    /// For its sockets and console. Sockets have short names: at most 107 bytes with the file name.
+    /// The directory for its sockets and console. Sockets have short names: at most 107 bytes with the file name.
     pub directory: PathBuf,
-    /// What it boots from.
+    /// The image it boots from.
     pub image: Image,
     /// The disk made by [`super::payload`].
     pub payload: PathBuf,
-    /// What process 1 is.
+    /// The program that is process 1.
     pub boot: Boot,
-    /// An ext4 file system for what is changed; without one changes are kept in the machine's memory.
+    /// An ext4 file system for what is changed; without one, changes are kept in the machine's memory.
     pub changes: Option<PathBuf>,
-    /// MiB.
+    /// The memory in MiB.
     pub memory_mib: u32,
-    /// Its network card.
+    /// The network card of the machine.
     pub card: Option<Card>,
     /// A saved machine to go on from, instead of booting. It must have been made with the same devices.
     pub saved: Option<PathBuf>,
@@ -80,7 +82,8 @@ impl MachinePlan {
             Boot::Systemd => "systemd",
         };
         let changes = if self.changes.is_some() { " lab.changes=disk" } else { "" };
-        // nokaslr, mitigations=off, apparmor=0: nobody attacks it, and emulation pays for each. tsc=reliable: no calibration.
+        // `nokaslr`, `mitigations=off`, `apparmor=0`: nobody attacks the machine, and emulation pays for each.
+        // `tsc=reliable`: no calibration.
         let line = format!(
             "console=ttyS0 quiet panic=-1 apparmor=0 mitigations=off nokaslr tsc=reliable no_timer_check net.ifnames=0 \
              systemd.show_status=0 lab.boot={boot}{changes}"
@@ -120,7 +123,7 @@ impl MachinePlan {
     }
 }
 
-/// A running machine. Killed when dropped.
+/// A running machine. It is killed when dropped.
 #[derive(Debug)]
 pub struct Machine {
     plan: MachinePlan,
@@ -129,13 +132,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it, without waiting for its boot: a script that is sent waits for that.
+    /// Starts the machine, without waiting for its boot: a script that is sent waits for that.
     pub fn start(plan: MachinePlan) -> Result<Self, Failure> {
         let failed =
             |error: std::io::Error| Failure::new(Exit::Internal, format!("cannot start {QEMU}")).caused_by(error);
         fs::create_dir_all(&plan.directory).map_err(failed)?;
         for kind in ["guest", "monitor"] {
-            // Left by this machine before it was switched off.
+            // The socket was left by this machine before it was switched off.
             let _ = fs::remove_file(plan.socket(kind));
         }
         let console = File::options().create(true).append(true).open(plan.console()).map_err(failed)?;
@@ -157,12 +160,13 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Waits until it answers.
+    /// Waits until the machine answers.
     pub fn wait_booted(&mut self) -> Result<(), Failure> {
         self.sh("true", BOOT_DEADLINE).map(drop)
     }
 
-    /// Runs a script in it with bash, at most `timeout` (whole seconds); also while it boots.
+    /// Runs a script in the machine with bash, for at most `timeout` (whole seconds). It may be called while the
+    /// machine boots.
     pub fn sh(&mut self, script: &str, timeout: Duration) -> Result<Ran, Failure> {
         let ran = self.guest.sh(script, timeout);
         ran.map_err(|failure| {
@@ -170,12 +174,12 @@ impl Machine {
         })
     }
 
-    /// Writes a file in it.
+    /// Writes a file in the machine.
     pub fn put(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<(), Failure> {
         self.guest.put(path, mode, content, BOOT_DEADLINE)
     }
 
-    /// Stops it for good and writes its memory to `file`, for machines to go on from.
+    /// Stops the machine for good and writes its memory to `file`, for machines to go on from.
     pub fn save(self, file: &Path) -> Result<(), Failure> {
         self.monitor()?.save(file)
     }
@@ -193,13 +197,13 @@ impl Machine {
         self.start_again()
     }
 
-    /// Pulls the plug, and starts it again: what was not written to its disk is gone.
+    /// Pulls the plug and starts the machine again: what was not written to its disk is gone.
     pub fn power_cycle(&mut self) -> Result<(), Failure> {
         end(&mut self.child);
         self.start_again()
     }
 
-    /// Stops or continues the whole machine, its clock too: a host that hangs.
+    /// Stops or continues the whole machine, its clock too, as a host that hangs.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         let pid = i32::try_from(self.child.id());
         let pid = pid.map_err(|error| Failure::new(Exit::Internal, "a pid").caused_by(error))?;
@@ -207,7 +211,7 @@ impl Machine {
             .map_err(|errno| Failure::new(Exit::Internal, format!("cannot signal {}", self.plan.name)).caused_by(errno))
     }
 
-    /// The monitor; one at a time.
+    /// Connects to the monitor, which takes one connection at a time.
     pub fn monitor(&self) -> Result<Monitor, Failure> {
         Monitor::connect(&self.plan.socket("monitor"))
     }
@@ -225,7 +229,7 @@ impl Drop for Machine {
 }
 
 fn end(child: &mut Child) {
-    // Ended by itself: then there is nothing to do.
+    // An error means that it has ended by itself: then there is nothing to do.
     let _ = child.kill();
     let _ = child.wait();
 }

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use super::guest::{connect, pause};
 use crate::report::{Exit, Failure};
 
-/// Commands answer at once; a loaded machine may be slow to read them.
+/// The time that a command has to answer. It answers at once; a loaded machine may be slow to read it.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
-/// Writing or reading a machine's memory takes a second or two.
+/// The time that writing or reading a machine's memory may take. It takes a second or two.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(120);
-/// Between two looks at a migration.
+/// The pause between two looks at a migration.
 const POLL: Duration = Duration::from_millis(20);
 
 /// The monitor of one machine.
@@ -24,7 +24,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Connects and greets.
+    /// Connects to the monitor and greets it.
     pub fn connect(socket: &Path) -> Result<Self, Failure> {
         let stream = connect(socket)?;
         stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(lost)?;

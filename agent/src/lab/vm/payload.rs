@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use super::image::{Image, MKSQUASHFS};
 use crate::report::{Exit, Failure};
 
-/// Writes a squashfs with `files` (name there, file here) to `disk`; machines see it as `/lab`, which is first on their `PATH`.
+/// Writes a squashfs with `files` (name there, file here) to `disk`. Machines see it as `/lab`, which is first on their
+/// `PATH`.
 pub fn payload(image: &Image, files: &[(&str, &Path)], disk: &Path) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::new(Exit::Internal, format!("cannot make {}", disk.display())).caused_by(error)
@@ -16,7 +17,7 @@ pub fn payload(image: &Image, files: &[(&str, &Path)], disk: &Path) -> Result<()
     fs::create_dir_all(&directory).map_err(failed)?;
     let guest = image.guest();
     for (name, file) in files.iter().copied().chain([("guest", guest.as_path())]) {
-        // Followed: the link leads to the file as it was when the disk was made.
+        // A link is followed: it leads to the file as it was when the disk was made.
         fs::copy(file, directory.join(name)).map_err(|error| {
             Failure::new(Exit::Internal, format!("cannot copy {}", file.display())).caused_by(error)
         })?;
