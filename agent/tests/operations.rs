@@ -1,4 +1,5 @@
-//! `docs/operations.md` names every problem code and every check of `agent doctor`, and none that is not there.
+//! Tests that `docs/operations.md` names every problem code and every check of `agent doctor`, and none that does not
+//! exist.
 #![expect(clippy::unwrap_used, reason = "this is test code: a failed assumption fails the test")]
 
 use std::collections::BTreeSet;
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use flatnet_core::problem::ProblemCode;
 
-/// What stands before a check's name in the sources; blanks and brackets may be between.
+/// The texts before a check's name in the sources; blanks and brackets may be between.
 const BEFORE_A_CHECK: [&str; 4] = ["Check::ok(", "Check::warning(", "Check::failure(", "const NAME: &str ="];
 
 fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
@@ -23,7 +24,7 @@ fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// The string literals right after any of `markers`.
+/// Finds the string literals right after any of `markers`.
 fn literals(text: &str, markers: &[&str], found: &mut BTreeSet<String>) {
     for marker in markers {
         for after in text.split(marker).skip(1) {
@@ -38,7 +39,7 @@ fn literals(text: &str, markers: &[&str], found: &mut BTreeSet<String>) {
     }
 }
 
-/// The first column of the table under the heading `heading`: what is between backquotes.
+/// Returns the first column of the table under the heading `heading`: the texts between backquotes.
 fn documented(heading: &str) -> BTreeSet<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
     let text = fs::read_to_string(file).unwrap();

@@ -1,5 +1,5 @@
-//! Somebody alters or deletes what is ours in a kernel. Every kind of object has its attacks here: the compiler asks for those of
-//! a new one, and the end of the run for those that never met an object.
+//! Attacks: somebody alters or deletes what is ours in a kernel. Every kind of object has its attacks here. The
+//! compiler asks for those of a new kind, and the end of the run for those that never met an object.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,31 +11,31 @@ use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::{Mac, Mtu};
 use ipnet::IpNet;
 
-/// What is done to an object.
+/// The way in which an object is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Attack {
-    /// It is deleted, with what the kernel takes along.
+    /// The object is deleted, with what the kernel takes along.
     Delete,
-    /// It is made another one, or another one is put beside it.
+    /// The object is made another one, or another one is put beside it.
     Alter,
 }
 
 impl Attack {
-    /// Both.
+    /// Both attacks.
     pub const ALL: [Self; 2] = [Self::Delete, Self::Alter];
 }
 
 /// The attacks that met an object, of all seeds of this process.
 static DONE: Mutex<BTreeSet<(ObjectKind, Attack)>> = Mutex::new(BTreeSet::new());
 
-/// The attacks of all kinds that met no object yet.
+/// Returns the attacks of all kinds that have met no object yet.
 pub fn missing() -> Vec<(ObjectKind, Attack)> {
     let done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     let all = ObjectKind::ALL.iter().flat_map(|kind| Attack::ALL.map(|attack| (*kind, attack)));
     all.filter(|attack| !done.contains(attack)).collect()
 }
 
-/// Does it to one object of `kind`, if there is any; `number` says which one.
+/// Carries the attack out on one object of `kind`, if there is any; `number` says which one.
 pub fn carry_out(kernel: &FakeKernel, kind: ObjectKind, attack: Attack, number: usize) {
     let before = kernel.state();
     match (kind, nth(before.links.keys(), number)) {
@@ -58,7 +58,7 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
             state.ruleset = None;
             state.peer_sources.clear();
         }
-        // As a dump shows a table of ours that somebody changed.
+        // A dump shows a table of ours that somebody changed like this.
         ObjectKind::Ruleset => {
             state.ruleset = state.ruleset.take().map(|_| Ruleset { body: Ruleset::DRIFTED.to_owned() });
         }
@@ -71,12 +71,12 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
                 state.peer_sources.insert(source);
             }
         }
-        // Deletion is above.
+        // The deletion of a device is in `carry_out`.
         ObjectKind::Link => {
             let Some(name) = nth(state.links.keys(), number) else { return };
             state.links.entry(name).and_modify(|link| link.mtu = Mtu::new(1300).unwrap());
         }
-        // The kernel has no way to delete one: all, or one of them.
+        // The kernel cannot delete a setting: all are reset, or one of them is changed.
         ObjectKind::Sysctl if deleted => state.sysctls.values_mut().for_each(|value| *value = "0".to_owned()),
         ObjectKind::Sysctl => {
             let len = state.sysctls.len().max(1);
@@ -111,7 +111,7 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
             if deleted {
                 state.wireguard_peers.remove(&key);
             } else {
-                // `wg set … allowed-ips 0.0.0.0/0`.
+                // This is `wg set … allowed-ips 0.0.0.0/0`.
                 let peer = state.wireguard_peers.entry(key);
                 peer.and_modify(|peer| peer.allowed = vec!["0.0.0.0/0".parse().unwrap()]);
             }

@@ -1,4 +1,4 @@
-//! A node's kernel: the one in memory, some milliseconds away, watched for what must never be done to it.
+//! A node's kernel: the one in memory, some milliseconds away. It is watched for what must never be done to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,14 +21,14 @@ pub struct ModelKernel {
     inner: FakeKernel,
     log: Arc<RunLog>,
     mutant: Mutant,
-    /// What the last dump called foreign.
+    /// The objects that the last dump called foreign.
     foreign: Mutex<Foreign>,
-    /// What the mutant has "deleted".
+    /// The objects that the mutant has "deleted".
     hidden: Mutex<BTreeSet<ObjectKey>>,
 }
 
 impl ModelKernel {
-    /// A way to `inner`.
+    /// Creates a way to `inner`.
     pub fn new(inner: FakeKernel, log: Arc<RunLog>, mutant: Mutant) -> Self {
         Self { inner, log, mutant, foreign: Mutex::default(), hidden: Mutex::default() }
     }
@@ -56,7 +56,7 @@ impl ModelKernel {
         }
     }
 
-    /// The mutant's way: deletions are forgotten, and what was deleted is not seen.
+    /// Applies operations as the mutant does: deletions are forgotten, and what was deleted is not seen.
     async fn apply_without_deletions(&self, ops: &[Op]) -> Vec<OpOutcome> {
         let mut outcomes = Vec::new();
         for op in ops {
@@ -104,8 +104,8 @@ impl Kernel for ModelKernel {
             let mut chance = self.log.chance.lock().unwrap();
             if chance.one_in(4) { chance.below(ops.len()) } else { 0 }
         };
-        // In two halves, since a crash may come between any two operations; what depends on a failed one must be skipped,
-        // so only as long as all went well.
+        // The operations are applied in two halves, since a crash may come between any two of them. What depends on a
+        // failed one must be skipped, so the second half follows only if all went well in the first.
         let (first, rest) = ops.split_at(cut);
         let mut outcomes = match self.mutant {
             Mutant::DesiredSideOnly => self.apply_without_deletions(ops).await,

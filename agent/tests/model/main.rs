@@ -1,8 +1,9 @@
 //! The whole agent logic as a model: nodes as hosts run them, over a store and kernels in memory and paused time, under
-//! random steps and faults that follow from a seed. What must never be is looked for all the time; when the faults stop,
+//! random steps and faults that follow from a seed. Forbidden states are looked for all the time; when the faults stop,
 //! everything must become exact.
 //!
-//! `FLATNET_SEEDS` says how many seeds are run (`FLATNET_SYSTEM_SEEDS`: of the whole system), `FLATNET_SEED` runs a single one.
+//! `FLATNET_SEEDS` says how many seeds are run (`FLATNET_SYSTEM_SEEDS`: of the whole system). `FLATNET_SEED` runs a
+//! single one.
 
 #![expect(
     clippy::unwrap_used,
@@ -29,30 +30,32 @@ use std::io::Write;
 use store::Mutant;
 use world::Way;
 
-/// Seeds run when nobody says how many: about a minute and a half on two cores.
+/// The number of seeds run when nobody says how many: about a minute and a half on two cores.
 const SEEDS: u64 = 2_000;
 
-/// Seeds that once failed: each was a bug, found by the seeds of its line.
+/// The seeds that once failed. Each was a bug, found by the seeds of its line.
 const REGRESSIONS: &[u64] = &[
     12, //
-    // A store put back to where nothing was missing: the lease keeper did not hear of it, and its peers kept an old address.
+    // A store was put back to where nothing was missing: the lease keeper did not hear of it, and its peers kept an old
+    // address.
     1408, 1619, // A restarted agent let its lease run out while the network had no configuration.
     779, 1340, // A backup's lease that shared one half with ours renumbered the other half.
     491,
-    // What the last attempt met was said for ever, though nobody had the subnet any more, or there was no network.
+    // The problem of the last attempt was reported for ever, though nobody had the subnet any more, or there was no
+    // network.
     598, 1369, //
     // A host published a backend whose device it did not have: a foreign one had its name.
     1752,
 ];
 
-/// Seeds of the whole system run when nobody says how many.
+/// The number of seeds of the whole system run when nobody says how many.
 const SYSTEM_SEEDS: u64 = 1_000;
 
-/// Seeds of it that once failed.
+/// The seeds of the whole system that once failed.
 const SYSTEM_REGRESSIONS: &[u64] = &[
     26, // A node was given a subnet outside the network it knew: it had not read yet that the network had been changed.
-    // A watch went on in another history that had reached the same revision: something was deleted or put there, or the lease
-    // or the configuration of that revision was another one.
+    // A watch went on in another history that had reached the same revision: something was deleted or put there, or the
+    // lease or the configuration of that revision was another one.
     2582, 4087, 7046, 9968, //
     6274, // A store put back to before a node's last write, which the node had not read either.
     4693, // A network that got a second family renumbered a node whose lease was lost.
@@ -61,7 +64,7 @@ const SYSTEM_REGRESSIONS: &[u64] = &[
     9014, // What a refused claim would have said of how a host is reached was taken for said.
 ];
 
-/// How often a single seed is run: tokio's own order of wakes does not follow from it.
+/// The number of times a single seed is run: tokio's own order of wakes does not follow from the seed.
 const REPEATS: u32 = 20;
 
 fn number(variable: &str) -> Option<u64> {
@@ -86,13 +89,13 @@ fn report(failed: &run::Failed) -> ! {
 #[test]
 fn whatever_happens_nothing_forbidden_does_and_when_it_stops_everything_is_exact() {
     run_seeds("model", Way::Direct, REGRESSIONS, SEEDS);
-    // Of fewer some may have met nothing by chance.
+    // With fewer seeds some attacks may have met nothing by chance.
     if number("FLATNET_SEED").is_none() && number("FLATNET_SEEDS").is_none_or(|seeds| seeds >= SEEDS) {
         assert_eq!(attack::missing(), [], "nobody attacked objects of these kinds, or there were none");
     }
 }
 
-/// The same with one to three servers between the nodes and the store, and a network between all of them.
+/// Tests the same with one to three servers between the nodes and the store, and a network between all of them.
 #[test]
 fn with_servers_between_too() {
     run_seeds("system", Way::Servers, SYSTEM_REGRESSIONS, SYSTEM_SEEDS);
@@ -114,14 +117,14 @@ fn run_seeds(kind: &str, way: Way, regressions: &[u64], seeds: u64) {
     match run::many(first, count, way, Mutant::None) {
         Ok((passed, took)) => {
             assert_eq!(passed, count);
-            // Also where the test runner keeps what passing tests say.
+            // This is printed even where the test runner keeps back what passing tests say.
             let _ = writeln!(std::io::stderr(), "figure: {kind}: {count} seeds in {:.0} s", took.as_secs_f64());
         }
         Err(failed) => report(&failed),
     }
 }
 
-/// Every failure of many seeds by its kind, for working on the model.
+/// Prints every failure of many seeds by its kind, for working on the model.
 #[test]
 #[ignore = "prints a survey; fails nothing"]
 fn survey() {
@@ -143,9 +146,9 @@ fn survey() {
     }
 }
 
-/// The same behind servers.
+/// The number of seeds behind servers within which a mutant must be caught.
 const SYSTEM_MUTANT_SEEDS: u64 = 1_000;
-/// Seeds within which a mutant must be caught.
+/// The number of seeds within which a mutant must be caught.
 const MUTANT_SEEDS: u64 = 100;
 
 #[test]

@@ -15,14 +15,14 @@ use tokio::sync::watch;
 
 use crate::chance::Chance;
 
-/// Bytes under way on a connection: a TCP window.
+/// The most bytes under way on a connection: a TCP window.
 const WINDOW: usize = 64 * 1024;
-/// When whoever connects gives up, as the real client does.
+/// The time after which whoever connects gives up, as the real client does.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long each piece takes to a host that is slow to read.
+/// The time that each piece takes to a host that is slow to read.
 const SLOW: Duration = Duration::from_millis(900);
 
-/// The network; clones are the same.
+/// The network. All clones share it.
 #[derive(Clone)]
 pub struct Net(Arc<Mutex<Inner>>);
 
@@ -33,21 +33,21 @@ struct Inner {
 }
 
 struct Host {
-    /// To each replica.
+    /// The links to each replica.
     links: Vec<watch::Sender<Link>>,
-    /// Where it is reached; connections from an address before carry nothing.
+    /// The address at which the host is reached; connections from an earlier address carry nothing.
     address: watch::Sender<IpAddr>,
     slow: bool,
 }
 
 struct Running {
     replica: Replica,
-    /// Closed with the replica: its connections end.
+    /// The sender that goes with the replica: the replica's connections then end.
     life: watch::Sender<()>,
 }
 
 impl Net {
-    /// Between as many `hosts` and `replicas`; nobody is up yet.
+    /// Creates the network between as many `hosts` and `replicas`; nobody is up yet.
     pub fn new(hosts: usize, replicas: usize, chance: Chance) -> Self {
         let host = |_| Host {
             links: (0..replicas).map(|_| watch::Sender::new(Link::Up)).collect(),
@@ -58,48 +58,48 @@ impl Net {
         Self(Arc::new(Mutex::new(Inner { hosts, replicas: (0..replicas).map(|_| None).collect(), chance })))
     }
 
-    /// A replica comes, or crashes.
+    /// Lets a replica come, or crash.
     pub fn set_replica(&self, index: usize, replica: Option<Replica>) {
         let running = replica.map(|replica| Arc::new(Running { replica, life: watch::Sender::new(()) }));
         let before = std::mem::replace(&mut self.0.lock().unwrap().replicas[index], running);
         drop(before);
     }
 
-    /// Whether a replica runs.
+    /// Returns true if the replica runs.
     pub fn is_up(&self, index: usize) -> bool {
         self.0.lock().unwrap().replicas[index].is_some()
     }
 
-    /// The way between a host and a replica.
+    /// Sets the link between a host and a replica.
     pub fn set_link(&self, host: usize, replica: usize, link: Link) {
         self.0.lock().unwrap().hosts[host].links[replica].send_replace(link);
     }
 
-    /// The ways between a host and every replica.
+    /// Sets the links between a host and every replica.
     pub fn set_host(&self, host: usize, link: Link) {
         for sender in &self.0.lock().unwrap().hosts[host].links {
             sender.send_replace(link);
         }
     }
 
-    /// Where a host is from now on.
+    /// Sets the address of a host from now on.
     pub fn set_address(&self, host: usize, address: IpAddr) {
         self.0.lock().unwrap().hosts[host].address.send_replace(address);
     }
 
-    /// Whether a host is slow to read.
+    /// Makes a host slow to read, or fast again.
     pub fn set_slow(&self, host: usize, slow: bool) {
         self.0.lock().unwrap().hosts[host].slow = slow;
     }
 
-    /// A connection from a replica's own machine.
+    /// Opens a connection from a replica's own machine.
     pub fn local(&self, replica: usize) -> Option<DuplexStream> {
         let running = self.0.lock().unwrap().replicas[replica].clone()?;
         let (here, there) = duplex(WINDOW);
         running.replica.accept(there, Stranger::Local).then_some(here)
     }
 
-    /// How a host connects.
+    /// Returns what a host connects with.
     pub fn dialer(&self, host: usize) -> Arc<dyn Dial> {
         Arc::new(HostDial { net: self.clone(), host })
     }
@@ -137,7 +137,7 @@ impl Net {
                 return Err(Error::new(ErrorKind::TimedOut, "connecting took too long"));
             }
         }
-        // Not held while anything is waited for: it would keep a crashed server alive.
+        // The replica is not held while anything is waited for: that would keep a crashed server alive.
         let running = self.0.lock().unwrap().replicas[replica].clone().ok_or_else(refused)?;
         let ((here, near), (far, there)) = (duplex(WINDOW), duplex(WINDOW));
         let from = *address.borrow();
@@ -184,7 +184,7 @@ impl Wire {
             () = self.clone().carry(from_host, to_server, false) => {}
             () = self.carry(from_server, to_host, true) => {}
             _ = link.wait_for(|link| *link == Link::Down) => {}
-            // Nothing is ever sent: closed.
+            // Nothing is ever sent here: an end means that the sender is gone.
             _ = life.changed() => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What must be: computed from the store's content alone, by nobody's memory.
+//! The oracle: what must be, computed from the store's content alone, by nobody's memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ use crate::world::{Slot, World};
 
 type Content = BTreeMap<Vec<u8>, KeyValue>;
 
-/// One network as the store has it, read at once.
+/// Returns one network as the store has it, read at once.
 fn state(content: &Content, keys: &NetworkKeys) -> NetworkState {
     let mut state = NetworkState::default();
     for kv in content.values() {
@@ -33,36 +33,36 @@ fn state(content: &Content, keys: &NetworkKeys) -> NetworkState {
     state
 }
 
-/// The usable configuration in the store.
+/// Returns the usable configuration in the store.
 pub fn configuration(store: &MemoryStore, keys: &NetworkKeys) -> Option<NetworkConfig> {
     store.dump().get(keys.config().as_bytes()).and_then(|kv| decode_config(&kv.value).ok()).map(|(config, _)| config)
 }
 
-/// Every key of a lease.
+/// Returns the key of every lease.
 pub fn lease_keys(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
     state(&store.dump(), keys).leases.keys().map(|subnets| keys.lease(subnets)).collect()
 }
 
-/// Keys that name subnets and hold what cannot be read.
+/// Returns the keys that name subnets and hold what cannot be read.
 pub fn unreadable_leases(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
     let names = |key: &String| key.strip_prefix(&keys.subnets()).is_some_and(|name| name.parse::<SubnetKey>().is_ok());
     state(&store.dump(), keys).rejected.into_keys().filter(names).collect()
 }
 
-/// Keys of leases that no agent of ours holds.
+/// Returns the keys of leases that no agent of ours holds.
 pub fn strangers(store: &MemoryStore, keys: &NetworkKeys) -> Vec<String> {
     let state = state(&store.dump(), keys);
     state.leases.values().filter(|lease| lease.owner.is_none()).map(|lease| keys.lease(&lease.subnets)).collect()
 }
 
-/// The lease of `node` that was written after `revision`, if there is one.
+/// Returns the subnet of the lease of `node` that was written after `revision`, if there is one.
 pub fn written_since(store: &MemoryStore, keys: &NetworkKeys, node: NodeId, revision: Revision) -> Option<SubnetKey> {
     let state = state(&store.dump(), keys);
     let mut leases = state.leases.values();
     leases.find(|lease| lease.is_owned_by(node) && lease.mod_revision > revision).map(|lease| lease.subnets)
 }
 
-/// Whether `subnets` could have been leased under `config`.
+/// Returns true if `subnets` could have been leased under `config`.
 pub fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     IpFamily::BOTH.into_iter().all(|family| match (config.pool(family), subnets.of(family)) {
         (Some(pool), Some(net)) => pool.network().contains(&net) && pool.subnet_len() == net.prefix_len(),
@@ -70,7 +70,7 @@ pub fn fits(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     })
 }
 
-/// Two nodes with leases that overlap, if there are any.
+/// Returns a description of two nodes with leases that overlap, if there are any.
 pub fn two_owners(store: &MemoryStore, networks: &[NetworkKeys]) -> Option<String> {
     let content = store.dump();
     for keys in networks {
@@ -92,7 +92,7 @@ fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.contains(&b) || b.contains(&a)))
 }
 
-/// Whether everything is exact; if not, what is not.
+/// Checks that everything is exact. An error says what is not.
 pub async fn settled(world: &World) -> Result<(), String> {
     let content = world.store.dump();
     present(world, &content)?;
@@ -103,7 +103,7 @@ pub async fn settled(world: &World) -> Result<(), String> {
     let revoked = world.revoked();
     for slot in world.slots.iter().filter(|slot| slot.running.is_some()) {
         if revoked.contains(&world.owner(slot.index).node) {
-            // What it held is not there any more, which is looked at above; what it still does is its own.
+            // The lease it held no longer exists, which is looked at above; what it still does is its own.
             continue;
         }
         host(world, slot, &content).await.map_err(|why| format!("n{}: {why}", slot.index))?;
@@ -111,7 +111,7 @@ pub async fn settled(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// The nodes that run are present, and nobody else.
+/// Checks that the nodes that run are present, and nobody else.
 fn present(world: &World, content: &Content) -> Result<(), String> {
     let found: BTreeSet<Vec<u8>> = content.keys().filter(|key| key.starts_with(b"/flatnet/nodes/")).cloned().collect();
     let revoked = world.revoked();
@@ -121,9 +121,10 @@ fn present(world: &World, content: &Content) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{} nodes are present, {} run", found.len(), wanted.len())) }
 }
 
-/// A configuration that somebody removed stays away, and one that was lost with the store comes back, if a node that still
-/// runs could tell the two apart: it followed the store and had seen far more of it than there was afterwards, or it has
-/// found out otherwise. A store that has grown past what anybody saw looks exactly like one whose configuration was removed.
+/// Checks that a configuration that somebody removed stays away, and that one that was lost with the store comes back,
+/// if a node that still runs could tell the two apart. Such a node followed the store and had seen far more of it than
+/// there was afterwards, or it has found out otherwise. A store that has grown past what anybody saw looks exactly like
+/// one whose configuration was removed.
 fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
     let there = content.contains_key(keys.config().as_bytes());
     let removed = world.removed.contains(keys.network());
@@ -136,7 +137,7 @@ fn restored(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), 
     }
 }
 
-/// Each lease of ours is of a node that runs, one at most each.
+/// Checks that each lease of ours is of a node that runs, at most one each.
 fn owned_by_the_living(world: &World, content: &Content, keys: &NetworkKeys) -> Result<(), String> {
     let state = state(content, keys);
     let (mut seen, revoked) = (BTreeSet::new(), world.revoked());
@@ -160,7 +161,7 @@ fn owned_by_the_living(world: &World, content: &Content, keys: &NetworkKeys) -> 
     Ok(())
 }
 
-/// What one host must have and say.
+/// Checks what one host must have and say.
 async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), String> {
     let Some(running) = &slot.running else { return Ok(()) };
     let node = world.owner(slot.index).node;
@@ -170,7 +171,8 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     let mut may = BTreeSet::new();
     let mut held = Vec::new();
     let mut starting = false;
-    // Whether it is in the way depends on the networks' identifiers; that it is there is enough to be allowed to say so.
+    // A device that flanneld left is in the way or not, depending on the networks' identifiers. That it exists is
+    // enough for the node to be allowed to say so.
     let left_by_flanneld = slot.foreign.links.keys().any(|name| name.as_str().starts_with("flannel"));
     for (network, port) in world.networks.iter().zip(&source.ports) {
         let state = state(content, &network.keys);
@@ -191,7 +193,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
                     None => now.config.clone(),
                 };
                 let others = || state.leases.values().filter(|lease| !lease.is_owned_by(node));
-                // Nothing is given up by a node that has not published what comes after it. Whether it should have is
+                // A node that has not published the next backend gives nothing up. If it should have published it is
                 // looked at with its lease below.
                 let has_followed = |lease: &Lease| {
                     lease.backend == now.config.backend.kind() && lease.under(&now.config.backend).is_some()
@@ -272,7 +274,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         let Some((own, config, state, _)) = held else { continue };
         let name = network.keys.network();
         let made = wanted.networks.iter().find(|made| made.name == *name);
-        // A tunnel whose device is somebody else's takes no packets: peers must not be told of it.
+        // The tunnel of a device that is somebody else's takes no packets: peers must not be told of it.
         let is_there = |way: &&WayOutcome| {
             let devices = &way.devices;
             !devices.iter().any(|device| slot.foreign.links.contains_key(device) && !own_links.contains_key(device))
@@ -285,12 +287,13 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         if !state.leases.values().any(|lease| lease.is_owned_by(node)) {
             codes.insert("lease-unconfirmed".to_owned());
         } else if state.valid_config().is_none() {
-            // Nobody claims anything, and so may not have had it confirmed in this run.
+            // Nobody claims anything, and so the node may not have had its lease confirmed in this run.
             may.insert("lease-unconfirmed".to_owned());
         }
         let stored = configuration(&world.store, &network.keys);
         if world.servers.is_some() && stored.is_some_and(|stored| !fits(&stored, *own)) {
-            // What was lost outside of the network as it is now, a server gives to nobody again; the node says so.
+            // A server gives a subnet that was lost outside of the network as it is now to nobody again. The node says
+            // so.
             may.insert("subnet-outside".to_owned());
             if state.leases.values().all(|lease| !lease.is_owned_by(node)) {
                 may.insert("subnet-lost".to_owned());
@@ -300,7 +303,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         own_lease(node, *own, state, published.ok().as_ref(), &mut codes, &mut may)?;
     }
     let kernel = slot.kernel.state();
-    // Also while another network has no lease: those that have one are programmed.
+    // This holds while another network has no lease, too: those that have one are programmed.
     let blocked = in_the_way(slot, &wanted.state, &kernel);
     if blocked {
         codes.insert("foreign-object".to_owned());
@@ -311,14 +314,14 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     if left_by_flanneld {
         may.insert("flannel-device".to_owned());
         if starting && codes.remove("subnets-exhausted") {
-            // Which of the two it says depends on which network the device is in the way of.
+            // The problem that the node reports depends on the network that the device is in the way of.
             may.insert("subnets-exhausted".to_owned());
         }
     }
     said(&source.status(), &codes, &may, starting)
 }
 
-/// There is no lease for a reason.
+/// Checks that there is a reason for having no lease. Returns the code of its problem.
 fn without_lease(state: &NetworkState) -> Result<Option<String>, String> {
     let Some(config) = state.valid_config() else { return Ok(None) };
     let leased: Vec<IpNet> = state.leases.keys().flat_map(SubnetKey::iter).collect();
@@ -328,7 +331,8 @@ fn without_lease(state: &NetworkState) -> Result<Option<String>, String> {
     Ok(Some("subnets-exhausted".to_owned()))
 }
 
-/// The store has what the node holds, with what the node is reached by; or the node says that it has not.
+/// Checks that the store has what the node holds, with what the node is reached by, or that the node says that it has
+/// not.
 fn own_lease(
     node: NodeId,
     own: SubnetKey,
@@ -344,7 +348,7 @@ fn own_lease(
         }
         Some(_) => Ok(()),
         None if state.leases.keys().any(|other| overlap(other, &own)) => {
-            // Without a configuration nobody claims anything, and so may not find out.
+            // Without a configuration nobody claims anything, and so the node may not find out.
             let said = if state.valid_config().is_some() { codes } else { may };
             said.insert("subnet-lost".to_owned());
             Ok(())
@@ -362,7 +366,7 @@ fn in_the_way(slot: &Slot, wanted: &KernelState, kernel: &KernelState) -> bool {
         || foreign.routes.iter().any(|key| wanted.routes.contains_key(key) && !kernel.routes.contains_key(key))
 }
 
-/// The kernel holds what is wanted: all of it unless something foreign is in the way, and nothing else.
+/// Checks that the kernel holds what is wanted: all of it unless something foreign is in the way, and nothing else.
 fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(), String> {
     let all = |name: &str, missing: Vec<String>, extra: Vec<String>| {
         if !extra.is_empty() {
@@ -393,7 +397,7 @@ fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(),
     }
 }
 
-/// Status says what is wrong: all of `codes`, perhaps some of `may`, and nothing else.
+/// Checks that the status says what is wrong: all of `codes`, perhaps some of `may`, and nothing else.
 fn said(
     status: &flatnet_proto::agent::v1::Status,
     codes: &BTreeSet<String>,

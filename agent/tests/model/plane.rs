@@ -20,17 +20,17 @@ use tokio::task::JoinSet;
 use crate::store::ModelStore;
 use crate::trace::RunLog;
 
-/// The way of one run of a node.
+/// The way of one run of a node to its control plane.
 pub enum ModelPlane {
-    /// To the store.
+    /// The node speaks to the store.
     Direct(ModelStore),
-    /// To servers.
+    /// The node speaks to servers.
     Servers {
         /// The client.
         remote: Remote,
-        /// What it says.
+        /// The log of what the client says.
         log: Arc<RunLog>,
-        /// What renews its certificate as long as it runs.
+        /// The task that renews the client's certificate as long as the node runs.
         _certificate: JoinSet<()>,
     },
 }
@@ -119,7 +119,7 @@ impl ControlPlane for ModelPlane {
         position: Option<Position>,
     ) -> Result<impl Stream<Item = Result<News, StoreError>> + Send + Unpin + 'static, StoreError> {
         let stream: BoxStream<'static, _> = match self {
-            // Its store notes what is read.
+            // The model's store notes by itself what is read.
             Self::Direct(store) => store.feed(keys, position).await?.boxed(),
             Self::Servers { remote, log, .. } => {
                 let (log, all) = (Arc::clone(log), keys.all());

@@ -1,4 +1,4 @@
-//! Seeds, one after the other and on all processors.
+//! The run of seeds: one after the other, on all processors.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// The panic of a task of this thread, if there was one.
+/// Returns the panic of a task of this thread, if there was one.
 pub fn panicked() -> Option<String> {
     PANIC.with_borrow(Clone::clone)
 }
@@ -23,13 +23,13 @@ pub fn panicked() -> Option<String> {
 /// A seed that failed.
 #[derive(Clone, Debug)]
 pub struct Failed {
-    /// Which.
+    /// The seed.
     pub seed: u64,
-    /// Of which kind.
+    /// The kind of run.
     pub way: Way,
-    /// What was wrong.
+    /// The reason of the failure.
     pub why: String,
-    /// What happened last.
+    /// The trace of what happened last.
     pub trace: String,
 }
 
@@ -50,7 +50,7 @@ pub fn one(seed: u64, way: Way, mutant: Mutant) -> Result<(), Failed> {
     })
 }
 
-/// Runs `count` seeds from `first` on until one fails; how many passed, and how long they took.
+/// Runs `count` seeds from `first` on until one fails. Returns how many passed, and how long they took.
 pub fn many(first: u64, count: u64, way: Way, mutant: Mutant) -> Result<(u64, Duration), Box<Failed>> {
     let (passed, took, mut failed) = spread(first, count, way, mutant, Stop::AtFirst);
     failed.sort_by_key(|failed| failed.seed);
@@ -60,7 +60,7 @@ pub fn many(first: u64, count: u64, way: Way, mutant: Mutant) -> Result<(u64, Du
     }
 }
 
-/// Runs `count` seeds from `first` on; all that fail.
+/// Runs `count` seeds from `first` on. Returns all that fail.
 pub fn all(first: u64, count: u64, way: Way) -> Vec<Failed> {
     spread(first, count, way, Mutant::None, Stop::AtEnd).2
 }
@@ -71,7 +71,7 @@ enum Stop {
     AtEnd,
 }
 
-/// Runs seeds on all processors; nobody else's meanwhile, so that what they took says something.
+/// Runs seeds on all processors. No other seeds run meanwhile, so that the time taken says something.
 fn spread(first: u64, count: u64, way: Way, mutant: Mutant, stop: Stop) -> (u64, Duration, Vec<Failed>) {
     static ALL_PROCESSORS: Mutex<()> = Mutex::new(());
     let _mine = ALL_PROCESSORS.lock().unwrap_or_else(PoisonError::into_inner);

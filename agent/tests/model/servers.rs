@@ -29,19 +29,19 @@ use crate::store::ModelStore;
 use crate::trace::RunLog;
 use crate::world::World;
 
-/// How long an administrator waits for an answer.
+/// The time that an administrator waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Networks that administrators create at most, two at a time.
+/// The most networks that administrators create, two at a time.
 const MADE: u32 = 6;
 
-/// All of them.
+/// All servers of a run.
 pub struct Servers {
-    /// How hosts reach them.
+    /// The network through which hosts reach them.
     pub net: Net,
-    /// Each one's way to the store.
+    /// Each server's way to the store.
     pub clients: Vec<MemoryStore>,
     dir: PathBuf,
-    /// How long nodes' certificates are good.
+    /// The time that nodes' certificates are good.
     node_lifetime: Duration,
     ca_hash: String,
     starts: u64,
@@ -49,9 +49,9 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// None runs yet.
+    /// Creates the servers; none runs yet.
     pub fn new(hosts: usize, count: usize, store: &MemoryStore, dir: PathBuf, mut chance: Chance) -> Self {
-        /// Renewed after a minute: a host that is cut off or down for two may be too late.
+        /// A lifetime that is renewed after a minute: a host that is cut off or down for two may be too late.
         const SHORT: Duration = Duration::from_secs(180);
         let node_lifetime = if chance.one_in(3) { SHORT } else { NODE_LIFETIME };
         Self {
@@ -92,7 +92,7 @@ impl World {
         servers.net.set_replica(index, Some(replica));
     }
 
-    /// A node's way to them; with a token if it has no certificate.
+    /// Makes a node's way to the servers, with a token if the node has no certificate.
     pub async fn join_servers(&mut self, owner: &Owner, host: usize, log: Arc<RunLog>) -> ModelPlane {
         let state = self.dirs(host).0;
         self.slots[host].has_token = !has_certificate(&state);
@@ -126,7 +126,7 @@ impl World {
         ModelPlane::Servers { remote, log, _certificate: certificate }
     }
 
-    /// An administrator at a server.
+    /// Returns an administrator's client of a server.
     fn admin(&self, server: usize) -> AdminClient<Channel> {
         let net = self.servers.as_ref().unwrap().net.clone();
         let endpoint = Endpoint::from_static("http://controlplane");
@@ -136,7 +136,7 @@ impl World {
         })))
     }
 
-    /// The nodes that the store says are revoked.
+    /// Returns the nodes that the store says are revoked.
     pub fn revoked(&self) -> BTreeSet<NodeId> {
         self.slots
             .iter()
@@ -145,7 +145,7 @@ impl World {
             .collect()
     }
 
-    /// Something happens to the servers or to the network.
+    /// Lets something happen to the servers or to the network.
     pub async fn server_step(&mut self) {
         let count = self.servers.as_ref().unwrap().clients.len();
         let (server, host) = (self.chance.below(count), self.chance.below(self.slots.len()));
@@ -184,7 +184,8 @@ impl World {
         }
     }
 
-    /// Two administrators create a network each, at the same time, at two servers; now and then out of the same range.
+    /// Has two administrators create a network each, at the same time, at two servers, now and then out of the same
+    /// range.
     async fn make_networks(&mut self, server: usize) {
         let other = self.chance.below(self.servers.as_ref().unwrap().clients.len());
         let same = self.chance.one_in(2);
@@ -211,7 +212,7 @@ impl World {
         }
     }
 
-    /// An administrator ends a node's rights.
+    /// Has an administrator end a node's rights.
     async fn revoke(&mut self, server: usize, host: usize) {
         let id = self.owner(host).node.to_string();
         let mut admin = self.admin(server);
@@ -219,7 +220,7 @@ impl World {
         self.trace.say(format!("n{host} is revoked at server{server}: {:?}", said.map(|said| said.map(drop))));
     }
 
-    /// The servers run and are reached, and whoever holds a token that is over gets another one.
+    /// Makes the servers run and be reachable. Whoever holds a token that is over gets another one.
     pub async fn calm_servers(&mut self) {
         let Some(servers) = &self.servers else { return };
         let count = servers.clients.len();
@@ -232,7 +233,7 @@ impl World {
             servers.net.set_host(host, Link::Up);
             servers.net.set_slow(host, false);
         }
-        // One of several may stay away.
+        // One of several servers may stay away.
         let away = (count > 1 && self.chance.one_in(2)).then(|| self.chance.below(count));
         for server in 0..count {
             if away == Some(server) {
@@ -250,9 +251,9 @@ impl World {
     }
 }
 
-/// Whether a node has a certificate that is good until it can renew it.
+/// Returns true if a node has a certificate that is good until it can renew it.
 fn has_certificate(state: &Path) -> bool {
-    /// What it needs to reach a server again, one of which is away.
+    /// The time that it needs to reach a server again, one of which is away.
     const TO_RENEW: Duration = Duration::from_secs(30);
     let found = Credentials::read(state).unwrap();
     found.is_some_and(|found| !found.holder().is_over(time_of_day() + TO_RENEW))
@@ -265,7 +266,7 @@ fn is_revoked(store: &MemoryStore, node: NodeId) -> bool {
     record.is_some_and(|record| record["revoked"] == true)
 }
 
-/// Two networks that administrators created and that share a VNI or a range, if there are any.
+/// Returns two networks that administrators created and that share a VNI or a range, if there are any.
 pub fn two_networks(world: &World) -> Option<String> {
     let made = world.servers.as_ref()?.made;
     let configs: Vec<_> = (0..made)

@@ -1,4 +1,4 @@
-//! One seed: random steps, then quiet, then exactness.
+//! The run of one seed: random steps, then quiet, then exactness.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::attack::{self, Attack};
 use crate::oracle;
 use crate::world::{BACKENDS, Slot, World, config, strangers_address};
 
-/// Linux's numbers (asm-generic/errno-base.h, errno.h).
+/// The numbers that Linux gives these errors (asm-generic/errno-base.h, errno.h).
 const ERRNOS: [i32; 4] = [17, 105, 16, 19];
 const ACTIONS: [Action; 4] = [Action::Create, Action::Change, Action::Replace, Action::Delete];
 
@@ -118,10 +118,10 @@ async fn step(world: &mut World) {
     }
 }
 
-/// The store is about to go back to `revision`: a store with so few changes that it could grow past where it was in no time
-/// is away for as long as exchanging a cluster's data takes.
+/// Prepares for a store that is about to go back to `revision`. A store with so few changes that it could grow past
+/// where it was in no time is away for as long as exchanging a cluster's data takes.
 async fn go_back(world: &mut World, revision: Revision) {
-    /// More than all agents write when they come back.
+    /// A number of changes that is more than all agents write when they come back.
     const FEW: Revision = 30;
     const AWAY: Duration = Duration::from_secs(6);
     world.goes_back(revision);
@@ -169,7 +169,7 @@ fn faults(world: &mut World, index: usize) {
     clients[number].fault_next(faults);
 }
 
-/// The store is away, or back, for everybody.
+/// Takes the store away from everybody, or brings it back.
 fn everybody(world: &mut World) {
     let link = world.chance.pick(&[Link::Down, Link::Stalled, Link::Up, Link::Up]);
     world.trace.say(format!("all links {link:?}"));
@@ -185,7 +185,7 @@ fn compact(world: &mut World) {
     world.store.compact(now - back);
 }
 
-/// Somebody else writes into the store.
+/// Lets somebody else write into the store.
 fn foreign_write(world: &mut World) {
     let network = world.chance.pick(&world.networks);
     let keys = network.keys.clone();
@@ -256,7 +256,7 @@ fn strangers_lease(world: &mut World) -> Vec<u8> {
     )
 }
 
-/// The operator changes, breaks, removes or puts back a network's configuration.
+/// Lets the operator change, break, remove or put back a network's configuration.
 fn configure(world: &mut World) {
     let number = world.chance.below(world.networks.len());
     let network = world.networks[number].clone();
@@ -299,7 +299,7 @@ fn configure(world: &mut World) {
     }
 }
 
-/// Somebody changes what is ours in a kernel: an object of any kind.
+/// Lets somebody change what is ours in a kernel: an object of any kind.
 fn drift(world: &mut World, index: usize) {
     let kernel = world.slots[index].kernel.clone();
     let kind = world.chance.pick(ObjectKind::ALL);
@@ -338,7 +338,7 @@ fn kernel_fault(world: &mut World, index: usize) {
     }
 }
 
-/// Somebody else's objects, in our way or not; or they go again.
+/// Plants somebody else's objects, in our way or not, or removes them again.
 fn plant(world: &mut World, index: usize) {
     let which = world.chance.below(7);
     let networks = world.networks.clone();
@@ -377,7 +377,7 @@ fn plant(world: &mut World, index: usize) {
     });
 }
 
-/// A lease runs out before its time, as after a long pause of its agent.
+/// Lets a lease run out before its time, as after a long pause of its agent.
 fn expire(world: &mut World) {
     let leases: Vec<_> = world.store.dump().into_values().filter_map(|kv| kv.lease).collect();
     if !leases.is_empty() {
@@ -397,13 +397,14 @@ async fn renumber(world: &mut World, index: usize) {
         let before = held(slot);
         let failures = running.node.renumber().await;
         world.trace.say(format!("n{index} may renumber: {failures:?}"));
-        // Whatever could not be kept may now be another, perhaps already is; all else stays, which the end shows.
+        // A subnet that could not be kept may now be another, perhaps already is. Everything else stays, which the end
+        // shows.
         let after = held(slot);
         slot.held.retain(|name, _| after.contains_key(name) && after.get(name) == before.get(name));
     }
 }
 
-/// The faults stop, and operators put right what only they can.
+/// Stops the faults, and has operators put right what only they can.
 async fn calm(world: &mut World) -> Result<(), String> {
     world.trace.say("faults stop");
     world.calm_servers().await;
@@ -449,13 +450,13 @@ async fn calm(world: &mut World) -> Result<(), String> {
     world.look().await
 }
 
-/// Waits until everything is exact, and sees that it stays so.
+/// Waits until everything is exact, and checks that it stays so.
 async fn settle(world: &mut World) -> Result<(), String> {
-    /// Beyond the lease's time: the longest waits between tries (30 s for a lease and for a kernel) and the latest
+    /// The time beyond the lease's: the longest waits between tries (30 s for a lease and for a kernel) and the latest
     /// transaction (15 s), twice over.
     const SLACK: Duration = Duration::from_secs(150);
     const LOOK: Duration = Duration::from_secs(5);
-    /// Longer than the periodic look at the kernel.
+    /// A time longer than the interval of periodic looks at the kernel.
     const WINDOW: Duration = Duration::from_secs(65);
     const WINDOWS: u32 = 3;
     let mut left = world.ttl * 2 + SLACK;
@@ -469,8 +470,9 @@ async fn settle(world: &mut World) -> Result<(), String> {
             Err(_) => {}
         }
     };
-    // Nothing more to do, and nothing done. A node that waits for a subnet to become free tries every 30 s, so one may still
-    // get what the end of the faults has freed: what never rests does not in the third window either.
+    // There must be nothing more to do, and nothing done. A node that waits for a subnet to become free tries every 30
+    // s, so it may still get what the end of the faults has freed. A node that never rests does not rest in the third
+    // window either.
     for _ in 0..WINDOWS {
         if why.is_some() {
             break;

@@ -1,4 +1,4 @@
-//! A node's store: the one in memory, some milliseconds away, watched for what must never be in it.
+//! A node's store: the one in memory, some milliseconds away. It is watched for what must never be in it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use futures::Stream;
 use crate::oracle;
 use crate::trace::RunLog;
 
-/// What is broken on purpose, to show that it is noticed.
+/// A part that is broken on purpose, to show that this is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// Nothing.
+    /// Nothing is broken.
     None,
     /// Transactions happen whatever their conditions: an allocator that does not compare.
     NoCompare,
-    /// What is no longer wanted is never found: a differ that walks the desired side only.
+    /// Objects that are no longer wanted are never found: a differ that walks the desired side only.
     DesiredSideOnly,
 }
 
@@ -26,9 +26,9 @@ pub enum Mutant {
 pub struct ModelStore {
     /// The node's client.
     pub inner: MemoryStore,
-    /// Whose.
+    /// The log of the node's run.
     pub log: Arc<RunLog>,
-    /// What is broken.
+    /// The part that is broken.
     pub mutant: Mutant,
 }
 

@@ -1,4 +1,4 @@
-//! What happened in one seed, in virtual time, and what must not have.
+//! The trace of one seed: what happened, in virtual time, and what must not have.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 
-/// Lines of the trace that a failure prints: enough to see the steps that led there.
+/// The number of lines of the trace that a failure prints: enough to see the steps that led there.
 const SHOWN: usize = 70;
 
-/// The log of a seed; clones are the same.
+/// The log of a seed. All clones share it.
 #[derive(Clone)]
 pub struct Trace {
     began: Instant,
@@ -27,7 +27,7 @@ struct Inner {
 }
 
 impl Trace {
-    /// An empty one.
+    /// Creates an empty trace.
     pub fn new() -> Self {
         Self { began: Instant::now(), inner: Arc::default() }
     }
@@ -38,19 +38,19 @@ impl Trace {
         self.inner.lock().unwrap().lines.push(format!("{:>9.3} {}", at.as_secs_f64(), line.as_ref()));
     }
 
-    /// Something happened that must never happen; the first one counts.
+    /// Records that something happened that must never happen; the first one counts.
     pub fn violation(&self, what: impl Into<String>) {
         let what = what.into();
         self.say(format!("VIOLATION {what}"));
         self.inner.lock().unwrap().violation.get_or_insert(what);
     }
 
-    /// The first violation.
+    /// Returns the first violation.
     pub fn violated(&self) -> Option<String> {
         self.inner.lock().unwrap().violation.clone()
     }
 
-    /// The last lines.
+    /// Returns the last lines.
     pub fn tail(&self) -> String {
         let inner = self.inner.lock().unwrap();
         let shown = if std::env::var_os("FLATNET_TRACE").is_some() { usize::MAX } else { SHOWN };
@@ -63,30 +63,30 @@ impl Trace {
     }
 }
 
-/// One run of one node, as its store and its kernel are told apart from other runs'.
+/// One run of one node, by which its store and its kernel are told apart from other runs'.
 pub struct RunLog {
     /// The node's name.
     pub name: String,
     /// The networks it follows.
     pub networks: Vec<NetworkKeys>,
-    /// Whether it is leaving: then everything may go.
+    /// True if the node is leaving: then everything may go.
     pub leaving: AtomicBool,
-    /// Those of which this run has read a whole snapshot.
+    /// The networks of which this run has read a whole snapshot.
     pub snapshots: Mutex<BTreeSet<String>>,
-    /// Decides how long calls take.
+    /// The chance that decides how long calls take.
     pub chance: Mutex<Chance>,
-    /// Where things are said.
+    /// The trace of the seed.
     pub trace: Trace,
 }
 
 impl RunLog {
-    /// Whether this run has a snapshot of every network.
+    /// Returns true if this run has a snapshot of every network.
     pub fn knows_all(&self) -> bool {
         let snapshots = self.snapshots.lock().unwrap();
         self.networks.iter().all(|keys| snapshots.contains(&keys.all()))
     }
 
-    /// A way that takes a moment: whatever is cut off meanwhile was cut off between two awaits.
+    /// Waits for as long as a way takes: whatever is cut off meanwhile was cut off between two awaits.
     pub async fn travel(&self) {
         let took = {
             let mut chance = self.chance.lock().unwrap();

@@ -33,34 +33,34 @@ use crate::servers::{Servers, two_networks};
 use crate::store::{ModelStore, Mutant};
 use crate::trace::{RunLog, Trace};
 
-/// How long the service manager waits before it starts an agent again that ended.
+/// The time that the service manager waits before it starts an agent again that ended.
 const RESTART: Duration = Duration::from_secs(2);
 
-/// What an agent asked of a server before it was cut off may be carried out this long afterwards: a call's time and the
-/// slowest way there. No later run of it can know of that; such a lease expires.
+/// The time for which requests to a server may still be carried out after their agent was cut off: a call's time and
+/// the slowest way there. No later run of the agent can know of that; a lease made so expires.
 const UNDER_WAY: Duration = Duration::from_secs(20);
 
-/// What is between the hosts and the store.
+/// The parts between the hosts and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Nothing.
+    /// There is nothing between.
     Direct,
-    /// One to three servers.
+    /// There are one to three servers between.
     Servers,
 }
 
 /// One network, and the configuration it began with.
 #[derive(Clone)]
 pub struct Network {
-    /// Its keys.
+    /// The network's keys.
     pub keys: NetworkKeys,
-    /// flannel's JSON.
+    /// The configuration in flannel's JSON.
     pub config: String,
 }
 
 /// A running agent.
 pub struct Running {
-    /// Its tasks.
+    /// The agent's tasks.
     pub node: Node<ModelPlane, ModelKernel>,
     log: Arc<RunLog>,
     dir: Arc<StateDir>,
@@ -68,36 +68,36 @@ pub struct Running {
 
 /// One host.
 pub struct Slot {
-    /// Its place.
+    /// The place among the hosts.
     pub index: usize,
-    /// Its kernel, which outlives agents.
+    /// The host's kernel, which outlives agents.
     pub kernel: FakeKernel,
-    /// Its way to the store.
+    /// The host's way to the store.
     pub client: MemoryStore,
     /// The agent, if it runs.
     pub running: Option<Running>,
-    /// Whether an agent should run here (it may be down, for now or for good).
+    /// True if an agent should run here (it may be down, for now or for good).
     pub member: bool,
-    /// Which installation this is: another one has another identity.
+    /// The number of the installation: another one has another identity.
     pub installation: usize,
-    /// Whether the agent was started with a token to join servers with.
+    /// True if the agent was started with a token to join servers with.
     pub has_token: bool,
-    /// Which boot this is.
+    /// The number of the boot.
     pub boot: usize,
-    /// Which underlay address it has.
+    /// The number of the underlay address.
     pub address: usize,
-    /// When an agent that ended is started again.
+    /// The time at which an agent that ended is started again.
     pub restart_at: Option<Instant>,
-    /// When an agent was cut off here for the last time.
+    /// The time at which an agent was cut off here last.
     pub cut_off: Option<Instant>,
     /// The subnet of each network that containers live in.
     pub held: BTreeMap<NetworkName, SubnetKey>,
-    /// What was planted in the kernel and is not ours.
+    /// The objects that were planted in the kernel and are not ours.
     pub foreign: Foreign,
 }
 
 impl Slot {
-    /// For the trace.
+    /// Returns the name in the trace.
     pub fn name(&self) -> String {
         format!("n{}", self.index)
     }
@@ -108,9 +108,9 @@ impl Slot {
     }
 }
 
-/// Everything.
+/// The whole world of a seed.
 pub struct World {
-    /// What the seed decides.
+    /// The chance, which the seed decides.
     pub chance: Chance,
     /// The operator's way to the store.
     pub store: MemoryStore,
@@ -120,17 +120,17 @@ pub struct World {
     pub slots: Vec<Slot>,
     /// The networks, in the order in which hosts join them.
     pub networks: Vec<Network>,
-    /// How long a lease outlives its agent.
+    /// The time that a lease outlives its agent.
     pub ttl: Duration,
-    /// What happened.
+    /// The trace of what happened.
     pub trace: Trace,
     /// Copies of the store, each with its revision.
     pub backups: Vec<(Revision, Backup)>,
-    /// Whether the store ever went back.
+    /// True if the store ever went back.
     pub went_back: bool,
     /// Networks whose configuration must come back, each with the node that knows that the store lost it.
     pub owed: BTreeMap<NetworkName, usize>,
-    /// Networks whose configuration an operator took away, with the revision at which.
+    /// Networks whose configuration an operator took away.
     pub removed: BTreeSet<NetworkName>,
     seed: u64,
     dir: PathBuf,
@@ -146,7 +146,7 @@ impl Drop for World {
 }
 
 impl World {
-    /// Hosts without agents, and a store with networks.
+    /// Creates hosts without agents, and a store with networks.
     pub fn new(seed: u64, way: Way, mutant: Mutant) -> Self {
         let mut chance = Chance::new(seed);
         let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// The node at `index`, as it calls itself.
+    /// Returns the node at `index`, as it calls itself.
     pub fn owner(&self, index: usize) -> Owner {
         let slot = &self.slots[index];
         let nonce = flatnet_model::InstanceNonce::new(
@@ -281,7 +281,7 @@ impl World {
         self.trace.say(format!("n{index} is dead"));
     }
 
-    /// Leaves; what could not be undone.
+    /// Lets the node at `index` leave.
     pub async fn leave(&mut self, index: usize, purge: bool) {
         let Some(mut running) = self.slots[index].running.take() else { return };
         running.log.leaving.store(true, Ordering::Relaxed);
@@ -289,8 +289,9 @@ impl World {
         let failures = running.node.leave(purge).await;
         self.trace.say(format!("n{index} left (purge {purge}): {failures:?}"));
         self.slots[index].running = Some(running);
-        // Looked at now: later it would have expired, or have been taken for another run's. Where giving back failed, what
-        // was being written when it was asked to leave may be there, and that is said.
+        // The store is looked at now: later the lease would have expired, or have been taken for another run's. Where
+        // giving back failed, what was being written when the node was asked to leave may be there, and the node says
+        // so.
         let node = self.owner(index).node;
         let cut_off = self.slots[index].cut_off.filter(|_| self.servers.is_some());
         let is_answerable = failures.is_empty() && cut_off.is_none_or(|at| at.elapsed() >= UNDER_WAY);
@@ -329,17 +330,17 @@ impl World {
         self.trace.say(format!("n{index} reboots"));
     }
 
-    /// Its numbers all follow from this.
+    /// Returns the seed, from which all numbers of this world follow.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// What is broken on purpose.
+    /// Returns what is broken on purpose.
     pub fn mutant(&self) -> Mutant {
         self.mutant
     }
 
-    /// Who talks to the store: the hosts, or the servers.
+    /// Returns the clients of the store: the hosts', or the servers'.
     pub fn clients(&self) -> Vec<MemoryStore> {
         match &self.servers {
             Some(servers) => servers.clients.clone(),
@@ -347,13 +348,14 @@ impl World {
         }
     }
 
-    /// The state and run directory of a host.
+    /// Returns the state and run directory of a host.
     pub fn dirs(&self, index: usize) -> (PathBuf, PathBuf) {
         let host = self.dir.join(format!("n{index}"));
         (host.join("state"), host.join("run"))
     }
 
-    /// Changes a node's way to the store. Who is cut off may find a store that has grown past what was seen of it.
+    /// Changes a node's way to the store. Whoever is cut off may find a store that has grown past what they have seen
+    /// of it.
     pub fn link(&mut self, index: usize, link: Link) {
         match &self.servers {
             Some(servers) => servers.net.set_host(index, link),
@@ -364,10 +366,10 @@ impl World {
         }
     }
 
-    /// The store is about to go back to `revision`. A node that follows it and has seen far more can tell: what it knows of
-    /// a network's configuration must then come back.
+    /// Prepares for a store that is about to go back to `revision`. A node that follows it and has seen far more can
+    /// tell: what it knows of a network's configuration must then come back.
     pub fn goes_back(&mut self, revision: Revision) {
-        /// More than all nodes write before the slowest of them has looked again.
+        /// A number of changes that is more than all nodes write before the slowest of them has looked again.
         const FAR: Revision = 30;
         self.went_back = true;
         self.owed.clear();
@@ -388,7 +390,7 @@ impl World {
         }
     }
 
-    /// Whoever has found out that a configuration was lost with the store brings it back.
+    /// Notes which nodes have found out that a configuration was lost with the store: they bring it back.
     fn look_for_the_lost(&mut self) {
         if self.servers.is_some() {
             return;
@@ -408,7 +410,7 @@ impl World {
 
     /// Lets time pass, and looks at everything on the way.
     pub async fn pass(&mut self, time: Duration) -> Result<(), String> {
-        /// The longest time nobody looks.
+        /// The longest time for which nobody looks.
         const LOOK: Duration = Duration::from_millis(500);
         let mut left = time;
         while !left.is_zero() {
@@ -420,7 +422,7 @@ impl World {
         Ok(())
     }
 
-    /// What must hold at any time.
+    /// Checks what must hold at any time.
     pub async fn look(&mut self) -> Result<(), String> {
         let now = Instant::now();
         for index in 0..self.slots.len() {
@@ -463,7 +465,7 @@ impl World {
         self.trace.violated().map_or(Ok(()), Err)
     }
 
-    /// Plants or removes what is not ours.
+    /// Plants or removes objects that are not ours.
     pub fn edit_foreign(&mut self, index: usize, change: impl Fn(&mut Foreign)) {
         let slot = &mut self.slots[index];
         change(&mut slot.foreign);
@@ -472,7 +474,7 @@ impl World {
 }
 
 impl Slot {
-    /// What is held stays what it is.
+    /// Checks that the subnets that are held stay the same.
     fn holds(&mut self) -> Result<(), String> {
         let Some(running) = &self.running else { return Ok(()) };
         for port in &running.node.status().ports {
@@ -497,12 +499,12 @@ impl Slot {
         Ok(())
     }
 
-    /// Its IPv4 address.
+    /// Returns the host's IPv4 address.
     pub fn underlay(&self) -> IpAddr {
         underlay_addresses(self.index, self.address)[0].addr()
     }
 
-    /// Makes the underlay what [`Self::address`] says.
+    /// Makes the underlay's addresses those that [`Self::address`] says.
     pub fn readdress(&self) {
         let addresses = underlay_addresses(self.index, self.address);
         self.kernel.edit_facts(|facts| facts.interfaces[1].addresses = addresses);
@@ -575,10 +577,11 @@ fn networks(chance: &mut Chance) -> Vec<Network> {
         .collect()
 }
 
-/// Backends that [`config`] tells apart.
+/// The number of backends that [`config`] tells apart.
 pub const BACKENDS: usize = 5;
 
-/// flannel's JSON of network number `index`, with `bits` for its size, and numbers that choose family and backend.
+/// Returns flannel's JSON of network number `index`, with `bits` for its size, and numbers that choose family and
+/// backend.
 pub fn config(index: usize, bits: usize, family: usize, backend: usize) -> String {
     let v4 = format!(r#""Network":"10.{}.0.0/{bits}","SubnetLen":24"#, 100 + index);
     let v6 = format!(r#""EnableIPv6":true,"IPv6Network":"fd00:{}::/{}","IPv6SubnetLen":64"#, 100 + index, bits + 40);
@@ -607,7 +610,7 @@ fn write_identity(path: &Path, text: &str) {
     }
 }
 
-/// An address of no host of the model, on its link or not.
+/// Returns an address of no host of the model, on its link or not.
 pub fn strangers_address(chance: &mut Chance) -> IpAddr {
     let last = chance.below(20);
     if chance.one_in(2) { [192, 0, 2, 230 + u8::try_from(last).unwrap()].into() } else { [198, 51, 100, 7].into() }
