@@ -207,8 +207,8 @@ impl Channels {
         });
     }
 
-    /// Returns the problems as of `now`. `followed`: tells if the watch of a network, or with `None` of any network, is
-    /// well.
+    /// Returns the problems as of `now`. `followed`: tells whether the watch of a network, or with `None` of any
+    /// network, is well.
     #[must_use]
     pub fn problems(&self, now: Instant, followed: impl Fn(Option<&NetworkName>) -> bool) -> Vec<Problem> {
         let all = self.0.borrow();

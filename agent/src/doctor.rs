@@ -1,4 +1,5 @@
-//! The checks of `agent doctor`: looks for what commonly breaks an overlay, and says what to do. Changes nothing.
+//! The checks of `agent doctor`. They look for what commonly breaks an overlay, and say what to do. They change
+//! nothing.
 //!
 //! Each check is a function from what was read (`host::Host`) to one [`Check`]; only [`examine`] asks kernel and
 //! programs. Names of checks are stable: people alert on them.
@@ -33,9 +34,9 @@ use ruleset::Rules;
 pub enum Verdict {
     /// Nothing is wrong.
     Ok,
-    /// There may become a problem.
+    /// It may become a problem.
     Warning,
-    /// There is a problem.
+    /// It is a problem.
     Failure,
 }
 
@@ -120,8 +121,8 @@ pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String
 }
 
 /// Sorts what is broken before what may break, and that before what is well. Equals stay in the order in which they
-/// were looked at: first if the agent may work at all and what it says itself, then what keeps packets from passing,
-/// last what is around it.
+/// were looked at: first whether the agent may work at all and what it says itself, then what keeps packets from
+/// passing, last what is around it.
 fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
     checks.sort_by_key(|check| match check.verdict {
         Verdict::Failure => 0,

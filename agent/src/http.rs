@@ -29,7 +29,7 @@ const STALLED: Duration = Duration::from_secs(150);
 /// The content type of OpenMetrics 1.0, which every Prometheus since 2.5 reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The pulse of the reconciler's loop: tells if it turns.
+/// The pulse of the reconciler's loop: tells whether it turns.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     outcome: watch::Receiver<Outcome>,

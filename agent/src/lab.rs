@@ -84,7 +84,7 @@ pub enum LabBackend {
 }
 
 impl LabBackend {
-    /// The `Type` in the network's configuration.
+    /// Returns the `Type` in the network's configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -67,7 +67,7 @@ pub struct LeaseKeeper<P> {
     pub view: watch::Receiver<NetworkView>,
     /// The reconciler's outcome, from which the underlay is read.
     pub outcome: watch::Receiver<Outcome>,
-    /// The state of this node's presence: tells if it may act in its own name.
+    /// The state of this node's presence: tells whether it may act in its own name.
     pub presence: watch::Receiver<Presence>,
     /// The record of how each way to the store fares.
     pub channels: Channels,

@@ -58,7 +58,7 @@ impl NamespaceLock {
     fn by(name: &[u8], path: &Path) -> Result<Self, Failure> {
         match bind(name) {
             Ok(listener) => {
-                // This is an agent that came while somebody else had the name.
+                // The file is held by an agent that came while somebody else had the name.
                 if is_locked(path) {
                     return Err(conflict(""));
                 }

@@ -1,5 +1,5 @@
-//! The checks of what this process needs before it may try. What lacks is reported at once, with what to do, rather
-//! than as a failed operation later.
+//! The checks of what this process needs before it may try. What is missing is reported at once, with what to do,
+//! rather than as a failed operation later.
 
 use std::path::{Path, PathBuf};
 

@@ -22,15 +22,15 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// The number of renewals after which the key is looked at again. The key's lease can live on without it, when somebody
-/// deleted the key or a backup was put back. A renewal needs no rights, so only looking shows that ours are gone. The
-/// key is looked at with every renewal, so that both are known within 5 s.
+/// deleted the key or a backup was put back. A renewal needs no rights, so only looking shows that our rights are gone.
+/// The key is looked at with every renewal, so that both are known within 5 s.
 const ANNOUNCE_EVERY: u32 = 1;
 
 /// The time for which the ranges this host uses must stay the same before they are announced: a route seldom comes
 /// alone.
 const SETTLES: Duration = Duration::from_secs(1);
 
-/// The state of this node's presence: tells if it may act in its own name.
+/// The state of this node's presence: tells whether it may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
     /// Not known yet in this run.
@@ -95,7 +95,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         }
     }
 
-    /// Returns a receiver that tells if this node may act in its own name.
+    /// Returns a receiver that tells whether this node may act in its own name.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Presence> {
         self.state.subscribe()

@@ -1,8 +1,8 @@
 //! The loop that makes the kernel equal to what the store says. The only place that calls [`Kernel::apply`].
 //!
-//! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel; a *quick* pass, taken
+//! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel. A *quick* pass, taken
 //! when only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
-//! milliseconds however many there are. What a quick pass did is checked by a full one half a second later.
+//! milliseconds however many there are. A full pass half a second later checks what a quick pass did.
 //!
 //! The daemon owns it for the life of the process. Dropping the future between two awaits is safe: the next agent
 //! starts from a dump.
@@ -101,7 +101,7 @@ struct Known {
     dump: Dump,
     /// The objects that the dump looked at.
     scope: Scope,
-    /// The keys of which the kernel may hold anything, as a change there did not succeed.
+    /// The keys at which the kernel may hold anything, as a change there did not succeed.
     unsure: BTreeSet<ObjectKey>,
     /// True if an attempt to read the kernel has failed since.
     stale: bool,

@@ -17,8 +17,7 @@ use crate::state_dir::StateDir;
 /// change when it starts again without the store. Each write waits for the disk, so a joining fleet must not cause one
 /// for every lease.
 const SPACING: Duration = Duration::from_millis(500);
-/// The most bytes a second written of one network, averaged over writes. 8,000 leases are about 3 MB, written once in 6
-/// s.
+/// The most bytes a second written of one network, averaged over writes. 8,000 leases are about 3 MB, or 6 s apart.
 const RATE: u32 = 512 * 1024;
 /// The wait before the first write: start-up has more urgent things to do.
 const FIRST: Duration = Duration::from_secs(1);

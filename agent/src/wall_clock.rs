@@ -18,8 +18,7 @@ const BORNE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// The wait before another try to replace the key. An agent that starts follows the store within milliseconds.
 const AGAIN: Duration = Duration::from_millis(500);
-/// The amount by which the latest time must be ahead of the one on disk to be written down: as much as a restart may
-/// not know of.
+/// The latest time is written down once it is this much later than the one on disk: a restart may not know of as much.
 const WRITE: Duration = Duration::from_secs(60);
 
 /// The latest times that handshakes may have carried.

@@ -1,4 +1,4 @@
-//! This host's WireGuard key. It has one for all its networks, in the state directory, so that peers know it after a
+//! This host's WireGuard key: one for all its networks, kept in the state directory so that peers know it after a
 //! reboot.
 //!
 //! The key is made when the first WireGuard network needs it. The private half goes from the file to the kernel crate's

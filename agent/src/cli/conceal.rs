@@ -19,8 +19,8 @@ const FILE_VARIABLE: &str = "FLATNET_TOKEN_FILE";
 const LIMIT: usize = 4096;
 
 /// Starts this program anew in its own place, with the same process id, and with `token` on standard input instead of
-/// among the arguments or in the environment. Returns if the token is in neither. After an error it stays where it can
-/// be seen.
+/// among the arguments or in the environment. Returns `Ok` if the token is in neither. An error means that the token
+/// stays where it can be seen.
 pub fn token(token: Option<&Secret>) -> Result<()> {
     let given: Vec<OsString> = std::env::args_os().collect();
     let arguments = without_token(&given);

@@ -1,4 +1,4 @@
-//! Checks if somebody's firewall would drop what must pass: tunnel packets for this host, and containers' packets
+//! Checks whether somebody's firewall would drop what must pass: tunnel packets for this host, and containers' packets
 //! through it.
 
 use std::net::IpAddr;

@@ -71,7 +71,7 @@ pub(super) struct Host {
     pub(super) places: Places,
     /// The kernel's facts; empty if it could not be asked.
     pub(super) facts: HostFacts,
-    /// The objects of ours.
+    /// The objects that are ours.
     pub(super) ours: KernelState,
     /// The devices that are not ours, with a word on what they are.
     pub(super) devices: BTreeMap<IfName, String>,

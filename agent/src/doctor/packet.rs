@@ -1,4 +1,4 @@
-//! A packet that must pass, and the test if one match of an nftables rule (libnftables-json(5)) holds for it.
+//! A packet that must pass, and the test whether one match of an nftables rule (libnftables-json(5)) holds for it.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ pub(super) struct Packet {
     pub(super) udp_port: Option<u16>,
 }
 
-/// The answer to the question if something holds.
+/// The answer to the question whether something holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
     Yes,
@@ -53,7 +53,7 @@ impl Packet {
         matches!((family, self.source), ("inet", _) | ("ip", IpAddr::V4(_)) | ("ip6", IpAddr::V6(_)))
     }
 
-    /// Tells if the body of a `match` expression holds for the packet.
+    /// Tells whether the body of a `match` expression holds for the packet.
     pub(super) fn matches(&self, body: &Value) -> Holds {
         let (left, right) = (&body["left"], &body["right"]);
         let holds = match (left["meta"]["key"].as_str(), left["ct"]["key"].as_str(), &left["payload"]) {
@@ -95,7 +95,7 @@ impl Packet {
     }
 }
 
-/// Tells if an element of a set, or the one value, satisfies `test`. A named set's elements are not looked at.
+/// Tells whether an element of a set, or the one value, satisfies `test`. A named set's elements are not looked at.
 fn any(right: &Value, test: &dyn Fn(&Value) -> Holds) -> Holds {
     let elements = match (&right["set"], right) {
         (Value::Array(elements), _) | (_, Value::Array(elements)) => elements.as_slice(),

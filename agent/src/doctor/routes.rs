@@ -1,5 +1,5 @@
-//! Checks if a network takes the place of something this host can reach otherwise. Routes are read as the kernel lists
-//! them in `/proc/net`: the main table.
+//! Checks whether a network takes the place of something this host can reach otherwise. Routes are read as the kernel
+//! lists them in `/proc/net`: the main table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

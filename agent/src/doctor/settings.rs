@@ -1,4 +1,4 @@
-//! Checks of kernel settings that decide if packets pass.
+//! Checks of kernel settings that decide whether packets pass.
 
 use std::collections::BTreeSet;
 

@@ -65,7 +65,7 @@ impl Agent {
         Self { address, outcome, holding, view, env_written, _problems }
     }
 
-    /// Makes the agent hold a lease, and the kernel what it should be.
+    /// Gives the agent a lease, and makes the kernel what it should be.
     fn converge(&self) {
         let config = flatnet_controlplane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
         self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));

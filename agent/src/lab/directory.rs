@@ -1,4 +1,4 @@
-//! A lab's directory outside the sandbox: a lock that tells if the lab runs, a record of it, and the logs.
+//! A lab's directory outside the sandbox: a lock that tells whether the lab runs, a record of it, and the logs.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

@@ -1,4 +1,4 @@
-//! The command `agent lab down`: ends the lab, and looks if anything is left.
+//! The command `agent lab down`: ends the lab, and looks for anything that is left.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -42,7 +42,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
-/// Fails naming all missing programs of Debian's at once, and otherwise if the control plane's is missing.
+/// Returns an error that names all missing programs of Debian's at once, else one if the control plane's is missing.
 pub fn require_programs(store: LabStore) -> Result<(), Failure> {
     let etcd = ETCD.iter().filter(|_| store == LabStore::Etcd);
     let missing: Vec<&Tool> = REQUIRED.iter().chain(etcd).filter(|tool| find(tool.program).is_none()).collect();

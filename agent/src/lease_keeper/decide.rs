@@ -1,4 +1,4 @@
-//! The decision what to do next: the machine is asked, with what the view says of this node's subnets.
+//! The decision about what to do next: the machine is asked, with what the view says of this node's subnets.
 
 use std::time::Duration;
 
@@ -127,7 +127,8 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         Some(problems::taken(&self.keys, *subnets, holder.as_ref().map_or("another node", |holder| &holder.name)))
     }
 
-    /// Returns what to publish; `None` while that is not known, or while it is not known if this host can serve it.
+    /// Returns what to publish; `None` while that is not known, or while it is not known whether this host can serve
+    /// it.
     fn publication(&self, view: &NetworkView, config: Option<&NetworkConfig>) -> Option<Result<Publication, Problem>> {
         let outcome = self.outcome.borrow();
         let (config, underlay) = (config?, outcome.underlay.as_ref()?);

@@ -441,7 +441,7 @@ async fn a_lease_outlives_any_time_its_agent_runs_and_expires_after_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_network_is_asked_seldom_and_a_subnet_that_becomes_free_is_taken() {
-    /// The calls of one attempt: its own record and the claims from what is known of the leases, then both and the
+    /// The reads of one attempt: its own record and the claims from what is known of the leases, then both and the
     /// leases.
     const CALLS: u64 = 5;
     // This comes before anything else runs.

@@ -18,8 +18,8 @@ pub struct Outcome {
     pub last_pass: Option<Instant>,
     /// The device and addresses that carry the tunnels; `None` while they are not known.
     pub underlay: Option<Underlay>,
-    /// Judgements of configurations. For a network without a lease: if one may be taken. For others whose configuration
-    /// in the store is not the one in force: if it may come into force.
+    /// Judgements of configurations. For a network without a lease: whether one may be taken. For others whose
+    /// configuration in the store is not the one in force: whether it may come into force.
     pub judgements: BTreeMap<NetworkName, Judgement>,
     /// The outcome for each network with a lease.
     pub networks: Vec<NetworkOutcome>,
@@ -37,7 +37,7 @@ pub struct Outcome {
     pub ranges: Option<HostRanges>,
 }
 
-/// The verdict on a configuration: if this host could serve a network by it.
+/// The verdict on a configuration: whether this host could serve a network by it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
     /// The configuration that was judged.

@@ -27,7 +27,7 @@ const OWN: &str = "10.100.40.0-24";
 const EBUSY: i32 = 16;
 const EROFS: i32 = 30;
 const EINVAL: i32 = 22;
-/// A time longer than a quick pass waits for its check.
+/// A time longer than the wait from a quick pass to its check.
 const SETTLED: Duration = Duration::from_secs(1);
 /// The longest wait between two tries.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! The decision what the kernel should hold, from what the store, the host and this node's leases say.
+//! The decision about what the kernel should hold, from what the store, the host and this node's leases say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -225,7 +225,7 @@ impl<K: Kernel> Reconciler<K> {
         Err(Problem::new(ProblemCode::WireguardNoKey, why, "", ""))
     }
 
-    /// Judges if a lease may be taken in a network that has a configuration and no lease yet.
+    /// Judges whether a lease may be taken in a network that has a configuration and no lease yet.
     fn judge(&self, input: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Judgement {
         let refused = admit(input, name, config).err().or_else(|| self.left_by_flanneld(config));
         Judgement { config: config.clone(), refused }
@@ -242,8 +242,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// Judges if the configurations that the store has by now (`changed`, in the order of the networks held) may come into
-/// force.
+/// Judges whether the configurations that the store has by now (`changed`, in the order of the networks held) may come
+/// into force.
 fn judge_changes(
     input: &HostInput<'_>,
     changed: &[Option<&NetworkConfig>],

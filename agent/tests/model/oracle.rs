@@ -103,7 +103,7 @@ pub async fn settled(world: &World) -> Result<(), String> {
     let revoked = world.revoked();
     for slot in world.slots.iter().filter(|slot| slot.running.is_some()) {
         if revoked.contains(&world.owner(slot.index).node) {
-            // The lease it held no longer exists, which is looked at above; what it still does is its own.
+            // The lease that the node held is gone, which is checked above. What the node still does is its own affair.
             continue;
         }
         host(world, slot, &content).await.map_err(|why| format!("n{}: {why}", slot.index))?;

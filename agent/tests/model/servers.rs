@@ -253,7 +253,7 @@ impl World {
 
 /// Returns true if a node has a certificate that is good until it can renew it.
 fn has_certificate(state: &Path) -> bool {
-    /// The time that it needs to reach a server again, one of which is away.
+    /// The time that a node needs to reach a server again while one of them is away.
     const TO_RENEW: Duration = Duration::from_secs(30);
     let found = Credentials::read(state).unwrap();
     found.is_some_and(|found| !found.holder().is_over(time_of_day() + TO_RENEW))

@@ -63,7 +63,7 @@ impl Trace {
     }
 }
 
-/// One run of one node, by which its store and its kernel are told apart from other runs'.
+/// The log of one run of one node, which tells the run's store and kernel apart from those of other runs.
 pub struct RunLog {
     /// The node's name.
     pub name: String,

@@ -1,4 +1,4 @@
-//! The way from the flags to their meaning.
+//! The conversion of flags to what they mean.
 
 use std::collections::BTreeMap;
 use std::path::Path;

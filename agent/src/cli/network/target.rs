@@ -119,7 +119,7 @@ fn info(network: proto::NetworkInfo) -> Result<NetworkInfo, Failure> {
     networks::of_records(NetworkKeys::new(&name, FLANNEL_PREFIX), network.records).ok_or_else(odd)
 }
 
-/// Converts what the server said to a failure.
+/// Converts the server's error status to a failure.
 fn said(status: Status) -> Failure {
     let status = with_causes(status);
     let exit = Exit::of_code(status.code());
