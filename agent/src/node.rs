@@ -1,5 +1,5 @@
-//! One node: the tasks that make a store and a kernel into a member of its networks. Generic over both, so that a model
-//! test runs exactly what a host runs, on a store and a kernel in memory.
+//! One node: the tasks that make a store and a kernel into a member of its networks. It is generic over both, so that a
+//! model test runs exactly what a host runs, on a store and a kernel in memory.
 //!
 //! Dropping a [`Node`] cuts every task off where it stands, as `kill -9` does: what is in the store and in the kernel
 //! stays. What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
@@ -229,7 +229,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         }
     }
 
-    /// Stops a node that cannot go on, and no longer counts as alive.
+    /// Stops a node that cannot go on, and ends its presence, so that it no longer counts as alive.
     pub async fn abandon(&mut self) {
         self.stop().await;
         if let Some(failure) = self.withdraw().await {

@@ -184,7 +184,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
 async fn other_ranges(outcome: &mut watch::Receiver<Outcome>, announced: &HostRanges) {
     let changed = |outcome: &Outcome| outcome.ranges.as_ref().is_some_and(|ranges| ranges != announced);
     if outcome.wait_for(changed).await.is_err() {
-        // Nobody looks any more.
+        // The reconciler has ended: nobody looks any more.
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(SETTLES).await;

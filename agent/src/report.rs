@@ -1,4 +1,4 @@
-//! How a command ends, and what it says about a store that does not answer.
+//! The end of a command, and what it says about a store that does not answer.
 
 use flatnet_controlplane::networks::NetworkError;
 use flatnet_controlplane::store::StoreError;

@@ -1,4 +1,4 @@
-//! `agent completions SHELL`.
+//! The command `agent completions SHELL`.
 
 use clap::Args;
 

@@ -1,5 +1,5 @@
-//! `--config FILE`: TOML whose keys are the flags' names. Default < file < environment < flag: the file's values become
-//! the flags' defaults, so clap keeps the order.
+//! The flag `--config FILE`: TOML whose keys are the flags' names. Default < file < environment < flag: the file's
+//! values become the flags' defaults, so clap keeps the order.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `agent docker-opts`: prints what flannel's `mk-docker-opts.sh` prints.
+//! The command `agent docker-opts`: prints what flannel's `mk-docker-opts.sh` prints.
 
 use std::path::PathBuf;
 

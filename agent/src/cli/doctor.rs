@@ -1,4 +1,4 @@
-//! `agent doctor`.
+//! The command `agent doctor`.
 
 use std::process::ExitCode;
 

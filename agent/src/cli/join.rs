@@ -1,4 +1,4 @@
-//! `agent join`: the daemon's flags.
+//! The command `agent join`: the daemon's flags.
 
 mod options;
 

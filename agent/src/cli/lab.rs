@@ -1,4 +1,4 @@
-//! `agent lab`.
+//! The command `agent lab`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `agent leave`.
+//! The command `agent leave`.
 
 use clap::Args;
 use flatnet_proto::agent::v1::LeaveRequest;

@@ -1,4 +1,4 @@
-//! `agent man DIRECTORY`: the manual pages, for packages.
+//! The command `agent man DIRECTORY`: the manual pages, for packages.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `agent network …`: networks and their permanent peers, in the store.
+//! The command `agent network …`: networks and their permanent peers, in the store.
 
 mod document;
 mod target;

@@ -1,4 +1,4 @@
-//! `agent peers`.
+//! The command `agent peers`.
 
 use clap::Args;
 use comfy_table::{Table, presets};

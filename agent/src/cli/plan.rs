@@ -1,4 +1,4 @@
-//! `agent plan`.
+//! The command `agent plan`.
 
 use clap::Args;
 use flatnet_proto::agent::v1::GetPlanRequest;

@@ -1,4 +1,4 @@
-//! `agent rotate-key`.
+//! The command `agent rotate-key`.
 
 use clap::Args;
 use flatnet_proto::agent::v1::RotateKeyRequest;

@@ -1,4 +1,4 @@
-//! `agent status`.
+//! The command `agent status`.
 
 use std::process::ExitCode;
 

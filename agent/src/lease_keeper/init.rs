@@ -1,4 +1,4 @@
-//! `--init`: the network's configuration, made by the first agent that misses it.
+//! The flag `--init`: the network's configuration, made by the first agent that misses it.
 
 use std::time::Duration;
 
