@@ -1,4 +1,4 @@
-//! What the kernel holds after an operation succeeded: the reconciler's idea of the actual state between two dumps.
+//! The kernel's state after operations that succeeded: the reconciler's idea of the actual state between two dumps.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::object::{Dump, KernelState, Link, NexthopId, RouteVia, WireguardPeer,
 use crate::op::{Action, Object, Op};
 
 impl Dump {
-    /// Folds one successful operation in; what is foreign never changes.
+    /// Folds one successful operation in. Foreign objects never change.
     pub fn apply(&mut self, op: &Op) {
         self.state.apply(op);
         if let (Action::Delete, Object::Link(name, _)) = (op.action, &op.object) {
@@ -19,8 +19,8 @@ impl Dump {
 }
 
 impl KernelState {
-    /// Folds one successful operation in, with everything the kernel does of itself on that occasion: a link takes all
-    /// that stands on it, a nexthop object its routes, a table its elements.
+    /// Folds one successful operation in, with everything the kernel does by itself on that occasion: a link takes all
+    /// that stands on it with it, a nexthop object its routes, and a table its elements.
     pub fn apply(&mut self, op: &Op) {
         if op.action == Action::Delete { self.remove(&op.object) } else { self.set(op.action, &op.object) }
     }
@@ -74,7 +74,7 @@ impl KernelState {
         self.links.insert(name, link);
     }
 
-    /// What is allowed to one peer is taken from all others of the device.
+    /// Sets a peer. The addresses that it is allowed are taken from all other peers of the device.
     pub fn set_wireguard_peer(&mut self, key: WireguardPeerKey, peer: &WireguardPeer) {
         for (other, held) in &mut self.wireguard_peers {
             if other.device == key.device && *other != key {

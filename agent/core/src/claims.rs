@@ -1,8 +1,8 @@
-//! Who sent what our rules dropped: what the kernel remembered of it, read as whose packets they claimed to be, by what the
-//! leases say.
+//! The senders of packets that our rules dropped. The kernel remembers the packets' sources, and the leases say whose
+//! packets they claimed to be.
 //!
-//! A source can be made up, so whatever is kept or said of them is bounded: named are few, counted is by peers, and what is
-//! beyond that is "others".
+//! A source can be made up, so everything kept or reported about sources is bounded. Few are named, packets are counted
+//! by peer, and the rest is "others".
 
 mod log;
 
@@ -19,51 +19,51 @@ use crate::problem::{Problem, ProblemCode};
 
 pub use log::{ClaimLog, News};
 
-/// One element of a set that remembers ([`crate::firewall::WitnessSet`]).
+/// One element of a set that remembers sources ([`crate::firewall::WitnessSet`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sighting {
-    /// The table that dropped them.
+    /// The table that dropped the packets.
     pub table: &'static str,
-    /// The chain.
+    /// The chain that dropped them.
     pub chain: String,
     /// The interface by which they came in.
     pub interface: String,
-    /// Their source outside; `None`: they came without a tunnel.
+    /// Their outer source; `None`: they came without a tunnel.
     pub outer: Option<IpAddr>,
-    /// Their source inside the network.
+    /// Their inner source, in the network.
     pub inner: IpAddr,
-    /// How many there were.
+    /// The number of packets.
     pub packets: u64,
 }
 
-/// Who has a subnet.
+/// The holder of a subnet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
-    /// The network it is of.
+    /// The network of the subnet.
     pub network: String,
-    /// The node's name; empty: it has none, or it is this one.
+    /// The node's name; empty if it has none, or if it is this host.
     pub node: String,
     /// The subnet.
     pub subnet: IpNet,
-    /// The address that it publishes for tunnels of that family, if it is known.
+    /// The address that the node publishes for tunnels of that family, if it is known.
     pub published: Option<IpAddr>,
-    /// It is this host.
+    /// True if the holder is this host.
     pub is_here: bool,
 }
 
-/// What was wrong with them.
+/// The kind of flaw for which packets were dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flaw {
-    /// They came through the tunnel from another address than the peer's.
+    /// They came through the tunnel from an address that is not the peer's.
     Address,
-    /// They had the peer's address, and came in where no route leads back to it.
+    /// They had the peer's address, but came in by an interface from which no route leads back to it.
     Interface,
     /// They came without a tunnel, or without the interface that such a source belongs to.
     Clear,
 }
 
 impl Flaw {
-    /// As a label has it.
+    /// Returns the flaw's name as a metric's label has it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,21 +77,21 @@ impl Flaw {
 /// Packets that claimed to be somebody's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
-    /// What was wrong with them.
+    /// The flaw of the packets.
     pub flaw: Flaw,
-    /// Whose they claimed to be; `None`: no lease holds their source.
+    /// The holder whose packets they claimed to be; `None`: no lease holds their source.
     pub of: Option<Holder>,
-    /// Where they came from, if they came through a tunnel.
+    /// The underlay address they came from, if they came through a tunnel.
     pub from: Option<IpAddr>,
-    /// By which interface.
+    /// The interface by which they came in.
     pub interface: String,
 }
 
 impl Claim {
-    /// What `sighting` claimed to be, as `holders` have the subnets.
+    /// Returns the claim of `sighting`, given that `holders` have the subnets.
     #[must_use]
     pub fn of(sighting: &Sighting, holders: &[Holder]) -> Self {
-        // The longest: a reservation may be within another's range.
+        // The longest prefix: a reservation may be within another's range.
         let holding = holders.iter().filter(|holder| holder.subnet.contains(&sighting.inner));
         let of = holding.max_by_key(|holder| holder.subnet.prefix_len()).cloned();
         let flaw = match sighting.outer {
@@ -102,19 +102,20 @@ impl Claim {
         Self { flaw, of, from: sighting.outer, interface: text::line(&sighting.interface) }
     }
 
-    /// A peer that was none when its packets came, and is one now: all was well since.
+    /// Returns true if the peer was unknown when its packets came, but is known by now with the address they came from.
     fn is_settled(&self) -> bool {
         let published = self.of.as_ref().and_then(|holder| holder.published);
         self.flaw == Flaw::Address && published.is_some() && published == self.from
     }
 
-    /// The network concerned; empty: none is known.
+    /// Returns the network concerned; empty if none is known.
     #[must_use]
     pub fn network(&self) -> &str {
         self.of.as_ref().map(|holder| holder.network.as_str()).unwrap_or_default()
     }
 
-    /// The peer as a label has it, its name or else its subnet: never anything that the sender chose freely.
+    /// Returns the peer as a metric's label has it: its name or else its subnet. A label never has anything that the
+    /// sender chose freely.
     #[must_use]
     pub fn label(&self) -> String {
         match &self.of {
@@ -125,7 +126,7 @@ impl Claim {
         }
     }
 
-    /// `packets that claimed to be …`, in one line.
+    /// Returns `packets that claimed to be …`, in one line.
     #[must_use]
     pub fn text(&self, packets: u64) -> String {
         let Self { from, interface, .. } = self;
@@ -149,7 +150,7 @@ impl Claim {
         format!("{packets} {noun} that claimed to be {whose}: {how}")
     }
 
-    /// What to look at.
+    /// Returns advice on where to look.
     #[must_use]
     pub fn hint(&self) -> String {
         let Self { from, interface, .. } = self;
@@ -177,7 +178,8 @@ impl Claim {
         }
     }
 
-    /// A note that says so; `lately`: how long that took, `others`: there are more than are said.
+    /// Returns the note that reports this claim. `lately` is the time in which the packets came, and `others` says that
+    /// there are more claims than are listed.
     fn problem(&self, packets: u64, lately: Duration, others: &str) -> Problem {
         let network = self.network();
         let network = if network.is_empty() { String::new() } else { format!("network {network}: ") };
@@ -190,7 +192,7 @@ impl Claim {
     }
 }
 
-/// `sightings` by what they claimed, most packets first; what has settled since is left out.
+/// Groups `sightings` by what they claimed, most packets first. Claims that have settled since are left out.
 #[must_use]
 pub fn claims(sightings: &[Sighting], holders: &[Holder]) -> Vec<(Claim, u64)> {
     let mut claims = BTreeMap::new();
@@ -205,7 +207,7 @@ pub fn claims(sightings: &[Sighting], holders: &[Holder]) -> Vec<(Claim, u64)> {
     claims
 }
 
-/// What ends a list of claims that leaves out `more`, or cannot know of all (`is_cut`); `None`: it is whole.
+/// Returns the end of a list of claims that leaves out `more`, or cannot know of all (`is_cut`); `None`: it is whole.
 #[must_use]
 pub fn others(more: usize, is_cut: bool) -> Option<String> {
     match (more, is_cut) {
@@ -216,7 +218,7 @@ pub fn others(more: usize, is_cut: bool) -> Option<String> {
     }
 }
 
-/// Whether some of them may be missing: a set is full.
+/// Returns true if some sightings may be missing because a set is full.
 #[must_use]
 pub fn are_cut(sightings: &[Sighting]) -> bool {
     let mut sets: BTreeMap<(&str, &str, IpFamily), usize> = BTreeMap::new();

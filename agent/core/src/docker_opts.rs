@@ -1,37 +1,37 @@
 //! Options for the Docker daemon from `subnet.env`, as flannel's `mk-docker-opts.sh` prints them.
 //!
 //! The shell format is the script's output byte for byte, with its quirks: the combined value begins with a space, and
-//! the options come in the order of their names (`BIP`, `IPMASQ`, `MTU`). What the script does beside that, looking at
-//! the routing table, is not done here.
+//! the options come in the order of their names (`BIP`, `IPMASQ`, `MTU`). The script also looks at the routing table;
+//! that is not done here.
 
 use std::fmt::Write as _;
 
 use crate::env_file::EnvFile;
 
-/// How the options are written.
+/// The format in which the options are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// As the script writes them: `NAME="value"`, to be sourced by a shell.
     #[default]
     Shell,
-    /// For systemd's `EnvironmentFile=`: one `DOCKER_OPTS="…"` without the leading space, or single variables.
+    /// One `DOCKER_OPTS="…"` without the leading space, or single variables, for systemd's `EnvironmentFile=`.
     Systemd,
-    /// For `/etc/docker/daemon.json`.
+    /// JSON for `/etc/docker/daemon.json`.
     Json,
 }
 
-/// What is asked for; [`Default`] is the script without options.
+/// The options that are asked for. [`Default`] is the script without options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DockerOpts {
     /// The format.
     pub format: Format,
-    /// One variable for each option (the script's `-i`).
+    /// True to print one variable for each option (the script's `-i`).
     pub individual: bool,
-    /// One variable for all (the script's `-c`).
+    /// True to print one variable for all options (the script's `-c`).
     pub combined: bool,
     /// The combined variable's name (the script's `-k`).
     pub key: String,
-    /// Whether `--ip-masq` is printed (not with the script's `-m`).
+    /// True to print `--ip-masq` (the script's `-m` turns it off).
     pub ip_masq: bool,
 }
 
@@ -47,7 +47,7 @@ impl Default for DockerOpts {
     }
 }
 
-/// A name that no shell takes for a variable's.
+/// A name that a shell does not accept for a variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} cannot name a shell variable (letters, digits and '_', not beginning with a digit)")]
 pub struct InvalidKey(pub String);
@@ -56,7 +56,7 @@ impl DockerOpts {
     /// The script's default for `-k`.
     pub const DEFAULT_KEY: &'static str = "DOCKER_OPTS";
 
-    /// Writes the options that follow from `env`. As with the script, asking for neither form gives both.
+    /// Writes the options that follow from `env`. As in the script, asking for neither form gives both.
     pub fn render(&self, env: &EnvFile) -> Result<String, InvalidKey> {
         let mut chars = self.key.chars();
         let begins_well = chars.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_');
@@ -70,7 +70,7 @@ impl DockerOpts {
         })
     }
 
-    /// `before`: what stands before the first option of the combined value.
+    /// Writes the variables. `before` stands before the first option of the combined value.
     fn variables(&self, env: &EnvFile, before: &str) -> String {
         let both = !self.individual && !self.combined;
         let options = self.options(env);
@@ -88,14 +88,14 @@ impl DockerOpts {
         text
     }
 
-    /// In the order in which a shell's `set` lists the script's variables.
+    /// Returns the options in the order in which a shell's `set` lists the script's variables.
     fn options(&self, env: &EnvFile) -> Vec<(&'static str, String)> {
         let mut options = Vec::new();
         if let Some(half) = env.v4 {
             options.push(("BIP", format!("--bip={}", half.gateway)));
         }
         if self.ip_masq {
-            // One of the two masquerades, not both.
+            // Only one of the two masquerades.
             options.push(("IPMASQ", format!("--ip-masq={}", !env.ip_masq)));
         }
         options.push(("MTU", format!("--mtu={}", env.mtu)));

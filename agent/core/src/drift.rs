@@ -1,12 +1,13 @@
-//! Which operations put right what somebody else did: those at whose key the kernel no longer holds what the last pass left.
+//! Drift: the operations that repair what somebody else changed. They are the ones at whose key the kernel no longer
+//! holds what the last pass left.
 
 use std::collections::BTreeMap;
 
 use crate::object::KernelState;
 use crate::op::{Object, Op};
 
-/// Of `ops`, those that repair: their object was `left` in one state and `found` in another. What is wanted anew (a new
-/// peer, another MTU of the underlay) is at a key where both are the same.
+/// Filters `ops` down to repairs: operations whose object was `left` in one state and `found` in another. Objects that
+/// are newly wanted (a new peer, another MTU of the underlay) are at keys where both states are the same.
 pub fn drift<'a>(
     left: &'a KernelState,
     found: &'a KernelState,

@@ -1,4 +1,5 @@
-//! What our own rules have dropped: counters as they were read, made into what was dropped lately, why, and in all.
+//! Packets that our own rules dropped. Counters, as they are read, become what was dropped lately, the reasons, and
+//! totals.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,38 +8,38 @@ use flatnet_model::NetworkName;
 
 use crate::problem::{Problem, ProblemCode};
 
-/// How long a drop counts as late: a few looks, and long enough for somebody who tries again to see it.
+/// The time for which a drop counts as recent: a few looks, and long enough for somebody who tries again to see it.
 pub(crate) const WINDOW: Duration = Duration::from_secs(60);
-/// Packets in that time from which on it is a problem: whoever cannot reach somebody tries more than once, a stray packet is
-/// one or two.
+/// The number of packets in that time from which drops are a problem. Whoever cannot reach somebody tries more than
+/// once; a stray packet is one or two.
 pub(crate) const MANY: u64 = 3;
 
 /// The counter of one rule of ours that drops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DropCount {
-    /// The table it is in.
+    /// The table that the rule is in.
     pub table: &'static str,
-    /// The chain.
+    /// The chain that the rule is in.
     pub chain: String,
-    /// The rule's comment: the network, a colon, and why; or why alone. Empty: it has none.
+    /// The rule's comment: the network, a colon, and the reason, or the reason alone. Empty if it has none.
     pub comment: String,
     /// Packets dropped since the rule was loaded.
     pub packets: u64,
 }
 
-/// Why packets were dropped.
+/// The reason why packets were dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reason {
-    /// The network concerned; empty: any.
+    /// The network concerned; empty if it may be any.
     pub network: String,
-    /// In words: the rule's own.
+    /// The reason in the rule's own words.
     pub text: String,
     /// The chain that dropped them.
     pub chain: String,
 }
 
 impl Reason {
-    /// Of a rule's comment; a network is one that is joined.
+    /// Reads the reason from a rule's comment. A network counts as one only if it is joined.
     #[must_use]
     pub fn of(count: &DropCount, networks: &[NetworkName]) -> Self {
         let chain = count.chain.clone();
@@ -50,7 +51,7 @@ impl Reason {
         Self { network: network.to_owned(), text: text.to_owned(), chain }
     }
 
-    /// What to look at.
+    /// Returns advice on where to look.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         if self.chain.starts_with("tunnel_") || self.chain.starts_with("gre") || self.chain == "guard" {
@@ -69,7 +70,7 @@ impl Reason {
     }
 }
 
-/// What was dropped for one reason.
+/// The packets dropped for one reason.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     total: u64,
@@ -84,7 +85,8 @@ pub struct DropLog {
 }
 
 impl DropLog {
-    /// Takes note of the counters at `now`, a clock that never goes back. What the first look finds was dropped before.
+    /// Records the counters at `now`, a clock that never goes back. What the first look finds was dropped before, so it
+    /// is not counted.
     pub fn observe(&mut self, now: Duration, counts: &[DropCount], networks: &[NetworkName]) {
         let mut seen: BTreeMap<_, u64> = BTreeMap::new();
         let mut grown: BTreeMap<Reason, u64> = BTreeMap::new();
@@ -121,7 +123,8 @@ impl DropLog {
         self.last = Some(seen);
     }
 
-    /// Whether `counts` have grown since they were observed, or were never.
+    /// Returns true if `counts` have grown since they were last observed. If they never were, any packet counts as
+    /// growth.
     #[must_use]
     pub fn has_grown(&self, counts: &[DropCount]) -> bool {
         let Some(last) = &self.last else { return counts.iter().any(|count| count.packets > 0) };
@@ -132,12 +135,12 @@ impl DropLog {
         now.iter().any(|(key, packets)| *packets != last.get(key).copied().unwrap_or_default())
     }
 
-    /// Everything since the first look, by reason.
+    /// Returns the packets since the first look, by reason.
     pub fn totals(&self) -> impl Iterator<Item = (&Reason, u64)> {
         self.tallies.iter().map(|(reason, tally)| (reason, tally.total))
     }
 
-    /// What was dropped lately, as of the last look, if it is more than a stray packet.
+    /// Returns the packets dropped lately, as of the last look, as problems; stray packets are left out.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let problem = |(reason, tally): (&Reason, &Tally)| {

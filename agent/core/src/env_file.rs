@@ -1,4 +1,4 @@
-//! `subnet.env`: what container engines are configured from, exactly as flannel writes it (flannel
+//! `subnet.env`: the file that container engines are configured from, exactly as flannel writes it (flannel
 //! `pkg/subnet/subnet.go`: `WriteSubnetFile`).
 
 use std::fmt;
@@ -8,16 +8,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::desired::first_address;
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnvFile {
     /// The IPv4 half, if the network has one.
     pub v4: Option<EnvSubnet<Ipv4Net>>,
     /// The IPv6 half, if the network has one.
     pub v6: Option<EnvSubnet<Ipv6Net>>,
-    /// `FLANNEL_MTU`: bytes a container's packet may have.
+    /// `FLANNEL_MTU`: the bytes that a container's packet may have.
     pub mtu: Mtu,
-    /// `FLANNEL_IPMASQ`: whether the agent masquerades, so that the engine need not.
+    /// `FLANNEL_IPMASQ`: true if the agent masquerades, so that the engine need not.
     pub ip_masq: bool,
 }
 
@@ -31,7 +31,8 @@ pub struct EnvSubnet<N> {
 }
 
 impl EnvFile {
-    /// The file of the network `config` for a host that leases `own`; a family that lacks either is left out.
+    /// Makes the file of the network `config` for a host that leases `own`. A family that either of them lacks is left
+    /// out.
     #[must_use]
     pub fn new(config: &NetworkConfig, own: SubnetKey, mtu: Mtu, ip_masq: bool) -> Self {
         let gateway = |subnet: IpNet| IpNet::new(first_address(subnet), subnet.prefix_len()).ok();
@@ -46,14 +47,15 @@ impl EnvFile {
         Self { v4, v6, mtu, ip_masq }
     }
 
-    /// The subnets this host had when the file was written; flannel asks for the same again after a restart.
+    /// Returns the subnets this host had when the file was written; flannel asks for the same ones again after a
+    /// restart.
     #[must_use]
     pub fn subnets(&self) -> Option<SubnetKey> {
         SubnetKey::new(self.v4.map(|half| half.gateway.trunc()), self.v6.map(|half| half.gateway.trunc())).ok()
     }
 
-    /// Reads a file of flannel's or ours. Strict: what is not understood is an error, not a guess. Comments, empty lines
-    /// and variables that are not flannel's are let pass.
+    /// Reads a file of flannel's or ours. This is strict: what is not understood is an error, not a guess. Comments,
+    /// empty lines and variables that are not flannel's are ignored.
     pub fn parse(text: &str) -> Result<Self, InvalidEnvFile> {
         let mut vars = Vars::default();
         for (index, line) in text.lines().enumerate() {
@@ -63,7 +65,7 @@ impl EnvFile {
     }
 }
 
-/// The file's text.
+/// Writes the file's text.
 impl fmt::Display for EnvFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(EnvSubnet { network, gateway }) = self.v4 {
@@ -80,9 +82,9 @@ impl fmt::Display for EnvFile {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a subnet.env: {}{reason}", if *.line > 0 { format!("line {line}: ") } else { String::new() })]
 pub struct InvalidEnvFile {
-    /// Counted from 1; 0: the file as a whole.
+    /// The line, counted from 1; 0 stands for the file as a whole.
     pub line: usize,
-    /// What is wrong.
+    /// The error, in words.
     pub reason: String,
 }
 

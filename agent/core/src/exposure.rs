@@ -1,5 +1,5 @@
-//! What this host's user opens or closes beyond what a network is by itself: its members speak to each other, and nobody else
-//! begins to.
+//! The user's exceptions to what a network is by itself. Without them, its members speak to each other, and nobody else
+//! can open connections to them.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -8,14 +8,15 @@ use std::str::FromStr;
 use flatnet_model::IfName;
 use ipnet::IpNet;
 
-/// Who else may open connections into the networks, and what containers may not reach.
+/// The outsiders that may open connections into the networks, and the store endpoints that containers may not reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exposure {
-    /// Interfaces by which anybody may (`--expose IFACE`).
+    /// Interfaces by which anybody may open connections (`--expose IFACE`).
     pub interfaces: BTreeSet<IfName>,
-    /// Ranges from which anybody may (`--expose CIDR`).
+    /// Ranges from which anybody may open connections (`--expose CIDR`).
     pub ranges: Vec<IpNet>,
-    /// Where the store is that containers of this host may not reach; nowhere if they may (`--containers-reach-store`).
+    /// The store's endpoints, which containers of this host may not reach; empty if they may
+    /// (`--containers-reach-store`).
     pub store: BTreeSet<SocketAddr>,
 }
 
@@ -49,7 +50,7 @@ impl FromStr for Exposed {
 }
 
 impl Exposure {
-    /// What those values of `--expose` open.
+    /// Returns the exposure that these values of `--expose` ask for.
     #[must_use]
     pub fn of(values: &[Exposed]) -> Self {
         let mut exposure = Self::default();

@@ -1,4 +1,4 @@
-//! What the host is like: everything decided here from, besides the store.
+//! Facts about the host: with the store, everything that decisions here are made from.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,39 +8,41 @@ use ipnet::IpNet;
 
 use crate::object::{Datapath, IptablesChain, IptablesVariant, Sysctl};
 
-/// The host as one look at it found it.
+/// The facts that one look at the host found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// Every interface.
     pub interfaces: Vec<Interface>,
-    /// Addresses that will not stay, or are no good yet: temporary ones (RFC 8981), deprecated, tentative. Nobody should be
-    /// told of these.
+    /// Addresses that will not stay, or are not usable yet: temporary ones (RFC 8981), deprecated, tentative. Nobody
+    /// should be told of these.
     pub passing: BTreeSet<IpAddr>,
-    /// Which way this host would send to the addresses it was asked about, in their order; `None`: no route.
+    /// The routes by which this host would send to the addresses it was asked about, in their order; `None`: no route.
     pub routes: Vec<(IpAddr, Option<RouteTo>)>,
-    /// Interface of the default route with the lowest metric, per family.
+    /// The interface of the default route with the lowest metric, per family.
     pub default_route: Vec<(IpFamily, IfName)>,
-    /// The next hops of its default routes, by whatever name: a VPN that takes everything has two halves of one.
+    /// The next hops of the host's default routes, in whatever form: a VPN that takes everything has two routes, each
+    /// for half of the addresses.
     pub gateways: Vec<IpAddr>,
-    /// Where this host's routes lead, besides default routes and ours: of the main table, the first few thousand.
+    /// Destinations of this host's routes in the main table, at most the first few thousand. Default routes and our own
+    /// routes are left out.
     pub destinations: Vec<Destination>,
-    /// Interfaces with an address that lead to other machines: network cards, bonds and VLANs of those. Not so bridges and
-    /// the like, on which containers or virtual machines hang.
+    /// Interfaces with an address that lead to other machines: network cards, and bonds and VLANs on them. Bridges and
+    /// the like, on which containers or virtual machines hang, are not among them.
     pub uplinks: BTreeSet<IfName>,
-    /// Whom this host asks for names.
+    /// The resolvers that this host asks for names.
     pub resolvers: Vec<IpAddr>,
     /// iptables chains that have a policy or rule that could drop packets.
     pub dropping_chains: BTreeSet<DroppingChain>,
-    /// What this kernel can do.
+    /// The features of this kernel.
     pub features: Features,
-    /// `accept_ra` of the interfaces on which a router advertisement gave this host its default route, where that is 1 and
-    /// nobody has turned forwarding on yet: they stop hearing them once it is on, unless this is 2. A host that forwarded
-    /// before is deaf to them by its owner's will.
+    /// The `accept_ra` settings of the interfaces that turning on forwarding would make deaf to router advertisements.
+    /// On these an advertisement gave this host its default route, the setting is 1 and not 2, and nobody has turned
+    /// forwarding on yet. A host that forwarded before is deaf to them by its owner's will.
     pub accept_ra: Vec<Sysctl>,
 }
 
 impl HostFacts {
-    /// The interface called `name`.
+    /// Returns the interface called `name`.
     #[must_use]
     pub fn interface(&self, name: IfName) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
@@ -50,31 +52,32 @@ impl HostFacts {
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// The interface's name.
     pub name: IfName,
-    /// Administratively up and with a carrier.
+    /// True if the interface is administratively up and has a carrier.
     pub up: bool,
-    /// Whether it is the loopback.
+    /// True for the loopback.
     pub loopback: bool,
-    /// MTU in bytes, 65,535 if it is larger (a loopback's is); `None`: too small for anything.
+    /// MTU in bytes, or 65,535 if it is larger (a loopback's is); `None`: it is too small for anything.
     pub mtu: Option<Mtu>,
-    /// Addresses with their prefix, host bits kept; link-local ones left out. In the kernel's order but for those that are
-    /// alone in their prefix, as floating ones mostly are, after the others; and last, those in [`HostFacts::passing`].
+    /// Addresses with their prefix, host bits kept; link-local ones are left out. They are in the kernel's order,
+    /// except that addresses alone in their prefix, as floating ones mostly are, come after the others. The addresses
+    /// in [`HostFacts::passing`] come last.
     pub addresses: Vec<IpNet>,
-    /// Whether it is one of ours.
+    /// True if the interface is one of ours.
     pub ours: bool,
 }
 
 /// The destination of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// Its prefix.
+    /// The destination's prefix.
     pub net: IpNet,
-    /// The interface it leads into; of several ways the first.
+    /// The interface the route leads into; if it has several next hops, the first one's.
     pub device: Option<IfName>,
 }
 
-/// Which way packets to an address leave.
+/// The way by which packets to an address leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteTo {
     /// The interface.
@@ -85,41 +88,42 @@ pub struct RouteTo {
     pub mtu: Option<Mtu>,
 }
 
-/// An iptables chain that can drop packets: a policy of DROP, or a rule that drops or rejects.
+/// An iptables chain that can drop packets: it has a policy of DROP, or a rule that drops or rejects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DroppingChain {
-    /// Which iptables.
+    /// The iptables variant.
     pub variant: IptablesVariant,
-    /// `iptables` or `ip6tables`.
+    /// The IP family: `iptables` or `ip6tables`.
     pub family: IpFamily,
     /// The chain.
     pub chain: IptablesChain,
 }
 
-/// What this kernel can do, found by trying.
+/// The features of this kernel, found by trying.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Nexthop objects (Linux 5.3).
+    /// True if the kernel has nexthop objects (Linux 5.3).
     pub nexthop_objects: bool,
-    /// IPv6 is compiled in and not disabled at boot.
+    /// True if IPv6 is compiled in and was not disabled at boot.
     pub ipv6: bool,
-    /// Who can carry WireGuard; `None`: nobody (no module, and no /dev/net/tun).
+    /// The datapath that can carry WireGuard; `None`: there is none (no module, and no /dev/net/tun).
     pub wireguard: Option<Datapath>,
-    /// How GRE tunnels can be made, per underlay family; looked for only where a network wants them.
+    /// The datapaths that can carry GRE tunnels, per underlay family. They are looked for only where a network wants
+    /// them.
     pub gre: GreSupport,
 }
 
-/// How GRE tunnels can be made over each underlay family; `None`: not at all, or not looked for.
+/// The datapaths that can carry GRE tunnels, per underlay family; `None`: there is none, or it was not looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GreSupport {
-    /// Over IPv4 (`ip_gre`).
+    /// The datapath over IPv4 (`ip_gre`).
     pub v4: Option<Datapath>,
-    /// Over IPv6 (`ip6_gre`).
+    /// The datapath over IPv6 (`ip6_gre`).
     pub v6: Option<Datapath>,
 }
 
 impl GreSupport {
-    /// Over `family`.
+    /// Returns the datapath over `family`.
     #[must_use]
     pub fn of(&self, family: IpFamily) -> Option<Datapath> {
         match family {

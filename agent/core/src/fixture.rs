@@ -135,7 +135,8 @@ pub(crate) fn with(
     })
 }
 
-/// Whether nothing of any network is programmed: what it does not know is refused, and who might come in is kept out.
+/// Returns true if nothing of any network is programmed: packets to unknown addresses are refused, and the guard lets
+/// nobody in.
 pub(crate) fn is_shut(desired: &Desired) -> bool {
     let state = &desired.state;
     let refuses = state.routes.values().all(|route| route.via == RouteVia::Unreachable);

@@ -1,4 +1,4 @@
-//! What this host uses itself, for whoever creates networks.
+//! Addresses and ranges that this host uses itself, for whoever creates networks.
 
 use std::net::IpAddr;
 
@@ -7,9 +7,9 @@ use ipnet::IpNet;
 
 use crate::facts::HostFacts;
 
-/// Destinations of the host's routes, its addresses and gateways, its resolvers and where it reaches the `store`, without what
-/// is there because of the networks: routes into our devices, and whatever lies in a subnet that this host holds (its
-/// containers' bridges).
+/// Returns the destinations of the host's routes, its addresses and gateways, its resolvers, and the addresses at which
+/// it reaches the `store`. What is there because of the networks is left out: routes into our devices, and everything
+/// in a subnet that this host holds (its containers' bridges).
 #[must_use]
 pub fn own(facts: &HostFacts, held: &[SubnetKey], store: &[IpAddr]) -> HostRanges {
     let ours = |device| facts.interface(device).is_some_and(|interface| interface.ours);
@@ -27,7 +27,8 @@ pub fn own(facts: &HostFacts, held: &[SubnetKey], store: &[IpAddr]) -> HostRange
     HostRanges::new(routes.chain(alone), resolvers).with_endpoints(store.iter().copied())
 }
 
-/// Without what this host cannot be reached or put right: the store, the way out, and whom it asks for names.
+/// Returns the addresses without which this host cannot be reached or repaired: the store, the default gateways, and
+/// the resolvers.
 pub(crate) fn vital(facts: &HostFacts, store: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
     let with = |what| move |address: &IpAddr| (*address, what);
     let store = store.iter().map(with("where this host reaches the store"));
@@ -51,12 +52,13 @@ mod tests {
         let to = |net: &str, name: &str| Destination { net: net.parse().unwrap(), device: Some(device(name)) };
         facts.destinations = vec![
             to("192.0.2.0/24", "eth0"),
-            // Docker's bridge on the host's subnet, our own bridge, and a peer's subnet by a route that somebody put there.
+            // Docker's bridge on the host's subnet, our own bridge, and a peer's subnet by a route that somebody put
+            // there.
             to("10.100.40.0/24", "docker0"),
             to("10.100.40.128/25", "br-1"),
             to("10.100.41.0/24", "flat.1"),
             to("172.17.0.0/16", "docker1"),
-            // Wider than what is held: not because of it.
+            // Wider than the subnet that is held, so not there because of it.
             to("10.0.0.0/8", "eth0"),
             to("fd00:1::/64", "eth0"),
         ];

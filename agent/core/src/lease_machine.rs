@@ -1,33 +1,34 @@
-//! The life of this host's lease in one network, without I/O: what is known and what time it is go in, the next action
-//! comes out. The agent's lease keeper owns one per network, carries the actions out one at a time and tells what became
-//! of each. Dropping it loses nothing: the next run finds its lease in the store by its identity.
+//! The life of this host's lease in one network, without I/O. The machine is told what is known and what time it is,
+//! and returns the next action. The agent's lease keeper owns one machine per network, carries the actions out one at a
+//! time and reports the outcome of each. Dropping the machine loses nothing: the next run finds its lease in the store
+//! by its identity.
 //!
 //! ```text
 //! Starting ──acquired──▶ Held ──gone──▶ Lost ──acquired──▶ Held
 //!                          └──another has it──▶ TakenByOther ──gone──▶ Lost
 //! ```
 //!
-//! A lost lease is claimed again at once and by the same subnets: containers use them. A lease is never lost *here*: as
-//! long as the store cannot be asked, it stays Held, and the datapath with it.
+//! A lost lease is claimed again at once, with the same subnets, because containers use them. A lease is never lost
+//! *here*: as long as the store cannot be asked, it stays Held, and the datapath with it.
 
 use std::time::Duration;
 
 use flatnet_model::{Publication, Revision, SubnetKey};
 
-/// Where the lease stands.
+/// The state of the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseState {
-    /// Not acquired in this run.
+    /// The lease has not been acquired in this run.
     Starting,
-    /// Ours.
+    /// The lease is ours.
     Held(Held),
-    /// Was ours, and its key is gone.
+    /// The lease was ours, and its key is gone.
     Lost {
         /// The subnets, to be claimed again.
         subnets: SubnetKey,
     },
-    /// Was ours, and another node has it now. Containers here use its addresses, so nothing is done until it is free
-    /// again or somebody decides to take a new one ([`LeaseMachine::renumber`]).
+    /// The lease was ours, and another node has it now. Containers here use its addresses, so nothing is done until it
+    /// is free again or somebody decides to take a new one ([`LeaseMachine::renumber`]).
     TakenByOther {
         /// The subnets.
         subnets: SubnetKey,
@@ -39,101 +40,103 @@ pub enum LeaseState {
 pub struct Held {
     /// The subnets.
     pub subnets: SubnetKey,
-    /// What the store has for us, as far as known.
+    /// The publication that the store has for us, as far as known.
     pub published: Publication,
-    /// The store's revision that is as of.
+    /// The store's revision at our last write; 0 after the store went back to before it.
     pub revision: Revision,
-    /// When it runs out unless kept alive.
+    /// The time at which the lease expires unless it is kept alive.
     pub expires_at: Duration,
-    /// When to keep it alive next.
+    /// The time of the next keep-alive.
     keep_alive_at: Duration,
-    /// Since when the store is followed without its having shown our last write.
+    /// The time since which the view follows the store without having shown our last write.
     unseen_since: Option<Duration>,
 }
 
-/// What the latest view of the store says of our subnets.
+/// The latest view of the store, as far as it concerns our subnets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen<'a> {
     /// There is no view yet.
     Nothing,
-    /// No key.
+    /// Our subnets have no key.
     Gone,
-    /// Ours, with this in it.
+    /// The key is ours, with this publication in it.
     Ours(&'a Publication),
-    /// Another node's.
+    /// The key is another node's.
     Other,
 }
 
-/// What is known when the machine is asked.
+/// The knowledge with which the machine is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     /// Time since any fixed moment, never going back; the same clock in every call.
     pub now: Duration,
-    /// What the view says.
+    /// The content of the view.
     pub seen: Seen<'a>,
-    /// The store's revision the view is as of: an older one than our own last write says nothing about us.
+    /// The revision of the store that the view shows. If it is older than our own last write, the view says nothing
+    /// about us.
     pub seen_revision: Revision,
-    /// Whether the view follows the store now.
+    /// True if the view follows the store now.
     pub followed: bool,
-    /// What we want to publish; `None` while that is not known (no underlay, no usable configuration).
+    /// The publication that we want in the lease; `None` while that is not known (no underlay, no usable
+    /// configuration).
     pub wanted: Option<&'a Publication>,
 }
 
-/// What to do next.
+/// The next action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Acquire a lease: the previous subnets, if there are any, else a free one.
+    /// Acquire a lease with the previous subnets, if there are any, or else with free ones.
     Acquire {
-        /// What this node held before.
+        /// The subnets that this node held before.
         previous: Option<SubnetKey>,
-        /// What to publish.
+        /// The publication to write into the lease.
         publication: Publication,
     },
-    /// Write this into the lease we hold.
+    /// Write this publication into the lease we hold.
     Publish(Publication),
     /// Keep the lease alive.
     KeepAlive,
-    /// Nothing, until this time at the latest or until something in [`Input`] changes; `None`: only the latter.
+    /// Do nothing until this time, or until something in [`Input`] changes. With `None` there is no time limit.
     Nothing {
-        /// On the clock of [`Input::now`].
+        /// The time, on the clock of [`Input::now`].
         until: Option<Duration>,
     },
 }
 
-/// First delay after a failure, and the longest. The first is about a leader election in etcd (its default election
-/// timeout is 1 s); the longest lets a thousand agents knock on a recovering store less than 50 times a second.
+/// The first and the longest delay after a failure. The first is about a leader election in etcd (its default election
+/// timeout is 1 s). With the longest, a thousand agents knock on a recovering store less than 50 times a second.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
 
-/// How long a followed store may take to show our own write. It takes milliseconds; a store that was put back to before
-/// that write, when the view had not seen it either, never does.
+/// The time that a followed store may take to show our own write. Normally it takes milliseconds. A store that was put
+/// back to before that write, when the view had not seen it either, never shows it.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// The machine.
+/// The state machine of a lease.
 #[derive(Clone, Debug)]
 pub struct LeaseMachine {
     state: LeaseState,
     previous: Option<SubnetKey>,
     failures: u32,
     retry_at: Duration,
-    /// Publishing failed last: the lease is kept alive all the same.
+    /// True if the last attempt to publish failed. The lease is kept alive all the same.
     publishing_failed: bool,
 }
 
 impl LeaseMachine {
-    /// A machine at the start of a run; `previous`: what the state directory says this node held.
+    /// Creates a machine at the start of a run; `previous` is what the state directory says this node held.
     #[must_use]
     pub fn new(previous: Option<SubnetKey>) -> Self {
         Self { state: LeaseState::Starting, previous, failures: 0, retry_at: Duration::ZERO, publishing_failed: false }
     }
 
-    /// Where the lease stands.
+    /// Returns the state of the lease.
     #[must_use]
     pub fn state(&self) -> &LeaseState {
         &self.state
     }
 
-    /// The subnets this host uses, held or not: the datapath stays up with them whatever becomes of the lease.
+    /// Returns the subnets this host uses, held or not. The datapath stays up with them whatever becomes of the lease.
     #[must_use]
     pub fn subnets(&self) -> Option<SubnetKey> {
         match &self.state {
@@ -143,7 +146,8 @@ impl LeaseMachine {
         }
     }
 
-    /// What to do now. Does not change until something is reported back or [`Input`] changes, so it may be asked often.
+    /// Returns the next action. It does not change until something is reported back or [`Input`] changes, so this may
+    /// be called often.
     pub fn next(&mut self, input: &Input<'_>) -> Action {
         self.look(input);
         let waiting = input.now < self.retry_at;
@@ -155,7 +159,7 @@ impl LeaseMachine {
                 Some(wanted) => Action::Acquire { previous: self.subnets(), publication: wanted.clone() },
             },
             LeaseState::TakenByOther { .. } => Action::Nothing { until: None },
-            // A store that takes no writes may still keep leases alive: one must not end for want of the other.
+            // A store that takes no writes may still keep leases alive, so a failure to publish must not end the lease.
             LeaseState::Held(held) if self.publishing_failed && input.now >= held.keep_alive_at => Action::KeepAlive,
             LeaseState::Held(held) if waiting && self.publishing_failed => {
                 Action::Nothing { until: Some(self.retry_at.min(held.keep_alive_at)) }
@@ -172,13 +176,13 @@ impl LeaseMachine {
         }
     }
 
-    /// Takes note of what the view says.
+    /// Records what the view says.
     fn look(&mut self, input: &Input<'_>) {
         if let LeaseState::Held(held) = &mut self.state {
             let unseen = input.followed && input.seen_revision < held.revision;
             held.unseen_since = unseen.then(|| held.unseen_since.unwrap_or(input.now));
             if held.unseen_since.is_some_and(|since| input.now >= since.saturating_add(UNSEEN)) {
-                // Claiming it again finds out what the store has of us.
+                // Claiming the lease again finds out what the store has of us.
                 self.lost();
                 return;
             }
@@ -187,7 +191,7 @@ impl LeaseMachine {
             LeaseState::Held(held) if input.seen_revision >= held.revision => match input.seen {
                 Seen::Nothing => {}
                 Seen::Ours(publication) => {
-                    // Somebody may have written over it: what counts is what peers read.
+                    // Somebody may have written over it, and what counts is what peers read.
                     if *publication != held.published {
                         held.published = publication.clone();
                     }
@@ -195,7 +199,7 @@ impl LeaseMachine {
                 Seen::Gone => self.lost(),
                 Seen::Other => self.state = LeaseState::TakenByOther { subnets: held.subnets },
             },
-            // Ours again: by a claim whose answer never reached us. Claiming it again finds that out.
+            // Ours again, by a claim whose answer never reached us. Claiming it again finds that out.
             LeaseState::TakenByOther { subnets } if matches!(input.seen, Seen::Gone | Seen::Ours(_)) => {
                 self.state = LeaseState::Lost { subnets: *subnets };
             }
@@ -203,7 +207,7 @@ impl LeaseMachine {
         }
     }
 
-    /// A lease was acquired at `now` and written at `revision`; it lives for `ttl`.
+    /// Records that a lease was acquired at `now` and written at `revision`; it lives for `ttl`.
     pub fn acquired(
         &mut self,
         now: Duration,
@@ -219,7 +223,7 @@ impl LeaseMachine {
         self.kept_alive(now, ttl, random);
     }
 
-    /// `published` was written into the lease at `revision`.
+    /// Records that `published` was written into the lease at `revision`.
     pub fn published(&mut self, published: Publication, revision: Revision) {
         self.succeeded();
         if let LeaseState::Held(held) = &mut self.state {
@@ -229,8 +233,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The store says the lease now lives for `ttl`. A third of that later it is kept alive again: two tries may fail.
-    /// `random` spreads agents that started together over a tenth of it.
+    /// Records that the store gave the lease another `ttl`. It is kept alive again a third of that later, so two
+    /// attempts may fail. `random` spreads agents that started together over a tenth of that third.
     pub fn kept_alive(&mut self, now: Duration, ttl: Duration, random: u64) {
         self.succeeded();
         if let LeaseState::Held(held) = &mut self.state {
@@ -239,8 +243,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The last action failed and may succeed later: waits, longer each time, between half and all of the delay as
-    /// `random` says. Returns when the next attempt is due.
+    /// Records that the last action failed and may succeed later. The wait grows with each failure, and `random` picks
+    /// it between half and all of the delay. Returns when the next attempt is due.
     pub fn failed(&mut self, now: Duration, random: u64) -> Duration {
         let delay = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_LAST);
         self.failures = self.failures.saturating_add(1);
@@ -249,13 +253,14 @@ impl LeaseMachine {
         self.retry_at
     }
 
-    /// Publishing failed and may succeed later: waits as after any failure, but keeps the lease alive meanwhile.
+    /// Records that publishing failed and may succeed later. The machine waits as after any failure, but keeps the
+    /// lease alive meanwhile.
     pub fn publishing_failed(&mut self, now: Duration, random: u64) {
         self.failed(now, random);
         self.publishing_failed = true;
     }
 
-    /// The store says that our lease is gone (keeping it alive or writing into it found that out).
+    /// Records that the store says our lease is gone (keeping it alive or writing into it found that out).
     pub fn lost(&mut self) {
         if let LeaseState::Held(held) = &self.state {
             self.state = LeaseState::Lost { subnets: held.subnets };
@@ -263,8 +268,8 @@ impl LeaseMachine {
         }
     }
 
-    /// Claiming found that another node has our subnets. The view may not show that yet, so the next attempt waits as
-    /// after a failure.
+    /// Records that claiming found another node with our subnets. The view may not show that yet, so the next attempt
+    /// waits as after a failure.
     pub fn taken(&mut self, now: Duration, random: u64) {
         if let Some(subnets) = self.subnets() {
             self.state = LeaseState::TakenByOther { subnets };
@@ -272,25 +277,25 @@ impl LeaseMachine {
         }
     }
 
-    /// The store went back to before our last write (wiped, or restored from a backup): what it says from now on counts,
-    /// whatever its revision.
+    /// Records that the store went back to before our last write (wiped, or restored from a backup). From now on the
+    /// store's word counts, whatever its revision.
     pub fn store_went_back(&mut self) {
         if let LeaseState::Held(held) = &mut self.state {
             held.revision = 0;
         }
     }
 
-    /// The store answers again after it was away: what waited for that is due now.
+    /// Records that the store answers again after it was away. Actions that waited for that are due now.
     pub fn store_is_back(&mut self) {
         self.succeeded();
     }
 
-    /// Somebody decided to give the subnets up: takes any free one.
+    /// Gives the subnets up, because somebody decided so, and takes any free ones.
     pub fn renumber(&mut self) {
         *self = Self::new(None);
     }
 
-    /// Whether the store must have let the lease go by now, as far as we know.
+    /// Returns true if the store must have let the lease expire by now, as far as we know.
     #[must_use]
     pub fn is_overdue(&self, now: Duration) -> bool {
         matches!(&self.state, LeaseState::Held(held) if now >= held.expires_at)
@@ -303,7 +308,7 @@ impl LeaseMachine {
     }
 }
 
-/// The part of `whole` that `random` is of all 64-bit numbers, in steps of a 65,536th.
+/// Returns a fraction of `whole`: the part that `random` is of all 64-bit numbers, in steps of a 65,536th.
 fn fraction(whole: Duration, random: u64) -> Duration {
     let part = u32::try_from(random >> 48).unwrap_or(0);
     whole / 65_536 * part

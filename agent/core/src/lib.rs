@@ -1,7 +1,8 @@
-//! The agent's decisions, as functions: host facts and cluster state in, kernel objects and operations out.
+//! The agent's decisions, as pure functions: they take host facts and cluster state and return kernel objects and
+//! operations.
 //!
-//! Nothing here reads a clock, a file, a socket or the kernel, and nothing here is async: values and `now` go in, values
-//! come out. So every decision can be tested without a network.
+//! Nothing here reads a clock, a file, a socket or the kernel, and nothing here is async: values and `now` go in,
+//! values come out. So every decision can be tested without a network.
 //!
 //! ```text
 //! facts + networks ──▶ desired() ──▶ KernelState ─┐

@@ -1,8 +1,8 @@
-//! Kernel objects: what the agent may own, each as a key (what the kernel tells objects apart by) and a specification
-//! (what we want of it). Leases, peers and networks are not known here.
+//! Kernel objects that the agent may own. Each is a key (by which the kernel tells objects apart) and a specification
+//! (what we want of the object). Leases, peers and networks are not known here.
 //!
-//! A [`KernelState`] is used for both sides: what is desired and what a dump found. Only what we *set* is in it; counters,
-//! indexes and timers, which change by themselves, are not.
+//! A [`KernelState`] is used for both sides: what is desired and what a dump found. It has only what we *set*;
+//! counters, indexes and timers, which change by themselves, are left out.
 
 mod firewall;
 mod link;
@@ -26,8 +26,8 @@ use flatnet_model::IfName;
 use std::net::IpAddr;
 
 /// The routing protocol number that marks our routes, neighbours and nexthop objects as ours (`RTA_PROTOCOL`,
-/// `NDA_PROTOCOL`, `nh_protocol`). Not taken in iproute2's `rt_protos` nor linux/rtnetlink.h; above `RTPROT_STATIC`, so
-/// the kernel leaves it to user space.
+/// `NDA_PROTOCOL`, `nh_protocol`). Neither iproute2's `rt_protos` nor linux/rtnetlink.h assigns it. It is above
+/// `RTPROT_STATIC`, so the kernel leaves it to user space.
 pub const PROTOCOL: u8 = 91;
 
 /// An address on a device.
@@ -44,7 +44,7 @@ pub struct AddressKey {
 pub struct KernelState {
     /// Our one nftables table without its set elements.
     pub ruleset: Option<Ruleset>,
-    /// Which outer source may carry which inner source, per set of the table.
+    /// The pairs of an outer and an inner source that our table accepts, per set of the table.
     pub peer_sources: BTreeSet<PeerSource>,
     /// Devices.
     pub links: BTreeMap<IfName, Link>,
@@ -52,9 +52,9 @@ pub struct KernelState {
     pub sysctls: BTreeMap<Sysctl, String>,
     /// Addresses on our devices.
     pub addresses: BTreeSet<AddressKey>,
-    /// Permanent neighbours on our devices: overlay next hop to link address.
+    /// Permanent neighbours on our devices: overlay next hops with their link addresses.
     pub neighbours: BTreeMap<NeighbourKey, LinkAddress>,
-    /// Permanent forwarding entries on our VXLAN devices: Ethernet address to underlay address.
+    /// Permanent forwarding entries on our VXLAN devices: Ethernet addresses with their underlay addresses.
     pub fdb: BTreeMap<FdbKey, IpAddr>,
     /// Peers of our WireGuard devices.
     pub wireguard_peers: BTreeMap<WireguardPeerKey, WireguardPeer>,
@@ -62,13 +62,13 @@ pub struct KernelState {
     pub nexthops: BTreeMap<NexthopId, Nexthop>,
     /// Routes in the main table.
     pub routes: BTreeMap<RouteKey, Route>,
-    /// Our rule at the head of an iptables chain that would otherwise drop us.
+    /// Our rules at the heads of iptables chains that would otherwise drop our packets.
     pub iptables: BTreeMap<IptablesKey, IptablesRule>,
 }
 
 impl KernelState {
-    /// Whether nobody is harmed while this setting has another value than is wanted here: what a tunnel's guard lets out of
-    /// it are no router advertisements, and where forwarding is on no redirect is heeded.
+    /// Returns true if no harm is done while `setting` has another value than is wanted here. A tunnel's guard lets no
+    /// router advertisements out of the tunnel, and where forwarding is on, the kernel ignores redirects.
     #[must_use]
     pub fn does_without(&self, setting: &Sysctl) -> bool {
         let Some(link) = setting.device().and_then(|device| self.links.get(&device)) else { return false };
@@ -83,11 +83,11 @@ impl KernelState {
     }
 }
 
-/// Keys at which the kernel has an object that is not ours. What we want there is a conflict, to be reported, never
-/// changed.
+/// Keys at which the kernel has an object that is not ours. If we want an object there, that is a conflict: it is
+/// reported, and the foreign object is never changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Foreign {
-    /// Devices, with a word on what they are (`vxlan VNI 1`).
+    /// Devices, each with a short description (`vxlan VNI 1`).
     pub links: BTreeMap<IfName, String>,
     /// Nexthop objects.
     pub nexthops: BTreeSet<NexthopId>,
@@ -95,13 +95,14 @@ pub struct Foreign {
     pub routes: BTreeSet<RouteKey>,
 }
 
-/// What a dump found.
+/// The objects that a dump of the kernel found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dump {
-    /// What is ours.
+    /// The objects that are ours.
     pub state: KernelState,
-    /// What is in our way.
+    /// The foreign objects at keys where ours may have to be.
     pub foreign: Foreign,
-    /// Bridges of ours that something is plugged into, and what: containers, mostly, whose link is theirs and not ours.
+    /// The bridges of ours that something is plugged into, with the ports. These are mostly links of containers, which
+    /// do not belong to us.
     pub ports: BTreeMap<IfName, BTreeSet<IfName>>,
 }

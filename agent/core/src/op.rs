@@ -1,4 +1,4 @@
-//! Operations on kernel objects, and what became of each.
+//! Operations on kernel objects, and their outcomes.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,21 +10,21 @@ use crate::object::{
     PeerSource, Route, RouteKey, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
-/// What an operation does to its object.
+/// The change that an operation makes to its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
-    /// Makes it; the kernel must not have one at that key.
+    /// Creates the object. The kernel must not have one at that key.
     Create,
-    /// Changes it in place.
+    /// Changes the object in place.
     Change,
-    /// Deletes it and makes it anew, because the kernel cannot change it.
+    /// Deletes the object and creates it anew, because the kernel cannot change it.
     Replace,
-    /// Deletes it; that it is already gone is success.
+    /// Deletes the object. If it is already gone, that is success.
     Delete,
 }
 
 impl Action {
-    /// For metrics and logs.
+    /// Returns the action's name for metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,7 +36,7 @@ impl Action {
     }
 }
 
-/// Declares the kinds together with the list of all of them, so that none can be left out.
+/// Declares the kinds together with the list of all of them, so that no kind can be missing from the list.
 macro_rules! kinds {
     ($($variant:ident = $text:literal,)*) => {
         /// The kinds of object, for metrics, logs and drift counts.
@@ -50,7 +50,7 @@ macro_rules! kinds {
             /// Every kind.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// For metrics and logs.
+            /// Returns the kind's name for metrics and logs.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -76,7 +76,7 @@ kinds! {
 }
 
 impl KernelState {
-    /// How many objects of `kind` there are.
+    /// Returns the number of objects of `kind`.
     #[must_use]
     pub fn count(&self, kind: ObjectKind) -> usize {
         match kind {
@@ -95,11 +95,12 @@ impl KernelState {
     }
 }
 
-/// An object with its specification, as an operation carries it. In a deletion the specification is what the dump found.
+/// An object with its specification, as an operation carries it. In a deletion, the specification is the one that the
+/// dump found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "key and specification of the object of that name")]
 pub enum Object {
-    /// The table with all elements of its sets: swapped whole, in one transaction.
+    /// The table with all elements of its sets. It is swapped whole, in one transaction.
     Ruleset {
         ruleset: Ruleset,
         elements: Vec<PeerSource>,
@@ -116,7 +117,7 @@ pub enum Object {
     Iptables(IptablesKey, IptablesRule),
 }
 
-/// What an object is known by: enough to tell which outcome belongs to which peer.
+/// The key of an object. It is enough to tell which outcome belongs to which peer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the key of the object of that name")]
 pub enum ObjectKey {
@@ -134,7 +135,7 @@ pub enum ObjectKey {
 }
 
 impl ObjectKey {
-    /// Which kind it is of.
+    /// Returns the kind of the object.
     #[must_use]
     pub fn kind(&self) -> ObjectKind {
         match self {
@@ -154,7 +155,7 @@ impl ObjectKey {
 }
 
 impl Object {
-    /// What it is known by.
+    /// Returns the object's key.
     #[must_use]
     pub fn key(&self) -> ObjectKey {
         match self {
@@ -172,7 +173,7 @@ impl Object {
         }
     }
 
-    /// Which kind it is.
+    /// Returns the kind of the object.
     #[must_use]
     pub fn kind(&self) -> ObjectKind {
         match self {
@@ -220,28 +221,28 @@ impl fmt::Display for Object {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
-    /// What to do.
+    /// The change to make.
     pub action: Action,
-    /// To what.
+    /// The object to change.
     pub object: Object,
 }
 
-/// What became of one operation.
+/// The outcome of one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpOutcome {
-    /// Done; or, for a deletion, it was already gone.
+    /// The operation was carried out, or the object of a deletion was already gone.
     Done,
-    /// The kernel refused.
+    /// The kernel refused the operation.
     Failed(OpError),
-    /// Not tried, because what it depends on failed.
+    /// The operation was not tried, because an operation it depends on failed.
     Skipped,
 }
 
-/// Why the kernel refused an operation.
+/// The refusal of an operation by the kernel, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{action} {object}: {reason}", action = .action.as_str())]
 pub struct OpError {
-    /// What was tried.
+    /// The change that was tried.
     pub action: Action,
     /// The object, as [`Object`] prints it.
     pub object: String,

@@ -1,4 +1,4 @@
-//! What became of each network and peer when the desired state was made.
+//! The outcome for each network and peer when the desired state was made.
 
 use std::net::IpAddr;
 
@@ -9,21 +9,22 @@ use crate::object::{
 };
 use crate::op::ObjectKey;
 
-/// One network.
+/// The outcome for one network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkOutcome {
-    /// Its name.
+    /// The network's name.
     pub name: NetworkName,
-    /// Bytes a container's packet may have, the smaller of its families'; `None`: the network is not programmed.
+    /// Bytes that a container's packet may have, the smaller of the families' values; `None`: the network is not
+    /// programmed.
     pub mtu: Option<Mtu>,
     /// The tunnel devices; empty for direct routes.
     pub devices: Vec<IfName>,
-    /// Who carries the packets.
+    /// The carrier of the packets.
     pub datapath: Datapath,
-    /// The backends by which this host receives: the configured one, then earlier ones. Empty: the network is not
+    /// The backends by which this host receives: the configured one, then earlier ones. If empty, the network is not
     /// programmed.
     pub ways: Vec<WayOutcome>,
-    /// Every peer, in the order of their subnets.
+    /// Every peer, ordered by subnet.
     pub peers: Vec<PeerOutcome>,
 }
 
@@ -32,54 +33,54 @@ pub struct NetworkOutcome {
 pub struct WayOutcome {
     /// The backend.
     pub backend: BackendConfig,
-    /// Its tunnel devices; none for direct routes.
+    /// The backend's tunnel devices; empty for direct routes.
     pub devices: Vec<IfName>,
-    /// Whether this host sends by it, or may as soon as it reads what a peer publishes next.
+    /// True if this host sends by this backend, or may do so as soon as it reads what a peer publishes next.
     pub used: bool,
 }
 
-/// One peer.
+/// The outcome for one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerOutcome {
-    /// Its lease.
+    /// The peer's lease.
     pub subnets: SubnetKey,
-    /// What was decided.
+    /// The decision about this peer.
     pub decision: PeerDecision,
 }
 
-/// What was decided about a peer.
+/// The decision about a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerDecision {
-    /// Objects are wanted for all its subnets; [`PeerOutcome::keys`] names them.
+    /// Objects are wanted for all of the peer's subnets; [`PeerOutcome::keys`] names them.
     Programmed(Paths),
-    /// Left alone on purpose: another backend's.
+    /// The peer is left alone on purpose, because it belongs to another backend.
     Ignored {
-        /// One clause.
+        /// The reason, in one clause.
         reason: String,
     },
-    /// Cannot be reached the way this network works (host-gw, not on our link).
+    /// The peer cannot be reached the way this network works (host-gw, and it is not on our link).
     Unreachable {
-        /// One clause.
+        /// The reason, in one clause.
         reason: String,
     },
-    /// What it publishes cannot be used.
+    /// The data that the peer publishes cannot be used.
     Failed {
-        /// One clause.
+        /// The reason, in one clause.
         reason: String,
     },
 }
 
-/// The ways to a peer, one for each family it has a subnet in.
+/// The paths to a peer, one for each family in which it has a subnet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
-    /// To its IPv4 subnet.
+    /// The path to its IPv4 subnet.
     pub v4: Option<Path>,
-    /// To its IPv6 subnet.
+    /// The path to its IPv6 subnet.
     pub v6: Option<Path>,
 }
 
 impl Paths {
-    /// Sets the way of `family`.
+    /// Sets the path of `family`.
     pub fn set(&mut self, family: IpFamily, path: Path) {
         match family {
             IpFamily::V4 => self.v4 = Some(path),
@@ -88,39 +89,39 @@ impl Paths {
     }
 }
 
-/// The way to one subnet of a peer.
+/// The path to one subnet of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     /// The device packets leave through: the tunnel's, or the underlay's for a direct route.
     pub device: IfName,
     /// The peer's underlay address.
     pub outer: IpAddr,
-    /// What the tunnel needs for this peer; `None`: a direct route.
+    /// The tunnel, with what it needs for this peer; `None`: a direct route.
     pub tunnel: Option<Tunnel>,
-    /// Whether the route goes through a nexthop object.
+    /// True if the route goes through a nexthop object.
     pub nexthop_object: bool,
     /// The peer's key, where the tunnel is WireGuard's.
     pub wireguard: Option<WireguardKey>,
 }
 
-/// What a tunnel needs for one peer besides the route.
+/// The objects that a tunnel needs for one peer besides the route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tunnel {
     /// A neighbour and a forwarding entry.
     Vxlan {
         /// The tunnel's identifier.
         vni: Vni,
-        /// The peer's address in it.
+        /// The peer's Ethernet address in the tunnel.
         mac: Mac,
     },
     /// A neighbour.
     GreNeighbour(GreKey),
-    /// Nothing: the route itself names the tunnel's ends.
+    /// Nothing, because the route itself names the tunnel's ends.
     GreRoute(GreKey),
 }
 
 impl Tunnel {
-    /// What tells its packets from others.
+    /// Returns the identifier by which the tunnel's packets are told from others.
     #[must_use]
     pub fn id(&self) -> TunnelId {
         match self {
@@ -131,7 +132,8 @@ impl Tunnel {
 }
 
 impl PeerOutcome {
-    /// The objects wanted for this peer alone: when an operation on one of them failed, this peer is not reachable.
+    /// Returns the objects wanted for this peer alone. If an operation on one of them failed, this peer is not
+    /// reachable.
     pub fn keys(&self) -> impl Iterator<Item = ObjectKey> {
         let paths = match self.decision {
             PeerDecision::Programmed(paths) => paths,

@@ -1,31 +1,33 @@
-//! In which order changes are made, so that traffic that flows goes on flowing and nothing stands on what is not there.
+//! The order of changes: traffic that flows goes on flowing, and no object is made before what it stands on.
 //!
 //! ```text
-//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB, WireGuard peers ▶ nexthops ▶ routes ▶ iptables heads
-//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB, WireGuard peers ▶ neighbours ▶ addresses ▶ links ▶ guard
+//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB, WireGuard peers ▶ nexthops
+//!   ▶ routes ▶ iptables heads
+//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB, WireGuard peers ▶ neighbours ▶ addresses
+//!   ▶ links ▶ guard
 //! ```
 //!
-//! Make before break: what is new stands before what is old goes, and what only moves (a peer's address, a MAC, a route
+//! Make before break: new objects stand before old ones go. An object that only moves (a peer's address, a MAC, a route
 //! from tunnel to direct) is changed under its key, so there is no moment without an entry. The guard is there before
-//! the first device and gone after the last. The one thing that goes first is a device of ours under a wrong name:
-//! it holds the VNI that the right one needs.
+//! the first device and gone after the last. The one thing that goes first is a device of ours under a wrong name: it
+//! holds the VNI that the right one needs.
 
 use crate::diff::{Conflict, Diff, InUse, Prune, diff, lost};
 use crate::object::{Dump, KernelState, Link, Sysctl};
 use crate::op::{Action, Object, Op};
 
-/// What to do, and what cannot be done.
+/// The operations to carry out, and what cannot be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
+    /// The operations, in the order in which they are to be carried out.
     pub ops: Vec<Op>,
-    /// Foreign objects in our way: nothing is planned for these.
+    /// Foreign objects in our way. Nothing is planned for the keys they hold.
     pub conflicts: Vec<Conflict>,
-    /// What would be deleted if nobody used it.
+    /// Bridges that would be deleted if nothing were plugged into them.
     pub in_use: Vec<InUse>,
 }
 
-/// Plans the way from what was found to what is desired; the same for the same input.
+/// Plans how to get from what was found to what is desired. The same input gives the same plan.
 #[must_use]
 pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
     let Diff { mut changes, conflicts, in_use } = diff(desired, dump, prune);
@@ -35,8 +37,8 @@ pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
     Plan { ops: changes, conflicts, in_use }
 }
 
-/// No guard, no tunnel: what closes the tunnels of `found` that are open, where nothing guards them. They are left where
-/// they are, so that they open again with everything that stands on them once they are guarded.
+/// Returns the operations that close the open tunnels of `found`, for a host without a guard: no guard, no tunnel. The
+/// devices are not deleted, so that they open again with everything that stands on them once they are guarded.
 #[must_use]
 pub fn close_tunnels(found: &KernelState) -> Vec<Op> {
     let open = found.links.iter().filter(|(_, link)| link.up && link.kind.is_tunnel());
@@ -51,7 +53,7 @@ fn early_deletions(desired: &KernelState, found: &KernelState) -> Vec<flatnet_mo
     lost::in_the_way(desired, found).map(|(_, orphan)| orphan).collect()
 }
 
-/// When an operation's turn is: the lower the earlier.
+/// Returns the step at which an operation is carried out; lower steps come first.
 fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
     match (op.action, &op.object) {
         (Action::Delete, object) => match object {
@@ -82,9 +84,9 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
     }
 }
 
-/// Forwarding comes after all other settings: turning it on, be it for a single device, drops the default routes of router
-/// advertisements on every interface whose `accept_ra` is not 2 by then (net/ipv6/addrconf.c: `addrconf_fixup_forwarding`,
-/// `rt6_purge_dflt_routers`).
+/// Returns true if the setting turns on forwarding, which comes after all other settings. Turning it on, even for a
+/// single device, drops the default routes of router advertisements on every interface whose `accept_ra` is not 2 by
+/// then (net/ipv6/addrconf.c: `addrconf_fixup_forwarding`, `rt6_purge_dflt_routers`).
 fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
     sysctl.path().ends_with("/forwarding") || sysctl.path() == "net/ipv4/ip_forward"
 }

@@ -1,4 +1,4 @@
-//! What is wrong, said so that somebody woken at night can act on it.
+//! Problems, worded so that somebody woken at night can act on them.
 
 mod code;
 
@@ -6,21 +6,21 @@ use std::fmt;
 
 pub use code::ProblemCode;
 
-/// One problem: stable code, one sentence, what to do, and the object concerned.
+/// One problem: a stable code, one sentence, a hint, and the object concerned.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// What kind of problem.
+    /// The kind of problem.
     pub code: ProblemCode,
-    /// What is wrong, in one sentence.
+    /// One sentence that says what is wrong.
     pub message: String,
-    /// What to do about it.
+    /// Advice on how to put it right.
     pub hint: String,
     /// The store key, device, peer or file concerned; empty if none.
     pub object: String,
 }
 
 impl Problem {
-    /// A problem that concerns `object`.
+    /// Creates a problem that concerns `object`.
     pub fn new(
         code: ProblemCode,
         message: impl Into<String>,

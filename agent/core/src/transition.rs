@@ -1,14 +1,18 @@
-//! A live network changes its backend: which earlier ones this host goes on receiving by, and what it publishes meanwhile.
+//! How a live network changes its backend: the earlier backends by which this host still receives, and what it
+//! publishes meanwhile.
 //!
-//! Make before break, without anybody in charge. Each host builds the new backend beside the old one and only then says in
-//! its lease that it receives by the new one, and by the old one besides. Each host sends to a peer by what that peer says
-//! it receives by. Each says for how long it still sends to anybody by the old one; when no lease says so any more, and none
-//! names the old one as its backend, the old one goes. A host that is slow, or cut off from the store, is waited for:
-//! what it last said still stands in its lease.
+//! Make before break, without anybody in charge:
 //!
-//! Nobody sends by a backend before it has read in its own lease that it does, and nobody gives one up before it has read in its
-//! own lease that it has. The store orders the two: whoever wrote second had read what the first wrote. So hosts may lag,
-//! and networks may change back, in any order.
+//! * Each host builds the new backend beside the old one. Only then does it say in its lease that it receives by the
+//!   new one, and by the old one besides.
+//! * Each host sends to a peer by a backend that the peer says it receives by.
+//! * Each host says for how long it still sends to anybody by the old one. The old one goes when no lease says so any
+//!   more and none names it as its backend.
+//! * A host that is slow, or cut off from the store, is waited for: what it last said still stands in its lease.
+//!
+//! No host sends by a backend before it has read in its own lease that it does. No host gives a backend up before it
+//! has read in its own lease that it has. The store orders the writes: whoever wrote second had read what the first wrote.
+//! So hosts may lag, and networks may change back, in any order.
 
 use flatnet_model::{
     BackendConfig, Besides, EARLIER_BACKENDS, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey,
@@ -20,36 +24,37 @@ use crate::outcome::WayOutcome;
 use crate::problem::Problem;
 use crate::underlay::Underlay;
 
-/// What peers know of this host's lease, as far as is known here.
+/// This host's lease as peers may know it, as far as this host can tell.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Said<'a> {
-    /// The lease as it was last read.
+    /// The lease as this host last read it.
     pub read: Option<&'a Lease>,
-    /// All that was written since, or may have been.
+    /// The publications that were written since, or may have been.
     pub unread: &'a [Publication],
 }
 
 impl Said<'_> {
-    /// Whether all peers that looked know that this host may send by `backend`.
+    /// Returns true if every peer that reads this host's lease knows that this host may send by `backend`.
     #[must_use]
     pub fn sends_by(&self, backend: &BackendConfig) -> bool {
         self.read.is_none_or(|own| own.under(backend).is_some_and(|(_, sends)| sends))
             && self.unread.iter().all(|written| written.sends_by(backend))
     }
 
-    /// Whether a peer may still believe that this host receives by `backend`.
+    /// Returns true if a peer may still believe that this host receives by `backend`.
     fn receives_by(&self, backend: &BackendConfig) -> bool {
         !self.unread.is_empty() || self.read.is_some_and(|own| own.under(backend).is_some())
     }
 }
 
-/// Those of `config`'s earlier backends by which a host that joins receives too: it comes while not all have followed, so some
-/// of `leases` still names them.
+/// Returns the earlier backends of `config` by which a host that joins receives too. It joins while not all hosts have
+/// followed, so some of `leases` still name them.
 #[must_use]
 pub fn joining(config: &NetworkConfig, leases: &[&Lease]) -> Vec<BackendConfig> {
     let is_sent_by =
         |backend: &BackendConfig| leases.iter().any(|lease| lease.under(backend).is_some_and(|(_, sends)| sends));
-    // Only what can be beside the configured one: whoever wrote the record by hand may have put anything there.
+    // Only backends that can be beside the configured one: whoever wrote the record by hand may have put anything
+    // there.
     let mut before = config.before.iter().filter(|backend| is_sent_by(backend));
     match before.next() {
         Some(first) => earlier_backends(&before.cloned().collect::<Vec<_>>(), first, &config.backend),
@@ -57,8 +62,9 @@ pub fn joining(config: &NetworkConfig, leases: &[&Lease]) -> Vec<BackendConfig> 
     }
 }
 
-/// Those of `before` that this host goes on saying it receives by, given what the store says (`own`: this host's lease,
-/// `peers`: all others) and what the last pass made of it. None goes before this host has published the configured one.
+/// Returns the backends of `before` that this host goes on saying it receives by. This follows from what the store says
+/// (`own` is this host's lease, `peers` are all others) and from `ways`, the outcome of the last pass. None goes before
+/// this host has published the configured one.
 #[must_use]
 pub fn needed(
     before: &[BackendConfig],
@@ -79,15 +85,16 @@ pub fn needed(
     before.iter().filter(is_needed).cloned().collect()
 }
 
-/// Those of `before` that this host still receives by: those it goes on saying so of, and those of which a peer may still
-/// believe it.
+/// Returns the backends of `before` by which this host still receives: those it goes on announcing (`needed`), and
+/// those that a peer may still believe it receives by.
 #[must_use]
 pub fn kept(before: &[BackendConfig], needed: &[BackendConfig], said: &Said<'_>) -> Vec<BackendConfig> {
     before.iter().filter(|backend| needed.contains(backend) || said.receives_by(backend)).cloned().collect()
 }
 
-/// What to publish while the network changes: the first of `ready` as the backend, the others besides. `ready` are those by
-/// which this host receives, the configured one first; if there is none, what the configuration says is published.
+/// Returns the publication while the network changes. The first of `ready` is its backend, and the others are besides.
+/// `ready` are the backends by which this host receives, the configured one first. If there are none, the configured
+/// one is published.
 pub fn publication(
     node: NodeId,
     key: Option<WireguardKey>,

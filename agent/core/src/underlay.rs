@@ -1,7 +1,7 @@
-//! Which interface and addresses of this host carry the tunnels.
+//! The underlay: the interface and addresses of this host that carry the tunnels.
 //!
-//! Decided from [`HostFacts`] each time they are looked at, so a new address, another default route or a smaller MTU
-//! is followed without a restart.
+//! The choice is made from [`HostFacts`] each time they are looked at, so a new address, another default route or a
+//! smaller MTU is followed without a restart.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,42 +10,42 @@ use regex::Regex;
 
 use crate::facts::{HostFacts, Interface, RouteTo};
 
-/// What the user said about the underlay; all empty is the usual case.
+/// The user's options for the underlay. Usually all are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// `--iface`: names or addresses, the first that is there wins.
+    /// `--iface`: names or addresses. The first that is there wins.
     pub ifaces: Vec<String>,
     /// `--iface-regex`: tried after `ifaces`, each against all addresses and then against all names.
     pub iface_regexes: Vec<String>,
-    /// `--iface-can-reach`: the interface whose route leads there; tried last.
+    /// `--iface-can-reach`: the interface whose route leads to this address; tried last.
     pub can_reach: Option<IpAddr>,
     /// `--public-ip`: published instead of the interface's address.
     pub public_ip: Option<Ipv4Addr>,
-    /// `--public-ipv6`: the same for IPv6.
+    /// `--public-ipv6`: published instead of the interface's IPv6 address.
     pub public_ipv6: Option<Ipv6Addr>,
-    /// Addresses of the store's first endpoint: where the default choice must lead.
+    /// Addresses of the store's first endpoint, to which the interface chosen by default must lead.
     pub store: Vec<IpAddr>,
 }
 
 impl Selection {
-    /// The addresses whose routes [`select`] wants to find in [`HostFacts::routes`].
+    /// Returns the addresses whose routes [`select`] wants to find in [`HostFacts::routes`].
     #[must_use]
     pub fn route_queries(&self) -> Vec<IpAddr> {
         self.can_reach.iter().chain(&self.store).copied().collect()
     }
 }
 
-/// The way to the other hosts, and where they reach us. Its addresses are the interface's own but on a host that is reached
-/// at an address of its loopback, by routes alone.
+/// The interface towards the other hosts, and the addresses at which they reach us. The addresses are the interface's
+/// own, except on a host that is reached at an address of its loopback, by routes alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
     /// The interface by which packets leave.
     pub device: IfName,
-    /// What fits through it in bytes: the smaller of the interface's MTU and that of the route looked up through it.
+    /// The bytes that fit through the interface: the smaller of its MTU and that of the route looked up through it.
     pub mtu: Mtu,
-    /// This host's IPv4 address: outer source of what we send.
+    /// This host's IPv4 address: the outer source of packets we send.
     pub v4: Option<Ipv4Addr>,
-    /// This host's IPv6 address.
+    /// This host's IPv6 address, in the same role.
     pub v6: Option<Ipv6Addr>,
     /// The IPv4 address that is published (`PublicIP`).
     pub public_v4: Option<Ipv4Addr>,
@@ -54,7 +54,7 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    /// The interface's address of `family`.
+    /// Returns the interface's address of `family`.
     #[must_use]
     pub fn address(&self, family: IpFamily) -> Option<IpAddr> {
         match family {
@@ -63,9 +63,9 @@ impl Underlay {
         }
     }
 
-    /// With the addresses that `last` had on the same interface in those of `families` in which this has none; and which
-    /// those are. A link set down and up loses its IPv6 addresses for a moment: that must not take down the network, and
-    /// the bridge that containers hang on with it.
+    /// Keeps addresses that `last` had on the same interface, for those of `families` in which `self` has none. Also
+    /// returns these families. A link set down and up loses its IPv6 addresses for a moment. That must not take down
+    /// the network, and with it the bridge that containers hang on.
     #[must_use]
     pub fn keeping(mut self, last: &Self, families: &[IpFamily]) -> (Self, Vec<IpFamily>) {
         let lost = |family: &&IpFamily| self.address(**family).is_none() && last.address(**family).is_some();
@@ -82,7 +82,7 @@ impl Underlay {
         (self, lost)
     }
 
-    /// The published address of `family`.
+    /// Returns the published address of `family`.
     #[must_use]
     pub fn public_address(&self, family: IpFamily) -> Option<IpAddr> {
         match family {
@@ -92,7 +92,7 @@ impl Underlay {
     }
 }
 
-/// Why no underlay could be chosen; every text ends with what there is to choose from.
+/// The reason why no underlay could be chosen. Every text ends with the interfaces there are to choose from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnderlayError {
     /// None of the interfaces that were named is here.
@@ -106,12 +106,12 @@ pub enum UnderlayError {
     /// `--iface-regex` cannot be read.
     #[error("--iface-regex {pattern:?} is not a regular expression: {reason}")]
     Regex {
-        /// As given.
+        /// The expression as given.
         pattern: String,
         /// The parser's words.
         reason: String,
     },
-    /// Nothing was named, and nothing stands out.
+    /// No interface was named, and none stands out.
     #[error("cannot tell which interface carries the tunnels: name it with --iface; there is: {candidates}")]
     Ambiguous {
         /// Interfaces with addresses.
@@ -127,7 +127,7 @@ pub enum UnderlayError {
         /// Interfaces with addresses.
         candidates: String,
     },
-    /// The interface's MTU is not one.
+    /// The interface's MTU is not a usable one.
     #[error("the MTU of {device} is not known")]
     NoMtu {
         /// The interface.
@@ -136,7 +136,7 @@ pub enum UnderlayError {
 }
 
 impl UnderlayError {
-    /// What to do about it.
+    /// Returns advice on how to put it right.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
@@ -152,10 +152,10 @@ impl UnderlayError {
     }
 }
 
-/// Chooses the underlay. `families`: those the networks need, as far as known; empty: any will do.
+/// Chooses the underlay. `families` are those the networks need, as far as known; if empty, any will do.
 ///
-/// An interface that lacks *some* of them is still chosen (the networks that need the missing one say so); one that
-/// lacks all of them is not.
+/// An interface that lacks *some* of them is still chosen (the networks that need the missing one say so). An interface
+/// that lacks all of them is not.
 pub fn select(facts: &HostFacts, selection: &Selection, families: &[IpFamily]) -> Result<Underlay, UnderlayError> {
     let needed = if families.is_empty() { &IpFamily::BOTH[..] } else { families };
     let named = !(selection.ifaces.is_empty() && selection.iface_regexes.is_empty() && selection.can_reach.is_none());
@@ -163,13 +163,13 @@ pub fn select(facts: &HostFacts, selection: &Selection, families: &[IpFamily]) -
     build(facts, selection, needed, chosen)
 }
 
-/// An interface, and what is known of the address on it.
+/// An interface, with what is known of the address on it.
 #[derive(Clone, Copy)]
 struct Chosen<'a> {
     interface: &'a Interface,
-    /// The one that was asked for.
+    /// The address that was asked for.
     address: Option<IpAddr>,
-    /// The one that the kernel would take.
+    /// The address that the kernel would choose.
     source: Option<IpAddr>,
 }
 
@@ -183,7 +183,8 @@ impl<'a> Chosen<'a> {
     }
 }
 
-/// flannel's order (`pkg/ipmatch`, `main.go`): every `--iface`, then every `--iface-regex`, then `--iface-can-reach`.
+/// Chooses by option, in flannel's order (`pkg/ipmatch`, `main.go`): every `--iface`, then every `--iface-regex`, then
+/// `--iface-can-reach`.
 fn by_option<'a>(facts: &'a HostFacts, selection: &Selection) -> Result<Chosen<'a>, UnderlayError> {
     for wanted in &selection.ifaces {
         if let Some(chosen) = by_name_or_address(facts, wanted) {
@@ -211,14 +212,14 @@ fn by_name_or_address<'a>(facts: &'a HostFacts, wanted: &str) -> Option<Chosen<'
     }
 }
 
-/// The interface that has `address`.
+/// Returns the interface that has `address`.
 fn holder(facts: &HostFacts, address: IpAddr) -> Option<&Interface> {
     facts.interfaces.iter().find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
 }
 
-/// What is chosen for its address need not be what packets leave by: an address of the loopback, or of a device that stands
-/// in for it, is routed to this host by its routers. The device is then that of the route on which the kernel takes this
-/// address, or the default route's.
+/// Returns the interface by which packets leave. It may differ from the one chosen for its address: an address of the
+/// loopback, or of a device that stands in for it, is routed to this host by its routers. Then the device is that of
+/// the route on which the kernel takes this address as the source, or the default route's.
 fn way_out<'a>(facts: &'a HostFacts, chosen: Chosen<'a>) -> Chosen<'a> {
     let Chosen { interface, .. } = chosen;
     let addresses = || match chosen.address {
@@ -256,8 +257,8 @@ fn by_regex<'a>(facts: &'a HostFacts, pattern: &str) -> Result<Option<Chosen<'a>
     Ok(by_address.or_else(|| usable().find(|interface| regex.is_match(interface.name.as_str())).map(Chosen::of)))
 }
 
-/// Without options: the interface towards the store; when the store is on this host, that of the default route; else the
-/// only one there is.
+/// Chooses without options: the interface towards the store; if the store is on this host, the default route's; else
+/// the only one there is.
 fn by_route<'a>(facts: &'a HostFacts, selection: &Selection, needed: &[IpFamily]) -> Result<Chosen<'a>, UnderlayError> {
     let has_one = |interface: &Interface| needed.iter().any(|family| first_address(interface, *family).is_some());
     let usable = |interface: &Interface| is_way(interface) && has_one(interface);
@@ -269,9 +270,9 @@ fn by_route<'a>(facts: &'a HostFacts, selection: &Selection, needed: &[IpFamily]
             return Ok(chosen);
         }
     }
-    // The store is on this host. The kernel reaches every address of its own by the loopback, but an endpoint at an
-    // address of a real interface still says which one the other hosts are on. Not at which address they find this host:
-    // the store's may float.
+    // The store is on this host. The kernel reaches all its own addresses by the loopback, but an endpoint at an
+    // address of a real interface still says which interface the other hosts are on. It does not say at which address
+    // they find this host: the store's address may float.
     for target in selection.store.iter().filter(|target| !target.is_loopback()) {
         let Some(interface) = holder(facts, *target) else { continue };
         if usable(interface) {
@@ -323,13 +324,13 @@ fn build(
     })
 }
 
-/// This host's address of `family`: the one asked for; the one the kernel takes, if it is there to stay; the interface's
-/// first; the published one, if it is this host's on whatever interface.
+/// Returns this host's address of `family`: the one asked for; the one the kernel takes, if it is there to stay; the
+/// interface's first; the published one, if it is this host's on whatever interface.
 fn address(facts: &HostFacts, selection: &Selection, chosen: Chosen<'_>, family: IpFamily) -> Option<IpAddr> {
     let of_family = |address: &IpAddr| IpFamily::of(*address) == family;
     let first = first_address(chosen.interface, family);
     let stays = |source: &IpAddr| {
-        // Of IPv6 addresses the kernel takes those that are alone in their prefix like any other.
+        // The kernel chooses IPv6 addresses that are alone in their prefix like any other.
         let floats = source.is_ipv6() && is_alone(chosen.interface, *source) && first != Some(*source);
         !facts.passing.contains(source) && !floats
     };
@@ -351,21 +352,22 @@ fn is_alone(interface: &Interface, address: IpAddr) -> bool {
     interface.addresses.iter().any(|net| net.addr() == address && net.prefix_len() == net.max_prefix_len())
 }
 
-/// The first address of `family`: facts have them in the order of their worth.
+/// Returns the first address of `family`. The facts list the most useful ones first.
 fn first_address(interface: &Interface, family: IpFamily) -> Option<IpAddr> {
     let mut reachable = interface.addresses.iter().map(ipnet::IpNet::addr).filter(|address| !address.is_loopback());
     reachable.find(|address| IpFamily::of(*address) == family)
 }
 
-/// The address of this host that the kernel takes on a looked-up route through an interface that has none.
+/// Returns the address of this host that the kernel takes as the source on a looked-up route, through an interface that
+/// has no address.
 fn source_by(facts: &HostFacts, interface: &Interface, family: IpFamily) -> Option<IpAddr> {
     let through = facts.routes.iter().filter_map(|(_, route)| *route).filter(|route| route.device == interface.name);
     let mut sources = through.filter_map(|route| route.source);
     sources.find(|source| IpFamily::of(*source) == family && !source.is_loopback() && holder(facts, *source).is_some())
 }
 
-/// The interface towards `target`, and the source address the kernel would choose there: one of the interface's own, or
-/// one of the loopback, at which the routers reach this host whatever its interfaces have.
+/// Returns the interface towards `target`, and the source address the kernel would choose there. That is one of the
+/// interface's own, or one of the loopback, at which the routers reach this host whatever its interfaces have.
 fn route_to(facts: &HostFacts, target: IpAddr) -> Option<Chosen<'_>> {
     let (_, route) = facts.routes.iter().find(|(to, _)| *to == target)?;
     let route = route.as_ref()?;
@@ -382,7 +384,7 @@ fn route_to(facts: &HostFacts, target: IpAddr) -> Option<Chosen<'_>> {
     })
 }
 
-/// The smallest MTU of the looked-up routes through `device`.
+/// Returns the smallest MTU of the looked-up routes through `device`.
 fn route_mtu(facts: &HostFacts, device: IfName) -> Option<Mtu> {
     facts
         .routes
@@ -404,7 +406,8 @@ fn has_global(interface: &Interface) -> bool {
     interface.addresses.iter().any(|net| !net.addr().is_loopback())
 }
 
-/// `eth0 (10.0.0.1/24), eth1 (down)`: what there is to choose from, ours and a loopback without further addresses left out.
+/// Lists the interfaces to choose from, such as `eth0 (10.0.0.1/24), eth1 (down)`. Ours are left out, and so is a
+/// loopback without further addresses.
 fn candidates(facts: &HostFacts) -> String {
     let texts: Vec<String> = facts
         .interfaces

@@ -1,4 +1,5 @@
-//! Which way the kernel sends a packet to a peer's container: asked, not inferred from the routes we made.
+//! The way by which the kernel sends a packet to a peer's container. The kernel is asked; the way is not inferred from
+//! the routes we made.
 
 use std::net::IpAddr;
 
@@ -6,34 +7,35 @@ use flatnet_model::{IfName, SubnetKey};
 
 use crate::problem::{Problem, ProblemCode};
 
-/// One question.
+/// One question to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WayQuery {
-    /// Whose: the peer's subnets.
+    /// The subnets of the peer concerned.
     pub peer: SubnetKey,
-    /// An address of a container there.
+    /// The address of a container on that peer.
     pub to: IpAddr,
-    /// An address of a container here, and the bridge it would come from; without a bridge, this host asks for itself.
+    /// The address of a container here, and the bridge it would come from. Without them, the question is about this
+    /// host's own packets.
     pub from: Option<(IpAddr, IfName)>,
 }
 
-/// A way that is not by a route of ours.
+/// A way that does not follow a route of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detour {
-    /// Whose.
+    /// The subnets of the peer concerned.
     pub peer: SubnetKey,
-    /// An address of a container there.
+    /// The address of a container on that peer.
     pub to: IpAddr,
     /// The device the packet would leave by; `None`: it would be dropped.
     pub device: Option<IfName>,
-    /// The table that says so, if the kernel names it.
+    /// The routing table that decided so, if the kernel names it.
     pub table: Option<u32>,
     /// The priority of the rule that leads there, and its table.
     pub rule: Option<(u32, u32)>,
 }
 
 impl Detour {
-    /// As a problem.
+    /// Returns the detour as a problem.
     #[must_use]
     pub fn problem(&self) -> Problem {
         let way = match self.device {

@@ -1,4 +1,4 @@
-//! Claims over time: what came lately, what is to be said of it once, and how many there were in all.
+//! Claims over time: those that came lately, those still to be logged once, and the totals.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -9,32 +9,34 @@ use super::{Claim, Flaw, Holder, Sighting, are_cut, others};
 use crate::drops::{MANY, WINDOW};
 use crate::problem::Problem;
 
-/// Claims that are listed at once: as many as are worth reading; whoever makes up sources would make a list of any length.
+/// The number of claims that are listed at once. It is as many as are worth reading; somebody who makes up sources
+/// could make the list any length.
 const SHOWN: usize = 4;
-/// Claims that are put into the log in an hour, so that made-up sources fill no disk.
+/// The number of claims that are logged per hour at most, so that made-up sources do not fill a disk.
 const SAID: usize = 16;
 const HOUR: Duration = Duration::from_secs(3600);
-/// Claims that are known to have been said, so that none is said twice; the oldest is forgotten first. Two and a half days'
-/// worth at the rate above.
+/// The number of claims that are remembered as logged, so that none is logged twice. The oldest is forgotten first.
+/// This is two and a half days' worth at the rate above.
 const REMEMBERED: usize = 1024;
-/// Totals kept: made-up inner sources can name every peer there is, and every series is kept by who scrapes them.
+/// The number of totals that are kept. Made-up inner sources can name every peer there is, and whoever scrapes the
+/// metrics keeps every series.
 const TOTALS: usize = 256;
-/// The peer of what is beyond.
+/// The name that all further peers share in the totals.
 const OTHERS: &str = "others";
 
-/// What tells totals apart: network, kind of flaw, peer.
+/// The label of a total: network, kind of flaw, peer.
 type Label = (String, Flaw, String);
-/// What tells elements of sets apart: table, chain, interface, source outside and inside.
+/// The key of an element of the sets: table, chain, interface, outer and inner source.
 type Element = (&'static str, String, String, Option<IpAddr>, IpAddr);
-/// What is new: who claims to be whom from where, by whichever interface.
+/// The part of a claim that makes it new: the flaw, the peer it names, where it came from, and the interface.
 type Pair = (Flaw, Option<Holder>, Option<IpAddr>, String);
 
-/// Something to be put into the log.
+/// Something to be logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A claim that was not seen before.
     Claim(Problem),
-    /// There are more than are said.
+    /// There are more claims than are logged.
     TooMany,
 }
 
@@ -46,12 +48,13 @@ pub struct ClaimLog {
     totals: BTreeMap<Label, u64>,
     is_cut: bool,
     said: VecDeque<(Duration, Pair)>,
-    /// When it was last said that there are more.
+    /// The time at which the log last said that there are more.
     hushed: Option<Duration>,
 }
 
 impl ClaimLog {
-    /// Takes note of all that the sets have at `now`, a clock that never goes back. What the first look finds was there before.
+    /// Records the contents of the sets at `now`, a clock that never goes back. What the first look finds was there
+    /// before, so it is not counted.
     pub fn observe(&mut self, now: Duration, sightings: &[Sighting], holders: &[Holder]) {
         let mut seen: BTreeMap<Element, u64> = BTreeMap::new();
         for sighting in sightings {
@@ -76,7 +79,7 @@ impl ClaimLog {
         self.pass(now);
     }
 
-    /// Time has gone on and nothing was dropped.
+    /// Records that time has gone on and nothing was dropped.
     pub fn pass(&mut self, now: Duration) {
         self.last.get_or_insert_default();
         self.late.retain(|_, late| {
@@ -94,22 +97,22 @@ impl ClaimLog {
         *self.totals.entry(key).or_default() += packets;
     }
 
-    /// Network, flaw, peer and packets since the first look.
+    /// Returns network, flaw, peer and packets since the first look.
     pub fn totals(&self) -> impl Iterator<Item = (&str, Flaw, &str, u64)> {
         self.totals.iter().map(|((network, flaw, peer), packets)| (network.as_str(), *flaw, peer.as_str(), *packets))
     }
 
-    /// What claimed to be somebody lately, more than a stray packet, most packets first.
+    /// Returns the claims that came lately with more than a stray packet, most packets first.
     fn lately(&self) -> Vec<(&Claim, u64)> {
         let sum = |late: &VecDeque<(Duration, u64)>| late.iter().map(|(_, packets)| packets).sum::<u64>();
         let mut lately: Vec<(&Claim, u64)> = self.late.iter().map(|(claim, late)| (claim, sum(late))).collect();
         lately.retain(|(_, packets)| *packets >= MANY);
-        // Those that name a peer before those that name nobody.
+        // Claims that name a peer come before those that name nobody.
         lately.sort_by_key(|(claim, packets)| (claim.of.is_none(), Reverse(*packets)));
         lately
     }
 
-    /// What was dropped lately, as of the last look, and whose it claimed to be.
+    /// Returns the packets that were dropped lately, as of the last look, and whose they claimed to be.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let lately = self.lately();
@@ -125,13 +128,13 @@ impl ClaimLog {
             .collect()
     }
 
-    /// What of it is to be put into the log: each once, and not too many.
+    /// Returns what is to be logged: each claim once, and not too many.
     pub fn news(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
         let lately: Vec<(Claim, u64)> =
             self.lately().into_iter().map(|(claim, packets)| (claim.clone(), packets)).collect();
         for (claim, packets) in lately {
-            // By interface only where nothing else tells where it came from.
+            // The interface counts only where nothing else tells where the packets came from.
             let interface = if claim.from.is_none() { claim.interface.clone() } else { String::new() };
             let pair: Pair = (claim.flaw, claim.of.clone(), claim.from, interface);
             if self.said.iter().any(|(_, said)| *said == pair) {

@@ -4,16 +4,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use flatnet_model::{GreKey, IpFamily, Mac, Mtu, Vni, WireguardKey};
 
-/// A device of ours. Ours are told from others by their alias (`IFLA_IFALIAS`), which begins with [`Link::ALIAS`].
+/// A device of ours. Our devices are told from others by their alias (`IFLA_IFALIAS`), which begins with
+/// [`Link::ALIAS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// What it is.
+    /// The kind of device, with what is particular to it.
     pub kind: LinkKind,
     /// MTU in bytes.
     pub mtu: Mtu,
-    /// Ethernet address; `None`: whatever the kernel gave it.
+    /// Ethernet address; `None`: the one that the kernel gave it.
     pub mac: Option<Mac>,
-    /// Administratively up.
+    /// True if the device is administratively up.
     pub up: bool,
 }
 
@@ -22,24 +23,24 @@ impl Link {
     pub const ALIAS: &'static str = "flatnet";
 }
 
-/// The kinds of device we make.
+/// The kinds of device that we make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// A VXLAN tunnel device.
     Vxlan(VxlanLink),
     /// A WireGuard tunnel device.
     Wireguard(WireguardLink),
-    /// A GRE tunnel device over IPv4: one multipoint device, which finds peers by its neighbours; served in user space,
-    /// by `encap` routes.
+    /// A GRE tunnel device over IPv4: one multipoint device, which finds peers by its neighbours. If it is served in
+    /// user space, it finds them by `encap` routes.
     Gre(GreLink),
-    /// The GRE tunnel device over IPv6, for all networks: a multipoint device of that family does not transmit, so it is
-    /// an `external` one, of which there is one in a network namespace. It finds peers and keys by `encap` routes.
+    /// The GRE tunnel device over IPv6, for all networks. A multipoint device of that family does not transmit, so this
+    /// is an `external` one; a network namespace has only one of those. It finds peers and keys by `encap` routes.
     Gre6(Datapath),
     /// A bridge for containers.
     Bridge,
 }
 
-/// Who carries a tunnel's packets.
+/// The carrier of a tunnel's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Datapath {
     /// The kernel's own device.
@@ -49,7 +50,7 @@ pub enum Datapath {
 }
 
 impl Datapath {
-    /// For people and JSON.
+    /// Returns the name for people and JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -59,42 +60,43 @@ impl Datapath {
     }
 }
 
-/// What a GRE device over IPv4 is made of.
+/// The specification of a GRE device over IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GreLink {
-    /// What it sends and receives under; never changed on a device.
+    /// The GRE key that it sends and receives under; never changed on a device.
     pub key: GreKey,
-    /// Our underlay address: outer source of what we send, and where we receive.
+    /// Our underlay address: the outer source of packets we send, and the address at which we receive.
     pub local: Ipv4Addr,
-    /// Who carries its packets; never changed on a device.
+    /// The carrier of its packets; never changed on a device.
     pub datapath: Datapath,
 }
 
-/// What a VXLAN device is made of; learning is always off.
+/// The specification of a VXLAN device. Learning is always off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanLink {
     /// Network identifier; cannot be changed on a device.
     pub vni: Vni,
     /// UDP destination port; cannot be changed on a device.
     pub port: u16,
-    /// Our underlay address: outer source of what we send. Its family cannot be changed on a device.
+    /// Our underlay address: the outer source of packets we send. Its family cannot be changed on a device.
     pub local: IpAddr,
 }
 
-/// What a WireGuard device is made of. Its private key is not here: whoever programs the device looks it up by the public
-/// one, so that no plan, log or dump can show it.
+/// The specification of a WireGuard device. The private key is not in it: the code that programs the device looks it up
+/// by the public one, so that no plan, log or dump can show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireguardLink {
     /// UDP port it listens on.
     pub port: u16,
-    /// The public half of its key; `None`: it has none, so it neither sends nor receives.
+    /// The public half of its key; `None`: the device has no key, so it neither sends nor receives.
     pub public_key: Option<WireguardKey>,
-    /// Who encrypts; cannot be changed on a device.
+    /// The carrier of its packets, which encrypts them; cannot be changed on a device.
     pub datapath: Datapath,
 }
 
 impl LinkKind {
-    /// Whether packets of other hosts come out of it, which only the guard can judge, or are to leave by it or not at all.
+    /// Returns true for tunnels. Packets of other hosts come out of them, which only the guard can judge, and some
+    /// packets must leave by a tunnel or not at all.
     #[must_use]
     pub fn is_tunnel(&self) -> bool {
         match self {
@@ -103,7 +105,7 @@ impl LinkKind {
         }
     }
 
-    /// Who carries its packets.
+    /// Returns the carrier of its packets.
     #[must_use]
     pub fn datapath(&self) -> Datapath {
         match self {
@@ -116,7 +118,7 @@ impl LinkKind {
 }
 
 impl Link {
-    /// Whether the kernel can turn `self` into `wanted` without making the device anew.
+    /// Returns true if the kernel can turn `self` into `wanted` without making the device anew.
     #[must_use]
     pub fn can_become(&self, wanted: &Self) -> bool {
         match (&self.kind, &wanted.kind) {

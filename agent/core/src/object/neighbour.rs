@@ -1,4 +1,5 @@
-//! Who answers at which link address: neighbour (ARP, ND) and forwarding database entries, always permanent.
+//! Neighbour (ARP, ND) and forwarding database entries: which peer answers at which link address. They are always
+//! permanent.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,9 +18,9 @@ pub struct NeighbourKey {
 /// A neighbour's address on its device's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinkAddress {
-    /// Ethernet.
+    /// An Ethernet address.
     Mac(Mac),
-    /// Of a multipoint GRE device: where in the underlay the tunnel ends.
+    /// For a multipoint GRE device: the underlay address at which the tunnel ends.
     V4(Ipv4Addr),
 }
 

@@ -4,12 +4,12 @@ use std::fmt;
 
 use flatnet_model::IfName;
 
-/// A setting's path below `/proc/sys`, with `/` between its parts: interface names may contain dots.
+/// A setting's path below `/proc/sys`, with `/` between its parts, because interface names may contain dots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sysctl(String);
 
 impl Sysctl {
-    /// A path such as `net/ipv4/ip_forward`, made by this program's own code.
+    /// Wraps a path such as `net/ipv4/ip_forward`, which comes from this program's own code.
     #[must_use]
     pub fn new(path: impl Into<String>) -> Self {
         Self(path.into())
@@ -18,16 +18,17 @@ impl Sysctl {
     /// The path of the setting that makes this host forward IPv6.
     pub const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
 
-    /// The value of [`Self::accept_ra`] with which router advertisements are heard whether or not this host forwards.
+    /// The value of [`Self::accept_ra`] with which router advertisements are accepted even if this host forwards.
     pub const ACCEPT_RA_ALWAYS: &str = "2";
 
-    /// Whether `device` hears router advertisements: 1, while nothing is forwarded; 2, always.
+    /// Returns the setting for router advertisements on `device`: with 1 they are accepted while nothing is forwarded,
+    /// with 2 always.
     #[must_use]
     pub fn accept_ra(device: IfName) -> Self {
         Self::new(format!("net/ipv6/conf/{device}/accept_ra"))
     }
 
-    /// The device whose setting it is, of those below `net/ipv?/conf/` (`all` and `default` are none).
+    /// Returns the device that a setting below `net/ipv?/conf/` is for (`all` and `default` are not devices).
     #[must_use]
     pub fn device(&self) -> Option<IfName> {
         let rest = self.0.strip_prefix("net/ipv4/conf/").or_else(|| self.0.strip_prefix("net/ipv6/conf/"))?;
@@ -35,7 +36,7 @@ impl Sysctl {
         IfName::new(name).ok().filter(|_| name != "all" && name != "default")
     }
 
-    /// The path below `/proc/sys`.
+    /// Returns the path below `/proc/sys`.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! Who is spoken to through a WireGuard device.
+//! The peers of WireGuard devices.
 
 use std::net::SocketAddr;
 
@@ -14,23 +14,23 @@ pub struct WireguardPeerKey {
     pub public_key: WireguardKey,
 }
 
-/// What is set about a peer. On one device every address is allowed to one peer at most: giving it to another takes it from
-/// the one that had it.
+/// The specification of a peer. On one device, an address is allowed to at most one peer: giving it to another peer
+/// takes it from the one that had it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireguardPeer {
-    /// Where it was said to be. Once its authenticated packets come from elsewhere (a router translates addresses), they are
-    /// answered there, which is no change of this.
+    /// The endpoint as it was configured. Once the peer's authenticated packets come from elsewhere (a router
+    /// translates addresses), the device answers them there; that does not count as a change of this field.
     pub endpoint: Option<SocketAddr>,
-    /// Seconds between packets that keep a translation open; 0: none.
+    /// Seconds between packets that keep an address translation (NAT) open; 0: none are sent.
     pub keepalive_secs: u16,
-    /// A secret beside the keys.
+    /// A preshared secret in addition to the keys.
     pub psk: Option<PresharedKey>,
-    /// What it may send from, and what is sent to it; in order, no host bits.
+    /// The prefixes that the peer may send from and that packets are sent to it for, in order and without host bits.
     pub allowed: Vec<IpNet>,
 }
 
-/// The name of the device that listens on `port`: `flatwg.<port>`, at most 12 characters. The port is what is one of its kind on
-/// a host.
+/// Returns the name of the device that listens on `port`: `flatwg.<port>`, at most 12 characters. It is unique because
+/// a host can use a port only once.
 pub fn wireguard_device(port: u16) -> Result<IfName, flatnet_model::net::InvalidIfName> {
     IfName::new(&format!("flatwg.{port}"))
 }

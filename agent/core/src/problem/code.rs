@@ -2,20 +2,21 @@
 
 use std::fmt;
 
-/// Declares the codes together with the table of all of them, so that none can be left out.
+/// Declares the codes together with the table of all of them, so that no code can be missing from the table.
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
-        /// What kind of problem it is: stable and documented (`docs/operations.md`), kebab-case in JSON; people alert on it.
+        /// The kind of a problem. Codes are stable and documented (`docs/operations.md`), and kebab-case in JSON:
+        /// people alert on them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum ProblemCode {
             $($(#[$doc])* $variant,)*
         }
 
         impl ProblemCode {
-            /// Every code, in the order of the texts.
+            /// Every code, in alphabetical order of the texts.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// As `status`, `/readyz` and the logs print it.
+            /// Returns the code as `status`, `/readyz` and the logs print it.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -27,7 +28,8 @@ macro_rules! codes {
 }
 
 impl ProblemCode {
-    /// Whether it is worth saying and yet no fault of this host: a stranger can bring it about, or its owner means it.
+    /// Returns true if the problem is worth reporting but is no fault of this host: a stranger can cause it, or the
+    /// host's owner intends it.
     #[must_use]
     pub fn is_note(self) -> bool {
         matches!(self, Self::BridgeInUse | Self::PacketsDropped | Self::SourceMismatch)
@@ -35,9 +37,9 @@ impl ProblemCode {
 }
 
 codes! {
-    /// The network's backend is none that this version builds.
+    /// This version does not implement the network's backend.
     BackendUnsupported = "backend-unsupported",
-    /// A bridge of ours is wanted no more, and stays because something is plugged into it.
+    /// A bridge of ours is no longer wanted, but stays because something is plugged into it.
     BridgeInUse = "bridge-in-use",
     /// The network's configuration in the store cannot be used.
     ConfigInvalid = "config-invalid",
@@ -71,11 +73,11 @@ codes! {
     ModuleMissing = "module-missing",
     /// The configured MTU does not fit the underlay.
     MtuTooLarge = "mtu-too-large",
-    /// Below 1280 bytes, which IPv6 needs.
+    /// The MTU is below 1280 bytes, which IPv6 needs.
     MtuTooSmall = "mtu-too-small",
-    /// The configuration changed so that our subnet is outside.
+    /// The configuration changed so that our subnet is outside the network.
     NetworkChanged = "network-changed",
-    /// The network contains an address of this host: it would be cut off.
+    /// The network contains an address of this host, which would be cut off.
     NetworkCoversHost = "network-covers-host",
     /// Two joined networks overlap.
     NetworkOverlap = "network-overlap",
@@ -85,13 +87,14 @@ codes! {
     NoSubnet = "no-subnet",
     /// Our lease is outside the network.
     OwnSubnetOutside = "own-subnet-outside",
-    /// Our own rules dropped packets lately. A note: it may be a stranger's doing, and does not make the host degraded.
+    /// Our own rules dropped packets lately. This is a note: it may be a stranger's doing, and does not make the host
+    /// degraded.
     PacketsDropped = "packets-dropped",
     /// A peer publishes an address that cannot be a host's.
     PeerBadAddress = "peer-bad-address",
-    /// A peer publishes a VTEP address that is none.
+    /// A peer publishes a VTEP address that is not a valid one.
     PeerBadMac = "peer-bad-mac",
-    /// The kernel sends a peer's packets another way than by our route.
+    /// The kernel sends a peer's packets by another way than our route.
     PeerDetour = "peer-detour",
     /// A peer's underlay address is inside a network: its tunnel would run through itself.
     PeerInsideOverlay = "peer-inside-overlay",
@@ -107,7 +110,8 @@ codes! {
     PeersRefused = "peers-refused",
     /// Two joined networks listen on one UDP port.
     PortConflict = "port-conflict",
-    /// The store has not confirmed yet that this node is the only one with its identity: another one's time is waited out.
+    /// The store has not confirmed yet that this node is the only one with its identity. If another one has it, its
+    /// time is waited out.
     PresencePending = "presence-pending",
     /// Another node publishes our address.
     PublicIpConflict = "public-ip-conflict",
@@ -115,15 +119,17 @@ codes! {
     PublicIpHostGw = "public-ip-host-gw",
     /// The last view cannot be kept on disk.
     SnapshotUnwritable = "snapshot-unwritable",
-    /// Packets that our rules dropped claimed to be a peer's, and came from elsewhere. A note, as `PacketsDropped` is.
+    /// Packets that our rules dropped claimed to be a peer's, but came from elsewhere. This is a note, as
+    /// `PacketsDropped` is.
     SourceMismatch = "source-mismatch",
     /// A container bridge has a subnet that is not this host's.
     StaleBridge = "stale-bridge",
     /// The store has not answered yet.
     StoreConnecting = "store-connecting",
-    /// The store is there and refuses what it is asked: password, rights, quota, an alarm.
+    /// The store is there but refuses what it is asked: password, rights, quota, an alarm.
     StoreRefuses = "store-refuses",
-    /// The store was wiped or put back to an old backup: nothing is removed for one lease TTL, live nodes claim what they hold.
+    /// The store was wiped or restored from an old backup. Nothing is removed for one lease TTL, and live nodes claim
+    /// what they hold.
     StoreSuspect = "store-suspect",
     /// The store does not answer.
     StoreUnreachable = "store-unreachable",
@@ -131,7 +137,7 @@ codes! {
     SubnetDiffers = "subnet-differs",
     /// Another node has our subnet.
     SubnetLost = "subnet-lost",
-    /// The subnet asked for, or held, is none the network hands out.
+    /// The subnet asked for, or held, is not one that the network hands out.
     SubnetOutside = "subnet-outside",
     /// The subnet asked for is another node's.
     SubnetTaken = "subnet-taken",
@@ -145,7 +151,7 @@ codes! {
     UnderlayMissing = "underlay-missing",
     /// The underlay's MTU is too small for anything.
     UnderlayMtu = "underlay-mtu",
-    /// There is no guard and none can be loaded: no tunnel is opened, and those that were open are closed.
+    /// There is no guard and none can be loaded, so no tunnel is opened, and those that were open are closed.
     Unguarded = "unguarded",
     /// Two joined networks have one VNI.
     VniConflict = "vni-conflict",
