@@ -1,7 +1,7 @@
 //! Backends: how a network's packets travel, as functions that add objects to the desired state.
 //!
-//! A backend sees its own network only, never another backend and never the kernel. What all of them share (the route
-//! that catches unknown addresses, the bridge, the firewall, settings) is added by [`crate::desired`].
+//! A backend sees its own network only, never another backend and never the kernel. The parts that all of them share
+//! (the route that catches unknown addresses, the bridge, the firewall, settings) are added by [`crate::desired`].
 
 mod gre;
 mod hostgw;
@@ -29,47 +29,47 @@ use crate::underlay::Underlay;
 
 pub use flatnet_model::vtep_mac;
 
-/// Bytes of headers a backend puts round an IP packet, so that the result is an IP packet of the underlay.
+/// Bytes of headers that a backend adds to an IP packet, so that the result is an IP packet of the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overhead(pub u32);
 
-/// Adds what one network needs to the desired state.
+/// A backend, which adds what one network needs to the desired state.
 pub trait Backend {
-    /// What is added to each packet over an underlay of `underlay`.
+    /// Returns the bytes added to each packet over an underlay of `underlay`.
     fn overhead(&self, underlay: IpFamily) -> Overhead;
 
     /// Adds devices, addresses and the ways to all peers to `out`. An error means that nothing was added.
     fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem>;
 
-    /// What we publish, given that [`check`] passed.
+    /// Returns what we publish, given that [`check`] passed.
     fn publication(&self, node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication;
 }
 
-/// What a backend may look at.
+/// The input that a backend decides from.
 #[derive(Clone, Copy, Debug)]
 pub struct NetworkCtx<'a> {
-    /// Who we are.
+    /// This node's identity.
     pub node: NodeId,
-    /// What carries the tunnels.
+    /// The interface and addresses that carry the tunnels.
     pub underlay: &'a Underlay,
-    /// The host as it was found.
+    /// The facts about the host, as they were found.
     pub facts: &'a HostFacts,
     /// The network's name.
     pub name: &'a NetworkName,
-    /// Its configuration.
+    /// The network's configuration.
     pub config: &'a NetworkConfig,
     /// Our subnets.
     pub own: SubnetKey,
-    /// The public half of our WireGuard key, or why there is none.
+    /// The public half of our WireGuard key, or the reason why there is none.
     pub wireguard: Result<WireguardKey, &'a Problem>,
     /// The other leases.
     pub peers: &'a [&'a Lease],
-    /// The ranges of all networks of this host: no tunnel can end inside one.
+    /// The ranges of all networks of this host. No tunnel can end inside one.
     pub overlays: &'a [IpNet],
 }
 
 impl NetworkCtx<'_> {
-    /// The families of the network in which we have a subnet.
+    /// Returns the families of the network in which we have a subnet.
     pub(crate) fn families(&self) -> impl Iterator<Item = (IpFamily, IpNet)> {
         IpFamily::BOTH.into_iter().filter_map(|family| {
             self.config.pool(family)?;
@@ -78,23 +78,23 @@ impl NetworkCtx<'_> {
     }
 }
 
-/// What a backend made of a network.
+/// The result of building a network with a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Built {
-    /// The smallest MTU of its families, in bytes.
+    /// The smallest MTU of the network's families, in bytes.
     pub mtu: Mtu,
     /// Tunnel devices, with the family of their overlay and underlay.
     pub devices: Vec<(IpFamily, IfName)>,
-    /// Every peer.
+    /// The outcome for every peer.
     pub peers: Vec<PeerOutcome>,
-    /// What is wrong, but not so wrong that the network could not be built.
+    /// Problems that did not keep the network from being built.
     pub problems: Vec<Problem>,
-    /// Who carries the packets.
+    /// The carrier of the packets.
     pub datapath: Datapath,
 }
 
 impl Built {
-    /// Its devices, each once.
+    /// Returns the tunnel devices, each once.
     #[must_use]
     pub fn device_names(&self) -> Vec<IfName> {
         let mut names: Vec<IfName> = self.devices.iter().map(|(_, device)| *device).collect();
@@ -103,8 +103,8 @@ impl Built {
     }
 }
 
-/// Whether `config` can be built on `underlay` at all; if not, why. Before a lease is taken: a lease that cannot be
-/// served would draw traffic into a hole.
+/// Checks that `config` can be built on `underlay` at all. This is asked before a lease is taken: a lease that cannot
+/// be served would draw traffic into a hole.
 pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
     if let BackendConfig::Unsupported(kind) = &config.backend {
         return Err(Problem::new(
@@ -144,8 +144,8 @@ pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) ->
     Ok(())
 }
 
-/// Whether `config` can be built by this host, as far as that does not depend on the underlay; likewise asked before a
-/// lease is taken.
+/// Checks that this host can build `config`, as far as that does not depend on the underlay. This is also asked before
+/// a lease is taken.
 pub(crate) fn check_host(
     name: &NetworkName,
     config: &NetworkConfig,
@@ -162,7 +162,8 @@ pub(crate) fn check_host(
     }
 }
 
-/// What a node publishes in its lease of the network `name`; `key` is the public WireGuard key that its devices have.
+/// Returns what a node publishes in its lease of the network `name`. `key` is the public WireGuard key that its devices
+/// have.
 pub fn publication(
     node: NodeId,
     key: Option<WireguardKey>,
@@ -204,7 +205,8 @@ pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Prob
     }
 }
 
-/// The tunnel devices of `config`, each with its family, and what tells its packets from others; WireGuard's have their port.
+/// Returns the tunnel devices of `config`, each with its family and the identifier of its packets. WireGuard devices
+/// have no identifier; they have their port.
 pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Option<TunnelId>)> {
     let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
     let device = |family| match &config.backend {
@@ -220,8 +222,8 @@ pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Option<T
     families.filter_map(|family| device(family).map(|(name, id)| (family, name, id))).collect()
 }
 
-/// What one of our own agents that does not say yet that it receives by `backend` is going to say, as far as that is known
-/// of every one; `None`: that cannot be known, or would be of no use.
+/// Predicts the lease of a peer that runs our agent and does not say yet that it receives by `backend`. `None`: the
+/// lease cannot be known, or would be of no use.
 pub(crate) fn expected(peer: &Lease, backend: &BackendConfig) -> Option<Lease> {
     let owner = peer.owner.as_ref()?;
     let (data, data_v6) = match backend {
@@ -232,13 +234,13 @@ pub(crate) fn expected(peer: &Lease, backend: &BackendConfig) -> Option<Lease> {
         }
         BackendConfig::Gre(gre) => (BackendData::Gre { key: gre.key }, BackendData::Gre { key: gre.key }),
         BackendConfig::HostGw => (BackendData::None, BackendData::None),
-        // Keys are known once they are published.
+        // Keys are only known once they are published.
         BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => return None,
     };
     Some(Lease { backend: backend.kind(), data, data_v6, ..peer.clone() })
 }
 
-/// The published addresses: those of the network's families only, as flannel does.
+/// Returns the publication with the addresses of the network's families only, as flannel does.
 fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) -> Publication {
     Publication {
         public_ip: underlay.public_v4.filter(|_| config.v4.is_some()),
@@ -250,8 +252,8 @@ fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) 
     }
 }
 
-/// A desired state being made: plain lists, because building each map once from a list is several times faster than
-/// tens of thousands of insertions.
+/// A desired state being made. It has plain lists, because building each map once from a list is several times faster
+/// than tens of thousands of insertions.
 #[derive(Debug, Default)]
 pub struct Draft {
     /// See [`KernelState::ruleset`].
@@ -279,8 +281,8 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Adds the route to `subnet` by `hop`; through a nexthop object where that is wanted and possible. Returns whether
-    /// it was.
+    /// Adds the route to `subnet` by `hop`, through a nexthop object where that is wanted and possible. Returns true if
+    /// a nexthop object is used.
     pub fn route(&mut self, subnet: IpNet, hop: NextHop, nexthop_objects: bool) -> bool {
         let object = match subnet.addr() {
             // The kernel takes id 0 as "choose one".
@@ -298,7 +300,7 @@ impl Draft {
         object.is_some()
     }
 
-    /// The finished state.
+    /// Returns the finished state.
     #[must_use]
     pub fn into_state(self) -> KernelState {
         KernelState {
@@ -317,7 +319,7 @@ impl Draft {
     }
 }
 
-/// The network's MTU: what was configured if it fits, else what fits.
+/// Returns the network's MTU: the configured one if it fits, or else the largest that fits.
 fn fitting_mtu(
     ctx: &NetworkCtx<'_>,
     family: IpFamily,

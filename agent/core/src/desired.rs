@@ -1,4 +1,4 @@
-//! From what the store says to the kernel objects that are wanted: one pure function over all networks of this host.
+//! From the store's contents to the kernel objects that are wanted: one pure function over all networks of this host.
 //!
 //! A network that cannot be programmed safely is left out with a [`Problem`]; it never takes another one with it. The
 //! same holds for a peer inside a network.
@@ -32,69 +32,70 @@ use waiting::Waiting;
 /// Everything about this host that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct HostInput<'a> {
-    /// Who we are: tunnel devices' Ethernet addresses are derived from it.
+    /// This node's identity, from which the Ethernet addresses of tunnel devices are derived.
     pub node: NodeId,
-    /// The public half of our WireGuard key, or why there is none.
+    /// The public half of our WireGuard key, or the reason why there is none.
     pub wireguard: Result<WireguardKey, &'a Problem>,
-    /// What carries the tunnels.
+    /// The interface and addresses that carry the tunnels.
     pub underlay: &'a Underlay,
-    /// The host as it was found.
+    /// The facts about the host, as they were found.
     pub facts: &'a HostFacts,
-    /// Where the store is: the addresses of its endpoints, as far as they are known.
+    /// The addresses of the store's endpoints, as far as they are known.
     pub store: &'a [IpAddr],
-    /// Who else may open connections into them, and what containers may not reach.
+    /// The outsiders that may open connections into the networks, and the store endpoints that containers may not
+    /// reach.
     pub exposure: &'a Exposure,
-    /// The networks, in the order in which they were joined: of two that contradict each other the first is kept.
+    /// The networks, in the order in which they were joined. Of two that contradict each other, the first is kept.
     pub networks: &'a [NetworkInput<'a>],
 }
 
 /// One network of this host.
 #[derive(Clone, Copy, Debug)]
 pub struct NetworkInput<'a> {
-    /// Its name.
+    /// The network's name.
     pub name: &'a NetworkName,
-    /// Its configuration.
+    /// The network's configuration.
     pub config: &'a NetworkConfig,
-    /// Earlier backends of it that this host still receives by, the latest first ([`crate::transition`]).
+    /// Earlier backends of the network by which this host still receives, the latest first ([`crate::transition`]).
     pub before: &'a [BackendConfig],
     /// The subnets this host has leased.
     pub own: SubnetKey,
-    /// What peers know of this host's lease on them.
+    /// This host's lease, as peers may know it.
     pub said: Said<'a>,
-    /// The leases that hold (`NetworkState::resolve`), our own left out.
+    /// The leases that are in force (`NetworkState::resolve`), without our own.
     pub peers: &'a [&'a Lease],
-    /// A bridge for containers to make, with the subnets' first addresses.
+    /// The bridge to make for containers, which gets the subnets' first addresses.
     pub bridge: Option<IfName>,
-    /// Whether packets that leave the network get this host's address.
+    /// True if packets that leave the network get this host's address.
     pub masquerade: bool,
-    /// Its part of the guard when it was programmed last; `None`: not known in this run.
+    /// The network's part of the guard when it was last programmed; `None`: it is not known in this run.
     pub guard: Option<&'a FirewallNetwork>,
 }
 
-/// What the kernel should hold, and what became of each network and peer on the way there.
+/// The state that the kernel should have, and the outcome for each network and peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// The objects.
     pub state: KernelState,
-    /// One entry for each input network, in their order.
+    /// The outcome for each input network, in the input's order.
     pub networks: Vec<NetworkOutcome>,
-    /// What is wrong.
+    /// The problems that were found.
     pub problems: Vec<Problem>,
-    /// Whether a network is not programmed now: what it left in the kernel, its containers' bridge too, must stay, and
-    /// [`crate::diff::Prune::Settled`] is all that may go.
+    /// True if a network is not programmed now. What it left in the kernel must stay, including its containers' bridge,
+    /// and at most [`crate::diff::Prune::Settled`] may be pruned.
     pub unsettled: bool,
-    /// Of each such network, who is still in it.
+    /// The hosts that are still in each such network.
     waiting: Vec<Waiting>,
-    /// The part of the guard of each network that is programmed: what it keeps should it be refused later.
+    /// The part of the guard of each network that is programmed. The network keeps it if it is refused later.
     pub guards: Vec<FirewallNetwork>,
-    /// Whether a network is not programmed whose part of the guard is not known: the table that is loaded may let its peers
-    /// in, the one that is wanted lets nobody in.
+    /// True if a network is not programmed and its part of the guard is not known. The table that is loaded may let its
+    /// peers in, while the one that is wanted lets nobody in.
     pub guard_unknown: bool,
 }
 
 impl Desired {
-    /// Wants what networks that are not programmed now have on devices of their own as it was `found`, but for what belongs
-    /// to hosts that were removed: those must not go on sending, nor be sent to, because a network waits.
+    /// Keeps what was `found` on the own devices of networks that are not programmed now. What belongs to hosts that
+    /// were removed is not kept: they must not go on sending, nor be sent to, because a network waits.
     pub fn keep_waiting(&mut self, found: &KernelState) {
         for waiting in &self.waiting {
             waiting.keep(found, &mut self.state);
@@ -102,10 +103,11 @@ impl Desired {
     }
 }
 
-/// The kernel objects wanted on this host.
+/// Returns the kernel objects wanted on this host.
 ///
-/// Does not depend on the order of a network's peers. Of a network that is not programmed only what keeps its packets in is
-/// wanted: the route that refuses, and its part of the guard as it was when the network was programmed last.
+/// The result does not depend on the order of a network's peers. For a network that is not programmed, only what keeps
+/// its packets in is wanted: the route that refuses, and its part of the guard as it was when the network was last
+/// programmed.
 #[must_use]
 pub fn desired(host: &HostInput<'_>) -> Desired {
     let mut draft = Draft::default();
@@ -176,7 +178,7 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
     if !firewall.is_empty() {
         shared::add_host(host, &firewall, &mut draft);
     }
-    // Those of networks that were not programmed in this run need nothing but their tunnels shut.
+    // Networks that were not programmed in this run only need their tunnels shut.
     shared::add_beside(closed, &mut firewall);
     shared::add_guard(host, &firewall, &mut draft);
     firewall.truncate(programmed);
@@ -200,7 +202,7 @@ fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutco
     }
 }
 
-/// A subnet's first address: the bridge's, the containers' gateway.
+/// Returns a subnet's first address, which is the bridge's and the containers' gateway.
 #[must_use]
 pub fn first_address(subnet: IpNet) -> IpAddr {
     match subnet.network() {

@@ -1,8 +1,8 @@
-//! What has to change so that the kernel becomes what is desired.
+//! The changes that turn the kernel's state into the desired one.
 //!
 //! Every kind is compared over the union of its keys, desired and found, each time anew: a deleted route, a renamed
-//! device, a missed event and a restart are all the same case here. What is not ours is never touched: wanting its key
-//! is a [`Conflict`], and whatever would have to stand on it is left alone too.
+//! device, a missed event and a restart are all the same case here. Objects that are not ours are never touched. If we
+//! want the key of one, that is a [`Conflict`], and whatever would have to stand on it is left alone too.
 
 pub(crate) mod lost;
 
@@ -16,24 +16,24 @@ use crate::op::{Action, Object, Op};
 
 use lost::{Fate, Lost};
 
-/// Whether what is ours and no longer desired may be deleted.
+/// The objects of ours that may be deleted if they are no longer desired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prune {
-    /// Yes: the desired state was made from a full snapshot of the store.
+    /// Everything, because the desired state was made from a full snapshot of the store.
     Yes,
-    /// Only what stands on a device that is wanted, and elements of the guard: a network is not programmed, and what it left
-    /// must stay, but whoever was removed from another one must not.
+    /// Only elements of the guard, and objects on a device that is wanted. A network is not programmed, and what it
+    /// left must stay, but hosts that were removed from another network must not.
     Settled,
-    /// No: the desired state may lack what the store still has. Nothing is deleted.
+    /// Nothing, because the desired state may lack what the store still has.
     No,
 }
 
 /// A foreign object at a key where we want one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// What we want.
+    /// The object that we want.
     pub object: Object,
-    /// What is there.
+    /// A description of the object that is there.
     pub found: String,
 }
 
@@ -43,19 +43,19 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// A bridge of ours that nobody wants any more, and that stays: whatever is plugged into it would be cut off for good, for who
-/// plugged it in does so only once.
+/// A bridge of ours that nobody wants any more, but that stays. Whatever is plugged into it would be cut off for good,
+/// since whoever plugged it in does so only once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InUse {
     /// The bridge.
     pub bridge: IfName,
-    /// What is plugged into it.
+    /// The devices that are plugged into it.
     pub ports: BTreeSet<IfName>,
 }
 
 impl fmt::Display for InUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Names said of what may be hundreds.
+        /// Names that are listed; there may be hundreds.
         const SAID: usize = 8;
         let names: Vec<String> = self.ports.iter().take(SAID).map(ToString::to_string).collect();
         let more = self.ports.len().saturating_sub(names.len());
@@ -64,14 +64,14 @@ impl fmt::Display for InUse {
     }
 }
 
-/// Changes, kind by kind and in no particular order across kinds: [`crate::plan`] orders them.
+/// The changes between two states, kind by kind and in no particular order across kinds: [`crate::plan`] orders them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     /// The changes.
     pub changes: Vec<Op>,
-    /// What could not be planned because it is not ours.
+    /// Objects that could not be planned because something foreign is at their key.
     pub conflicts: Vec<Conflict>,
-    /// What would be deleted if nobody used it.
+    /// Bridges that would be deleted if nothing were plugged into them.
     pub in_use: Vec<InUse>,
 }
 
@@ -95,7 +95,7 @@ pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
     out
 }
 
-/// What must be left alone because something foreign is in the way.
+/// The objects that must be left alone because something foreign is in the way.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
     links: BTreeSet<IfName>,
@@ -115,7 +115,7 @@ impl Blocked {
             }
         }
         if prune != Prune::Yes {
-            // A device of ours under another name is in the way of the one we want; it works, so it stays until pruning
+            // A device of ours under another name is in the way of the one we want. It works, so it stays until pruning
             // is allowed, and nothing is built on a device that cannot be made yet.
             blocked.links.extend(lost::in_the_way(desired, have).map(|(wanted, _)| wanted));
         }
@@ -150,7 +150,7 @@ impl Blocked {
     }
 }
 
-/// The table is swapped whole when its rules differ; else its elements are changed one by one.
+/// Compares the guard. The table is swapped whole if its rules differ; otherwise its elements are changed one by one.
 fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<Op>) {
     let Some(ruleset) = &want.ruleset else {
         if let (Some(found), Prune::Yes) = (&have.ruleset, prune) {
@@ -178,17 +178,17 @@ fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<
     out.push(Op { action, object });
 }
 
-/// Whether the table still has the set of `source`; an element of a set that is gone would make the swap fail.
+/// Returns true if the table still has the set of `source`. An element of a set that is gone would make the swap fail.
 fn has_set(ruleset: &Ruleset, source: &PeerSource) -> bool {
     ruleset.sets().any(|set| set == source.set)
 }
 
-/// Merges two sides of each kind over the union of their keys.
+/// Merges the two sides of each kind over the union of their keys.
 struct Merge<'a> {
     prune: Prune,
     want: &'a KernelState,
     have: &'a KernelState,
-    /// Links that stay although they are not wanted, with what stands on them.
+    /// Links that stay, with what stands on them, although they are not wanted.
     kept: &'a BTreeSet<IfName>,
     out: &'a mut Vec<Op>,
 }
@@ -272,7 +272,7 @@ impl Merge<'_> {
         );
     }
 
-    /// Settings are only ever changed: what they were before is not known here.
+    /// Compares settings. They are only ever changed, since their former values are not known here.
     fn sysctls(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked, lost: &Lost) {
         for (sysctl, value) in &want.sysctls {
             let device = lost::device_of(sysctl);
@@ -283,8 +283,8 @@ impl Merge<'_> {
         }
     }
 
-    /// One kind, both sides in the order of their keys. `blocked`: leave it alone; `lost`: what becomes of what was found
-    /// there when links go.
+    /// Compares one kind. Both sides are in the order of their keys. `blocked` says what to leave alone, and `lost`
+    /// says what becomes of a found object when links go.
     fn kind<K: Ord + Copy, V: PartialEq + Copy>(
         &mut self,
         want: &[(K, V)],
@@ -335,12 +335,13 @@ impl Merge<'_> {
         }
     }
 
-    /// Whether a device is wanted, and so a programmed network's alone: those of GRE over IPv6 share one.
+    /// Returns true if a device is wanted and belongs to one network alone, which then is a programmed one. Networks of
+    /// GRE over IPv6 share one device.
     fn is_of_one_network(&self, device: IfName) -> bool {
         self.want.links.get(&device).is_some_and(|link| !matches!(link.kind, LinkKind::Gre6(_)))
     }
 
-    /// The device that an object which was found stands on.
+    /// Returns the device that an object which was found stands on.
     fn device(&self, object: &Object) -> Option<IfName> {
         match object {
             Object::Address(key) => Some(key.device),

@@ -11,8 +11,8 @@
 //! * A host that is slow, or cut off from the store, is waited for: what it last said still stands in its lease.
 //!
 //! No host sends by a backend before it has read in its own lease that it does. No host gives a backend up before it
-//! has read in its own lease that it has. The store orders the writes: whoever wrote second had read what the first wrote.
-//! So hosts may lag, and networks may change back, in any order.
+//! has read in its own lease that it has. The store orders the writes: whoever wrote second had read what the first
+//! wrote. So hosts may lag, and networks may change back, in any order.
 
 use flatnet_model::{
     BackendConfig, Besides, EARLIER_BACKENDS, Lease, NetworkConfig, NetworkName, NodeId, Publication, WireguardKey,

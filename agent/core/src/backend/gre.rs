@@ -1,13 +1,13 @@
 //! GRE (RFC 2784, RFC 2890): the plainest tunnel there is, so that a host set up by hand is a working peer.
 //!
-//! Over IPv4 one multipoint device a network, `flatgre<key>`. What a packet to a peer meets: the route of the peer's
-//! subnet, its next hop (the subnet's first address, taken to be on the device's link), and the permanent neighbour of that
-//! address, whose link address is the peer's `PublicIP`. The neighbour is always there before the route, and goes after it:
-//! the device sends what has no neighbour to our own address.
+//! Over IPv4 there is one multipoint device per network, `flatgre<key>`. A packet to a peer meets the route of the
+//! peer's subnet, its next hop (the subnet's first address, taken to be on the device's link), and the permanent
+//! neighbour of that address, whose link address is the peer's `PublicIP`. The neighbour is always there before the
+//! route, and goes after it: the device sends packets that have no neighbour to our own address.
 //!
-//! Over IPv6 a multipoint device does not transmit (net/ipv6/ip6_gre.c), so there all networks share one `external` device,
-//! `flat6gre`, and each peer's route names the tunnel's ends and key. The same routes are what the user-space tunnel reads,
-//! also over IPv4: a TUN device cannot hold neighbours.
+//! Over IPv6 a multipoint device does not transmit (net/ipv6/ip6_gre.c), so there all networks share one `external`
+//! device, `flat6gre`, and each peer's route names the tunnel's ends and key. The user-space tunnel reads the same
+//! routes, also over IPv4: a TUN device cannot hold neighbours.
 
 use std::net::IpAddr;
 
@@ -43,8 +43,8 @@ impl Backend for Gre {
             // RFC 791: 20 bytes without options.
             IpFamily::V4 if self.0.key.is_none() => Overhead(20 + HEADER),
             IpFamily::V4 => Overhead(20 + HEADER + KEY),
-            // RFC 8200: 40 bytes; no encapsulation limit (RFC 2473 §4.1.1), which would be 8 more. A network without a key
-            // shares its device with those that have one, and that has one MTU.
+            // RFC 8200: 40 bytes; no encapsulation limit (RFC 2473 §4.1.1), which would be 8 more. A network without a
+            // key shares its device with networks that have one, and the device has one MTU.
             IpFamily::V6 => Overhead(40 + HEADER + KEY),
         }
     }
@@ -80,7 +80,8 @@ impl Backend for Gre {
             Ok(paths)
         });
         let devices = ends.iter().map(|end| (end.family, end.device)).collect();
-        // One family may have its module and the other not: then it is said that not all is the kernel's.
+        // One family may have its module and the other not. Then user space is reported, because the kernel does not
+        // carry all.
         let datapath = ends.iter().map(|end| end.kind.datapath()).max().unwrap_or(Datapath::Kernel);
         Ok(Built { mtu, devices, peers, problems, datapath })
     }
@@ -98,7 +99,7 @@ impl Backend for Gre {
     }
 }
 
-/// Whether this host can have tunnels of `config`: by its kernel, or in user space.
+/// Checks that this host can have tunnels of `config`, by its kernel or in user space.
 pub(super) fn supported(name: &NetworkName, config: &NetworkConfig, facts: &HostFacts) -> Result<(), Problem> {
     let missing = IpFamily::BOTH
         .into_iter()
@@ -149,7 +150,7 @@ impl Gre {
         Ok(End { family, device, kind, mtu, own, local })
     }
 
-    /// The way to `peer` in one family, if what it publishes makes one.
+    /// Returns the path to `peer` in one family, if what it publishes makes one.
     fn path(&self, ctx: &NetworkCtx<'_>, end: &End, peer: &Lease) -> Result<Path, Refusal> {
         let outer = peer::admit(ctx, peer, end.family)?;
         let key = self.0.key;
@@ -171,15 +172,15 @@ impl Gre {
     }
 }
 
-/// Adds the device and its address; the device over IPv6 once for all networks.
+/// Adds the device and its address. The device over IPv6 is added once for all networks.
 fn add_device(end: &End, out: &mut Draft) {
     let shared = match end.kind {
         LinkKind::Gre6(_) => out.links.iter_mut().find(|(name, _)| *name == end.device),
         _ => None,
     };
     match shared {
-        // What fits the network with the larger headers fits all: a packet that is too large is refused here, where its
-        // sender hears of it, rather than in pieces on the underlay.
+        // The MTU that fits the network with the larger headers fits all. A packet that is too large is refused here,
+        // where its sender hears of it, rather than fragmented on the underlay.
         Some((_, link)) => link.mtu = link.mtu.min(end.mtu),
         None => {
             let link = Link { kind: end.kind.clone(), mtu: end.mtu, mac: None, up: true };
@@ -189,7 +190,7 @@ fn add_device(end: &End, out: &mut Draft) {
     out.addresses.push(AddressKey { device: end.device, address: IpNet::from(end.own.addr()) });
 }
 
-/// Adds what the way to one subnet takes.
+/// Adds the objects that the path to one subnet needs.
 fn add_peer(end: &End, subnet: IpNet, path: &Path, out: &mut Draft) {
     match (path.tunnel, path.outer) {
         (Some(Tunnel::GreNeighbour(_)), IpAddr::V4(outer)) => {
@@ -207,7 +208,7 @@ fn add_peer(end: &End, subnet: IpNet, path: &Path, out: &mut Draft) {
     }
 }
 
-/// The device of the network with `key` in one family.
+/// Returns the device of the network with `key` in one family.
 pub(super) fn device_of(key: GreKey, family: IpFamily) -> Option<IfName> {
     match family {
         IpFamily::V4 => IfName::new(&device_name(key)).ok(),
@@ -215,7 +216,7 @@ pub(super) fn device_of(key: GreKey, family: IpFamily) -> Option<IfName> {
     }
 }
 
-/// `flatgre<key in hexadecimal>`: at most 15 characters.
+/// Returns `flatgre<key in hexadecimal>`, which has at most 15 characters.
 fn device_name(key: GreKey) -> String {
     format!("flatgre{:x}", key.get())
 }

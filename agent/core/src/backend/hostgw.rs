@@ -28,7 +28,7 @@ impl Backend for HostGw {
             let paths = paths(ctx, peer)?;
             for (family, path) in [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)] {
                 if let (Some(subnet), Some(path)) = (peer.subnets.of(family), path) {
-                    // On-link already by the device's own prefix: the kernel checks that for us.
+                    // On-link already by the device's own prefix, which the kernel checks for us.
                     let hop = NextHop { gateway: path.outer, device: path.device, onlink: false };
                     out.route(subnet, hop, path.nexthop_object);
                 }

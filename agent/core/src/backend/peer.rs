@@ -1,4 +1,4 @@
-//! What every backend asks of a peer before it believes what the peer published: stored values are hostile input.
+//! The checks that every backend makes before it believes what a peer published: stored values are hostile input.
 
 use std::net::IpAddr;
 
@@ -8,11 +8,11 @@ use super::NetworkCtx;
 use crate::outcome::{Paths, PeerDecision, PeerOutcome};
 use crate::problem::{Problem, ProblemCode};
 
-/// A peer that is not programmed, and whether somebody should be told.
+/// The refusal of a peer, which is then not programmed, with the problem to report if there is one.
 #[derive(Debug)]
 pub(super) struct Refusal {
     kind: RefusalKind,
-    /// One clause.
+    /// The reason, in one clause.
     reason: String,
     /// Code and hint of the problem; `None`: nothing is wrong.
     problem: Option<(ProblemCode, &'static str)>,
@@ -26,22 +26,22 @@ enum RefusalKind {
 }
 
 impl Refusal {
-    /// Left alone; nothing is wrong.
+    /// Refuses a peer that is left alone; nothing is wrong.
     pub(super) fn ignored(reason: impl Into<String>) -> Self {
         Self { kind: RefusalKind::Ignored, reason: reason.into(), problem: None }
     }
 
-    /// What it publishes cannot be used.
+    /// Refuses a peer whose published data cannot be used.
     pub(super) fn failed(code: ProblemCode, reason: impl Into<String>, hint: &'static str) -> Self {
         Self { kind: RefusalKind::Failed, reason: reason.into(), problem: Some((code, hint)) }
     }
 
-    /// Right in itself, but out of this backend's reach.
+    /// Refuses a peer that is right in itself, but out of this backend's reach.
     pub(super) fn unreachable(code: ProblemCode, reason: impl Into<String>, hint: &'static str) -> Self {
         Self { kind: RefusalKind::Unreachable, reason: reason.into(), problem: Some((code, hint)) }
     }
 
-    /// The problem to report about `peer`.
+    /// Returns the problem to report about `peer`.
     fn problem(&self, ctx: &NetworkCtx<'_>, peer: &Lease) -> Option<Problem> {
         let (code, hint) = self.problem?;
         let owner = peer.owner.as_ref().map(|owner| format!(" ({})", owner.name)).unwrap_or_default();
@@ -59,10 +59,10 @@ impl Refusal {
     }
 }
 
-/// Most problems about single peers that one network reports; a store full of garbage must not fill the log.
+/// The most problems about single peers that one network reports. A store full of garbage must not fill the log.
 const PROBLEM_LIMIT: usize = 50;
 
-/// Decides about every peer of the network: `path` gives the way to one of its subnets and adds what that takes, after
+/// Decides about every peer of the network. `decide` returns the paths to one peer and adds what they need, after
 /// [`admit`] let the peer in. A peer whose families fail differently is reported by the first that does.
 pub(super) fn decide_all(
     ctx: &NetworkCtx<'_>,
@@ -102,7 +102,7 @@ pub(super) fn decide_all(
     outcomes
 }
 
-/// The peer's underlay address of `family`, if it can be one.
+/// Returns the peer's underlay address of `family`, if it can be one.
 pub(super) fn admit(ctx: &NetworkCtx<'_>, peer: &Lease, family: IpFamily) -> Result<IpAddr, Refusal> {
     let kind = ctx.config.backend.kind();
     if peer.backend != kind {
@@ -141,7 +141,7 @@ pub(super) fn admit(ctx: &NetworkCtx<'_>, peer: &Lease, family: IpFamily) -> Res
     Ok(address)
 }
 
-/// Whether a single host somewhere on an underlay can have `address`.
+/// Returns true if a single host somewhere on an underlay can have `address`.
 fn is_host(address: IpAddr) -> bool {
     let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     let special_v4 = matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0);
@@ -150,8 +150,8 @@ fn is_host(address: IpAddr) -> bool {
     !(special || special_v4 || special_v6)
 }
 
-/// Whether `address` can be reached without a router: inside a prefix of the underlay device, and not that prefix's own
-/// network or broadcast address.
+/// Returns true if `address` can be reached without a router: it is inside a prefix of the underlay device, and is not
+/// that prefix's own network or broadcast address.
 pub(super) fn on_link(ctx: &NetworkCtx<'_>, address: IpAddr) -> bool {
     let Some(interface) = ctx.facts.interface(ctx.underlay.device) else { return false };
     interface.addresses.iter().any(|prefix| {

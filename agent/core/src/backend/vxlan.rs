@@ -1,10 +1,12 @@
-//! VXLAN (RFC 7348) with permanent entries: learning off, no multicast, nothing to flood.
+//! VXLAN (RFC 7348) with permanent entries: learning is off, and there is no multicast and no flooding.
 //!
 //! An IPv4 overlay travels over an IPv4 underlay on `flat.<VNI>`, an IPv6 overlay over an IPv6 underlay on its twin
-//! `flat6.<VNI>`, exactly as flannel does, so that a flanneld peer understands us. What a packet to a peer meets, in
-//! order: the route of the peer's subnet, its next hop (the subnet's first address, taken to be on the device's link),
-//! the permanent neighbour of that address (the peer's `VtepMAC`), the forwarding entry of that Ethernet address (the
-//! peer's `PublicIP`).
+//! `flat6.<VNI>`, exactly as flannel does, so that a flanneld peer understands us. A packet to a peer meets, in order:
+//!
+//! 1. the route of the peer's subnet;
+//! 2. its next hop, the subnet's first address, which is taken to be on the device's link;
+//! 3. the permanent neighbour of that address (the peer's `VtepMAC`);
+//! 4. the forwarding entry of that Ethernet address (the peer's `PublicIP`).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -28,7 +30,7 @@ pub(super) struct Vxlan(pub(super) VxlanConfig);
 
 impl Backend for Vxlan {
     fn overhead(&self, underlay: IpFamily) -> Overhead {
-        /// UDP 8 (RFC 768), VXLAN 8 (RFC 7348 §5), the inner Ethernet header 14 (IEEE 802.3), in bytes.
+        /// UDP 8 (RFC 768), VXLAN 8 (RFC 7348 §5), and the inner Ethernet header 14 (IEEE 802.3), in bytes.
         const INSIDE: u32 = 8 + 8 + 14;
         match underlay {
             // RFC 791: 20 bytes without options.
@@ -88,7 +90,7 @@ impl Backend for Vxlan {
     }
 }
 
-/// One of the network's devices, and what its peers claim.
+/// One of the network's devices, with what its peers claim.
 struct Tunnel {
     family: IpFamily,
     device: IfName,
@@ -116,7 +118,7 @@ impl Vxlan {
         Ok(Tunnel { family, device, link, own, own_mac, claims: Claims::of(ctx.peers, family) })
     }
 
-    /// The way to `peer` in one family, if what it publishes makes one.
+    /// Returns the path to `peer` in one family, if what it publishes makes one.
     fn path(&self, ctx: &NetworkCtx<'_>, tunnel: &Tunnel, peer: &Lease) -> Result<Path, Refusal> {
         let outer = peer::admit(ctx, peer, tunnel.family)?;
         let nexthop_object = tunnel.family == IpFamily::V4 && ctx.facts.features.nexthop_objects;
@@ -164,7 +166,8 @@ impl Vxlan {
     }
 }
 
-/// Adds what one path takes. A path may change between tunnel and direct route under the same keys, so in place.
+/// Adds the objects that one path needs. A path may change between tunnel and direct route under the same keys, and so
+/// in place.
 fn add(subnet: IpNet, path: &Path, out: &mut Draft) {
     let base = subnet.addr();
     let hop = match path.tunnel {
@@ -180,8 +183,8 @@ fn add(subnet: IpNet, path: &Path, out: &mut Draft) {
     out.route(subnet, hop, path.nexthop_object);
 }
 
-/// Which lease an Ethernet address belongs to: one address can be at one place only, and the older lease holds, so that
-/// a newcomer cannot take over a peer's traffic by publishing its address.
+/// The leases that Ethernet addresses belong to. One address can be at one place only, and the older lease holds, so
+/// that a newcomer cannot take over a peer's traffic by publishing its address.
 struct Claims(HashMap<Mac, (Revision, SubnetKey, IpAddr)>);
 
 impl Claims {
@@ -199,14 +202,14 @@ impl Claims {
         Self(claims)
     }
 
-    /// The older claim on `mac` that contradicts `peer` being at `outer`.
+    /// Returns the older claim on `mac` that contradicts `peer` being at `outer`.
     fn older(&self, mac: Mac, peer: &Lease, outer: IpAddr) -> Option<(SubnetKey, IpAddr)> {
         let (_, subnets, address) = *self.0.get(&mac)?;
         (subnets != peer.subnets && address != outer).then_some((subnets, address))
     }
 }
 
-/// `flat.<VNI>`, over IPv6 `flat6.<VNI>`: at most 14 characters.
+/// Returns `flat.<VNI>`, or over IPv6 `flat6.<VNI>`, which have at most 14 characters.
 pub(super) fn device_name(vni: Vni, family: IpFamily) -> Result<IfName, flatnet_model::net::InvalidIfName> {
     match family {
         IpFamily::V4 => IfName::new(&format!("flat.{vni}")),

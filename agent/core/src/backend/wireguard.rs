@@ -1,9 +1,10 @@
-//! WireGuard: what is not encrypted for the peer that holds the destination's subnet does not leave.
+//! WireGuard: a packet leaves only if it is encrypted for the peer that holds the destination's subnet.
 //!
-//! flannel's modes: a device for each family over an underlay of that family (`separate`), or one device for both families
-//! (`auto`, `ipv4`, `ipv6`). What a packet to a peer meets, in order: the route of the peer's subnet, which leads to the
-//! device without a next hop; then, in the device, the peer to which that subnet is allowed. The same list judges what comes
-//! in, so no guard of ours has to. What keeps the network's packets off every other device is in [`crate::firewall`].
+//! There are flannel's modes: a device for each family over an underlay of that family (`separate`), or one device for
+//! both families (`auto`, `ipv4`, `ipv6`). A packet to a peer first meets the route of the peer's subnet, which leads
+//! to the device without a next hop. In the device, it meets the peer to which that subnet is allowed. The same list
+//! judges packets that come in, so no guard of ours has to. The rules that keep the network's packets off every other
+//! device are in [`crate::firewall`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -104,7 +105,7 @@ impl Backend for Wireguard {
     }
 }
 
-/// Which families of the underlay a network can use: all of them (`separate`), or any.
+/// Returns the families of the underlay that a network uses: all of its own (`separate`), or one.
 pub(super) fn underlays(config: &WireguardConfig, network: &NetworkConfig, underlay: &Underlay) -> Vec<IpFamily> {
     match config.mode {
         WireguardMode::Separate => {
@@ -117,12 +118,12 @@ pub(super) fn underlays(config: &WireguardConfig, network: &NetworkConfig, under
     }
 }
 
-/// Who will carry the packets.
+/// Returns the datapath that will carry the packets.
 pub(super) fn datapath(ctx: &NetworkCtx<'_>) -> Result<Datapath, Problem> {
     supported(ctx.facts, ctx.name)
 }
 
-/// Who can carry this network's packets here; a problem if nobody can.
+/// Returns the datapath that can carry this network's packets here, or a problem if there is none.
 pub(super) fn supported(
     facts: &crate::facts::HostFacts,
     network: &flatnet_model::NetworkName,
@@ -138,7 +139,7 @@ pub(super) fn supported(
     })
 }
 
-/// The families of each tunnel.
+/// Returns the families of each tunnel.
 fn tunnels_of(config: &WireguardConfig, ctx: &NetworkCtx<'_>) -> Vec<Vec<IpFamily>> {
     let families: Vec<IpFamily> = ctx.families().map(|(family, _)| family).collect();
     match config.mode {
@@ -152,7 +153,7 @@ fn tunnels_of(config: &WireguardConfig, ctx: &NetworkCtx<'_>) -> Vec<Vec<IpFamil
 struct Tunnel {
     device: IfName,
     link: Link,
-    /// What it carries.
+    /// The families that it carries.
     families: Vec<IpFamily>,
 }
 
@@ -192,7 +193,8 @@ impl Wireguard {
         Ok(Tunnel { device, link: Link { kind, mtu, mac: None, up: true }, families })
     }
 
-    /// The underlay family whose headers a packet must have room for: in `auto` the larger, as long as there is one.
+    /// Returns the underlay family whose headers a packet must have room for. In `auto` it is the larger one, as long
+    /// as there is an address of it.
     fn outer(&self, ctx: &NetworkCtx<'_>, families: &[IpFamily]) -> IpFamily {
         match self.config.mode {
             WireguardMode::Separate => families.first().copied().unwrap_or(IpFamily::V4),
@@ -203,7 +205,7 @@ impl Wireguard {
         }
     }
 
-    /// The way to `peer` through `tunnel`, if what it publishes makes one.
+    /// Returns the way to `peer` through `tunnel`, if what it publishes makes one.
     fn way(&self, ctx: &NetworkCtx<'_>, tunnel: &Tunnel, peer: &Lease, claims: &Claims) -> Result<Way, Refusal> {
         let outer = match (self.config.mode, tunnel.families.as_slice()) {
             (WireguardMode::Separate, [family, ..]) => peer::admit(ctx, peer, *family)?,
@@ -243,11 +245,12 @@ impl Wireguard {
     }
 }
 
-/// What to do about one key on two hosts.
+/// The hint for one key on two hosts.
 const ONE_KEY_TWO_HOSTS: &str = "two hosts with one key: `agent rotate-key` on one of them, or remove its copied state \
                                  directory; nothing is sent to the newer one until then";
 
-/// Adds what one way takes. A host that holds two leases (one of them left over) is one peer to which both are allowed.
+/// Adds the objects that one way needs. A host that holds two leases (one of them left over) is one peer to which both
+/// are allowed.
 fn add(
     tunnel: &Tunnel,
     way: Way,
@@ -274,8 +277,8 @@ fn add(
     entry.allowed.sort();
 }
 
-/// Which lease a key belongs to: one key is one host, and the older lease holds, so that a newcomer cannot take over a
-/// peer's traffic by publishing its key.
+/// The leases that keys belong to. One key is one host, and the older lease holds, so that a newcomer cannot take over
+/// a peer's traffic by publishing its key.
 struct Claims(HashMap<WireguardKey, (Revision, SubnetKey, Addresses)>);
 
 /// A lease's underlay addresses: the IPv4 one, the IPv6 one.
@@ -297,7 +300,7 @@ impl Claims {
         Self(claims)
     }
 
-    /// The older claim on `key` that contradicts `peer` having it: by a host somewhere else.
+    /// Returns the older claim on `key` that contradicts `peer` having it: a claim of a host somewhere else.
     fn older(&self, key: WireguardKey, peer: &Lease) -> Option<(SubnetKey, String)> {
         let (_, subnets, (v4, v6)) = *self.0.get(&key)?;
         let elsewhere = subnets != peer.subnets && (v4, v6) != (peer.public_ip, peer.public_ipv6);

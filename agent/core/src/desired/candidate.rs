@@ -1,7 +1,7 @@
-//! Configurations that are not in force on this host: whether they may come into force.
+//! Configurations that are not in force on this host, and the checks that decide whether they may come into force.
 //!
-//! Here, and only here, a network is refused for what is on this host already. What is in force stays in force: a refusal
-//! keeps out what is new, it never takes away what runs.
+//! Here, and only here, a network is refused because of what is on this host already. A configuration in force stays in
+//! force: a refusal keeps out what is new, and never takes away what runs.
 
 use flatnet_model::{IpFamily, NetworkConfig, NetworkName, SubnetKey};
 use ipnet::IpNet;
@@ -11,20 +11,20 @@ use crate::backend::{self, Draft, NetworkCtx};
 use crate::problem::{Problem, ProblemCode};
 use crate::transition::Said;
 
-/// Whether a network that this host holds no lease in yet could be programmed beside those of `host`: asked before a lease
-/// is taken, since one that cannot be served draws traffic into a hole.
+/// Checks that a network in which this host holds no lease yet could be programmed beside those of `host`. This is
+/// asked before a lease is taken, since a lease that cannot be served draws traffic into a hole.
 pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Result<(), Problem> {
     backend::check(name, config, host.underlay)?;
     backend::check_host(name, config, host.facts, host.wireguard)?;
     let first = |family| config.pool(family).and_then(|pool| pool.nth(0));
     let v4 = first(IpFamily::V4).and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None });
     let v6 = first(IpFamily::V6).and_then(|net| if let IpNet::V6(net) = net { Some(net) } else { None });
-    // Any subnet will do: which one it will be is not looked at.
+    // Any subnet will do: the checks do not depend on which one it will be.
     let Ok(own) = SubnetKey::new(v4, v6) else { return Ok(()) };
     let mut accepted = check::Accepted::default();
     let mut unimportant = Vec::new();
     for network in host.networks {
-        // One that is refused is not in the way.
+        // A network that is refused is not in the way.
         let _ = accepted.admit(host, *network, &mut unimportant);
     }
     let candidate = NetworkInput {
@@ -54,8 +54,9 @@ pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -
     }
 }
 
-/// For each network of `host` that has another configuration in the store (`changed`, in their order): whether that may come
-/// into force. Those that change together are looked at together, so that two networks may swap what only one can have.
+/// For each network of `host` that has another configuration in the store (`changed`, in the networks' order), decides
+/// whether it may come into force. Changes that come together are looked at together, so that two networks may swap
+/// something that only one of them can have.
 #[must_use]
 pub fn admit_changes(host: &HostInput<'_>, changed: &[Option<&NetworkConfig>]) -> Vec<Option<Result<(), Problem>>> {
     let networks: Vec<(&NetworkInput<'_>, Option<&NetworkConfig>)> =
@@ -72,7 +73,8 @@ pub fn admit_changes(host: &HostInput<'_>, changed: &[Option<&NetworkConfig>]) -
     networks.iter().zip(refused).map(verdict).collect()
 }
 
-/// A change that contradicts another network: one that does not change, or one that changes and was joined before it.
+/// Finds a change that contradicts another network: one that does not change, or one that changes and was joined
+/// earlier.
 fn contradiction(
     networks: &[(&NetworkInput<'_>, Option<&NetworkConfig>)],
     refused: &[Option<Problem>],
@@ -91,14 +93,14 @@ fn contradiction(
                 Some(beside) => (beside, index < other),
                 None => (*networks.get(other)?.0, false),
             };
-            // What it contradicts already is no reason to keep it as it is.
+            // If it contradicts the other one already, that is no reason to keep it as it is.
             let is_news = !joined_later && check::contradicts(now, &beside).is_ok();
             check::contradicts(&new, &beside).err().filter(|_| is_news).map(|problem| (index, problem))
         })
     })
 }
 
-/// Whether `network` could have the configuration `new` as far as this host goes.
+/// Checks that `network` could have the configuration `new`, looking at this host alone.
 fn alone(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &NetworkConfig) -> Result<(), Problem> {
     check::swallows(host, network, new)?;
     if network.config.backend.kind() != new.backend.kind() {

@@ -1,4 +1,5 @@
-//! Which networks may be programmed on this host at all: none that contradicts another, none that would cut the host off.
+//! Checks of which networks may be programmed on this host at all: none that contradicts another, and none that would
+//! cut the host off.
 
 use std::net::IpAddr;
 
@@ -17,11 +18,11 @@ pub(super) struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    /// Why `network` cannot be programmed beside those accepted before it, if it cannot; else it is accepted. What is
-    /// wrong without standing in the way goes to `problems`.
+    /// Accepts `network`, or returns why it cannot be programmed beside those accepted before it. Problems that do not
+    /// stand in the way go to `problems`.
     ///
-    /// What this host uses itself is no reason any more: the network holds a lease, so it ran beside it or was there before
-    /// it, and taking it down would harm its containers and nobody else.
+    /// Addresses that this host uses itself are no longer a reason to refuse. The network holds a lease, so it ran
+    /// beside them or was there before them, and taking it down would harm its containers and nobody else.
     pub(super) fn admit(
         &mut self,
         host: &HostInput<'_>,
@@ -40,7 +41,7 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
-    /// Those earlier backends of `network` that have room beside its own one and beside the other networks.
+    /// Returns the earlier backends of `network` that have room beside its own one and beside the other networks.
     pub(super) fn beside(&self, network: &NetworkInput<'_>) -> Vec<BackendConfig> {
         let mut kept: Vec<NetworkConfig> = Vec::new();
         for backend in network.before {
@@ -56,7 +57,7 @@ impl<'a> Accepted<'a> {
         kept.into_iter().map(|config| config.backend).collect()
     }
 
-    /// Why a network in which this host holds no lease yet could not be programmed beside those accepted, if it could not.
+    /// Checks that a network in which this host holds no lease yet could be programmed beside those accepted.
     pub(super) fn consider(&self, host: &HostInput<'_>, candidate: &NetworkInput<'_>) -> Result<(), Problem> {
         for other in &self.networks {
             contradicts(candidate, other)?;
@@ -75,15 +76,15 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
-    /// What is the accepted networks'.
+    /// Returns the ranges of the accepted networks.
     pub(super) fn ranges(&self) -> Vec<IpNet> {
         self.networks.iter().flat_map(range::of).collect()
     }
 }
 
-/// Whether `prefix` may be there because of the subnet that this host is about to get: the first address of what fits into
-/// one subnet, as a container bridge has; or the subnet's own address alone, as the device of a flannel that ran here has,
-/// which is said elsewhere and is replaced by `--take-over`.
+/// Returns true if `prefix` may be there because of the subnet that this host is about to get. It may be the first
+/// address of a range that fits into one subnet, as a container bridge has. Or it may be the subnet's own address
+/// alone, as on the device of a flannel that ran here; that one is reported elsewhere and is replaced by `--take-over`.
 fn may_be_of_a_subnet(interface: &Interface, prefix: IpNet, pool: &flatnet_model::Pool) -> bool {
     /// A bridge and one container take four addresses.
     const HOST_BITS: u8 = 2;
@@ -94,12 +95,13 @@ fn may_be_of_a_subnet(interface: &Interface, prefix: IpNet, pool: &flatnet_model
     !interface.loopback && (is_bridges || is_alone && subnet == Ok(prefix.addr()))
 }
 
-/// Whether a container may have the address of `prefix`.
+/// Returns true if a container may have the address of `prefix`.
 fn hands_out(pool: &flatnet_model::Pool, prefix: IpNet) -> bool {
     pool.hands_out(IpNet::from(prefix.addr()))
 }
 
-/// Whether `network` could have the configuration `new` without taking an address of this host that it has not got already.
+/// Checks that `network` could have the configuration `new` without taking an address of this host that it does not
+/// take already.
 pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &NetworkConfig) -> Result<(), Problem> {
     swallows_vital(host, network.name, Some(network.config), new)?;
     for interface in host.facts.interfaces.iter().filter(|interface| !interface.ours) {
@@ -118,8 +120,8 @@ pub(super) fn swallows(host: &HostInput<'_>, network: &NetworkInput<'_>, new: &N
     Ok(())
 }
 
-/// Whether the network could have the configuration `new` (`now`: what it has) and this host still reach the store, its way
-/// out, and whom it asks for names.
+/// Checks that the network could have the configuration `new` while this host still reaches the store, its default
+/// gateways and its resolvers. `now` is the configuration it has.
 fn swallows_vital(
     host: &HostInput<'_>,
     name: &NetworkName,
@@ -141,7 +143,7 @@ fn swallows_vital(
     ))
 }
 
-/// Why the two cannot be on one host, if they cannot.
+/// Checks that the two networks can be on one host.
 pub(super) fn contradicts(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
     overlap(network, other)?;
     same_tunnel(network, other)
@@ -161,8 +163,8 @@ fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), P
     Ok(())
 }
 
-/// Two VXLAN devices with one VNI and port, or two GRE devices with one key, over one underlay family cannot be on one
-/// host, nor can anything share a port with WireGuard.
+/// Checks the tunnels. Two VXLAN devices with one VNI and port, or two GRE devices with one key, over one underlay
+/// family cannot be on one host. Nor can anything share a port with WireGuard.
 fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
     let is_wireguard = |network: &NetworkInput<'_>| matches!(network.config.backend, BackendConfig::Wireguard(_));
     if (is_wireguard(network) || is_wireguard(other))
@@ -180,7 +182,7 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
         return Ok(());
     }
     match (&network.config.backend, &other.config.backend) {
-        // The VNI alone names the device, so two ports do not help.
+        // The VNI alone names the device, so different ports do not help.
         (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) if a.vni == b.vni => Err(Problem::new(
             ProblemCode::VniConflict,
             format!("networks {} and {} both have VNI {}", other.name, network.name, a.vni),
@@ -197,7 +199,7 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
     }
 }
 
-/// The UDP ports a network's tunnels listen on.
+/// Returns the UDP ports a network's tunnels listen on.
 fn udp_ports(network: &NetworkInput<'_>) -> Vec<u16> {
     match &network.config.backend {
         BackendConfig::Vxlan(vxlan) => vec![vxlan.port],
@@ -209,7 +211,7 @@ fn udp_ports(network: &NetworkInput<'_>) -> Vec<u16> {
     }
 }
 
-/// Our own subnets are inside the network: a configuration may have moved since the lease was taken.
+/// Checks that our own subnets are inside the network: the configuration may have moved since the lease was taken.
 fn own_inside(network: &NetworkInput<'_>) -> Result<(), Problem> {
     for pool in network.config.pools() {
         let inside = network.own.of(pool.family()).is_some_and(|own| pool.network().contains(&own));
@@ -230,7 +232,7 @@ fn own_inside(network: &NetworkInput<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What `interface` has of the network's range: said, and left alone.
+/// Reports the addresses of `interface` that are in the network's range, and leaves them alone.
 fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interface, problems: &mut Vec<Problem>) {
     for prefix in &interface.addresses {
         let family = IpFamily::of(prefix.addr());
@@ -240,7 +242,7 @@ fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interfac
             continue;
         }
         if interface.name != host.underlay.device {
-            // A container engine's bridge on the subnet we leased is what the subnet is for.
+            // A container engine's bridge is meant to be on the subnet we leased.
             if network.own.of(family).is_some_and(|own| own.contains(prefix)) {
                 continue;
             }
@@ -262,7 +264,7 @@ fn inside(host: &HostInput<'_>, network: &NetworkInput<'_>, interface: &Interfac
     }
 }
 
-/// What of what this host needs the network hands out: it is left out of what the network takes.
+/// Reports the addresses vital to this host that the network hands out. They are left out of what the network takes.
 fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<Problem> {
     let inside = range::vital_inside(host, network);
     let say = |(address, what): (IpAddr, &str)| {
@@ -276,7 +278,7 @@ fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<Problem
     inside.into_iter().map(say).collect()
 }
 
-/// Why a lease in `range` must not be taken: an address of this host is in it.
+/// Makes the problem for a lease in `range` that must not be taken because an address of this host is in it.
 fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet) -> Problem {
     Problem::new(
         ProblemCode::NetworkCoversHost,
@@ -289,8 +291,8 @@ fn covers(name: &NetworkName, range: IpNet, interface: &Interface, prefix: IpNet
     )
 }
 
-/// A container bridge that still has a subnet this host held before: harmless to other hosts (the bridge's own route
-/// wins on this host), but its containers are not reachable.
+/// Reports a container bridge that still has a subnet this host held before. It is harmless to other hosts (the
+/// bridge's own route wins on this host), but its containers are not reachable.
 fn left_over(name: &NetworkName, interface: &Interface, prefix: IpNet) -> Problem {
     Problem::new(
         ProblemCode::StaleBridge,

@@ -1,8 +1,9 @@
-//! Which addresses are a network's own on this host: what it hands out, and what was handed out otherwise.
+//! The addresses that are a network's own on this host: those that it hands out, and those that were leased besides.
 //!
 //! A network may hand out less than its range (`SubnetMin`, `SubnetMax`), and hosts may live in the rest. So nothing is
-//! refused, guarded or checked there, except for leases that are there all the same: taken before the bounds were moved, or
-//! written by somebody else. Of those a peer's yields to the hosts: it cannot take from a host what the host has.
+//! refused, guarded or checked there, except for leases that are there all the same: taken before the bounds were
+//! moved, or written by somebody else. Of these, a peer's lease yields to hosts: it cannot take from a host what the
+//! host has.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,7 +16,8 @@ use crate::host_ranges;
 use crate::outcome::{PeerDecision, PeerOutcome};
 use crate::problem::{Problem, ProblemCode};
 
-/// The addresses that are the network's and nobody else's: its ranges without what this host cannot do without.
+/// Returns the addresses that are the network's and nobody else's: its ranges, without the addresses that are vital to
+/// this host.
 pub(super) fn taken(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<IpNet> {
     let mut ranges = of(network);
     for (address, _) in vital_inside(host, network) {
@@ -24,7 +26,7 @@ pub(super) fn taken(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<IpN
     ranges
 }
 
-/// What the network hands out, and the leases beside that.
+/// Returns the ranges that the network hands out, and the leases beside them.
 pub(super) fn of(network: &NetworkInput<'_>) -> Vec<IpNet> {
     let mut ranges: Vec<IpNet> = network.config.pools().flat_map(Pool::handed_out).collect();
     let leased = network.own.iter().chain(network.peers.iter().flat_map(|peer| peer.subnets.iter()));
@@ -32,7 +34,8 @@ pub(super) fn of(network: &NetworkInput<'_>) -> Vec<IpNet> {
     ranges
 }
 
-/// What of what this host needs is in the network's range. What is in somebody's lease is reached through the network.
+/// Returns the addresses vital to this host that the network hands out. Addresses in somebody's lease are left out,
+/// since they are reached through the network.
 pub(super) fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Vec<(IpAddr, &'static str)> {
     let leased = |address: &IpAddr| {
         let mut subnets = network.own.iter().chain(network.peers.iter().flat_map(|peer| peer.subnets.iter()));
@@ -43,7 +46,8 @@ pub(super) fn vital_inside(host: &HostInput<'_>, network: &NetworkInput<'_>) -> 
     vital.filter(|(address, _)| covers(address) && !leased(address)).collect()
 }
 
-/// Whether the lease on `net` is in the network's range, but not all of it in what the network hands out.
+/// Returns true if the lease on `net` is in the network's range, but at least partly outside what the network hands
+/// out.
 fn is_beside(network: &NetworkInput<'_>, net: IpNet) -> bool {
     network
         .config
@@ -51,7 +55,7 @@ fn is_beside(network: &NetworkInput<'_>, net: IpNet) -> bool {
         .is_some_and(|pool| !pool.hands_out(net) && pool.network().contains(&net))
 }
 
-/// `range` without `address`: the other half, the other half of the rest, and so on.
+/// Returns `range` without `address`: the other half, the other half of the rest, and so on.
 fn without(range: IpNet, address: IpAddr) -> Vec<IpNet> {
     if !range.contains(&address) {
         return vec![range];
@@ -63,17 +67,18 @@ fn without(range: IpNet, address: IpAddr) -> Vec<IpNet> {
     halves.collect()
 }
 
-/// The peers of a network whose leases leave the hosts alone, and what becomes of the others.
+/// The peers of a network whose leases leave the hosts' addresses alone, and the outcome of the others.
 pub(super) struct Sorted<'a> {
-    /// Those of the input, in its order.
+    /// The accepted peers, in the input's order.
     pub(super) peers: Vec<&'a Lease>,
-    /// Leases that would take addresses of hosts.
+    /// The outcomes of leases that would take addresses of hosts.
     pub(super) refused: Vec<PeerOutcome>,
-    /// All of them, in one.
+    /// One problem for all of them.
     pub(super) problem: Option<Problem>,
 }
 
-/// Sorts the peers of `network`: one lies beside what the network hands out, and what a host uses is in it.
+/// Sorts the peers of `network`. A peer is refused if it lies beside what the network hands out and a host uses an
+/// address in it.
 pub(super) fn sort<'a>(host: &HostInput<'_>, network: &NetworkInput<'a>) -> Sorted<'a> {
     let mut sorted = Sorted { peers: network.peers.to_vec(), refused: Vec::new(), problem: None };
     let beside = |peer: &Lease| peer.subnets.iter().any(|net| is_beside(network, net));
@@ -89,7 +94,7 @@ pub(super) fn sort<'a>(host: &HostInput<'_>, network: &NetworkInput<'a>) -> Sort
         false
     });
     if let Some(PeerOutcome { subnets, decision: PeerDecision::Failed { reason } }) = sorted.refused.first() {
-        // A store full of garbage must not fill the log.
+        // Only one of them is named: a store full of garbage must not fill the log.
         let more = match sorted.refused.len() - 1 {
             0 => String::new(),
             more => format!(" (and {more} more)"),
@@ -104,8 +109,9 @@ pub(super) fn sort<'a>(host: &HostInput<'_>, network: &NetworkInput<'a>) -> Sort
     sorted
 }
 
-/// What hosts use in a network's range, as far as this host knows: links with neighbours on them, and single addresses of which
-/// it is known that packets go there. A stray address of this host's is its own whatever else leads there, and takes nothing down.
+/// The part of a network's range that hosts use, as far as this host knows: links with neighbours on them, and single
+/// addresses to which packets are known to go. A stray address of this host stays its own whatever else leads there, so
+/// it is not counted and takes no lease down.
 struct Hosts {
     addresses: BTreeSet<IpAddr>,
     links: Vec<IpNet>,
@@ -118,7 +124,8 @@ impl Hosts {
         let own = IpFamily::BOTH.into_iter().flat_map(|of| [underlay.address(of), underlay.public_address(of)]);
         let peers = network.peers.iter().flat_map(|peer| IpFamily::BOTH.map(|of| peer.public_address(of)));
         let interfaces = host.facts.interfaces.iter().filter(|interface| !interface.ours && !interface.loopback);
-        // A link as wide as the network does not say who is where on it, and this host's containers are on links in its subnets.
+        // A link as wide as the network does not say who is where on it, and this host's containers are on links in its
+        // subnets.
         let is_of_hosts = |link: &&IpNet| {
             link.prefix_len() < link.max_prefix_len()
                 && network.config.pools().any(|pool| pool.network().contains(*link))
@@ -128,7 +135,7 @@ impl Hosts {
         Self { addresses: vital.chain(own.chain(peers).flatten()).collect(), links: links.map(IpNet::trunc).collect() }
     }
 
-    /// What of it is in `net`, or has `net` in it.
+    /// Returns a link or address of hosts that is in `net`, or that `net` is in.
     fn inside(&self, net: IpNet) -> Option<IpNet> {
         let link = self.links.iter().find(|link| link.contains(&net) || net.contains(*link)).copied();
         let address = || self.addresses.range(net.network()..=net.broadcast()).next().copied().map(IpNet::from);

@@ -1,5 +1,5 @@
-//! Settings of the kernel: that our devices and this host forward, and that nobody beyond a device of ours configures this
-//! host.
+//! Kernel settings that make our devices and this host forward, and keep anybody beyond a device of ours from
+//! configuring this host.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,15 @@ use crate::object::Sysctl;
 /// A device of ours, as far as its settings depend on it.
 pub(super) struct Device {
     pub name: IfName,
-    /// What of the overlay it carries.
+    /// The families of the overlay that it carries.
     pub families: BTreeSet<IpFamily>,
-    /// Whether it leads to other hosts, not to containers.
+    /// True if it leads to other hosts, false if it leads to containers.
     pub tunnel: bool,
     pub mtu: Mtu,
 }
 
-/// What one device needs. Written down for each: what is set for all of a host's devices is written through to those there
-/// are at that moment, and a device made later has whatever the host's owner gives to new ones.
+/// Returns the settings of one device. They are made for each device: a setting for all of a host's devices reaches
+/// only those that exist at that moment, and a device made later has whatever the host's owner gives to new ones.
 pub(super) fn of_device(facts: &HostFacts, device: &Device) -> Vec<(Sysctl, String)> {
     let Device { name, families, tunnel, mtu } = device;
     let mut settings = Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn of_device(facts: &HostFacts, device: &Device) -> Vec<(Sysctl, Stri
     if families.contains(&IpFamily::V4) {
         settings.extend([v4("forwarding", "1"), v4("accept_redirects", "0")]);
     }
-    // Below this the kernel takes IPv6 and its settings from a device (net/ipv6/addrconf.c: `addrconf_notify`).
+    // Below this MTU the kernel takes IPv6 and its settings from a device (net/ipv6/addrconf.c: `addrconf_notify`).
     if !facts.features.ipv6 || mtu.get() < Mtu::MIN_IPV6 {
         return settings;
     }
@@ -36,13 +36,13 @@ pub(super) fn of_device(facts: &HostFacts, device: &Device) -> Vec<(Sysctl, Stri
     match families.contains(&IpFamily::V6) {
         true => settings.extend([v6("disable_ipv6", "0"), v6("forwarding", "1")]),
         false if *tunnel => settings.push(v6("disable_ipv6", "1")),
-        // A bridge is its owner's for what else is to pass there.
+        // For a bridge, its owner decides what else is to pass there.
         false => {}
     }
     settings
 }
 
-/// What this host needs once a network of `families` is programmed.
+/// Returns the settings that this host needs once a network of `families` is programmed.
 pub(super) fn of_host(facts: &HostFacts, families: &BTreeSet<IpFamily>) -> Vec<(Sysctl, String)> {
     let mut settings = Vec::new();
     if families.contains(&IpFamily::V4) {

@@ -1,4 +1,4 @@
-//! What every network needs whatever its backend: the catch-all route, the bridge, settings, the firewall.
+//! The parts that every network needs whatever its backend: the catch-all route, the bridge, settings, the firewall.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways
     draft.sysctls.extend(of_devices.iter().flat_map(|device| settings::of_device(host.facts, device)));
 }
 
-/// The devices of a network, as far as their settings depend on them.
+/// Returns the devices of a network, as far as their settings depend on them.
 fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Device> {
     let mtu = |name: IfName| draft.links.iter().rev().find(|(other, _)| *other == name).map(|(_, link)| link.mtu);
     let mut devices = Vec::new();
@@ -45,15 +45,15 @@ fn devices(network: &NetworkInput<'_>, built: &Ways, draft: &Draft) -> Vec<Devic
     devices
 }
 
-/// Adds the routes that refuse what no other route of the network leads to: nothing of it leaves by the default route,
-/// whether the network is programmed or not.
+/// Adds the routes that refuse packets no other route of the network takes. So nothing of the network leaves by the
+/// default route, whether the network is programmed or not.
 pub(super) fn refuse_unknown(host: &HostInput<'_>, network: &NetworkInput<'_>, draft: &mut Draft) {
     let refuses = |range| (RouteKey::unreachable(range), Route { via: RouteVia::Unreachable, source: None });
     draft.routes.extend(range::taken(host, network).into_iter().map(refuses));
 }
 
-/// Adds the guards of networks that are not programmed now, without the tunnels that one already there has: the table names
-/// each only once.
+/// Adds the guards of networks that are not programmed now. Tunnels that another network already has are left out,
+/// since the table names each only once.
 pub(super) fn add_beside(guards: Vec<FirewallNetwork>, firewall: &mut Vec<FirewallNetwork>) {
     for mut guard in guards {
         let tunnels: Vec<&FirewallTunnel> = firewall.iter().flat_map(|other| &other.tunnels).collect();
@@ -65,12 +65,13 @@ pub(super) fn add_beside(guards: Vec<FirewallNetwork>, firewall: &mut Vec<Firewa
     }
 }
 
-/// The guard of a network as it was when it was programmed, without who is no peer any more or is somewhere else by now.
+/// Returns the guard of a network as it was when it was programmed, without hosts that are no longer peers or have
+/// moved since.
 pub(super) fn without_removed(guard: &FirewallNetwork, network: &NetworkInput<'_>) -> FirewallNetwork {
     let mut there = BTreeSet::new();
     for peer in network.peers {
         let subnets = || peer.subnets.iter();
-        // As `PeerSource::direct` has them, then as they come through a tunnel.
+        // First as `PeerSource::direct` has them, then as they come through a tunnel.
         there.extend(subnets().map(|subnet| (subnet.addr(), subnet)));
         let addresses = [peer.public_ip.map(IpAddr::V4), peer.public_ipv6.map(IpAddr::V6)];
         for at in addresses.into_iter().flatten() {
@@ -82,7 +83,8 @@ pub(super) fn without_removed(guard: &FirewallNetwork, network: &NetworkInput<'_
     FirewallNetwork { peers: guard.peers.iter().filter(is_there).copied().collect(), ..guard.clone() }
 }
 
-/// The guard of a network that was not programmed in this run: nobody may send by its tunnels, should a device be there.
+/// Returns the guard of a network that was not programmed in this run: nobody may send by its tunnels, in case a device
+/// is there.
 pub(super) fn closed(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
     let mut firewall = empty_guard(host, network);
     let port = if let BackendConfig::Vxlan(vxlan) = &network.config.backend { vxlan.port } else { 0 };
@@ -123,7 +125,7 @@ pub(super) fn add_guard(host: &HostInput<'_>, networks: &[FirewallNetwork], draf
     draft.peer_sources = elements;
 }
 
-/// What the firewall has to know of the host.
+/// Returns what the firewall needs to know about the host.
 fn firewall_host(host: &HostInput<'_>) -> FirewallHost {
     let addresses = host.facts.interfaces.iter().flat_map(|interface| &interface.addresses).map(IpNet::addr);
     FirewallHost {
@@ -134,20 +136,20 @@ fn firewall_host(host: &HostInput<'_>) -> FirewallHost {
     }
 }
 
-/// What the firewall has to know of a network that is programmed.
+/// Returns what the firewall needs to know about a network that is programmed.
 pub(super) fn firewall_network(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways) -> FirewallNetwork {
     let mut firewall = empty_guard(host, network);
     for way in &built.ways {
         add_way(network, way, &mut firewall);
     }
-    // Only beside a tunnel that encrypts does it matter who is not in it yet.
+    // Only beside a tunnel that encrypts does it matter which peers are not in it yet.
     for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
         firewall.clear_to.extend(&way.reached);
     }
     firewall
 }
 
-/// A network without tunnels and peers.
+/// Returns a network without tunnels and peers.
 fn empty_guard(host: &HostInput<'_>, network: &NetworkInput<'_>) -> FirewallNetwork {
     FirewallNetwork {
         encrypted: Vec::new(),
@@ -168,7 +170,7 @@ fn is_wireguard(backend: &BackendConfig) -> bool {
     matches!(backend, BackendConfig::Wireguard(_))
 }
 
-/// Adds the tunnels of one backend and who may send by them.
+/// Adds the tunnels of one backend, and the peers that may send by them.
 fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork) {
     let built = &way.built;
     let (id, port) = match &way.backend {
@@ -205,7 +207,7 @@ fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork
     }
 }
 
-/// Whether packets of the network may come as they are, by the underlay.
+/// Returns true if packets of the network may come by the underlay as they are.
 fn has_direct_routes(backend: &BackendConfig) -> bool {
     match backend {
         BackendConfig::HostGw => true,
@@ -214,8 +216,9 @@ fn has_direct_routes(backend: &BackendConfig) -> bool {
     }
 }
 
-/// What a peer may send us without a tunnel: its subnets' packets, and what its host opens itself. Also where it is reached
-/// through one: whether two hosts share a link may look different from the other side.
+/// Returns the sources that a peer may use without a tunnel: its subnets, and its host, which opens connections itself.
+/// This includes peers that are reached through a tunnel, since whether two hosts share a link may look different from
+/// the other side.
 fn unencapsulated(peer: &PeerOutcome) -> impl Iterator<Item = PeerSource> {
     let paths = match peer.decision {
         PeerDecision::Programmed(paths) => [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)],
@@ -227,8 +230,8 @@ fn unencapsulated(peer: &PeerOutcome) -> impl Iterator<Item = PeerSource> {
     ways.flat_map(|(subnet, host)| [subnet, IpNet::from(host)].map(PeerSource::direct))
 }
 
-/// What a peer may send us through the tunnel. Also from peers with a direct route: whether two hosts share a link may
-/// look different from the other side.
+/// Returns the sources that a peer may use through the tunnel. This includes peers with a direct route, since whether
+/// two hosts share a link may look different from the other side.
 fn sources(peer: &PeerOutcome, tunnel: TunnelId) -> impl Iterator<Item = PeerSource> {
     let paths = match peer.decision {
         PeerDecision::Programmed(paths) => [(IpFamily::V4, paths.v4), (IpFamily::V6, paths.v6)],

@@ -1,4 +1,5 @@
-//! A network that is not programmed now: what it has in the kernel stays as it was found, but for whoever was removed meanwhile.
+//! Networks that are not programmed now. What such a network has in the kernel stays as it was found, except for hosts
+//! that were removed meanwhile.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,12 +11,13 @@ use super::NetworkInput;
 use crate::backend;
 use crate::object::{KernelState, RouteVia, WireguardPeer, WireguardPeerKey};
 
-/// What tells its objects from others', and those of hosts that are still in it from those of others.
+/// The devices and hosts of a waiting network. They tell its objects from others', and the objects of hosts that are
+/// still in it from those of removed ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Its tunnels, those of earlier backends too.
+    /// The network's tunnels, including those of earlier backends.
     devices: BTreeSet<IfName>,
-    /// Of the hosts in it: their subnets, where they are, and their keys.
+    /// The subnets of the hosts in it, then the hosts' addresses and their keys.
     subnets: BTreeSet<IpNet>,
     hosts: BTreeSet<IpAddr>,
     keys: BTreeSet<(IpNet, WireguardKey)>,
@@ -38,8 +40,8 @@ impl Waiting {
         waiting
     }
 
-    /// Adds to `wanted` what is on the network's devices and may stay, so that what may not goes as from any device. A device
-    /// that another network has is that one's alone.
+    /// Adds to `wanted` the objects on the network's devices that may stay; the rest goes as from any device. If
+    /// another network has a device, it belongs to that network alone.
     pub(super) fn keep(&self, found: &KernelState, wanted: &mut KernelState) {
         let is_left = |device: &IfName| !wanted.links.contains_key(device);
         let devices: BTreeSet<IfName> = self.devices.iter().copied().filter(is_left).collect();
@@ -69,13 +71,13 @@ impl Waiting {
         wanted.routes.extend(routes.map(|(key, route)| (*key, *route)));
     }
 
-    /// Whether all that a peer of a device may send is still leased by the host whose key it is.
+    /// Returns true if all prefixes that a peer of a device may send from are still leased by the host whose key it is.
     fn is_peer(&self, key: &WireguardPeerKey, peer: &WireguardPeer) -> bool {
         peer.allowed.iter().all(|subnet| self.keys.contains(&(*subnet, key.public_key)))
     }
 }
 
-/// What a host has published, for all the ways to it.
+/// Returns the WireGuard keys that a host has published, for all the ways to it.
 fn keys(lease: &Lease) -> impl Iterator<Item = WireguardKey> {
     let besides = lease.besides.iter().flat_map(|way| [&way.data, &way.data_v6]);
     [&lease.data, &lease.data_v6].into_iter().chain(besides).filter_map(|data| match data {

@@ -1,9 +1,9 @@
-//! One network, however many backends it has here just now.
+//! One network with all the backends it has on this host just now.
 //!
-//! A network has one backend by its configuration. While that changes, this host goes on receiving by the earlier ones as long
-//! as a peer may send by them, and sends to each peer by the first that both have and that its own lease, as it was read back
-//! from the store, names. Every backend is built as if it were the only one; what then counts of each are the peers that are
-//! reached by it.
+//! A network has one backend by its configuration. While that changes, this host goes on receiving by the earlier ones
+//! as long as a peer may send by them. It sends to each peer by the first backend that both have and that its own lease
+//! names, as it was read back from the store. Every backend is built as if it were the only one; then only the peers
+//! count that are reached by it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,51 +18,51 @@ use crate::transition::Said;
 
 /// A network as it was built.
 pub(super) struct Ways {
-    /// What was built, the configured backend first.
+    /// The backends that were built, the configured one first.
     pub(super) ways: Vec<Way>,
-    /// What became of each peer, in the order of their subnets.
+    /// The outcome for each peer, in the order of their subnets.
     pub(super) peers: Vec<PeerOutcome>,
-    /// What is wrong, but not so wrong that the network could not be built.
+    /// Problems that did not keep the network from being built.
     pub(super) problems: Vec<Problem>,
 }
 
 /// One backend of a network on this host.
 pub(super) struct Way {
     pub(super) backend: BackendConfig,
-    /// What was built; its peers are those that may send by it.
+    /// The objects that were built. The peers in it are those that may send by this backend.
     pub(super) built: Built,
-    /// The subnets of the peers that are reached by it.
+    /// The subnets of the peers that are reached by this backend.
     pub(super) reached: Vec<IpNet>,
-    /// Whether this host sends by it, or may as soon as it reads what a peer publishes next.
+    /// True if this host sends by it, or may do so as soon as it reads what a peer publishes next.
     pub(super) used: bool,
 }
 
 impl Way {
-    /// What is told of it.
+    /// Returns what is reported about this backend.
     pub(super) fn outcome(&self) -> WayOutcome {
         WayOutcome { backend: self.backend.clone(), devices: self.built.device_names(), used: self.used }
     }
 }
 
 impl Ways {
-    /// The smallest MTU in bytes: what a container's packet may have, whichever way it goes.
+    /// Returns the smallest MTU in bytes: the largest size a container's packet may have whichever way it goes.
     pub(super) fn mtu(&self) -> Option<Mtu> {
         self.ways.iter().map(|way| way.built.mtu).min()
     }
 
-    /// All tunnel devices, each once.
+    /// Returns all tunnel devices, each once.
     pub(super) fn devices(&self) -> Vec<IfName> {
         self.ways.iter().flat_map(|way| way.built.device_names()).collect()
     }
 
-    /// Who carries the packets: that not all is the kernel's is what is said.
+    /// Returns the carrier of the packets. If the kernel does not carry them all, user space is reported.
     pub(super) fn datapath(&self) -> Datapath {
         self.ways.iter().map(|way| way.built.datapath).max().unwrap_or(Datapath::Kernel)
     }
 }
 
-/// Builds the network with its configured backend and those of `before`. Fails if none of them can be built, as the
-/// configured one does. `said`: what peers know of this host's lease.
+/// Builds the network with its configured backend and those of `before`. Fails if none of them can be built, with the
+/// problem of the configured one. `said` is what peers may know of this host's lease.
 pub(super) fn build(
     ctx: &NetworkCtx<'_>,
     before: &[BackendConfig],
@@ -88,14 +88,14 @@ struct Alone {
     backend: BackendConfig,
     built: Built,
     draft: Draft,
-    /// The subnets of peers that may send by it.
+    /// The subnets of peers that may send by this backend.
     sends: HashSet<IpNet>,
     /// The subnets of peers that do not say yet that they receive by it.
     not_yet: HashSet<IpNet>,
 }
 
 impl Alone {
-    /// The subnets of the peers that are reached by it, if it is to be that one.
+    /// Returns the subnets of the peers that this backend reaches, if it is chosen for them.
     fn reaches(&self) -> impl Iterator<Item = IpNet> {
         reached(&self.built.peers).filter(|subnet| !self.not_yet.contains(subnet))
     }
@@ -103,8 +103,8 @@ impl Alone {
 
 fn alone(ctx: &NetworkCtx<'_>, backend: &BackendConfig) -> Result<Alone, Problem> {
     let configured = *backend == ctx.config.backend;
-    // A peer that said that it does not send by this any more may have to again, should the network change back, before that is
-    // read here. Where the network is to be encrypted it waits for that.
+    // A peer that said it no longer sends by this backend may have to do so again, if the network changes back, before
+    // that is read here. A network that is to be encrypted waits until it is read.
     let may_resume = !matches!(ctx.config.backend, BackendConfig::Wireguard(_));
     let (mut sends, mut not_yet) = (HashSet::new(), HashSet::new());
     let mut leases: Vec<Lease> = Vec::with_capacity(ctx.peers.len());
@@ -116,15 +116,15 @@ fn alone(ctx: &NetworkCtx<'_>, backend: &BackendConfig) -> Result<Alone, Problem
                 }
                 leases.push(lease);
             }
-            // One that does not say which ones it has left behind may send by any of these before it is read here that it
-            // receives by it.
+            // A peer that does not say which backends it has left behind may send by any of them, before this host
+            // reads that it receives by them.
             None => match backend::expected(peer, backend).filter(|_| is_silent(peer, ctx)) {
                 Some(lease) => {
                     sends.extend(lease.subnets.iter());
                     not_yet.extend(lease.subnets.iter());
                     leases.push(lease);
                 }
-                // The backend says what is the matter with it.
+                // The backend reports what is wrong with the lease.
                 None if configured => leases.push((*peer).clone()),
                 None => {}
             },
@@ -137,7 +137,7 @@ fn alone(ctx: &NetworkCtx<'_>, backend: &BackendConfig) -> Result<Alone, Problem
     Ok(Alone { backend: backend.clone(), built, draft, sends, not_yet })
 }
 
-/// Whether a peer says nothing of the change that this host sees: it may be anywhere on the way.
+/// Returns true if a peer says nothing of the change that this host sees. It may be at any stage of the change.
 fn is_silent(peer: &Lease, ctx: &NetworkCtx<'_>) -> bool {
     peer.besides.is_empty() || peer.under(&ctx.config.backend).is_none()
 }
@@ -169,7 +169,8 @@ fn merge(
     let all_follow = ctx.peers.iter().all(follows);
     let mut ways = Vec::with_capacity(alone.len());
     for (index, mut way) in alone.into_iter().enumerate() {
-        // An earlier backend that cannot reach a peer is no matter: the configured one is going to, or says why not.
+        // It does not matter if an earlier backend cannot reach a peer: the configured one is going to, or says why
+        // not.
         if way.backend == ctx.config.backend {
             problems.append(&mut way.built.problems);
         }
@@ -185,10 +186,10 @@ fn merge(
     Ok(Ways { ways, peers, problems })
 }
 
-/// By which backend each subnet is reached: the first that reaches it, has its devices, and is one by which this host's lease
-/// says that it sends. What is reached by another one now is not given up for a device that may turn out to be impossible, nor
-/// for a way that the peer may be about to give up because it has not read yet that it is used
-/// ([`crate::transition::kept`] is the other half).
+/// Chooses the backend by which each subnet is reached. It is the first that reaches the subnet, has its devices, and
+/// by which this host sends according to its lease. A subnet that is reached by another backend now is not moved to a
+/// device that may turn out to be impossible. Nor is it moved to a backend that the peer may be about to give up,
+/// because the peer has not read yet that it is used ([`crate::transition::kept`] is the other half).
 fn choose(alone: &[Alone], ctx: &NetworkCtx<'_>, said: Said<'_>) -> HashMap<IpNet, usize> {
     let is_there = |way: &Alone| {
         let mut devices = way.built.devices.iter();
@@ -216,7 +217,7 @@ fn reached(peers: &[PeerOutcome]) -> impl Iterator<Item = IpNet> {
     programmed.flat_map(|peer| peer.subnets.iter())
 }
 
-/// What became of `peer`: as the backend that reaches it says, else as the first that knows of it says.
+/// Returns the outcome for `peer`, as the backend that reaches it says, or else as the first that knows of it says.
 fn outcome(peer: &Lease, alone: &[Alone], choice: &HashMap<IpNet, usize>) -> PeerOutcome {
     let chosen = peer.subnets.iter().find_map(|subnet| choice.get(&subnet)).and_then(|index| alone.get(*index));
     let unexpected = alone.iter().filter(|way| !peer.subnets.iter().any(|subnet| way.not_yet.contains(&subnet)));
@@ -228,8 +229,8 @@ fn outcome(peer: &Lease, alone: &[Alone], choice: &HashMap<IpNet, usize>) -> Pee
     found.unwrap_or_else(|| PeerOutcome { subnets: peer.subnets, decision: PeerDecision::Ignored { reason: reason() } })
 }
 
-/// Adds what one backend wants, without the routes to peers that are reached by another. A route that names its tunnel's ends
-/// itself stays behind the other one: in user space it also says what is received.
+/// Adds what one backend wants, without the routes to peers that are reached by another. If such a route itself names
+/// its tunnel's ends, it stays behind the other one, since in user space it also says what is received.
 fn add(mut way: Draft, rank: u8, reaches: impl Fn(IpNet) -> bool, draft: &mut Draft) {
     let nexthops: HashSet<NexthopId> = way
         .routes
@@ -247,7 +248,7 @@ fn add(mut way: Draft, rank: u8, reaches: impl Fn(IpNet) -> bool, draft: &mut Dr
     }
     for (name, link) in way.links {
         match draft.links.iter_mut().find(|(other, _)| *other == name) {
-            // The one device of all GRE networks over IPv6.
+            // All GRE networks over IPv6 share one device.
             Some((_, shared)) => shared.mtu = shared.mtu.min(link.mtu),
             None => draft.links.push((name, link)),
         }

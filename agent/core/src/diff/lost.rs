@@ -1,4 +1,4 @@
-//! What goes with a link: when it is deleted or made anew, the kernel takes everything that stood on it.
+//! Objects that go with a link: when it is deleted or made anew, the kernel removes everything that stood on it.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use flatnet_model::{IfName, IpFamily};
 use super::{Blocked, Prune};
 use crate::object::{KernelState, Link, LinkKind, NeighbourKey, NexthopId, Route, RouteVia, Sysctl};
 
-/// What becomes of an object that was found, without an operation of its own.
+/// The fate of an object that was found, if it gets no operation of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Nothing.
+    /// Nothing happens to it.
     Stays,
     /// It is gone before anything is created on links.
     GoneFirst,
@@ -18,14 +18,14 @@ pub(super) enum Fate {
     GoesLast,
 }
 
-/// The links that go or are made anew, and the nexthop objects on them.
+/// The links that are deleted or made anew, and the nexthop objects on them.
 #[derive(Debug, Default)]
 pub(super) struct Lost {
-    /// Made anew, or deleted before another can be made.
+    /// Links that are made anew, or deleted before another can be made.
     early: BTreeSet<IfName>,
-    /// Deleted at the end.
+    /// Links that are deleted at the end.
     late: BTreeSet<IfName>,
-    /// Links that get another Ethernet address: the kernel forgets even permanent neighbours then
+    /// Links that get another Ethernet address. The kernel then forgets even permanent neighbours
     /// (net/core/neighbour.c: `neigh_changeaddr`).
     readdressed: BTreeSet<IfName>,
     /// Nexthop objects on `early` links.
@@ -35,7 +35,7 @@ pub(super) struct Lost {
 }
 
 impl Lost {
-    /// `kept`: links that stay although they are not wanted.
+    /// Finds out what is lost between two states. `kept` are links that stay although they are not wanted.
     pub(super) fn of(
         want: &KernelState,
         have: &KernelState,
@@ -81,7 +81,7 @@ impl Lost {
         lost
     }
 
-    /// Whether a link's settings are back to what the kernel gives new ones.
+    /// Returns true if a link's settings are back to what the kernel gives new links.
     pub(super) fn settings(&self, device: IfName) -> bool {
         self.early.contains(&device)
     }
@@ -111,14 +111,14 @@ impl Lost {
     }
 }
 
-/// Whether turning `found` into `wanted` gives it another Ethernet address.
+/// Returns true if turning `found` into `wanted` gives it another Ethernet address.
 pub(crate) fn readdresses(found: &Link, wanted: &Link) -> bool {
     wanted.mac.is_some() && found.mac != wanted.mac
 }
 
-/// The orphans of ours that keep a wanted tunnel device from being made, each after the one it keeps out: one VNI and port
-/// can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard device and a GRE
-/// key. A device that somebody renamed is such a one.
+/// Returns the orphans of ours that keep a wanted tunnel device from being made, each after the device it keeps out. A
+/// VNI and port can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard
+/// device and a GRE key. A device that somebody renamed is such an orphan.
 pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,
@@ -145,7 +145,7 @@ fn same_tunnel(a: &Link, b: &Link) -> bool {
     }
 }
 
-/// Whether `found` needs no change: an Ethernet address nobody asked for may be any.
+/// Returns true if `found` needs no change. If no Ethernet address is asked for, any will do.
 pub(super) fn same_link(found: &Link, wanted: &Link) -> bool {
     found.kind == wanted.kind
         && found.mtu == wanted.mtu
@@ -153,7 +153,7 @@ pub(super) fn same_link(found: &Link, wanted: &Link) -> bool {
         && (wanted.mac.is_none() || found.mac == wanted.mac)
 }
 
-/// The device a setting belongs to: `net/ipv6/conf/<device>/…`.
+/// Returns the device a setting belongs to: `net/ipv6/conf/<device>/…`.
 pub(crate) fn device_of(sysctl: &Sysctl) -> Option<IfName> {
     let mut parts = sysctl.path().split('/');
     let is_conf = parts.next() == Some("net") && parts.next().is_some() && parts.next() == Some("conf");

@@ -1,19 +1,20 @@
 //! A packet belongs to a network only if it came by that network's own way.
 //!
-//! Tunnel packets are judged by [`super::guard`]; this is about what is inside, and about packets that never were in a tunnel.
-//! A source of the network is believed of a packet that
+//! Tunnel packets are judged by [`super::guard`]. This module is about the packets inside them, and about packets that
+//! never were in a tunnel. A source of the network is believed if the packet
 //!
-//! - came out of one of the network's tunnels, where the guard (or WireGuard) has judged it, and is not this host's own;
+//! - came out of one of the network's tunnels, where the guard (or WireGuard) has judged it, and is not this host's
+//!   own;
 //! - came in by the underlay, where the network has direct routes, and is in the lease of a peer;
-//! - came in where this host would answer it: the interface of a container. Never the underlay, and not a tunnel;
+//! - came in where this host would answer it: by the interface of a container, never by the underlay or a tunnel;
 //! - came from this host itself.
 //!
-//! Everything else with such a source is forged, by a machine on the link or by a guest on another bridge of this host, and
-//! would be forwarded to containers here and, under this host's name, through the tunnel to other hosts. Reverse-path
-//! filtering is no substitute: there is none for IPv6, and the loose kind, which hosts with several uplinks need, believes
-//! every source that has a route.
+//! Every other packet with such a source is forged, by a machine on the link or by a guest on another bridge of this
+//! host. It would be forwarded to containers here and, under this host's name, through the tunnel to other hosts.
+//! Reverse-path filtering is no substitute. There is none for IPv6, and the loose kind, which hosts with several
+//! uplinks need, believes every source that has a route.
 //!
-//! What cannot be told from the packet: where there are direct routes, which of the machines on the link sent it.
+//! With direct routes, one thing cannot be told from the packet: which of the machines on the link sent it.
 
 use std::collections::BTreeSet;
 
@@ -22,11 +23,11 @@ use flatnet_model::{IfName, IpFamily};
 use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, interfaces, ip, store};
 use crate::object::SetName;
 
-/// After `raw` (-300), before connections are tracked (-200): what is forged leaves no trace, and addresses are those on the
-/// wire.
+/// After `raw` (-300) and before connections are tracked (-200), so that forged packets leave no trace, and addresses
+/// are those on the wire.
 const PRIORITY: i32 = -290;
 
-/// A set for each length of the subnets of peers with direct routes, without elements.
+/// Adds a set for each length of the subnets of peers with direct routes, without elements.
 pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     let sets: BTreeSet<SetName> = networks.iter().flat_map(|network| &network.direct).copied().collect();
     for set in sets {
@@ -41,7 +42,7 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The base chain, and one for each network and family.
+/// Adds the base chain, and one chain for each network and family.
 pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &mut Text) {
     let mut lines = vec![
         format!("type filter hook prerouting priority {PRIORITY}; policy accept;"),
@@ -63,7 +64,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
     text.block("chain arrival", &lines);
 }
 
-/// The ways by which a packet with a source of the network may come, then a drop for each of the others.
+/// Returns the ways by which a packet with a source of the network may come, then a drop for each of the others.
 fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily, chain: &str, text: &mut Text) -> Vec<String> {
     let (ip, name) = (ip(family), &network.name);
     let own = anonymous_set(&network.own, family);
@@ -80,8 +81,8 @@ fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily, chain: &s
         .extend(direct.map(|set| format!("iifname \"{underlay}\" {not_own}{ip} saddr & {} @{set} accept", mask(*set))));
     lines.push(text.witness(chain, family, &format!("iifname \"{underlay}\""), None));
     lines.push(format!("iifname \"{underlay}\" counter drop comment \"{name}: in clear from outside\""));
-    // A bridge that still has a subnet which this host held before is a container's interface too; but of an encrypted
-    // network nothing is taken in clear that may be another host's by now.
+    // A bridge that still has a subnet which this host held before is a container's interface too. But an encrypted
+    // network takes nothing in clear that may be another host's by now.
     let local = match (network.encrypted.is_empty(), own) {
         (true, _) => Some(String::new()),
         (false, Some(own)) => Some(format!("{ip} saddr {own} ")),
@@ -93,14 +94,14 @@ fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily, chain: &s
     lines
 }
 
-/// The devices that the network's packets of `family` come out of.
+/// Returns the devices that the network's packets of `family` come out of.
 fn tunnels(network: &FirewallNetwork, family: IpFamily) -> BTreeSet<IfName> {
     let judged = network.tunnels().filter(|tunnel| tunnel.family == family).map(|tunnel| tunnel.device);
     let encrypted = network.encrypted.iter().filter(|tunnel| tunnel.families.contains(&family));
     judged.chain(encrypted.map(|tunnel| tunnel.device)).collect()
 }
 
-/// What is left of a source is its subnet.
+/// Returns the mask that cuts a source to its subnet.
 fn mask(set: SetName) -> String {
     let all = ipnet::IpNet::new(
         match set.family {

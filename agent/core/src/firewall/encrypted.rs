@@ -1,22 +1,23 @@
 //! Encrypted or dropped: while a network is WireGuard's, its packets cross between hosts in its tunnel or not at all.
 //!
-//! What comes in is judged by [`super::arrival`]; this is about what goes out. The route of every peer leads into the tunnel,
-//! and one that refuses catches the rest of the network. This chain holds when those do not: before the first route is made,
-//! after a killed agent's device is gone, or when somebody else's more specific route leads elsewhere. It is in the kernel, so
-//! it needs no agent; it comes before the first device and goes after the last.
+//! Packets that come in are judged by [`super::arrival`]; this module is about packets that go out. The route of every
+//! peer leads into the tunnel, and a route that refuses catches the rest of the network. This chain holds when those do
+//! not: before the first route is made, after a killed agent's device is gone, or when somebody else's more specific
+//! route leads elsewhere. It is in the kernel, so it needs no agent. It comes before the first device and goes after
+//! the last.
 //!
 //! While a network changes to WireGuard (or from it), peers that are still reached by the other backend are named as
-//! exceptions, one by one: every other one is encrypted or dropped already.
+//! exceptions, one by one. Packets to every other peer are encrypted or dropped already.
 
 use flatnet_model::IpFamily;
 use ipnet::IpNet;
 
 use super::{FirewallNetwork, Text, anonymous_set, ip};
 
-/// Before source addresses are translated (100, ours 90), so that the container's own address is judged.
+/// Before source addresses are translated (at 100; ours at 90), so that the container's own address is judged.
 const OUT_PRIORITY: i32 = -120;
 
-/// The base chain; none where no network is encrypted.
+/// Adds the base chain, unless no network is encrypted.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let encrypted = || networks.iter().filter(|network| !network.encrypted.is_empty());
     if encrypted().next().is_none() {
@@ -27,14 +28,14 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     text.block("chain encrypted_out", &lines);
 }
 
-/// The devices of the network's own packets, and the loopback.
+/// Writes the devices of the network's own packets, and the loopback.
 fn devices(network: &FirewallNetwork) -> String {
     let mut names = vec!["\"lo\"".to_owned()];
     names.extend(network.encrypted.iter().map(|tunnel| format!("\"{}\"", tunnel.device)));
     format!("{{ {} }}", names.join(", "))
 }
 
-/// To another host of the network: through the tunnel.
+/// Returns the rules for packets to another host of the network, which go through the tunnel.
 fn outgoing(network: &FirewallNetwork) -> Vec<String> {
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
@@ -49,7 +50,7 @@ fn outgoing(network: &FirewallNetwork) -> Vec<String> {
     lines
 }
 
-/// ` ip daddr != { … }`, or nothing if there is none of that family.
+/// Writes ` ip daddr != { … }`, or nothing if there is no prefix of that family.
 fn none_of<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> String {
     let set = anonymous_set(prefixes, family);
     set.map(|set| format!(" {} daddr != {set}", ip(family))).unwrap_or_default()

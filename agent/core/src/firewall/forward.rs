@@ -1,5 +1,6 @@
-//! What may pass through this host: nothing from one network to another, nothing out of a tunnel except into its network,
-//! no tunnel packets made by containers, and no connection into a network that nobody in it opened.
+//! The rules for packets that pass through this host. Nothing passes from one network to another, or out of a tunnel
+//! except into its network. Containers cannot make tunnel packets, and connections into a network must be opened by
+//! somebody in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +12,12 @@ use crate::object::TunnelId;
 /// Before every filter chain (0), so that our drops are counted as ours.
 const PRIORITY: i32 = -10;
 
-/// The base chain, and one for what comes out of each tunnel.
+/// Adds the base chain, and one chain for the packets out of each tunnel.
 pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &mut Text) {
     let mut lines = vec![format!("type filter hook forward priority {PRIORITY}; policy accept;")];
     lines.extend(forged_tunnel_packets(networks));
     lines.extend(guard::passing_through(networks));
-    // One device may serve several networks: then what comes out of it may be any of theirs.
+    // One device may serve several networks; then a packet out of it may belong to any of them.
     let mut devices: BTreeMap<IfName, (String, Vec<String>, &FirewallNetwork)> = BTreeMap::new();
     for (network, tunnel) in networks.iter().flat_map(|network| network.tunnels().map(move |tunnel| (network, tunnel)))
     {
@@ -43,8 +44,9 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
     text.block("chain forward", &lines);
 }
 
-/// A container's packet to a host's tunnel port would leave with this host's address, which is a peer's there, and so put
-/// frames into any network. Inside its own network it is not masqueraded, and nested overlays work.
+/// Drops tunnel packets made by containers. A container's packet to a host's tunnel port would leave with this host's
+/// address, which is a peer's there, and so put frames into any network. Inside its own network it is not masqueraded,
+/// so nested overlays work.
 fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
     let vxlan =
         networks.iter().flat_map(FirewallNetwork::tunnels).filter(|tunnel| matches!(tunnel.id, TunnelId::Vxlan(_)));
@@ -72,7 +74,7 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
     lines
 }
 
-/// A chain for what comes out of `tunnel`.
+/// Returns the name of a chain for packets out of `tunnel`.
 pub(super) fn out_of(what: &str, tunnel: &FirewallTunnel) -> String {
     match tunnel.family {
         IpFamily::V4 => format!("{what}_tunnel4_{}", tunnel.id),
@@ -80,7 +82,8 @@ pub(super) fn out_of(what: &str, tunnel: &FirewallTunnel) -> String {
     }
 }
 
-/// What may come out of a tunnel in one family: into the network; answers to what this host masqueraded into it.
+/// Returns the rules for packets that may come out of a tunnel in one family: those into the network, and answers to
+/// what this host masqueraded into it.
 fn into(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
     let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
     let ip = ip(family);
@@ -93,12 +96,12 @@ fn into(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
     ]
 }
 
-/// What ends such an allow-list.
+/// Returns the rule that ends such an allow-list.
 fn nowhere_else(network: &FirewallNetwork) -> String {
     format!("counter drop comment \"{}: a tunnel leads into its network only\"", network.name)
 }
 
-/// Within a network is accepted first, so that of the rest everything between networks can be dropped.
+/// Accepts packets within a network first, so that everything else between networks can be dropped.
 fn isolation(networks: &[FirewallNetwork]) -> Vec<String> {
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {

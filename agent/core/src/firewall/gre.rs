@@ -1,13 +1,13 @@
-//! The guard for GRE: of the packets that carry a key of ours, or none if none is ours, only those reach the device whose
-//! outer source is a peer and whose inner source is in that peer's subnet.
+//! The guard for GRE. It judges packets that carry a key of ours, or no key if a network of ours has none. Only those
+//! reach the device whose outer source is a peer and whose inner source is in that peer's subnet.
 //!
-//! What is not judged, because it never comes to our devices: PPTP (version 1), Ethernet in GRE (`gretap`, ERSPAN), and
-//! over IPv4 other keys. Over IPv6 our one device takes every key (it is `external`), so there everything is judged. A
-//! header with a checksum or routing is refused: our devices do not take it either (net/ipv4/ip_tunnel.c:
+//! Some packets are not judged, because they never come to our devices: PPTP (version 1), Ethernet in GRE (`gretap`,
+//! ERSPAN), and over IPv4 other keys. Over IPv6 our one device takes every key (it is `external`), so there everything
+//! is judged. A header with a checksum or routing is refused: our devices do not take it either (net/ipv4/ip_tunnel.c:
 //! `ip_tunnel_rcv`; net/ipv4/gre_demux.c: `gre_parse_header`).
 //!
-//! The rules that look into packets are in chains of their own, reached by protocol: nft 1.0.6 cannot list a rule in which
-//! raw payload follows `meta l4proto gre`.
+//! The rules that look into packets are in chains of their own, reached by protocol: nft 1.0.6 cannot list a rule in
+//! which raw payload follows `meta l4proto gre`.
 
 use std::collections::BTreeMap;
 
@@ -16,22 +16,22 @@ use flatnet_model::{GreKey, IpFamily};
 use super::{FirewallNetwork, Text, guard, ip, mark};
 use crate::object::{SetName, TunnelId};
 
-/// GRE among the IP protocols, as a number: the name is looked up in /etc/protocols, which a small host lacks.
+/// The protocol number of GRE. The name would be looked up in /etc/protocols, which a small host lacks.
 pub(super) const NUMBER: u8 = 47;
 
-/// RFC 2784 §2.1 and RFC 2890 §2, from the transport header: flags and version, then the protocol.
+/// Fields of RFC 2784 §2.1 and RFC 2890 §2, from the transport header: flags and version, then the protocol.
 const FLAGS: &str = "@th,0,16";
 const PROTOCOL: &str = "@th,16,16";
-/// The bits that must be as they are for a packet to be of version 0 and with or without a key; sequence numbers are
-/// skipped over.
+/// The bits that must be 0 for a packet to be of version 0, and the flags for a key, a sequence number and a checksum.
+/// Sequence numbers are skipped over.
 const VERSION: &str = "0x0007";
 const KEY: u16 = 0x2000;
 const SEQUENCE: u16 = 0x1000;
 const CHECKSUM: u16 = 0x8000;
-/// Ethernet (`ETH_P_TEB`), ERSPAN and ERSPAN2: other drivers' devices take them.
+/// Ethernet (`ETH_P_TEB`), ERSPAN and ERSPAN2, which other drivers' devices take.
 const OTHERS: &str = "{ 0x6558, 0x88be, 0x22eb }";
 
-/// One network's judgement over one family.
+/// The judgement of one network's packets over one family.
 struct Judged<'a> {
     network: &'a FirewallNetwork,
     key: GreKey,
@@ -39,7 +39,7 @@ struct Judged<'a> {
     sets: Vec<SetName>,
 }
 
-/// What judges GRE over each family, without the sets.
+/// Adds the chains that judge GRE over each family, without the sets.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     for family in IpFamily::BOTH {
         let judged = judged(networks, family);
@@ -69,8 +69,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The rules of a base chain that bring GRE to judgement; `matching` is what else they match by, for each family. What is
-/// none of ours comes back.
+/// Returns the rules of a base chain that send GRE to judgement. `matching` gives further matches for each family.
+/// Packets that are none of ours come back.
 pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String, why: &str) -> Vec<String> {
     let families = families(networks).into_iter();
     families
@@ -78,7 +78,7 @@ pub(super) fn judge(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) ->
         .collect()
 }
 
-/// Chains with the same matches that do `verdict` with what a peer could have sent.
+/// Adds chains with the same matches that apply `verdict` to packets that a peer could have sent.
 pub(super) fn forged(networks: &[FirewallNetwork], verdict: &str, text: &mut Text) {
     for family in families(networks) {
         let chain = format!("forged_{}", entrance(family));
@@ -91,7 +91,7 @@ pub(super) fn forged(networks: &[FirewallNetwork], verdict: &str, text: &mut Tex
     }
 }
 
-/// The rules of a base chain that ask those, of what matches `wrong_side`.
+/// Returns the rules of a base chain that send packets which match `wrong_side` to those chains.
 pub(super) fn ask_forged(networks: &[FirewallNetwork], wrong_side: &str) -> Vec<String> {
     let families = families(networks).into_iter();
     families
@@ -101,7 +101,7 @@ pub(super) fn ask_forged(networks: &[FirewallNetwork], wrong_side: &str) -> Vec<
         .collect()
 }
 
-/// Chains that mark what carries a key of ours, or none if none is ours.
+/// Adds chains that mark packets which carry a key of ours, or no key if a network of ours has none.
 pub(super) fn passing(networks: &[FirewallNetwork], text: &mut Text) {
     for family in families(networks) {
         let mut lines = others();
@@ -117,7 +117,7 @@ pub(super) fn passing(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The rules of a base chain that bring GRE to those.
+/// Returns the rules of a base chain that send GRE to those chains.
 pub(super) fn ask_passing(networks: &[FirewallNetwork], matching: impl Fn(IpFamily) -> String) -> Vec<String> {
     let families = families(networks).into_iter();
     families
@@ -125,17 +125,17 @@ pub(super) fn ask_passing(networks: &[FirewallNetwork], matching: impl Fn(IpFami
         .collect()
 }
 
-/// The families over which there are GRE tunnels here.
+/// Returns the families over which there are GRE tunnels here.
 fn families(networks: &[FirewallNetwork]) -> Vec<IpFamily> {
     IpFamily::BOTH.into_iter().filter(|family| !judged(networks, *family).is_empty()).collect()
 }
 
-/// Whether any network has GRE tunnels on this host.
+/// Returns true if any network has GRE tunnels on this host.
 pub(super) fn is_used(networks: &[FirewallNetwork]) -> bool {
     IpFamily::BOTH.into_iter().any(|family| !judged(networks, family).is_empty())
 }
 
-/// A packet is of `family` by the network protocol.
+/// Matches packets of `family` by their network protocol.
 pub(super) fn of_family(family: IpFamily) -> String {
     format!("meta nfproto {}", if family == IpFamily::V4 { "ipv4" } else { "ipv6" })
 }
@@ -162,7 +162,7 @@ fn chain_of(one: &Judged<'_>) -> String {
     format!("{}_{}", entrance(one.family), one.key)
 }
 
-/// Packets the device of this network would take, or take and then refuse.
+/// Matches packets that the device of this network would take, or would take and then refuse.
 fn selectors(one: &Judged<'_>) -> impl Iterator<Item = String> {
     let key = one.key;
     let with = |flags: u16, at: u16| format!("{FLAGS} & {:#06x} == {flags:#06x} @th,{at},32 {key}", KEY | CHECKSUM);
@@ -174,17 +174,18 @@ fn selectors(one: &Judged<'_>) -> impl Iterator<Item = String> {
     .into_iter()
 }
 
-/// What our devices do not take.
+/// Returns the rules that let packets pass which our devices do not take.
 fn others() -> Vec<String> {
     vec![format!("{PROTOCOL} {OTHERS} return"), format!("{FLAGS} & {VERSION} != 0 return comment \"PPTP\"")]
 }
 
-/// The allow-list.
+/// Returns the allow-list.
 fn allow(one: &Judged<'_>) -> Vec<String> {
     of_peer(one).into_iter().map(|(peer, _)| format!("{peer} {} accept", mark::set())).collect()
 }
 
-/// Remembers who sent what is no peer's, with and without a sequence number. What is no whole header of ours has no source.
+/// Returns the rules that remember the sources of packets that are no peer's, with and without a sequence number. A
+/// packet without a whole header of ours has no source.
 fn witnesses(one: &Judged<'_>, chain: &str, text: &mut Text) -> Vec<String> {
     let rule = |sequence| {
         let source = inner_source(one.family, one.key, sequence);
@@ -193,8 +194,8 @@ fn witnesses(one: &Judged<'_>, chain: &str, text: &mut Text) -> Vec<String> {
     [false, true].map(rule).into()
 }
 
-/// Matches what peers may send, and says where the source inside is: with and without a sequence number, for each length of
-/// the peers' subnets.
+/// Returns matches for packets that peers may send, each with the place of the inner source. There is one with and one
+/// without a sequence number, for each length of the peers' subnets.
 fn of_peer(one: &Judged<'_>) -> Vec<(String, String)> {
     let family = one.family;
     let rule = |set: &SetName, sequence: bool| {
@@ -205,7 +206,7 @@ fn of_peer(one: &Judged<'_>) -> Vec<(String, String)> {
     one.sets.iter().flat_map(|set| [rule(set, false), rule(set, true)]).collect()
 }
 
-/// Matches a header with the key and perhaps a sequence number, and what is inside; ends in a space.
+/// Matches a header with the key and perhaps a sequence number, and the protocol inside. The text ends in a space.
 fn header(one: &Judged<'_>, sequence: bool) -> String {
     let key = if one.key.is_none() { String::new() } else { format!("@th,32,32 {} ", one.key) };
     let flags = if one.key.is_none() { 0 } else { KEY } | if sequence { SEQUENCE } else { 0 };
@@ -221,7 +222,7 @@ fn header_bytes(key: GreKey, sequence: bool) -> u16 {
     4 + if key.is_none() { 0 } else { 4 } + if sequence { 4 } else { 0 }
 }
 
-/// The source of the packet inside, behind a GRE header with `key` and perhaps a sequence number.
+/// Returns the place of the inner packet's source, behind a GRE header with `key` and perhaps a sequence number.
 pub(super) fn inner_source(family: IpFamily, key: GreKey, sequence: bool) -> String {
     // Byte 12 of an IPv4 header (RFC 791), 8 of an IPv6 one (RFC 8200).
     let (at, bits) = match family {

@@ -1,15 +1,15 @@
-//! The guard before decapsulation of VXLAN ([`super::gre`] is GRE's): of the packets that carry our VNI, only those whose outer source is a peer and whose
-//! inner source is in that peer's subnet reach the device.
+//! The guard before decapsulation of VXLAN ([`super::gre`] is GRE's). Of the packets that carry our VNI, only those
+//! reach the device whose outer source is a peer and whose inner source is in that peer's subnet.
 //!
-//! It stands at hook `input`, where IPv4 packets are reassembled; IPv6 ones are too because our `postrouting` chain makes
-//! the kernel track connections, and tracking reassembles at prerouting. A packet too short to carry a VNI passes here and
-//! is refused by the device (drivers/net/vxlan: `vxlan_rcv` pulls the header first).
+//! It stands at hook `input`, where IPv4 packets are reassembled. IPv6 ones are too, because our `postrouting` chain
+//! makes the kernel track connections, and tracking reassembles at prerouting. A packet too short to carry a VNI passes
+//! here and is refused by the device (drivers/net/vxlan: `vxlan_rcv` pulls the header first).
 //!
-//! An outer source is worth something only if it cannot be forged from *inside* this host: a container with CAP_NET_RAW,
-//! which Docker grants, can send with a peer's address. So what a peer could have sent must come in where its source would be
-//! answered to. What comes in by the underlay's own interface, or by another that leads to machines and not to containers, is
-//! let pass: with several uplinks routes may differ by direction.
-//! Nor may anybody be given this host's address on the way: see [`posing`].
+//! An outer source is worth something only if it cannot be forged from *inside* this host: a container with
+//! CAP_NET_RAW, which Docker grants, can send with a peer's address. So a packet that a peer could have sent must come
+//! in where its source would be answered. Packets that come in by the underlay's own interface, or by another that
+//! leads to machines and not to containers, are let pass: with several uplinks routes may differ by direction. Nor may
+//! anybody be given this host's address on the way: see [`posing`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,20 +18,22 @@ use flatnet_model::{IpFamily, Vni};
 use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
 use crate::object::{SetName, TunnelId};
 
-/// After conntrack and mangle (-150), before every filter (0): what is dropped here costs and confuses nobody else.
+/// After conntrack and mangle (-150) and before every filter (0), so that packets dropped here cost and confuse nobody
+/// else.
 const PRIORITY: i32 = -120;
 
 /// After `dstnat` (-100), so that a translated port is the one that counts.
 const ORIGIN_PRIORITY: i32 = -90;
 
-/// After every filter (0, and what people hang behind it), before security labels (50) and translation (100).
+/// After every filter (0, and what people hang behind it), and before security labels (50) and translation (100).
 const JUDGED_PRIORITY: i32 = 10;
 
 /// After `srcnat` (100), when a source is what it will be on the wire.
 const POSING_PRIORITY: i32 = 110;
 
-/// What follows the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport header: the
-/// VNI after 4 bytes of flags; the inner EtherType after 8 bytes of VXLAN and two MAC addresses; then the inner packet.
+/// The fields that follow the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport
+/// header. The VNI comes after 4 bytes of flags, the inner EtherType after 8 bytes of VXLAN and two MAC addresses, and
+/// then the inner packet.
 const VNI: &str = "@th,96,24";
 const INNER_ETHERTYPE: &str = "@th,224,16";
 /// Source address at byte 12 of the IPv4 header (RFC 791).
@@ -39,7 +41,7 @@ const INNER_SOURCE_V4: &str = "@th,336,32";
 /// Source address at byte 8 of the IPv6 header (RFC 8200).
 const INNER_SOURCE_V6: &str = "@th,304,128";
 
-/// A set for each length of a tunnel's peers' subnets, without elements.
+/// Adds a set for each length of a tunnel's peers' subnets, without elements.
 pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     for (network, set) in networks.iter().flat_map(|network| sets_of(network).map(move |set| (network, set))) {
         let inner = match set.tunnel {
@@ -55,7 +57,7 @@ pub(super) fn sets(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The base chains, and an allow-list for each port and VNI.
+/// Adds the base chains, and an allow-list for each port and VNI.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let by_port_and_vni = by_port_and_vni(networks);
     for ((port, vni), (network, sets)) in &by_port_and_vni {
@@ -91,8 +93,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     }
 }
 
-/// The base chain that refuses peers' tunnel packets from the wrong side, and what it asks. Other people's tunnels, whose
-/// ends are no peers, are none of ours, whether they are routed or bridged through this host.
+/// Adds the base chain that refuses peers' tunnel packets from the wrong side, and the chains it uses. Other people's
+/// tunnels, whose ends are not peers, do not concern us, whether they are routed or bridged through this host.
 pub(super) fn origin(networks: &[FirewallNetwork], outside: &FirewallHost, text: &mut Text) {
     let by_port_and_vni = by_port_and_vni(networks);
     if protocols(networks).next().is_none() {
@@ -120,7 +122,7 @@ pub(super) fn origin(networks: &[FirewallNetwork], outside: &FirewallHost, text:
     text.block("chain origin", &lines);
 }
 
-/// The interfaces by which a peer's packets may come whatever the way back: no container hangs on any of them.
+/// Returns the interfaces by which a peer's packets may come whatever the way back. No container hangs on any of them.
 fn interfaces(outside: &FirewallHost) -> String {
     let others = outside.uplinks.iter().filter(|uplink| **uplink != outside.underlay);
     let names: Vec<String> = others.map(|name| format!(", \"{name}\"")).collect();
@@ -130,8 +132,9 @@ fn interfaces(outside: &FirewallHost) -> String {
     }
 }
 
-/// What passes through this host with our VNI, as `forward` is to mark it: whoever is masqueraded behind this host would
-/// otherwise speak with its address, which is a peer's elsewhere. Tunnels inside the networks are none of ours.
+/// Returns the rules by which `forward` marks packets that pass through this host with our VNI. Otherwise, somebody
+/// masqueraded behind this host would speak with its address, which is a peer's elsewhere. Tunnels inside the networks
+/// do not concern us.
 pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
     let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, vxlan)| (vxlan.port, vxlan.vni)).collect();
     let outside = |family| match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
@@ -147,8 +150,9 @@ pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
     lines
 }
 
-/// The base chains that let no such packet leave with an address of this host, and clear the mark of those that leave with
-/// another. What this host sends itself may carry the mark of what is inside, which is somebody else's.
+/// Adds the base chains that let no such packet leave with an address of this host, and clear the mark of those that
+/// leave with another. A packet that this host sends itself may carry the mark of the packet inside, which is somebody
+/// else's.
 pub(super) fn posing(networks: &[FirewallNetwork], text: &mut Text) {
     if protocols(networks).next().is_none() {
         return;
@@ -169,14 +173,14 @@ pub(super) fn posing(networks: &[FirewallNetwork], text: &mut Text) {
     text.block("chain posing", &lines);
 }
 
-/// Every packet that may be a tunnel's, whoever's: a match for each port, and for GRE.
+/// Matches every packet that may be a tunnel's, whoever's: one match for each port, and one for GRE.
 fn protocols(networks: &[FirewallNetwork]) -> impl Iterator<Item = String> {
     let ports: BTreeSet<u16> = tunnels(networks).map(|(_, vxlan)| vxlan.port).collect();
     let gre = gre::is_used(networks).then(|| format!("meta l4proto {}", gre::NUMBER));
     ports.into_iter().map(|port| format!("udp dport {port}")).chain(gre)
 }
 
-/// The sets of each port and VNI, and the network to name.
+/// Returns the sets of each port and VNI, with the network to name in comments.
 fn by_port_and_vni(networks: &[FirewallNetwork]) -> BTreeMap<(u16, Vni), (String, Vec<SetName>)> {
     let mut all: BTreeMap<(u16, Vni), (String, Vec<SetName>)> = BTreeMap::new();
     for (network, vxlan) in tunnels(networks) {
@@ -186,7 +190,7 @@ fn by_port_and_vni(networks: &[FirewallNetwork]) -> BTreeMap<(u16, Vni), (String
     all
 }
 
-/// Matches what a peer in `set` may send.
+/// Matches packets that a peer in `set` may send.
 fn of_peer(set: SetName) -> String {
     format!(
         "{INNER_ETHERTYPE} {} {} saddr . ({} & {}) @{set}",
@@ -197,7 +201,7 @@ fn of_peer(set: SetName) -> String {
     )
 }
 
-/// The protocol inside, in Ethernet (and in GRE).
+/// Returns the protocol inside, as in Ethernet (and in GRE).
 pub(super) fn ethertype(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "0x0800",
@@ -212,7 +216,7 @@ fn inner_source(family: IpFamily) -> &'static str {
     }
 }
 
-/// What is left of an inner source is its subnet, as a number: raw payload has no other form.
+/// Returns the mask that cuts an inner source to its subnet, as a number: raw payload has no other form.
 pub(super) fn mask(set: SetName) -> String {
     let host_bits = u32::from(set.family.bits().saturating_sub(set.prefix_len));
     match set.family {

@@ -1,5 +1,5 @@
-//! Rules at the head of iptables chains that would otherwise drop us: an accept in our own table does not overrule a drop
-//! in another one. Only for chains that can drop, and as few as will do.
+//! Rules at the head of iptables chains that would otherwise drop our packets: an accept in our own table does not
+//! overrule a drop in another one. They are made only for chains that can drop, and as few as will do.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::{FirewallNetwork, FirewallTunnel, mark, merged};
 use crate::facts::DroppingChain;
 use crate::object::{IptablesChain, IptablesKey, IptablesRule, TunnelId};
 
-/// The rules `networks` need, given which chains can drop.
+/// Returns the rules that `networks` need, given the chains that can drop.
 #[must_use]
 pub fn iptables(
     networks: &[FirewallNetwork],
@@ -33,9 +33,10 @@ pub fn iptables(
     rules
 }
 
-/// Tunnel packets. Of VXLAN's and GRE's those that our own guard accepted, which it marks: so the port is open to peers and
-/// to nothing else that listens there. WireGuard judges by itself, and a peer behind a translator comes from any address: its
-/// port is open to all, but only while the device is there.
+/// Returns the rules for tunnel packets. VXLAN and GRE packets are accepted if they carry the mark of those that our
+/// own guard accepted, so the port is open to peers and to nothing else that listens there. WireGuard judges by itself,
+/// and a peer behind a translator comes from any address, so its port is open to all, but only while the device is
+/// there.
 fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let packets = |tunnel: &FirewallTunnel| match tunnel.id {
         TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {} {}", tunnel.port, mark::iptables_match()),
@@ -48,11 +49,11 @@ fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     named(network, ":tunnel", rules.into_iter().collect())
 }
 
-/// Within the network; from this host's containers to anywhere; and the answers.
+/// Returns the rules for packets within the network, from this host's containers to anywhere, and the answers.
 fn forward(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
     let all = merged(&network.cidrs, family);
     let own = merged(&network.own, family);
-    // What comes from this host's containers is let through anyway: of a range in pieces, what is left is what comes to them.
+    // Packets from this host's containers are let through anyway. For a range in pieces, only packets to them are left.
     let targets = if all.len() == 1 { &all } else { &own };
     let within = all.iter().flat_map(|source| targets.iter().map(move |target| format!("-s {source} -d {target}")));
     let out = own.iter().map(|own| format!("-s {own}"));
@@ -65,7 +66,7 @@ fn forward(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)>
     rules
 }
 
-/// Whom the user lets in, and the answers of containers on other hosts to them.
+/// Returns the rules for outsiders that the user lets in, and for the answers of containers on other hosts to them.
 fn exposed(network: &FirewallNetwork, family: IpFamily, all: &[IpNet]) -> Vec<String> {
     let ranges = merged(&network.reachable_from, family);
     let mut rules = Vec::new();
@@ -79,7 +80,7 @@ fn exposed(network: &FirewallNetwork, family: IpFamily, all: &[IpNet]) -> Vec<St
     rules
 }
 
-/// Comments tell rules apart, so each has its own: a second rule of one purpose is numbered.
+/// Names the rules. Comments tell rules apart, so each has its own: a second rule of one purpose is numbered.
 fn named(network: &FirewallNetwork, purpose: &str, rules: Vec<String>) -> Vec<(String, String)> {
     let comment = |index: usize| match index {
         0 => format!("flatnet:{}{purpose}", network.name),

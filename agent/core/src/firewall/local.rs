@@ -1,8 +1,8 @@
-//! What may reach this host itself.
+//! The rules for packets to this host itself.
 //!
-//! What comes out of a tunnel is for the network: for its containers, which is [`super::forward`]'s part, and for this host's own
-//! addresses in it. Services at other addresses of this host would take it for somebody on the spot; groups and broadcasts
-//! would reach all of them at once.
+//! Packets out of a tunnel are for the network: for its containers, which is [`super::forward`]'s part, and for this
+//! host's own addresses in it. Services at other addresses of this host would take their sender for somebody local, and
+//! groups and broadcasts would reach all services at once.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use flatnet_model::{IfName, IpFamily};
 
 use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, forward, ip, opening, store};
 
-/// Before every filter chain (0), so that our drops are counted as ours; after what is judged before decapsulation.
+/// Before every filter chain (0), so that our drops are counted as ours, and after what is judged before decapsulation.
 const PRIORITY: i32 = -10;
 
-/// The base chain, and one for what comes out of each tunnel.
+/// Adds the base chain, and one chain for the packets out of each tunnel.
 pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &mut Text) {
     let mut lines = vec![format!("type filter hook input priority {PRIORITY}; policy accept;")];
     // One device may serve several networks.
@@ -39,7 +39,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
         lines.push(format!("iifname \"{device}\" goto {chain}"));
     }
     lines.extend(store::at_this_host(host));
-    // An address that is the interface's own may be spoken to from there by whatever source, as a container's link-local one.
+    // An address that is the interface's own may be spoken to from there by any source, as a container's link-local one
+    // is.
     lines.extend(opening::judge(networks, "iifname != \"lo\" fib daddr . iif type != local "));
     text.block("chain local", &lines);
 }

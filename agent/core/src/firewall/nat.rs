@@ -1,17 +1,18 @@
-//! Source addresses: between containers of a network they stay, to the outside they are masqueraded if wanted.
+//! Source addresses: between containers of a network they stay; to the outside they are masqueraded if that is wanted.
 
 use flatnet_model::IpFamily;
 
 use super::{FirewallNetwork, Text, anonymous_set, ip};
 
-/// Ten before `srcnat` (100): the first chain that decides on a connection's source is the last, so a plain dockerd's
+/// Ten before `srcnat` (100). The first chain that decides on a connection's source is the last, so a plain dockerd's
 /// MASQUERADE of its bridge's subnet finds container-to-container connections already settled.
 const PRIORITY: i32 = 90;
 
-/// kube-proxy's mark for "to be masqueraded": flannel leaves what carries it alone, so that kube-proxy's rule can act.
+/// kube-proxy's mark for "to be masqueraded". flannel leaves packets that carry it alone, so that kube-proxy's rule can
+/// act.
 const MASQUERADE_MARK: &str = "0x4000";
 
-/// The base chain, and one a network, because `return` must not skip the other networks.
+/// Adds the base chain, and one chain per network, because `return` must not skip the other networks.
 pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     let mut lines = vec![
         format!("type nat hook postrouting priority {PRIORITY}; policy accept;"),
@@ -26,8 +27,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
     text.block("chain postrouting", &lines);
 }
 
-/// flannel's rules for one family (flannel: `iptables.go`, `masqRules`), except that within the network the source is
-/// pinned rather than left to later chains.
+/// Returns flannel's rules for one family (flannel: `iptables.go`, `masqRules`), except that within the network the
+/// source is pinned rather than left to later chains.
 fn source(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
     let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
     let own = anonymous_set(&network.own, family);

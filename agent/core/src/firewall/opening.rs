@@ -1,16 +1,20 @@
-//! Who may open connections into a network: its members, this host, and whom its user names.
+//! Connections into a network may be opened by its members, by this host, and by those whom its user names.
 //!
-//! To pass packets on this host has to be a router, and a router passes on everybody's. Without these rules every machine that
-//! has a route to the network by way of this host could speak to every container of every host. Members' packets are told by
-//! their source, which [`super::arrival`] has judged. What is let in besides: ports that somebody published (their
-//! destination was translated), `--expose`, `ReachableFrom`, and, where there are direct routes, the peers' hosts themselves,
-//! which speak with their underlay address. Connections that were open stay open.
+//! To pass packets on, this host has to be a router, and a router passes on everybody's. Without these rules every
+//! machine that has a route to the network by way of this host could speak to every container of every host. Members'
+//! packets are told by their source, which [`super::arrival`] has judged. Besides members, these are let in:
+//!
+//! * connections to ports that somebody published (their destination was translated);
+//! * `--expose` and `ReachableFrom`;
+//! * where there are direct routes, the peers' hosts themselves, which speak with their underlay address.
+//!
+//! Connections that were open stay open.
 
 use flatnet_model::{IfName, IpFamily};
 
 use super::{FirewallNetwork, Text, anonymous_set, interfaces, ip};
 
-/// A chain for each network and family.
+/// Adds a chain for each network and family.
 pub(super) fn chains(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
     for network in networks {
         for family in IpFamily::BOTH.into_iter().filter(|family| anonymous_set(&network.cidrs, *family).is_some()) {
@@ -19,7 +23,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], underlay: IfName, text: &mut 
     }
 }
 
-/// The rules that bring new connections from outside to judgement; `matching` is what else they match by.
+/// Returns the rules that send new connections from outside to judgement; `matching` gives further matches.
 pub(super) fn judge(networks: &[FirewallNetwork], matching: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for network in networks {

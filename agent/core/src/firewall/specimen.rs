@@ -1,5 +1,5 @@
-//! A table with everything in it that any network may need, to ask nft of whether it can read such a thing before anything
-//! depends on it.
+//! A table with everything in it that any network may need. nft is asked whether it can read such a table before
+//! anything depends on it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel, ruleset};
 use crate::object::{PeerSource, Ruleset, SetName, TunnelId};
 
-/// Length of the subnets in the specimen, in bits: flannel's own for either family.
+/// Returns the length of the subnets in the specimen, in bits: flannel's own for either family.
 fn subnet_len(family: IpFamily) -> u8 {
     match family {
         IpFamily::V4 => 24,
@@ -18,8 +18,8 @@ fn subnet_len(family: IpFamily) -> u8 {
     }
 }
 
-/// Every backend over `families`, two networks beside each other, and a peer in each set. The addresses are those for
-/// documentation (RFC 5737, RFC 3849); it is read, never loaded.
+/// Returns a table with every backend over `families`, two networks beside each other, and a peer in each set. The
+/// addresses are those for documentation (RFC 5737, RFC 3849); the table is read, never loaded.
 #[must_use]
 pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
     let ids = [
@@ -66,11 +66,11 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
     let tunnels = tunnels.clone();
     let first =
         FirewallNetwork { peers: peers.collect(), tunnels, encrypted: encrypted(51_820), ..network(&name, false) };
-    // One that changes to WireGuard, too.
+    // A network that changes to WireGuard.
     let second = network(&name, true);
     let clear_to = second.cidrs.clone();
     let second = FirewallNetwork { encrypted: encrypted(51_822), clear_to, ..second };
-    // And one whose packets come as they are, on a host that has no subnet of it yet.
+    // A network whose packets come as they are, on a host that has no subnet of it yet.
     let third = FirewallNetwork { own: Vec::new(), ..network(&name, true) };
     let addresses = families.iter().map(|family| ranges(*family).0.addr());
     let here: BTreeSet<IpAddr> = addresses.collect();
@@ -80,7 +80,7 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
     ruleset(&[first, second, third], host)
 }
 
-/// Two ranges of a family that are nobody's.
+/// Returns two ranges of a family that are nobody's.
 fn ranges(family: IpFamily) -> (IpNet, IpNet) {
     const V4: [Ipv4Net; 2] =
         [Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24), Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 24)];

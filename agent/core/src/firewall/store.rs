@@ -1,8 +1,8 @@
-//! Containers do not reach the store.
+//! Rules that keep containers from reaching the store.
 //!
-//! Who may write the store decides who is a peer of whom, and containers are masqueraded behind a host that may. So what comes
-//! in by a container's or a guest's interface does not get to the store's endpoints. A host's packets that only pass through
-//! here come by an uplink, which is let be.
+//! Whoever may write the store decides which hosts are peers, and containers are masqueraded behind a host that may. So
+//! packets that come in by a container's or a guest's interface do not get to the store's endpoints. Another host's
+//! packets that only pass through here come by an uplink, and are let through.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +14,14 @@ use super::{FirewallHost, anonymous_set, interfaces, ip};
 
 const COMMENT: &str = "containers do not reach the store (--containers-reach-store)";
 
-/// By the addresses that packets were sent to; before any translation.
+/// Returns rules that match by the addresses packets were sent to, before any translation.
 pub(super) fn as_sent(host: &FirewallHost) -> Vec<String> {
     let mut lines = elsewhere(host);
     lines.extend(at_this_host(host));
     lines
 }
 
-/// Endpoints that are not on this host.
+/// Returns the rules for endpoints that are not on this host.
 pub(super) fn elsewhere(host: &FirewallHost) -> Vec<String> {
     let mut by_port: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
     for endpoint in host.store.iter().filter(|endpoint| !is_here(host, endpoint)) {
@@ -40,7 +40,7 @@ pub(super) fn elsewhere(host: &FirewallHost) -> Vec<String> {
     lines
 }
 
-/// Endpoints on this host, which may be spoken to by any of its addresses.
+/// Returns the rules for endpoints on this host, which may be spoken to by any of its addresses.
 pub(super) fn at_this_host(host: &FirewallHost) -> Vec<String> {
     let ports: BTreeSet<u16> =
         host.store.iter().filter(|endpoint| is_here(host, endpoint)).map(SocketAddr::port).collect();
@@ -53,11 +53,12 @@ fn is_here(host: &FirewallHost, endpoint: &SocketAddr) -> bool {
     endpoint.ip().is_loopback() || host.addresses.contains(&endpoint.ip())
 }
 
-/// Interfaces are containers' or guests' unless they are known not to be: a new one is one before anybody has looked at it.
+/// Matches interfaces of containers or guests. An interface counts as one unless it is known not to be, so a new one is
+/// covered before anybody has looked at it.
 fn guests(host: &FirewallHost) -> String {
     let others = host.uplinks.iter().copied().chain([host.underlay]).collect();
     let mut names = interfaces(&others).unwrap_or_default();
-    // The loopback has no name of its own type.
+    // There is no `IfName` of the loopback at hand, so its name is put in as text.
     names = names.replacen("{ ", "{ \"lo\", ", 1);
     format!("iifname != {names} ")
 }

@@ -1,11 +1,12 @@
-//! Who sent what a rule of ours drops: sets that the kernel fills by itself, on the way to a drop and nowhere else.
+//! Sets that remember the sources of packets that our rules drop. The kernel fills them by itself, on the way to a drop
+//! and nowhere else.
 //!
-//! A rule that remembers is never the one that drops. Where a set is full, or the memory for an element is not to be had,
-//! the kernel ends that rule and goes on with the next (`nft_dynset_eval`: `NFT_BREAK`): were the drop behind it in one rule,
-//! many sources would open the guard. What cannot be remembered is dropped and counted all the same.
+//! A rule that remembers is never the one that drops. If a set is full, or there is no memory for an element, the
+//! kernel ends that rule and goes on with the next (`nft_dynset_eval`: `NFT_BREAK`). If the drop stood in the same
+//! rule, many sources would open the guard. Packets that cannot be remembered are dropped and counted all the same.
 //!
-//! A set is a chain's and a family's, so that nobody's noise hides what others do to another network. What is in it is the
-//! kernel's, not ours: it is no drift, and goes with a swap.
+//! There is one set per chain and family, so that noise about one network does not hide what others do to another. Its
+//! contents are the kernel's, not ours: they are no drift, and go with a swap.
 
 use std::fmt;
 
@@ -13,28 +14,29 @@ use flatnet_model::IpFamily;
 
 use super::{Text, ip};
 
-/// Sources that one set remembers. A misconfigured peer is one, a few of them a few; whoever makes up sources would fill any
-/// number, and it is said that there are others. An element is some 150 bytes of the kernel's and 16 for each processor.
+/// The number of sources that one set remembers. A misconfigured peer is one, and a few of them are a few. Made-up
+/// sources would fill a set of any size, and then the agent says that there are others. An element takes some 150 bytes
+/// of the kernel's memory, and 16 for each processor.
 const SIZE: usize = 64;
 
-/// How long a source is remembered after its last packet. Somebody who is called at night looks within that time; and what
-/// made-up sources take up is free again soon.
+/// The time for which a source is remembered after its last packet. Somebody who is called at night looks within that
+/// time, and the space that made-up sources take up is soon free again.
 const TIMEOUT: &str = "10m";
 
-/// A set of who sent what `chain` drops: interface, source, and in a tunnel the source inside.
+/// A set of the sources whose packets `chain` drops: interface, source, and in a tunnel the inner source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WitnessSet {
-    /// Of the addresses.
+    /// The family of the addresses.
     pub family: IpFamily,
     /// The chain that drops.
     pub chain: String,
 }
 
 impl WitnessSet {
-    /// How many sources each of them remembers.
+    /// The number of sources that each set remembers.
     pub const SIZE: usize = SIZE;
 
-    /// What [`fmt::Display`] writes.
+    /// Reads a set's name as [`fmt::Display`] writes it.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let (family, chain) = match (name.strip_prefix("seen4_"), name.strip_prefix("seen6_")) {
@@ -56,8 +58,9 @@ impl fmt::Display for WitnessSet {
 }
 
 impl Text {
-    /// A rule for `chain` that remembers whose packets `matching` matches, to stand before the one that drops them. `inner`:
-    /// where in the packet the source inside is; all of one chain are as long.
+    /// Returns a rule for `chain` that remembers the sources of packets that `matching` matches. It is to stand before
+    /// the rule that drops them. `inner` is the place of the inner source in the packet, and has the same length in all
+    /// rules of one chain.
     pub(super) fn witness(&mut self, chain: &str, family: IpFamily, matching: &str, inner: Option<&str>) -> String {
         let set = WitnessSet { family, chain: chain.to_owned() };
         let key = match inner {
@@ -70,7 +73,7 @@ impl Text {
         rule
     }
 
-    /// The body: the sets that rules fill, then everything else.
+    /// Returns the body: the sets that rules fill, then everything else.
     pub(super) fn finish(mut self) -> String {
         let body = std::mem::take(&mut self.body);
         for (set, key) in std::mem::take(&mut self.witnesses) {
@@ -90,7 +93,8 @@ impl Text {
 mod tests {
     use super::*;
 
-    /// Every rule that remembers stands before a drop, and decides nothing itself: a full set ends the rule it is asked in.
+    /// Checks that every rule that remembers stands before a drop and decides nothing itself, because a full set ends
+    /// the rule in which it stands.
     #[test]
     fn what_remembers_is_never_what_drops() {
         for table in
