@@ -67,12 +67,12 @@ pub(crate) fn wireguard() -> BackendConfig {
     BackendConfig::Wireguard(WireguardConfig::default())
 }
 
-/// The key of node number `node`.
+/// Returns the key of node number `node`.
 pub(crate) fn key(node: u8) -> WireguardKey {
     WireguardKey::new([node; 32]).unwrap()
 }
 
-/// A peer as our own agent would publish it, node number `node`.
+/// Returns a peer as our own agent would publish it, node number `node`.
 pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
     let data = |family| match backend {
         BackendConfig::Vxlan(vxlan) => BackendData::Vxlan {
@@ -98,7 +98,7 @@ pub(crate) fn peer(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
     }
 }
 
-/// The desired state of a host with the one network `config`, whose lease is `own`.
+/// Returns the desired state of a host with the one network `config`, whose lease is `own`.
 pub(crate) fn one(config: &NetworkConfig, own: &str, peers: &[Lease]) -> Desired {
     with(&facts(), &underlay(), config, own, peers)
 }

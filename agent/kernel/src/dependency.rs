@@ -1,4 +1,4 @@
-//! What must not be tried because what it stands on could not be made.
+//! Dependencies between operations: an operation must not be tried if what it stands on could not be made.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -7,17 +7,17 @@ use flatnet_core::object::{NextHop, NexthopId, RouteVia};
 use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
 use flatnet_model::IfName;
 
-/// What became of the guard.
+/// The state of the guard after an operation on it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
-    /// There was none, and none could be loaded.
+    /// There was no guard, and none could be loaded.
     Missing,
-    /// It could not be changed: the one before is still there, and knows nothing of what is new.
+    /// The guard could not be changed. The one before is still there, but knows nothing of what is new.
     Stale,
 }
 
-/// The failed operations of one `apply`, by what others depend on. A failed *change* of a device still leaves a device to
-/// stand on; a failed change of a nexthop or neighbour leaves one that leads elsewhere.
+/// The failed operations of one `apply`, keyed by what others depend on. After a failed *change* of a device, there
+/// still is a device to stand on. After a failed change of a nexthop or neighbour, it leads elsewhere.
 ///
 /// Every operation goes through [`Failures::tried`] and [`Failures::settle`], whoever carries it out.
 #[derive(Clone, Debug, Default)]
@@ -29,12 +29,13 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// Those of a run that stand on nothing that failed, in order.
+    /// Returns the operations of a run that stand on nothing that failed, in order.
     pub(crate) fn tried<'a>(&self, run: &'a [Op]) -> Vec<&'a Op> {
         run.iter().filter(|op| !self.block(op)).collect()
     }
 
-    /// One outcome for each of a run, and remembers what failed. `of_tried`: the outcomes of what [`Self::tried`] gave.
+    /// Returns one outcome for each operation of a run, and remembers what failed. `of_tried` are the outcomes of the
+    /// operations that [`Self::tried`] returned.
     pub(crate) fn settle(&mut self, run: &[Op], of_tried: impl IntoIterator<Item = OpOutcome>) -> Vec<OpOutcome> {
         let mut of_tried = of_tried.into_iter();
         let outcomes: Vec<OpOutcome> = run
@@ -71,19 +72,20 @@ impl Failures {
         }
     }
 
-    /// Whether `op` stands on something that failed. A deletion stands on nothing.
+    /// Returns true if `op` stands on something that failed. A deletion stands on nothing.
     fn block(&self, op: &Op) -> bool {
         if op.action == Action::Delete {
             return false;
         }
         match &op.object {
-            // A tunnel without its guard would decapsulate anybody's packets. One that is there keeps the guard it has.
+            // A tunnel without its guard would decapsulate anybody's packets. A tunnel that is there keeps the guard it
+            // has.
             Object::Link(_, link) if link.kind.is_tunnel() => match self.guard {
                 Some(Guard::Missing) => true,
                 Some(Guard::Stale) => op.action != Action::Change,
                 None => false,
             },
-            // Nor does a host become a router, or is opened in other people's chains, with nothing that judges.
+            // Nor does a host become a router, or is opened in other people's chains, while nothing judges packets.
             Object::Sysctl(sysctl, _) => match sysctl.device() {
                 Some(device) => self.links.contains(&device),
                 None => self.guard == Some(Guard::Missing),
@@ -112,12 +114,12 @@ impl Failures {
     }
 }
 
-/// Cuts operations into runs whose members stand on none of each other, so that each may share a batch.
+/// Cuts operations into runs whose members do not stand on each other, so that each run may share a batch.
 pub(crate) fn runs(ops: &[Op]) -> impl Iterator<Item = &[Op]> {
     ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b))
 }
 
-/// Operations that may share one batch: none of them stands on another. `None`: stands alone.
+/// Operations that may share one batch, because none of them stands on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Elements of the sets of the table.
@@ -135,7 +137,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// The stage of `op`.
+    /// Returns the stage of `op`; `None`: it stands alone.
     pub(crate) fn of(op: &Op) -> Option<Self> {
         match op.object.kind() {
             ObjectKind::PeerSource => Some(Self::PeerSource),

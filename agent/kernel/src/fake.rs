@@ -1,8 +1,8 @@
-//! [`FakeKernel`]: a kernel in memory, faithful to Linux in what it refuses and with which error number, and in what
+//! [`FakeKernel`]: a kernel in memory. It is faithful to Linux in what it refuses, with which error number, and in what
 //! goes with a device or nexthop that goes.
 //!
-//! It passes the conformance suite that [`crate::NetlinkKernel`] passes. What is *not* here: packets, the kernel's own
-//! routes and neighbours, whether a gateway is reachable.
+//! It passes the conformance suite that [`crate::NetlinkKernel`] passes. It has *no* packets, no routes and neighbours
+//! of the kernel's own, and no idea whether a gateway is reachable.
 
 mod state;
 
@@ -23,18 +23,18 @@ use tokio::sync::watch;
 use crate::dependency::{self, Failures};
 use crate::{Kernel, KernelError, Scope, Wake};
 
-/// When an injected failure strikes.
+/// The condition on which an injected failure strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strike {
     /// The `n`th operation from now (0 is the next), once.
     Nth(u64),
-    /// Every operation of that kind, until [`FakeKernel::heal`].
+    /// Every operation of this kind, until [`FakeKernel::heal`].
     Kind(ObjectKind),
-    /// Every such operation, until [`FakeKernel::heal`].
+    /// Every operation of this kind and action, until [`FakeKernel::heal`].
     KindAndAction(ObjectKind, Action),
 }
 
-/// Operations tried, by kind and action: also the refused ones, not the skipped.
+/// The number of operations tried, by kind and action, including refused ones but not skipped ones.
 pub type Counts = BTreeMap<(ObjectKind, Action), u64>;
 
 #[derive(Debug, Default)]
@@ -42,13 +42,13 @@ struct Inner {
     facts: HostFacts,
     state: KernelState,
     foreign: Foreign,
-    /// What the sets of the ruleset remember; gone with them.
+    /// The sources that the ruleset's sets remember; gone with the sets.
     sightings: Vec<Sighting>,
-    /// What is plugged into which bridge.
+    /// The ports of each bridge.
     ports: BTreeMap<IfName, BTreeSet<IfName>>,
     strikes: Vec<(Strike, i32)>,
     unreadable: Option<i32>,
-    /// What a foreign device turns out to be once adopted; `None`: of a kind we do not make.
+    /// The link that a foreign device turns out to be once adopted; `None`: it is of a kind we do not make.
     adoptable: Option<Link>,
     tried: u64,
     counts: Counts,
@@ -68,8 +68,8 @@ impl Default for FakeKernel {
 }
 
 impl FakeKernel {
-    /// An empty kernel of a host that is like `facts`. The routes in them are by address: what is asked and not in them
-    /// has no route.
+    /// Creates an empty kernel of a host that is like `facts`. The facts have routes by address, and an address that is
+    /// not among them has no route.
     #[must_use]
     pub fn new(facts: HostFacts) -> Self {
         Self {
@@ -86,19 +86,19 @@ impl FakeKernel {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// All there is of ours.
+    /// Returns all objects of ours.
     #[must_use]
     pub fn state(&self) -> KernelState {
         self.lock().state.clone()
     }
 
-    /// All there is of others'.
+    /// Returns all objects of others.
     #[must_use]
     pub fn foreign(&self) -> Foreign {
         self.lock().foreign.clone()
     }
 
-    /// Plugs `port` into the bridge of that name, now and whenever there is one.
+    /// Plugs `port` into the bridge called `bridge`, now and whenever there is one.
     pub fn plug(&self, bridge: IfName, port: IfName) {
         self.lock().ports.entry(bridge).or_default().insert(port);
         self.wake();
@@ -110,20 +110,21 @@ impl FakeKernel {
         self.wake();
     }
 
-    /// Changes what is ours behind the agent's back, and wakes it. Nothing follows from the change by itself: to delete a
-    /// device as the kernel does, see [`Self::delete_link`].
+    /// Changes our objects behind the agent's back, and wakes it. Nothing follows from the change by itself: to delete
+    /// a device as the kernel does, see [`Self::delete_link`].
     pub fn edit<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
         let result = change(&mut self.lock().state);
         self.wake();
         result
     }
 
-    /// The same, and tells nobody: a notification got lost.
+    /// Changes our objects as [`Self::edit`] does, but wakes nobody, as if a notification got lost.
     pub fn edit_silently<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
         change(&mut self.lock().state)
     }
 
-    /// A rule drops such a packet and remembers it, if the ruleset has such a rule and its set has room. Nobody is told.
+    /// Drops such a packet by a rule that remembers it. Returns true if the ruleset has such a rule and its set has
+    /// room. Nobody is woken.
     pub fn sight(&self, sighting: Sighting) -> bool {
         let mut inner = self.lock();
         let set = WitnessSet { family: IpFamily::of(sighting.inner), chain: sighting.chain.clone() };
@@ -143,13 +144,13 @@ impl FakeKernel {
         self.wake();
     }
 
-    /// Sets a device down and up again, behind the agent's back: the routes and nexthops through it are gone.
+    /// Sets a device down and up again, behind the agent's back. The routes and nexthops through it are gone.
     pub fn flap_link(&self, name: flatnet_model::IfName) {
         state::take_down(&mut self.lock().state, name);
         self.wake();
     }
 
-    /// Plants or removes what is not ours, and wakes the agent.
+    /// Plants or removes objects that are not ours, and wakes the agent.
     pub fn edit_foreign<T>(&self, change: impl FnOnce(&mut Foreign) -> T) -> T {
         let result = change(&mut self.lock().foreign);
         self.wake();
@@ -162,7 +163,7 @@ impl FakeKernel {
         self.lock().adoptable = Some(link);
     }
 
-    /// Changes what the host is like, and wakes the agent.
+    /// Changes the facts about the host, and wakes the agent.
     pub fn edit_facts<T>(&self, change: impl FnOnce(&mut HostFacts) -> T) -> T {
         let result = change(&mut self.lock().facts);
         self.wake();
@@ -191,13 +192,13 @@ impl FakeKernel {
         inner.unreadable = None;
     }
 
-    /// Operations tried so far.
+    /// Returns the number of operations tried so far, by kind and action.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.lock().counts.clone()
     }
 
-    /// Operations tried so far, of all kinds.
+    /// Returns the number of operations tried so far, of all kinds.
     #[must_use]
     pub fn tried(&self) -> u64 {
         self.lock().tried
@@ -212,7 +213,7 @@ impl Inner {
         }
     }
 
-    /// The injected failure that strikes the operation now tried.
+    /// Returns the injected failure that strikes the operation now tried.
     fn struck(&mut self, op: &Op) -> Option<i32> {
         let now = self.tried;
         let kind = op.object.kind();
@@ -245,7 +246,7 @@ impl Inner {
                 }
                 OpOutcome::Done
             }
-            // What an injected failure claims to be absent is there.
+            // If an injected failure claims that an object is absent, it is there all the same.
             Err(errno) if op.action == Action::Delete && struck.is_none() && is_absence(errno) => OpOutcome::Done,
             Err(errno) => OpOutcome::Failed(OpError {
                 action: op.action,

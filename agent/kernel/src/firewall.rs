@@ -8,8 +8,8 @@
 //! | the guard under `nft flush ruleset` | a copy of what filters, in a table that only this process can delete |
 //! | iptables | `iptables-restore`, atomically; `iptables -S` only when the kernel's table changed |
 //!
-//! Sockets belong to the network namespace [`Firewall::new`] was called in; programs run in that of the process. Dropping
-//! a call's future kills its program and changes nothing else; the next dump tells what was done.
+//! Sockets belong to the network namespace in which [`Firewall::new`] was called; programs run in the process's
+//! namespace. Dropping a call's future kills its program and changes nothing else; the next dump tells what was done.
 
 mod drops;
 mod elements;
@@ -51,23 +51,23 @@ use swap::Loaded;
 use table::Digest;
 use wire::Family;
 
-/// How often a swap is repeated because somebody else changed a ruleset at the same moment. After that the digest is
-/// taken as it is: that somebody changed *our* table in those milliseconds is far less likely than that they are busy with
-/// their own.
+/// The number of times a swap is tried, if somebody else changes a ruleset at the same moment. After that the digest is
+/// taken as it is: that somebody changed *our* table in those milliseconds is far less likely than that they are busy
+/// with their own.
 const SWAP_TRIES: usize = 3;
 
-/// What nft says where it could read a text and the kernel refused what it says.
+/// The words with which nft reports that it could read a text but the kernel refused it.
 const NOT_PROCESSED: &str = "Could not process rule";
 
-/// nft or the kernel does not take a ruleset.
+/// The refusal of a ruleset by nft or the kernel.
 #[derive(Debug, thiserror::Error)]
 #[error("nft {version} cannot load the firewall that guards the tunnels")]
 pub struct RulesetRefused {
-    /// What `nft --version` says.
+    /// The output of `nft --version`.
     pub version: String,
-    /// nft could read it, the kernel refused it.
+    /// True if nft could read the ruleset and the kernel refused it.
     pub by_kernel: bool,
-    /// In nft's words.
+    /// The reason, in nft's words.
     source: ProgramError,
 }
 
@@ -81,12 +81,12 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// Opens it in the calling thread's network namespace.
+    /// Opens the firewall in the calling thread's network namespace.
     pub fn new() -> io::Result<Self> {
         Self::with_memory(None)
     }
 
-    /// The same, with a file (in the run directory) that remembers over a restart which ruleset is loaded.
+    /// Opens the firewall with a file (in the run directory) that remembers over a restart which ruleset is loaded.
     pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
         Ok(Self {
             netfilter: Arc::new(Mutex::new(Netfilter::open()?)),
@@ -96,8 +96,8 @@ impl Firewall {
         })
     }
 
-    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. What is ours but not as we
-    /// made it is added so that it cannot equal anything wanted.
+    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. An object of ours that is
+    /// not as we made it is added in a form that cannot equal anything wanted.
     pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
         let sets = scope.sets.clone();
         let read = self.blocking(move |netfilter| {
@@ -122,23 +122,25 @@ impl Firewall {
         Ok(())
     }
 
-    /// The iptables chains that can drop packets. Where iptables' own program is missing this is a guess on the safe side;
-    /// the operation that needs the program fails and names it.
+    /// Returns the iptables chains that can drop packets. Where iptables' own program is missing, this is a guess on
+    /// the safe side; the operation that needs the program fails and names it.
     pub async fn dropping_chains(&self) -> Result<BTreeSet<DroppingChain>, KernelError> {
         self.with_listings(Cache::dropping).await
     }
 
-    /// What our rules have dropped, those of the held copy too: it drops what the table would have, had nobody flushed it.
+    /// Returns the packets that our rules have dropped. This includes those of the held copy, which drops what the
+    /// table would have, had nobody flushed it.
     pub async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
         self.of_both_tables(drops::read).await.map_err(failed("nftables' counters"))
     }
 
-    /// Whose packets our rules dropped lately, as far as the kernel remembers; the held copy's too.
+    /// Returns the sources whose packets our rules dropped lately, as far as the kernel remembers. This includes the
+    /// held copy's.
     pub async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
         self.of_both_tables(sightings::read).await.map_err(failed("nftables' sets of dropped packets' sources"))
     }
 
-    /// What `read` finds in our table and in the held copy, as far as they are there.
+    /// Returns what `read` finds in our table and in the held copy, as far as they are there.
     async fn of_both_tables<T: Send + 'static>(
         &self,
         read: impl Fn(&mut Netfilter, &'static str) -> io::Result<Vec<T>> + Send + 'static,
@@ -164,8 +166,8 @@ impl Firewall {
         Ok(read(&cache))
     }
 
-    /// Carries out `ops` in order; one outcome each. Consecutive elements are one transaction, consecutive iptables rules
-    /// one a table.
+    /// Carries out `ops` in order and returns one outcome each. Consecutive elements are one transaction, and
+    /// consecutive iptables rules are one transaction per table.
     pub async fn apply(&self, ops: &[&Op]) -> Vec<OpOutcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| a.object.kind() == b.object.kind()) {
@@ -205,7 +207,7 @@ impl Firewall {
         }
     }
 
-    /// A swap that is refused changes nothing: what was loaded before is still known by its digest.
+    /// Swaps the table. A swap that is refused changes nothing: what was loaded before is still known by its digest.
     async fn swap(&self, op: &Op, ruleset: &Ruleset, elements: &[PeerSource]) -> OpOutcome {
         let mut look = Ok((0, None));
         let mut loaded = Loaded::Whole;
@@ -221,7 +223,7 @@ impl Firewall {
                     Ok((table::generation(netfilter)?, digest))
                 })
                 .await;
-            // Exactly one transaction, ours: what was digested is what was loaded.
+            // There was exactly one transaction, ours, so what was digested is what was loaded.
             if matches!((&before, &look), (Ok(before), Ok((after, _))) if before.wrapping_add(1) == *after) {
                 break;
             }
@@ -237,14 +239,14 @@ impl Firewall {
             }
             Ok((_, None)) => refuse(op, None, "the table was loaded and is gone again: somebody else deletes it"),
             Err(error) => {
-                // It may have been made for other peers, and drop those that are new.
+                // The held copy may have been made for other peers, and drop packets of new ones.
                 self.unhold().await;
                 refuse_with(op, &error)
             }
         }
     }
 
-    /// Asks nft and the kernel whether they take such a ruleset, and changes nothing.
+    /// Asks nft and the kernel whether they accept such a ruleset, and changes nothing.
     pub async fn check(&self, ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), RulesetRefused> {
         let Err(error) = swap::check(ruleset, elements).await else { return Ok(()) };
         let by_kernel = matches!(&error, ProgramError::Refused { words, .. } if words.contains(NOT_PROCESSED));
@@ -252,8 +254,8 @@ impl Firewall {
         Err(RulesetRefused { version, by_kernel, source: error })
     }
 
-    /// Whether there is a table of ours, or the held copy of one. What cannot be read is taken to be there: a look that fails
-    /// must not be what closes tunnels.
+    /// Returns true if there is a table of ours, or the held copy of one. If it cannot be read, it is taken to be
+    /// there: a look that fails must not close tunnels.
     pub async fn is_guarding(&self) -> bool {
         let held = Arc::clone(&self.held);
         let look = move |netfilter: &mut Netfilter| {
@@ -262,8 +264,8 @@ impl Firewall {
         self.blocking(look).await.unwrap_or(true)
     }
 
-    /// Brings the held copy of the guard up to date with the table, if that has the ruleset `wanted`, as the last dump
-    /// found that it is not.
+    /// Brings the held copy of the guard up to date with the table, if the table has the ruleset `wanted` and the last
+    /// dump found the copy outdated.
     pub async fn hold(&self, wanted: Option<&Ruleset>) {
         let Some(wanted) = wanted else { return self.unhold().await };
         let loaded = lock(&self.memory).digest_of(wanted);
@@ -272,15 +274,15 @@ impl Firewall {
         }
     }
 
-    /// Holds a copy of the table that looks like `digest`; `elements`: those of its sets, if they are known. What fails is
-    /// said by the copy itself.
+    /// Holds a copy of the table that looks like `digest`. `elements` are those of its sets, if they are known. The
+    /// copy itself reports failures.
     async fn copy(&self, digest: Digest, elements: Option<&[PeerSource]>) {
         let (held, elements) = (Arc::clone(&self.held), elements.map(<[PeerSource]>::to_vec));
         let copy = move |netfilter: &mut Netfilter| {
             lock(&held).copy(netfilter, digest, elements);
             Ok(())
         };
-        // It fails with the runtime only.
+        // This fails with the runtime only.
         let _ = self.blocking(copy).await;
     }
 
@@ -291,7 +293,8 @@ impl Firewall {
         }
     }
 
-    /// The elements that did not go in with the table. What fails is missed by the next dump, and made one by one.
+    /// Adds the elements that did not go in with the table. Those that fail are missed by the next dump, and made one
+    /// by one.
     async fn fill(&self, op: &Op, elements: &[PeerSource]) -> OpOutcome {
         let elements: BTreeSet<PeerSource> = elements.iter().copied().collect();
         let changes: Vec<Change> = elements.into_iter().map(|source| Change { create: true, source }).collect();
@@ -310,7 +313,8 @@ impl Firewall {
         let held = Arc::clone(&self.held);
         let apply = move |netfilter: &mut Netfilter| {
             let mut held = lock(&held);
-            // Both tables judge a packet: what the copy lets in last and shuts out first would be lost meanwhile.
+            // Both tables judge a packet, so the order matters: what the copy let in last or shut out first would be
+            // lost meanwhile.
             held.create(netfilter, &changes);
             let results = elements::apply(netfilter, Ruleset::TABLE, &changes)?;
             held.remove(netfilter, &changes);
@@ -340,7 +344,7 @@ impl Firewall {
                 }
                 continue;
             }
-            // Which one it is that is refused shows one by one.
+            // Trying them one by one shows which one is refused.
             for (index, wanted) in changes {
                 outcomes[index] = match iptables::change(which, &[wanted]).await {
                     Ok(()) => OpOutcome::Done,
@@ -351,12 +355,14 @@ impl Firewall {
         outcomes
     }
 
-    /// Wakes when nftables or an older iptables table changed, our own changes included; many changes at once wake once.
+    /// Wakes when nftables or an older iptables table changed. This includes our own changes, and many changes at once
+    /// wake once.
     pub fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
         events::events().map_err(failed("nftables' notifications"))
     }
 
-    /// The socket's calls block, though rarely for long: a transaction on a large set takes milliseconds.
+    /// Runs `work` with the socket. Its calls block, though rarely for long: a transaction on a large set takes
+    /// milliseconds.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Netfilter) -> io::Result<T> + Send + 'static,
@@ -367,7 +373,7 @@ impl Firewall {
     }
 }
 
-/// A lock whose holder panicked is still good: what it guards is compared with the kernel by every dump.
+/// Locks. A lock whose holder panicked is still good, since every dump compares what it guards with the kernel.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
 //! Entrances for fuzzing: the parsers of what the kernel and other programs say, with any bytes for an answer.
 //!
-//! No interface of the crate: hidden from its documentation. What is *not* here: the targets, which are with the tests.
+//! They are not an interface of the crate, and are hidden from its documentation. The fuzz targets are not here but
+//! with the tests.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,14 +13,14 @@ use crate::netlink::socket::{Channel, acknowledgement};
 use crate::netlink::wire::{Request, attributes, messages};
 use crate::netlink::{monitor, parse};
 
-/// Bytes of all datagrams together: below what a socket takes before `send` blocks (`net.core.wmem_default`, 208 KiB,
-/// of which every datagram costs about a KiB beside its bytes).
+/// Bytes of all datagrams together. This is below what a socket takes before `send` blocks (`net.core.wmem_default`,
+/// 208 KiB, of which every datagram costs about a KiB beside its bytes).
 const ANSWERS_BYTES: usize = 64 * 1024;
-/// Datagrams, for the same reason.
+/// The most datagrams, for the same reason.
 const ANSWERS: usize = 32;
 
-/// A socket whose answers are already there, and its other end, to be kept as long: `bytes` is a list of datagrams, each
-/// after its length (16 bits, little endian). Then it ends.
+/// Returns a socket whose answers are already there, and its other end, which is to be kept as long. `bytes` is a list
+/// of datagrams, each after its length (16 bits, little endian). After them the socket ends.
 pub(crate) fn answers(bytes: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let mut rest = bytes.get(..ANSWERS_BYTES.min(bytes.len())).unwrap_or_default();
@@ -27,7 +28,7 @@ pub(crate) fn answers(bytes: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
         let Some((length, after)) = rest.split_first_chunk::<2>() else { break };
         let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
         let (datagram, after) = after.split_at(length);
-        // An empty one would read as the end.
+        // An empty datagram would read as the end.
         if !datagram.is_empty() {
             send(theirs.as_raw_fd(), datagram, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
         }
@@ -37,7 +38,7 @@ pub(crate) fn answers(bytes: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// rtnetlink's answers to everything that is asked of it; `bytes` as `answers` takes them.
+/// Reads `bytes` as rtnetlink's answers to everything that is asked of it, in the form that `answers` takes.
 pub fn rtnetlink(bytes: &[u8]) {
     let ask = |question: &dyn Fn(&mut Channel)| {
         if let Ok((ours, _theirs)) = answers(bytes) {
@@ -52,7 +53,7 @@ pub fn rtnetlink(bytes: &[u8]) {
     rtnetlink_notice(bytes);
 }
 
-/// One datagram of notifications.
+/// Reads one datagram of notifications.
 pub fn rtnetlink_notice(bytes: &[u8]) {
     let _ = monitor::is_change(bytes, 1);
     let _ = parse_all(bytes);
@@ -62,7 +63,8 @@ pub fn rtnetlink_notice(bytes: &[u8]) {
     }
 }
 
-/// Every object a payload can be read as; how many it is.
+/// Reads a payload as every kind of object, and returns the number of its attributes plus that of the kinds it can be
+/// read as.
 fn parse_all(payload: &[u8]) -> usize {
     let link = parse::link(payload).is_some();
     let address = parse::address(payload).is_some_and(|address| !address.is_kernel_made());

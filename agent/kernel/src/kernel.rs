@@ -1,4 +1,4 @@
-//! [`NetlinkKernel`]: the kernel of the network namespace it was opened in.
+//! [`NetlinkKernel`]: the kernel of the network namespace in which it was opened.
 
 mod apply;
 mod dump;
@@ -38,12 +38,12 @@ use ports::Ports;
 
 /// The kernel over rtnetlink and nftables.
 ///
-/// Open it, and build the runtime that drives it, with every thread in the one network namespace: its sockets stay in the
-/// namespace they were opened in, but settings (`/proc/sys/net`) belong to that of whichever thread reads them.
+/// Open it, and build the runtime that drives it, with every thread in the one network namespace: its sockets stay in
+/// the namespace they were opened in, but settings (`/proc/sys/net`) belong to that of whichever thread reads them.
 ///
-/// Cancellation: netlink work runs on a blocking thread. Dropping the future of `apply` does not stop a run of operations
-/// already begun; it goes to its end while the socket's lock is held, so a later `dump` sees all of it. Operations not
-/// begun are not carried out.
+/// Cancellation: netlink work runs on a blocking thread. Dropping the future of `apply` does not stop a run of
+/// operations that has begun. The run goes to its end while the socket's lock is held, so a later `dump` sees all of
+/// it. Operations that have not begun are not carried out.
 pub struct NetlinkKernel {
     channel: Arc<Mutex<Channel>>,
     userspace: Arc<Mutex<Userspace>>,
@@ -60,13 +60,13 @@ impl NetlinkKernel {
         Self::with_memory(None)
     }
 
-    /// The same, with a file (in the run directory) that remembers over a restart which ruleset is loaded, so that an agent
-    /// that starts again need not swap it.
+    /// Opens the kernel with a file (in the run directory) that remembers over a restart which ruleset is loaded, so
+    /// that an agent that starts again need not swap it.
     pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
         Self::with_keys(memory, Keyring::default())
     }
 
-    /// The same, with the private keys that WireGuard devices are given.
+    /// Opens the kernel as [`Self::with_memory`] does, with the private keys that WireGuard devices are given.
     pub fn with_keys(memory: Option<PathBuf>, keys: Keyring) -> io::Result<Self> {
         let channel = Channel::open()?;
         let firewall = Firewall::with_memory(memory)?;
@@ -82,14 +82,14 @@ impl NetlinkKernel {
         })
     }
 
-    /// The same kernel, in whose place this process never carries GRE.
+    /// Keeps this process from ever carrying GRE in the kernel's place.
     #[must_use]
     pub fn without_userspace(self) -> Self {
         lock(&self.gre).refuse_userspace();
         self
     }
 
-    /// Whether nft and the kernel take the firewall of any network over any of `families`; nothing is changed.
+    /// Checks that nft and the kernel accept the firewall of any network over any of `families`. Nothing is changed.
     pub async fn check_firewall(&self, families: &[IpFamily]) -> Result<(), RulesetRefused> {
         let (ruleset, elements) = flatnet_core::firewall::specimen(families);
         let elements: Vec<_> = elements.into_iter().collect();
@@ -105,7 +105,7 @@ impl NetlinkKernel {
         tokio::task::spawn_blocking(move || work(&mut lock(&channel))).await.map_err(io::Error::other)
     }
 
-    /// Operations that need no firewall.
+    /// Carries out operations that need no firewall.
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let (owned, before) = (ops.to_vec(), failures.clone());
         let (wireguard, userspace) = (Arc::clone(&self.wireguard), Arc::clone(&self.userspace));
@@ -131,7 +131,7 @@ impl NetlinkKernel {
         }
     }
 
-    /// Operations that the firewall carries out.
+    /// Carries out operations on the firewall.
     async fn apply_firewall(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in dependency::runs(ops) {
@@ -142,13 +142,13 @@ impl NetlinkKernel {
     }
 }
 
-/// A lock whose holder panicked is still good: a request socket skips answers that are not to its latest request, and what
-/// is known of user space is compared with the kernel by every dump.
+/// Locks. A lock whose holder panicked is still good: a request socket skips answers that are not to its latest
+/// request, and every dump compares what is known of user space with the kernel.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the firewall carries out such operations.
+/// Returns true if the firewall carries out such operations.
 fn is_firewall(op: &Op) -> bool {
     match op.object.kind() {
         ObjectKind::Ruleset | ObjectKind::PeerSource | ObjectKind::Iptables => true,

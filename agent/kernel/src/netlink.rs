@@ -1,10 +1,10 @@
 //! rtnetlink (`NETLINK_ROUTE`), spoken synchronously.
 //!
 //! The kernel carries out a request inside `send()`, so by the time it returns every reply is queued: no task, no
-//! channel, no waiting. What is built in [`encode`] goes through [`socket::Channel`], and what comes back is read by
-//! [`parse`], which takes any bytes without panicking.
+//! channel, no waiting. [`encode`] builds requests, [`socket::Channel`] exchanges them, and [`parse`] reads the
+//! answers; it takes any bytes without panicking.
 //!
-//! What is *not* here: which object is ours, and in which order to write. That is [`crate::NetlinkKernel`]'s.
+//! [`crate::NetlinkKernel`], not this module, knows which object is ours, and in which order to write.
 
 pub mod encode;
 pub mod gre;

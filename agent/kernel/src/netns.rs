@@ -14,16 +14,16 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
 
-/// Where `ip netns` keeps named namespaces (iproute2: `NETNS_RUN_DIR`).
+/// The directory in which `ip netns` keeps named namespaces (iproute2: `NETNS_RUN_DIR`).
 pub const RUN_DIR: &str = "/run/netns";
 
-/// What could not be done with a namespace, and what is missing.
+/// The failure of an operation on a namespace, with what is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct NetnsError {
     /// What could not be done, with the path or process.
     pub what: String,
-    /// What to do about it; empty: nothing is known.
+    /// Advice on how to put it right; empty if none is known.
     pub hint: String,
     /// The system's answer.
     #[source]
@@ -45,14 +45,14 @@ impl NetnsError {
     }
 }
 
-/// An open network namespace; it lives at least as long as this.
+/// An open network namespace. It lives at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
     file: File,
 }
 
 impl Netns {
-    /// Opens the one bound at `path`, or of a process (`/proc/PID/ns/net`).
+    /// Opens the namespace bound at `path`, or of a process (`/proc/PID/ns/net`).
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let file = File::open(path).map_err(|source| {
             NetnsError::new(format!("cannot open the network namespace {}", path.display()), source)
@@ -60,12 +60,12 @@ impl Netns {
         Ok(Self { file })
     }
 
-    /// Opens that of the calling thread.
+    /// Opens the namespace of the calling thread.
     pub fn current() -> Result<Self, NetnsError> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// Makes a new one. The calling thread stays where it is: a thread of its own makes it.
+    /// Makes a new namespace. The calling thread stays where it is, since a thread of its own makes it.
     pub fn create() -> Result<Self, NetnsError> {
         let made = std::thread::scope(|scope| {
             let maker = scope.spawn(|| {
@@ -78,13 +78,13 @@ impl Netns {
         made.unwrap_or_else(|_| Err(NetnsError::new("cannot make a network namespace", io::Error::other("panicked"))))
     }
 
-    /// Moves the calling thread into it. Threads it starts afterwards are in it too; others are not.
+    /// Moves the calling thread into the namespace. Threads it starts afterwards are in it too; others are not.
     pub fn enter(&self) -> Result<(), NetnsError> {
         setns(&self.file, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| NetnsError::new("cannot enter the network namespace", errno))
     }
 
-    /// Runs `work` on a thread of its own inside it, and waits for it.
+    /// Runs `work` on a thread of its own inside the namespace, and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         let ran = std::thread::scope(|scope| scope.spawn(|| self.enter().map(|()| work())).join());
         ran.unwrap_or_else(|_| {
@@ -92,7 +92,7 @@ impl Netns {
         })
     }
 
-    /// Makes `command` start its program inside it.
+    /// Makes `command` start its program inside the namespace.
     #[expect(unsafe_code, reason = "pre_exec is the only way to run something between fork and exec")]
     pub fn command<'a>(&self, command: &'a mut Command) -> Result<&'a mut Command, NetnsError> {
         let namespace = self
@@ -111,8 +111,8 @@ impl AsFd for Netns {
     }
 }
 
-/// A network namespace bound to a path, as `ip netns add` does, so that `ip netns exec` sees it. Unbound when dropped; it
-/// ends once nothing else holds it.
+/// A network namespace bound to a path, as `ip netns add` does, so that `ip netns exec` sees it. It is unbound when
+/// dropped, and ends once nothing else holds it.
 #[derive(Debug)]
 pub struct NamedNetns {
     netns: Netns,
@@ -120,7 +120,7 @@ pub struct NamedNetns {
 }
 
 impl NamedNetns {
-    /// Makes one named `name` in [`RUN_DIR`]. `name`: no `/`.
+    /// Makes a namespace named `name` in [`RUN_DIR`]. The name must not contain `/`.
     pub fn create(name: &str) -> Result<Self, NetnsError> {
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
@@ -130,7 +130,7 @@ impl NamedNetns {
         Self::create_at(Path::new(RUN_DIR).join(name))
     }
 
-    /// Makes one bound at `path`, which must not exist.
+    /// Makes a namespace bound at `path`, which must not exist.
     pub fn create_at(path: PathBuf) -> Result<Self, NetnsError> {
         let what = || format!("cannot bind a network namespace to {}", path.display());
         let netns = Netns::create()?;
@@ -144,22 +144,22 @@ impl NamedNetns {
         Ok(Self { netns, path })
     }
 
-    /// The namespace.
+    /// Returns the namespace.
     #[must_use]
     pub fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// Where it is bound.
+    /// Returns the path at which it is bound.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Unbinds whatever is bound at `path`, as `ip netns del` does; that nothing is there is success.
+    /// Unbinds whatever is bound at `path`, as `ip netns del` does. If nothing is there, that is success.
     pub fn unbind(path: &Path) -> Result<(), NetnsError> {
         match umount2(path, MntFlags::MNT_DETACH) {
-            // EINVAL: a file that is not a mount, left by a crash between the two steps.
+            // EINVAL: it is a file but not a mount, left by a crash between the two steps.
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(NetnsError::new(format!("cannot unbind {}", path.display()), errno)),
@@ -210,7 +210,7 @@ fn is_same_namespace(file: &File, other: &Path) -> bool {
 }
 
 /// Makes the calling process root in user, mount and network namespaces of its own, with its own `/run` and `/sys`, as
-/// `unshare -Urnm` does; works for root and for any user where user namespaces are permitted.
+/// `unshare -Urnm` does. This works for root and for any user where user namespaces are permitted.
 ///
 /// Call it before the process has a second thread: Linux refuses it otherwise.
 pub fn unshare_rootless() -> Result<(), NetnsError> {
@@ -223,7 +223,7 @@ pub fn unshare_rootless() -> Result<(), NetnsError> {
             write_map("/proc/self/uid_map", &format!("0 {uid} 1"))?;
             write_map("/proc/self/gid_map", &format!("0 {gid} 1"))?;
         }
-        // Root of a host that permits no user namespaces does without.
+        // Root of a host that permits no user namespaces can do without.
         Err(Errno::EPERM | Errno::ENOSPC | Errno::EUSERS) if uid.is_root() => {
             unshare(without_user)
                 .map_err(|errno| NetnsError::new("cannot make mount and network namespaces", errno))?;
@@ -253,7 +253,7 @@ fn mount_at(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFla
         .map_err(|errno| NetnsError::new(format!("cannot mount {} at {target}", kind.unwrap_or("private")), errno))
 }
 
-/// Which of the known switches forbids user namespaces.
+/// Returns the known switch that forbids user namespaces, with advice.
 fn why_no_user_namespaces() -> String {
     let is = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
     if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
@@ -268,8 +268,8 @@ fn why_no_user_namespaces() -> String {
     }
 }
 
-/// Ends with the parent: if that dies, however, the calling process gets SIGKILL (`PR_SET_PDEATHSIG`). For children of a
-/// lab, so that none outlives it.
+/// Ties the process to its parent: if the parent dies, in whatever way, the calling process gets SIGKILL
+/// (`PR_SET_PDEATHSIG`). This is for children of a lab, so that none outlives it.
 pub fn die_with_parent() -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(io::Error::from)
 }

@@ -1,16 +1,16 @@
-//! Whom this host asks for names: resolv.conf(5).
+//! The resolvers that this host asks for names: resolv.conf(5).
 
 use std::io::Read;
 use std::net::IpAddr;
 
-/// What the C library reads.
+/// The file that the C library reads.
 const CONF: &str = "/etc/resolv.conf";
-/// What systemd-resolved asks, where [`CONF`] names only its stub on the loopback.
+/// The resolvers that systemd-resolved asks, for when [`CONF`] names only its stub on the loopback.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
-/// Bytes read of either: some hundred lines; glibc takes three of them.
+/// Bytes read of either file: some hundred lines, of which glibc takes three.
 const LIMIT: u64 = 64 * 1024;
 
-/// The addresses; empty if there are none, or none that can be read.
+/// Returns the resolvers' addresses; empty if there are none, or none that can be read.
 pub(crate) fn read() -> Vec<IpAddr> {
     let found = servers(&text(CONF));
     if found.iter().any(|address| !address.is_loopback()) { found } else { servers(&text(BEHIND_STUB)) }
@@ -18,12 +18,12 @@ pub(crate) fn read() -> Vec<IpAddr> {
 
 fn text(path: &str) -> String {
     let mut bytes = Vec::new();
-    // One that cannot be read names nobody.
+    // A file that cannot be read names no resolvers.
     let _ = std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Addresses after `nameserver`. One with a zone is link-local and left out.
+/// Returns the addresses after `nameserver`. An address with a zone is link-local and left out.
 fn servers(text: &str) -> Vec<IpAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();

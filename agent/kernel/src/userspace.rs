@@ -1,10 +1,11 @@
-//! Tunnels of kernels that lack the module: TUN devices that this process serves.
+//! Tunnels for kernels that lack the module: TUN devices that this process serves.
 //!
-//! The kernel's objects stay the truth: the device is a link, and where its packets go stands in `encap` routes, which the
-//! kernel keeps and does not read for such a device. So dump, diff, plan and purge are the same as for a kernel's tunnel;
-//! what is here follows the routes that were dumped and applied. A device that nobody serves is told as one that is down.
+//! The kernel's objects stay the truth. The device is a link, and `encap` routes, which the kernel keeps but does not
+//! use for such a device, say where its packets go. So dump, diff, plan and purge are the same as for a kernel's
+//! tunnel, and this module follows the routes that were dumped and applied. A device that nobody serves is reported as
+//! down.
 //!
-//! Owned by [`crate::NetlinkKernel`]; the threads end with it, and the devices stay.
+//! [`crate::NetlinkKernel`] owns this. The threads end with it, and the devices stay.
 
 pub(crate) mod alias;
 mod forwarder;
@@ -26,7 +27,7 @@ use socket::GreSocket;
 use table::Table;
 use tun::Tun;
 
-/// Whether this process can stand in for the kernel over `family`: it may open TUN devices and raw sockets.
+/// Returns true if this process can stand in for the kernel over `family`: it may open TUN devices and raw sockets.
 pub(crate) fn is_possible(family: IpFamily) -> bool {
     Tun::is_available() && GreSocket::open(family).is_ok()
 }
@@ -37,12 +38,12 @@ pub(crate) struct Userspace {
     devices: BTreeMap<IfName, Served>,
     v4: Option<Receiver>,
     v6: Option<Receiver>,
-    /// Where packets go, by what was last seen in the kernel. Kept also for devices that are not served yet.
+    /// The destinations of packets, as last seen in the kernel. They are also kept for devices that are not served yet.
     routes: BTreeMap<RouteKey, Encap>,
     tables: Arc<Tables>,
 }
 
-/// A device with the thread that empties it.
+/// A device, with the thread that empties it.
 #[derive(Debug)]
 struct Served {
     index: u32,
@@ -50,19 +51,19 @@ struct Served {
     worker: Worker,
 }
 
-/// The socket of one underlay family with the thread that reads it.
+/// The socket of one underlay family, with the thread that reads it.
 #[derive(Debug)]
 struct Receiver {
     socket: Arc<GreSocket>,
     worker: Worker,
 }
 
-/// A device made and not yet kept: it goes when this is dropped.
+/// A device that was made and is not kept yet: it goes when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Unkept(Tun);
 
 impl Userspace {
-    /// Makes a device, down.
+    /// Makes a device, which is down.
     pub(crate) fn create(name: IfName, index: u32) -> io::Result<Unkept> {
         Tun::create(name, index).map(Unkept)
     }
@@ -97,7 +98,7 @@ impl Userspace {
             }
         };
         let worker = outwards(name, Arc::clone(&tun), socket, tables)?;
-        // Last: before that a failure leaves nothing behind.
+        // This comes last: before it, a failure leaves nothing behind.
         tun.persist()?;
         self.devices.insert(name, Served { index, tun, worker });
         self.refresh();
@@ -111,14 +112,14 @@ impl Userspace {
         }
     }
 
-    /// No longer serves a device, which is about to be deleted.
+    /// Stops serving a device, which is about to be deleted.
     pub(crate) fn release(&mut self, name: IfName) {
         if self.devices.remove(&name).is_some() {
             self.refresh();
         }
     }
 
-    /// Whether the device of that name and number is being served.
+    /// Returns true if the device of that name and index is being served.
     fn serves(&self, name: IfName, index: u32, kind: &LinkKind) -> bool {
         let receiver = match family(kind) {
             IpFamily::V4 => &self.v4,
@@ -128,8 +129,8 @@ impl Userspace {
             && self.devices.get(&name).is_some_and(|served| served.index == index && served.worker.is_running())
     }
 
-    /// Takes note of what a dump found: routes are followed, and a device that is not served is told as down. `index` gives
-    /// a device's number.
+    /// Takes note of what a dump found. Routes are followed, and a device that is not served is reported as down.
+    /// `index` returns a device's index.
     pub(crate) fn look(&mut self, state: &mut KernelState, index: impl Fn(IfName) -> Option<u32>) {
         for (name, link) in &mut state.links {
             if link.kind.datapath() == Datapath::Userspace && is_gre(&link.kind) {
@@ -147,7 +148,7 @@ impl Userspace {
         }
     }
 
-    /// Takes note of what became of operations.
+    /// Takes note of the outcomes of operations.
     pub(crate) fn follow(&mut self, ops: &[Op], outcomes: &[OpOutcome]) {
         let mut changed = false;
         for (op, _) in ops.iter().zip(outcomes).filter(|(_, outcome)| **outcome == OpOutcome::Done) {
@@ -186,7 +187,7 @@ fn is_gre(kind: &LinkKind) -> bool {
     matches!(kind, LinkKind::Gre(_) | LinkKind::Gre6(_))
 }
 
-/// The underlay's.
+/// Returns the underlay's family.
 fn family(kind: &LinkKind) -> IpFamily {
     match kind {
         LinkKind::Gre6(_) => IpFamily::V6,

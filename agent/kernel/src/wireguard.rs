@@ -5,7 +5,7 @@
 //! | the kernel | of kind `wireguard` | over generic netlink |
 //! | this process (`userspace`) | a TUN device of the same name | over `/run/wireguard/<device>.sock`, as `wg` uses too |
 //!
-//! Private keys are known to [`Keyring`] only. Objects, plans and logs have the public half.
+//! Only [`Keyring`] knows private keys. Objects, plans and logs have the public half.
 
 pub(crate) mod control;
 mod keyring;

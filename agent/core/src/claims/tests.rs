@@ -75,7 +75,7 @@ fn a_claim_names_the_peer_where_it_came_from_and_what_the_peer_publishes() {
     }
 }
 
-/// Names are what the store says, and an interface's is what its maker says.
+/// Names come from the store, and an interface's name from whoever made it.
 #[test]
 fn nothing_hostile_is_said_or_counted_as_it_is() {
     for hostile in text::HOSTILE {
@@ -135,7 +135,7 @@ fn a_problem_is_a_note_with_something_to_do() {
     }
 }
 
-/// A stranger who makes up sources, inside and outside.
+/// A stranger makes up sources, outer and inner.
 #[test]
 fn made_up_sources_do_not_grow_what_is_kept_said_or_counted() {
     let mut log = ClaimLog::default();
@@ -181,7 +181,7 @@ fn a_claim_is_news_once_and_from_elsewhere_again() {
     assert_eq!(look(400, "192.168.1.66", 9), 0);
 }
 
-/// What names a peer is what can be mended; sources of nobody's are as many as anybody likes.
+/// A claim that names a peer is one that can be mended; anybody can make up any number of sources that nobody holds.
 #[test]
 fn those_that_name_a_peer_are_shown_before_those_that_name_nobody() {
     let mut log = ClaimLog::default();

@@ -13,7 +13,7 @@ use crate::object::{Dump, LinkKind, PeerSource, RouteKey, RouteVia, Sysctl};
 use crate::plan::plan;
 use crate::problem::ProblemCode;
 
-/// The plan from an empty kernel, one operation a line.
+/// Returns the plan from an empty kernel, one operation per line.
 fn listing(desired: &Desired) -> String {
     let ops = plan(&desired.state, &Dump::default(), Prune::Yes).ops;
     ops.iter().map(|op| format!("{} {}\n", op.action.as_str(), op.object)).collect()
@@ -143,7 +143,7 @@ fn host_gw_routes_to_the_link_and_says_which_peer_is_beyond_it() {
     assert!(is_programmed(&desired, 0));
     assert!(matches!(decision(&desired, 1), PeerDecision::Unreachable { reason } if reason.contains("198.51.100.13")));
     assert_eq!(codes(&desired), ["peer-off-link"]);
-    // Nothing else is believed of what comes in by the underlay.
+    // No other source is believed of packets that come in by the underlay.
     let believed = ["10.100.2.0/24", "fd00:100:0:2::/64", "192.0.2.12/32", "2001:db8::12/128"]
         .map(|subnet| PeerSource::direct(subnet.parse().unwrap()));
     assert_eq!(desired.state.peer_sources, believed.into());
@@ -151,7 +151,7 @@ fn host_gw_routes_to_the_link_and_says_which_peer_is_beyond_it() {
     assert!(matches!(route.via, RouteVia::Hop(hop) if !hop.onlink && hop.device == device("eth0")));
 }
 
-/// Makes a lease bad.
+/// An edit that makes a lease bad.
 type Edit<'a> = &'a dyn Fn(&mut Lease);
 
 #[test]

@@ -169,7 +169,7 @@ fn moving_to_another_vni_moves_routes_before_the_old_device_goes() {
     assert!(!texts.iter().any(|text| text.starts_with("delete route") || text.starts_with("delete nexthop")));
 }
 
-/// `leave --purge`, another `--bridge`, none any more.
+/// The cases are `leave --purge`, another `--bridge`, and no bridge any more.
 #[test]
 fn a_bridge_that_something_is_plugged_into_stays_with_its_addresses() {
     let (bridge, wanted) = (device("flbr0"), state());
@@ -190,7 +190,7 @@ fn a_bridge_that_something_is_plugged_into_stays_with_its_addresses() {
         for prune in [Prune::No, Prune::Settled] {
             assert_eq!(diff(want, &used, prune).in_use, [], "nothing goes anyway");
         }
-        // One that is wanted is nobody's business.
+        // A bridge that is wanted is not reported.
         assert_eq!(diff(&have, &used, Prune::Yes), Diff::default());
     }
 }

@@ -21,7 +21,7 @@ fn peer(set: SetName, outer: &str, inner: &str) -> PeerSource {
     PeerSource { set, outer: outer.parse().unwrap(), inner: inner.parse().unwrap() }
 }
 
-/// Both families through tunnels.
+/// Returns a network with both families through tunnels.
 fn dual() -> FirewallNetwork {
     let tunnel = |family, name| {
         let SetName { tunnel: id, prefix_len, .. } = set(1, family);
@@ -45,7 +45,7 @@ fn dual() -> FirewallNetwork {
     }
 }
 
-/// IPv4 by direct routes, with neither masquerading nor a subnet yet.
+/// Returns a network with IPv4 by direct routes, and with neither masquerading nor a subnet yet.
 fn direct() -> FirewallNetwork {
     let sets = [24, 25, 32].map(|length| SetName::direct(IpFamily::V4, length));
     FirewallNetwork {
@@ -85,7 +85,7 @@ fn the_table_reads_as_recorded() {
     assert!(body == recorded, "tests/table.nft says:\n{recorded}\nbut now it is:\n{body}");
 }
 
-/// Both families in one WireGuard tunnel.
+/// Returns a network with both families in one WireGuard tunnel.
 fn encrypted() -> FirewallNetwork {
     let families = IpFamily::BOTH.into();
     FirewallNetwork {
@@ -149,7 +149,8 @@ fn prefixes_that_overlap_are_merged_because_nft_refuses_them() {
 
 #[test]
 fn every_comment_fits_what_the_kernel_keeps() {
-    /// Bytes: nft refuses a longer one (`NFTNL_UDATA_COMMENT_MAXLEN`), and with it the whole table.
+    /// The longest comment in bytes: nft refuses a longer one (`NFTNL_UDATA_COMMENT_MAXLEN`), and with it the whole
+    /// table.
     const LONGEST: usize = 128;
     let mut network = dual();
     network.name = "n".repeat(63).parse().unwrap();

@@ -28,7 +28,7 @@ fn input<'a>(now: Duration, seen: Seen<'a>, seen_revision: Revision, wanted: &'a
     Input { now, seen, seen_revision, followed: !matches!(seen, Seen::Nothing), wanted: Some(wanted) }
 }
 
-/// Held since second 0, written at revision 10.
+/// Returns a machine that holds its lease since second 0, written at revision 10.
 fn held() -> LeaseMachine {
     let mut machine = LeaseMachine::new(None);
     machine.acquired(Duration::ZERO, subnets(), publication(1), 10, TTL, 0);
@@ -170,7 +170,7 @@ fn a_subnet_another_node_has_is_left_to_it_until_it_is_free_or_given_up() {
     let mut freed = machine.clone();
     let again = Action::Acquire { previous: Some(subnets()), publication: wanted.clone() };
     assert_eq!(freed.next(&input(secs(9), Seen::Gone, 13, &wanted)), again);
-    // The claim is refused again, because the view was late: not at once once more.
+    // The claim is refused again, because the view was late. It is not made once more at once.
     freed.taken(secs(9), 0);
     assert!(matches!(freed.next(&input(secs(9), Seen::Gone, 13, &wanted)), Action::Nothing { until: Some(_) }));
     machine.renumber();

@@ -1,5 +1,5 @@
-//! Any two states, small domains so that collisions happen: the plan leads from one to the other, and every operation
-//! finds what it stands on.
+//! Properties of plans between any two states, in small domains so that collisions happen. The plan leads from one
+//! state to the other, and every operation finds what it stands on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,7 +36,7 @@ fn subnet(index: u8) -> IpNet {
         .unwrap()
 }
 
-/// A link; `wanted` ones are as this program names them, found ones may be anything somebody made of them.
+/// Returns a link. A `wanted` one is as this program names it; a found one may be anything somebody made of it.
 fn link(index: usize, (vni, port, mtu, mac_index, flip): (u8, bool, bool, u8, bool), wanted: bool) -> Link {
     let mtu = Mtu::new(if mtu { 1450 } else { 1400 }).unwrap();
     if index == 4 {
@@ -145,7 +145,7 @@ fn state(wanted: bool) -> impl Strategy<Value = KernelState> {
                     psk: None,
                     allowed: vec![subnet(net)],
                 };
-                // Twice the same peer: it has both.
+                // The same peer twice: it has both.
                 peer.allowed.extend(state.wireguard_peers.get(&at).into_iter().flat_map(|peer| peer.allowed.clone()));
                 peer.allowed.sort();
                 peer.allowed.dedup();
@@ -200,7 +200,8 @@ fn tunnel(link: &Link) -> Option<(Vni, u16, bool)> {
     }
 }
 
-/// What a kernel could hold: nothing stands on what is not there, and a VNI and port are on one device.
+/// Reduces a state to what a kernel could hold: nothing stands on what is not there, and a VNI and port are on one
+/// device.
 fn consistent(mut state: KernelState) -> KernelState {
     let mut tunnels = BTreeSet::new();
     state.links.retain(|_, link| tunnel(link).is_none_or(|tunnel| tunnels.insert(tunnel)));
@@ -232,7 +233,7 @@ fn foreign() -> impl Strategy<Value = Foreign> {
     )
 }
 
-/// A kernel has one object at a key, ours or not.
+/// Returns a dump in which each key has one object, ours or not, as in a kernel.
 fn dump(state: KernelState, mut foreign: Foreign) -> Dump {
     foreign.links.retain(|name, _| !state.links.contains_key(name));
     foreign.nexthops.retain(|id| !state.nexthops.contains_key(id));
@@ -240,7 +241,8 @@ fn dump(state: KernelState, mut foreign: Foreign) -> Dump {
     Dump { state, foreign, ports: BTreeMap::new() }
 }
 
-/// Every object by its key, settings left out (they are never deleted) and addresses nobody asked for masked.
+/// Returns every object by its key. Settings are left out (they are never deleted), and addresses nobody asked for are
+/// masked.
 fn objects(state: &KernelState, like: &KernelState) -> BTreeMap<ObjectKey, String> {
     let mut all = Vec::new();
     all.extend(state.links.iter().map(|(name, link)| {
@@ -269,7 +271,7 @@ fn has(state: &KernelState, object: &Object) -> bool {
     }
 }
 
-/// Whether the kernel could carry out `op` in `state`.
+/// Checks that the kernel could carry out `op` in `state`.
 fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
     let device = |device: IfName| device == name(9) || state.links.contains_key(&device);
     let stands = match &op.object {
@@ -359,7 +361,7 @@ proptest! {
             prop_assert!(!touched, "{:?}", op);
         }
         let state = fold(&dump, &plan.ops)?;
-        // Pruning leaves nothing that is not desired; and a second look finds nothing more to do.
+        // Pruning leaves nothing that is not desired, and a second look finds nothing more to do.
         if prune == Prune::Yes {
             let wanted = objects(&want, &want);
             prop_assert!(objects(&state, &want).keys().all(|key| wanted.contains_key(key)));
@@ -409,7 +411,7 @@ proptest! {
 
     #[test]
     fn what_is_wanted_and_there_is_never_missing_in_between(want in state(true), have in state(false)) {
-        // Devices as they are: one that must be made anew takes what stands on it.
+        // Devices are as they are: one that must be made anew would take what stands on it.
         let dump = dump(consistent(KernelState { links: want.links.clone(), ..have }), Foreign::default());
         let wanted = objects(&want, &want);
         let both: Vec<ObjectKey> = objects(&dump.state, &want).into_keys().filter(|key| wanted.contains_key(key)).collect();

@@ -22,7 +22,7 @@ fn network(backend: BackendConfig) -> NetworkConfig {
     config(Some("10.100.0.0/16"), None, backend)
 }
 
-/// Far enough apart that no two are one in a rule.
+/// Returns subnets far enough apart that no two are merged in a rule.
 fn subnets(host: u8) -> SubnetKey {
     format!("10.100.{}.0-24", host * 16).parse().unwrap()
 }
@@ -36,7 +36,7 @@ struct Host {
     before: Vec<BackendConfig>,
     /// The store as it was when this host last looked.
     view: Vec<Lease>,
-    /// What it has written since.
+    /// The publications it has written since.
     unread: Vec<Publication>,
     made: Desired,
 }
@@ -186,7 +186,7 @@ impl World {
         }
     }
 
-    /// Everybody does everything until nothing changes any more.
+    /// Lets everybody do everything until nothing changes any more.
     fn settle(&mut self) {
         for _ in 0..6 {
             for host in 0..self.hosts.len() {
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    /// What every host sends to every other is received there.
+    /// Checks that packets every host sends to every other are received there.
     fn check(&self) -> Result<(), TestCaseError> {
         for from in &self.hosts {
             for to in self.hosts.iter().filter(|to| to.number != from.number) {
@@ -265,8 +265,8 @@ impl World {
 fn backends() -> impl Strategy<Value = Vec<BackendConfig>> {
     let all = [vxlan(1), vxlan(7), gre_with(0), gre_with(5), wireguard(), BackendConfig::HostGw];
     let different = prop::sample::subsequence(all.to_vec(), 2..=3).prop_shuffle();
-    // Back again, before or after everybody has followed; but not from WireGuard, where what is in clear is dropped until it is
-    // known why.
+    // Back again, before or after everybody has followed. But not from WireGuard, where packets in clear are dropped
+    // until it is known why they are.
     let back = |mut backends: Vec<BackendConfig>| {
         backends.truncate(2);
         backends.sort_by_key(|backend| !matches!(backend, BackendConfig::Wireguard(_)));
@@ -347,7 +347,7 @@ fn a_host_that_does_not_follow_is_waited_for_and_served() {
         paths.v4.unwrap().device.to_string()
     };
     assert_eq!((way(2), way(3)), ("flatwg.51820".to_owned(), "flat.1".to_owned()));
-    // Only the one that lags is an exception to "encrypted or dropped".
+    // Only the host that lags is an exception to "encrypted or dropped".
     let body = &world.hosts[0].made.state.ruleset.as_ref().unwrap().body;
     let out = body.lines().find(|line| line.contains("encrypted or dropped")).unwrap();
     assert!(out.contains("ip daddr != { 10.100.16.0/24, 10.100.48.0/24 }"), "{out}");
@@ -370,7 +370,8 @@ fn a_host_that_joins_meanwhile_and_one_that_does_not_follow_reach_each_other() {
     assert_eq!(before, [vxlan(1)]);
     let joined = Host { before, ..Host::new(4, Datapath::Kernel, config) };
     world.hosts.push(joined);
-    // The third still looks at the store: only the change of the configuration does not reach it, or cannot be made there.
+    // The third still looks at the store. Only the change of the configuration does not reach it, or cannot be made
+    // there.
     for _ in 0..2 {
         follow(&mut world, &[0, 1, 3]);
         [Step::See(2), Step::Pass(2)].into_iter().for_each(|step| world.step(step));
@@ -379,7 +380,7 @@ fn a_host_that_joins_meanwhile_and_one_that_does_not_follow_reach_each_other() {
     world.settle();
     world.check().unwrap();
     assert!(world.hosts.iter().all(|host| host.before.is_empty()));
-    // Whoever comes later has nothing to do with it.
+    // A host that comes later has nothing to do with it.
     assert!(joining(&world.configs[0], &world.store.iter().collect::<Vec<_>>()).is_empty());
 }
 

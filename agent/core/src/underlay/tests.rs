@@ -2,7 +2,8 @@ use super::*;
 use crate::facts::RouteTo;
 use crate::fixture::{device, interface};
 
-/// The machine that goes wrong most often: the default route is a NAT interface that is the same on every host.
+/// Returns the machine that goes wrong most often: the default route leads to a NAT interface that is the same on every
+/// host.
 fn vagrant() -> HostFacts {
     HostFacts {
         interfaces: vec![
@@ -132,7 +133,7 @@ fn a_public_address_is_published_in_place_of_the_interfaces() {
     assert_eq!(underlay.public_v6, None, "no IPv6 to receive it with");
 }
 
-/// A host that its routers reach at an address of the loopback: the uplinks have none.
+/// Returns a host that its routers reach at an address of the loopback; the uplinks have none.
 fn routed() -> HostFacts {
     let mut lo = interface("lo", &["127.0.0.1/8", "10.255.0.1/32", "2001:db8:ff::1/128"]);
     lo.mtu = Some(Mtu::new(Mtu::MAX).unwrap());
@@ -192,7 +193,7 @@ fn a_device_that_stands_in_for_the_loopback_does_not_say_what_fits_on_the_way_ou
 
 #[test]
 fn an_address_at_which_a_service_is_reached_is_not_this_hosts() {
-    // As facts have it: what is alone in its prefix comes last.
+    // In the order of the facts: an address that is alone in its prefix comes last.
     let mut facts = vagrant();
     facts.interfaces[2].addresses =
         ["192.168.33.11/24", "2001:db8:33::11/64", "192.168.33.200/32", "2001:db8:33::200/128"]
@@ -201,7 +202,7 @@ fn an_address_at_which_a_service_is_reached_is_not_this_hosts() {
     for (family, floating) in [(IpFamily::V4, "192.168.33.200"), (IpFamily::V6, "2001:db8:33::200")] {
         let mut here = facts.clone();
         route(&mut here, floating, "lo", floating, None);
-        // And, over IPv6, what the kernel takes towards others.
+        // And, over IPv6, the address that the kernel takes towards others.
         let mut taken = facts.clone();
         route(&mut taken, floating, "eth1", floating, None);
         for facts in [here, taken].iter().take(if family == IpFamily::V4 { 1 } else { 2 }) {
@@ -210,7 +211,7 @@ fn an_address_at_which_a_service_is_reached_is_not_this_hosts() {
             assert_eq!(underlay.v4, Some([192, 168, 33, 11].into()));
             assert_eq!(underlay.v6, Some("2001:db8:33::11".parse().unwrap()));
         }
-        // Who says so has it.
+        // If the user asks for it, it is taken.
         let selection = Selection { ifaces: vec![floating.to_owned()], ..Selection::default() };
         let underlay = select(&facts, &selection, &[family]).unwrap();
         assert_eq!(underlay.address(family), Some(floating.parse().unwrap()));
@@ -218,7 +219,7 @@ fn an_address_at_which_a_service_is_reached_is_not_this_hosts() {
     let selection = Selection { public_ip: Some([192, 168, 33, 200].into()), ..towards("192.168.33.11") };
     route(&mut facts, "192.168.33.11", "lo", "192.168.33.11", None);
     assert_eq!(select(&facts, &selection, &[]).unwrap().public_v4, Some([192, 168, 33, 200].into()));
-    // One that has no other has this.
+    // A host that has no other address has this one.
     facts.interfaces[2].addresses = vec!["192.168.33.200/32".parse().unwrap()];
     route(&mut facts, "192.168.33.10", "eth1", "192.168.33.200", None);
     assert_eq!(select(&facts, &towards("192.168.33.10"), &[]).unwrap().v4, Some([192, 168, 33, 200].into()));

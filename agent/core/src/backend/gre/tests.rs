@@ -99,7 +99,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
         networks: &networks,
     });
     let shared = device("flat6gre");
-    // What fits behind the larger headers, those with a key.
+    // The MTU that fits behind the larger headers, those with a key.
     let link = Link { kind: LinkKind::Gre6(Datapath::Kernel), mtu: Mtu::new(1452).unwrap(), mac: None, up: true };
     assert_eq!(desired.state.links.iter().collect::<Vec<_>>(), [(&shared, &link)]);
     assert_eq!(desired.networks.iter().map(|network| network.mtu.unwrap().get()).collect::<Vec<_>>(), [1452, 1452]);

@@ -15,14 +15,14 @@ fn v4(range: &str, backend: BackendConfig) -> NetworkConfig {
     config(Some(range), None, backend)
 }
 
-/// 10.0.0.0/8 in /20 subnets of which only some are handed out.
+/// Returns 10.0.0.0/8 in /20 subnets, of which only some are handed out.
 fn bounded(min: &str, max: &str) -> NetworkConfig {
     let bound = |text: &str| Some(text.parse().unwrap());
     let pool = Pool::new("10.0.0.0/8".parse().unwrap(), Some(20), bound(min), bound(max)).unwrap();
     NetworkConfig { v4: Some(pool), ..config(None, None, vxlan()) }
 }
 
-/// The verdicts over networks in force, each with its lease and what the store says by now.
+/// Returns the verdicts over networks in force, each with its lease and the configuration that the store has by now.
 fn judged(facts: &HostFacts, networks: &[(&NetworkConfig, &str, Option<&NetworkConfig>)]) -> Vec<&'static str> {
     let names: Vec<NetworkName> = (0..networks.len()).map(|index| format!("n{index}").parse().unwrap()).collect();
     let inputs: Vec<NetworkInput<'_>> = std::iter::zip(&names, networks)
@@ -103,7 +103,8 @@ fn networks_that_change_together_may_swap_and_of_two_that_want_the_same_the_firs
     let (red3, blue3) = (v4("10.1.0.0/16", vni(3)), v4("10.2.0.0/16", vni(3)));
     let same = [(&red, "10.1.1.0-24", Some(&red3)), (&blue, "10.2.1.0-24", Some(&blue3))];
     assert_eq!(judged(&facts(), &same), ["admitted", "vni-conflict"]);
-    // What the first one counted on does not come: the second may not have it, as it takes an address of this host.
+    // The change that the first one counted on does not come: the second may not have it, as it takes an address of
+    // this host.
     let mut covered = facts();
     covered.interfaces.push(interface("eth1", &["172.16.0.9/12"]));
     let wide = v4("172.16.0.0/12", vni(1));
@@ -186,7 +187,7 @@ fn before_a_lease_is_taken_everything_is_looked_at_that_would_keep_it_from_being
     assert_eq!(joining(&facts(), &config(None, Some("fd00:100::/48"), too_small)), "mtu-too-small");
 }
 
-/// A host whose store, gateway and resolver are elsewhere than on its link.
+/// Returns a host whose store, gateway and resolver are not on its link.
 fn remote() -> HostFacts {
     let address = |text: &str| text.parse().unwrap();
     HostFacts { gateways: vec![address("10.7.0.1")], resolvers: vec![address("10.8.0.53")], ..facts() }

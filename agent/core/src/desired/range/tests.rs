@@ -15,7 +15,7 @@ use crate::plan::plan;
 use crate::transition::Said;
 use crate::underlay::Underlay;
 
-/// flannel's example, and an IPv6 range that is bounded on one side.
+/// Returns flannel's example, and an IPv6 range that is bounded on one side.
 fn bounded(backend: BackendConfig) -> NetworkConfig {
     let address = |text: &str| Some(text.parse().unwrap());
     let v4 = Pool::new("10.0.0.0/8".parse().unwrap(), Some(20), address("10.10.0.0"), address("10.99.0.0"));
@@ -36,7 +36,7 @@ const V4: [&str; 8] = [
 const V6: &str = "fd00:100::/56";
 const OWN: &str = "10.10.0.0-20&fd00:100:0:1::-64";
 
-/// A host that lives in the range, as its peers, its resolver and its store do.
+/// Returns a host that lives in the range, as its peers, its resolver and its store do.
 fn host() -> (HostFacts, Underlay, Vec<IpAddr>) {
     let mut facts = facts();
     facts.interfaces[1] = interface("eth0", &["10.240.0.1/24", "fd00:100:0:f000::1/64"]);
@@ -46,7 +46,7 @@ fn host() -> (HostFacts, Underlay, Vec<IpAddr>) {
     (facts, Underlay { v4, v6, public_v4: v4, public_v6: v6, ..underlay() }, vec!["10.240.0.9".parse().unwrap()])
 }
 
-/// A peer that lives in the range.
+/// Returns a peer that lives in the range.
 fn beside(subnets: &str, node: u8, backend: &BackendConfig) -> Lease {
     Lease {
         public_ip: Some([10, 240, 0, node].into()),
@@ -85,7 +85,7 @@ fn texts(nets: impl IntoIterator<Item = IpNet>) -> Vec<String> {
     nets.into_iter().map(|net| net.to_string()).collect()
 }
 
-/// What is refused if no other route leads there.
+/// Returns the ranges that are refused if no other route leads there.
 fn refused(desired: &Desired) -> Vec<String> {
     let routes = desired.state.routes.iter().filter(|(_, route)| route.via == RouteVia::Unreachable);
     texts(routes.map(|(key, _)| key.destination))

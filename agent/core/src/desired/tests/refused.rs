@@ -10,12 +10,12 @@ use crate::fixture::{key, wireguard};
 use crate::op::Action;
 use crate::underlay::Underlay;
 
-/// What a network may be refused for once it ran.
+/// A reason for which a network may be refused after it ran.
 struct Refusal {
     code: &'static str,
     backend: BackendConfig,
     host: fn(&mut HostFacts, &mut Underlay),
-    /// The network that was joined before it, by now.
+    /// The backend that the network joined before it has by now.
     other: Option<BackendConfig>,
     other_range: &'static str,
     own: &'static str,
@@ -81,7 +81,7 @@ struct World {
 }
 
 impl World {
-    /// The host before anything was wrong: a first network, and one with a peer.
+    /// Returns the host before anything was wrong: a first network, and one with a peer.
     fn fine(refusal: &Refusal) -> Self {
         Self {
             facts: facts(),
@@ -158,7 +158,7 @@ fn whatever_a_network_is_refused_for_nothing_of_it_is_deleted_and_its_guard_stay
             desired.state.ruleset.iter().flat_map(|set| set.body.lines().filter(is_there)).map(str::to_owned).collect()
         };
         let (had, has): (Vec<String>, Vec<String>) = (second(&before), second(&after));
-        // A tunnel that the other network has by now is guarded as that one's.
+        // A tunnel that the other network has by now is guarded as that network's.
         if refusal.other.is_none() {
             assert_eq!(had, has, "{code}");
             assert_eq!(before.state.peer_sources, after.state.peer_sources, "{code}");
@@ -166,7 +166,7 @@ fn whatever_a_network_is_refused_for_nothing_of_it_is_deleted_and_its_guard_stay
         assert!(!has.is_empty(), "{code}: the guard is gone");
         let found = Dump { state: before.state.clone(), ..Dump::default() };
         let plan = plan(&after.state, &found, Prune::Settled);
-        // What a network left on a device that is another's by now is that one's to tidy up.
+        // If a network left something on a device that is another's by now, that other network tidies it up.
         let gone = plan.ops.iter().find(|op| op.action == Action::Delete && refusal.other.is_none());
         assert_eq!(gone, None, "{code}");
     }
@@ -239,13 +239,14 @@ fn beside_a_refused_network_whoever_was_removed_is_out_and_nothing_else() {
         let gone: Vec<IpNet> = routes(&before.state).into_iter().filter(|net| !routes(&state).contains(net)).collect();
         let of_third = |net: &str| net.parse::<IpNet>().unwrap();
         let expected = match &backend {
-            // Direct routes are on no device of the network's own, and routes of GRE over IPv6 on one that networks share.
+            // Direct routes are on no device of the network's own, and routes of GRE over IPv6 are on one that networks
+            // share.
             BackendConfig::HostGw => vec![of_third("10.101.3.0/24")],
             BackendConfig::Gre(_) => ["10.100.3.0/24", "10.101.3.0/24"].map(of_third).into(),
             _ => ["10.100.3.0/24", "10.101.3.0/24", "fd00:100:0:3::/64"].map(of_third).into(),
         };
         assert_eq!(gone, expected, "{backend:?}");
-        // Of each device's entries of peers one half goes.
+        // One half of each device's entries for peers goes.
         let on_devices = |state: &KernelState| {
             let devices = state.fdb.keys().map(|key| key.device).chain(state.neighbours.keys().map(|key| key.device));
             let devices = devices.chain(state.wireguard_peers.keys().map(|key| key.device));

@@ -25,7 +25,7 @@ fn body(networks: &[FirewallNetwork]) -> String {
     ruleset(networks, IfName::new("eth0").unwrap()).0.body
 }
 
-/// The rules of a chain.
+/// Returns the rules of a chain.
 fn chain<'a>(body: &'a str, name: &str) -> Vec<&'a str> {
     let lines = body.lines().skip_while(|line| line.trim() != format!("chain {name} {{")).skip(1);
     lines.take_while(|line| line.trim() != "}").map(str::trim).collect()
@@ -35,7 +35,7 @@ fn chain<'a>(body: &'a str, name: &str) -> Vec<&'a str> {
 fn tunnel_packets_that_do_not_come_by_the_underlay_must_come_from_where_their_source_is() {
     let body = body(&[network("default", 1, "10.100.0.0/16"), network("blue", 2, "10.200.0.0/16")]);
     let rules = chain(&body, "origin");
-    // Only what a peer could have sent: other people's tunnels may come as they like.
+    // Only packets that a peer could have sent: other people's tunnels may come as they like.
     let wrong_side = "udp dport 8472 iifname != \"eth0\" fib saddr . iif oif missing";
     for vni in [1, 2] {
         assert_eq!(rules[vni], format!("{wrong_side} @th,96,24 {vni} goto forged_8472_{vni}"));
@@ -82,12 +82,12 @@ fn what_passes_through_with_our_vni_is_marked_before_anything_is_accepted_and_mu
     assert_eq!(chain(&body, "sent")[1], posing[2], "what is inside may carry the mark");
 }
 
-/// Whether a rule does nothing but remember: no verdict, no mark.
+/// Returns true if a rule does nothing but remember: it has no verdict and sets no mark.
 fn is_witness(rule: &str) -> bool {
     rule.contains(" update @seen") && rule.ends_with(" counter }") && !rule.contains("mark")
 }
 
-/// iptables lets in what carries the mark: it must be the guard's own.
+/// iptables lets in packets that carry the mark, so the mark must be the guard's own.
 #[test]
 fn what_the_guard_accepts_is_marked_and_nothing_keeps_or_brings_the_mark() {
     let body = body(&[network("default", 1, "10.100.0.0/16")]);

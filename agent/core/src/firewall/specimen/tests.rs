@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// A line with what differs between networks left out: names, comments, members of sets, numbers and addresses.
+/// Returns a line without what differs between networks: names, comments, members of sets, numbers and addresses.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     let mut words = line.split_whitespace();
@@ -38,7 +38,7 @@ fn shapes(text: &str) -> BTreeSet<String> {
     text.lines().map(shape).collect()
 }
 
-/// What nft is asked of before a lease is taken has every kind of rule that any table has.
+/// The specimen that nft is asked about before a lease is taken has every kind of rule that any table has.
 #[test]
 fn nothing_is_loaded_that_was_not_asked_of() {
     let asked = shapes(&specimen(&IpFamily::BOTH).0.body);
@@ -52,8 +52,8 @@ fn nothing_is_loaded_that_was_not_asked_of() {
     }
 }
 
-/// Names of protocols and services are looked up in files that small hosts lack, and what came after nft 1.0.3 is not known
-/// to the releases people run.
+/// Names of protocols and services are looked up in files that small hosts lack. Words that came after nft 1.0.3 are
+/// not known to the releases people run.
 #[test]
 fn the_text_has_nothing_that_older_programs_cannot_read() {
     let (table, elements) = specimen(&IpFamily::BOTH);
@@ -66,7 +66,7 @@ fn the_text_has_nothing_that_older_programs_cannot_read() {
                 assert!(word.starts_with(|first: char| first.is_ascii_digit() || first == '{'), "{line}");
             }
         }
-        // Of sets, which is old; not of headers.
+        // These are flags of sets, which are old, not of headers.
         let words: Vec<&str> = if line.trim() == "flags dynamic,timeout" { Vec::new() } else { words };
         for new in ["destroy", "vxlan", "gretap", "geneve", "flags", "typeof ct", "type . "] {
             assert!(!words.contains(&new), "{new}: {line}");
