@@ -42,7 +42,7 @@ impl Failures {
             .iter()
             .map(|op| match self.block(op) {
                 true => OpOutcome::Skipped,
-                // Whoever carries out owes one outcome for each.
+                // The code that carries operations out owes one outcome for each.
                 false => of_tried.next().unwrap_or(OpOutcome::Skipped),
             })
             .collect();

@@ -21,7 +21,7 @@ pub const RUN_DIR: &str = "/run/netns";
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct NetnsError {
-    /// What could not be done, with the path or process.
+    /// The action that could not be done, with the path or process.
     pub what: String,
     /// Advice on how to put it right; empty if none is known.
     pub hint: String,

@@ -3,7 +3,7 @@
 //! | who encrypts | the device | its settings |
 //! |---|---|---|
 //! | the kernel | of kind `wireguard` | over generic netlink |
-//! | this process (`userspace`) | a TUN device of the same name | over `/run/wireguard/<device>.sock`, as `wg` uses too |
+//! | this process (`userspace`) | a TUN device of the same name | over `/run/wireguard/<device>.sock`, like `wg` |
 //!
 //! Only [`Keyring`] knows private keys. Objects, plans and logs have the public half.
 

@@ -20,7 +20,7 @@ use crate::netlink::wire::Request;
 use crate::sysctl;
 use crate::userspace::{Userspace, alias};
 
-/// The outcome of an operation that the kernel refused.
+/// Returns the outcome of an operation that the kernel refused.
 pub(super) fn failed(op: &Op, refusal: &Refusal) -> OpOutcome {
     OpOutcome::Failed(OpError {
         action: op.action,
@@ -40,20 +40,20 @@ pub(super) struct Applier<'a> {
     indexes: HashMap<IfName, u32>,
 }
 
-/// What an operation asks of the kernel.
+/// The requests that an operation needs.
 enum Plan {
     /// One request.
     One(Request),
-    /// One that makes room, whose answer does not matter, and the request itself.
+    /// A request that makes room, whose answer does not matter, and the request itself.
     Aside(Request, Request),
-    /// Known to be in vain.
+    /// A refusal that is known without asking.
     Refused(Refusal),
     /// Nothing to do.
     Nothing,
 }
 
 impl<'a> Applier<'a> {
-    /// Goes on from earlier `failures`.
+    /// Creates an applier that goes on from earlier `failures`.
     pub(super) fn new(
         channel: &'a mut Channel,
         wireguard: &'a Wireguard,
@@ -64,7 +64,7 @@ impl<'a> Applier<'a> {
         Self { channel, wireguard, userspace, ports, failures, indexes: HashMap::new() }
     }
 
-    /// Carries out `ops`: one outcome each, and what failed so far.
+    /// Carries out `ops`. Returns one outcome each, and what has failed so far.
     pub(super) fn apply(mut self, ops: &[Op]) -> (Vec<OpOutcome>, Failures) {
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in dependency::runs(ops) {
@@ -77,7 +77,7 @@ impl<'a> Applier<'a> {
         (outcomes, self.failures)
     }
 
-    /// Operations of one stage, or a single one that stands alone. `all`: the whole plan.
+    /// Carries out operations of one stage, or a single one that stands alone. `all` is the whole plan.
     fn run(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
         match run {
             [op @ Op { object: Object::Link(name, link), .. }] => vec![self.link(op, *name, link)],
@@ -165,7 +165,7 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// `plan` for the index of `device`. Without the device a deletion has nothing to do.
+    /// Makes `plan` with the index of `device`. Without the device, a deletion has nothing to do.
     fn on(&mut self, op: &Op, device: IfName, plan: impl FnOnce(u32) -> Plan) -> Plan {
         match self.index(device) {
             Ok(Some(index)) => plan(index),
@@ -195,14 +195,15 @@ impl<'a> Applier<'a> {
         outcome(op, done.map_err(|refusal| named_holder(refusal, wanted)))
     }
 
-    /// Peers of one stage. `all`: the whole plan, which tells a peer that got another key from one that is new.
+    /// Changes peers of one stage. `all` is the whole plan, which tells a peer that got another key from one that is
+    /// new.
     fn wireguard_peers(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
         let mut answers = self.wireguard.change_peers(run, all).into_iter();
         run.iter().map(|op| Verdict::Asked.outcome(op, &mut answers)).collect()
     }
 
-    /// Made, marked and silenced in one `send()`: see [`encode::link_create`]; then brought up. If any of it fails the
-    /// device is taken away again.
+    /// Creates a device. It is made, marked and silenced in one `send()` (see [`encode::link_create`]), and then
+    /// brought up. If any of it fails, the device is taken away again.
     fn create(&mut self, name: IfName, wanted: &Link) -> Result<(), Refusal> {
         if let LinkKind::Wireguard(link) = &wanted.kind {
             return self.wireguard.create(self.channel, name, wanted, *link);
@@ -228,7 +229,8 @@ impl<'a> Applier<'a> {
         made
     }
 
-    /// A TUN device that this process serves. It carries its mark before it is kept, so no crash leaves one without.
+    /// Creates a TUN device that this process serves. It carries its mark before it is kept, so no crash leaves one
+    /// without.
     fn create_in_user_space(&mut self, name: IfName, wanted: &Link, index: u32) -> Result<(), Refusal> {
         if links::named(self.channel, name)?.is_some() {
             return Err(Refusal::of(Errno::EEXIST));
@@ -278,7 +280,7 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// A device, if it is ours: it may have been exchanged for another since the dump.
+    /// Returns a device, if it is ours: it may have been exchanged for another since the dump.
     fn owned(&mut self, name: IfName) -> Result<Option<RawLink>, Refusal> {
         match links::named(self.channel, name)? {
             Some(link) if !links::is_ours(&link) => {
@@ -289,7 +291,8 @@ impl<'a> Applier<'a> {
     }
 }
 
-/// A VXLAN device opens its port when it is brought up.
+/// Names the program that holds a VXLAN device's port, if that is why it was refused. The device opens its port when it
+/// is brought up.
 fn named_holder(refusal: Refusal, wanted: &Link) -> Refusal {
     match &wanted.kind {
         LinkKind::Vxlan(vxlan) if refusal.errno == libc::EADDRINUSE => port_holder::refusal(vxlan.port),
@@ -297,12 +300,12 @@ fn named_holder(refusal: Refusal, wanted: &Link) -> Refusal {
     }
 }
 
-/// What is known of an operation before and after its requests.
+/// The state of an operation's answer, before and after its requests.
 enum Verdict {
     Known(Result<(), Refusal>),
-    /// The next answer is its.
+    /// The next answer belongs to it.
     Asked,
-    /// The answer after the next is its.
+    /// The answer after the next belongs to it.
     AskedAfter,
 }
 
@@ -320,15 +323,15 @@ fn outcome(op: &Op, answer: Result<(), Refusal>) -> OpOutcome {
     let answer = if op.action == Action::Delete { absent_is_done(answer) } else { answer };
     match answer {
         Ok(()) => OpOutcome::Done,
-        // A route through a nexthop that is not there: so there is no such route either.
+        // The route leads through a nexthop that is not there, so there is no such route either.
         Err(refusal) if refusal.errno == libc::EINVAL && is_deletion_through_object(op) => OpOutcome::Done,
         Err(refusal) => failed(op, &refusal),
     }
 }
 
-/// Whether a route over IPv6 is led to a next hop on a device's link, which the kernel looks up by the routes there are
-/// (net/ipv6/route.c: `ip6_route_check_nh_onlink`). The next hop is inside the route's own destination: as long as that
-/// leads to another device, it is refused. One that leads nowhere is in nobody's way.
+/// Returns true if a route over IPv6 is changed to a next hop on a device's link. The kernel looks such a next hop up
+/// by the present routes (net/ipv6/route.c: `ip6_route_check_nh_onlink`). It is inside the route's own destination, so
+/// the change is refused as long as that leads to another device. A route that leads nowhere is not in the way.
 fn moves_onlink(op: &Op) -> bool {
     let Object::Route(key, Route { via: RouteVia::Hop(hop), .. }) = &op.object else { return false };
     op.action == Action::Change && key.destination.addr().is_ipv6() && hop.onlink
@@ -342,8 +345,8 @@ fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {
     answer.or_else(|refusal| if refusal.is_absence() { Ok(()) } else { Err(refusal) })
 }
 
-/// Whether [`encode::link_quiet`] was refused because the device has no IPv6, hence makes no link-local address: IPv6 is
-/// disabled, or the MTU below its least.
+/// Returns true if [`encode::link_quiet`] was refused because the device has no IPv6, and hence makes no link-local
+/// address: IPv6 is disabled, or the MTU is below its minimum.
 pub(super) fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
     matches!(answer, Err(refusal) if refusal.errno == libc::EAFNOSUPPORT)
 }
@@ -356,10 +359,10 @@ fn route_request(op: &Op, presence: Presence, key: RouteKey, route: &Route, inde
     }
 }
 
-/// An interface index that is most probably free: the kernel counts up from 1 and hands these out last. A clash refuses
-/// the creation.
+/// Returns an interface index that is most probably free: the kernel counts up from 1 and hands these out last. A clash
+/// makes the kernel refuse the creation.
 pub(super) fn free_index() -> u32 {
-    /// 2^24 to 2^30: far above the kernel's own, below the sign bit of `ifindex`.
+    /// From 2^24 to 2^30: far above the kernel's own, and below the sign bit of `ifindex`.
     const FIRST: u64 = 1 << 24;
     const COUNT: u64 = (1 << 30) - FIRST;
     // RandomState is seeded by the system's random numbers, anew for each instance.
@@ -369,10 +372,10 @@ pub(super) fn free_index() -> u32 {
 
 fn set_sysctl(action: Action, setting: &Sysctl, value: &str) -> Result<(), Refusal> {
     match action {
-        // A setting is never deleted: to put it back is a change to the value recorded.
+        // A setting is never deleted: putting it back is a change to the value recorded.
         Action::Delete => Ok(()),
         Action::Create | Action::Change | Action::Replace => match sysctl::write(setting, value) {
-            // Where none may be written (a container's /proc/sys) many are right all the same.
+            // Where no setting may be written (a container's /proc/sys), many have the right value all the same.
             Err(_) if matches!(sysctl::read(setting), Ok(Some(now)) if now == value) => Ok(()),
             written => written.map_err(Refusal::from),
         },

@@ -1,4 +1,4 @@
-//! What is ours, and what is in the way.
+//! Dumps of the kernel's objects: ours, and those that are in the way.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -19,11 +19,11 @@ use crate::netlink::socket::Channel;
 use crate::userspace::Userspace;
 use crate::{KernelError, Scope, sysctl};
 
-/// Routes of others that are remembered: a router with a full table has a million, and a conflict there also shows when
-/// the kernel refuses ours.
+/// The most routes of others that are remembered. A router with a full table has a million, and a conflict there also
+/// shows when the kernel refuses ours.
 const MAX_FOREIGN_ROUTES: usize = 65_536;
 
-/// Everything but the firewall.
+/// Dumps everything but the firewall.
 pub(super) fn dump(
     channel: &mut Channel,
     userspace: &mut Userspace,
@@ -61,7 +61,7 @@ fn is_vxlan(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vxlan(_))
 }
 
-/// Names by interface index.
+/// Device names by interface index.
 struct Devices {
     all: HashMap<u32, IfName>,
     ours: BTreeMap<u32, IfName>,
@@ -114,7 +114,7 @@ fn addresses(channel: &mut Channel, devices: &Devices, into: &mut KernelState) -
     Ok(())
 }
 
-/// Every address of every device.
+/// Returns every address of every device.
 pub(super) fn all_addresses(channel: &mut Channel) -> io::Result<Vec<parse::RawAddress>> {
     channel.dump(
         &encode::address_dump(),
@@ -127,7 +127,7 @@ pub(super) fn all_addresses(channel: &mut Channel) -> io::Result<Vec<parse::RawA
     )
 }
 
-/// `fe80::/10` or `169.254.0.0/16`.
+/// Returns true for addresses in `fe80::/10` or `169.254.0.0/16`.
 pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
@@ -171,7 +171,7 @@ fn fdb(channel: &mut Channel, index: u32, device: IfName, into: &mut KernelState
     Ok(())
 }
 
-/// A device that went away, or a table that was never used (`ENOENT`), has nothing in it.
+/// Reads a failure as empty if the device went away, or the table was never used (`ENOENT`): they have nothing in them.
 fn absent_is_empty<T: Default>(found: io::Result<T>) -> io::Result<T> {
     match found {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(T::default()),
@@ -235,7 +235,7 @@ fn routes(channel: &mut Channel, family: IpFamily, devices: &Devices, dump: &mut
     Ok(())
 }
 
-/// `None`: not of the main table, or told apart by more than we set.
+/// Returns a route's key; `None`: it is not in the main table, or differs from others by more than we set.
 fn key(raw: &RawRoute) -> Option<RouteKey> {
     let ours = raw.table == u32::from(encode::TABLE_MAIN) && raw.tos == 0 && !raw.cloned;
     let destination = IpNet::new(raw.destination, raw.prefix).ok().filter(|_| ours)?.trunc();
@@ -253,7 +253,8 @@ fn route(raw: &RawRoute, devices: &Devices) -> Option<Route> {
         (encode::UNICAST, None, Some(gateway), Some(device)) if !raw.multipath => {
             RouteVia::Hop(NextHop { gateway, device, onlink: raw.onlink })
         }
-        // With our number, but nothing we would make: to be replaced or deleted, by a hop that nobody wants.
+        // A route with our number that we would never make. It is reported as one by a hop that nobody wants, so that
+        // it is replaced or deleted.
         (_, _, _, device) => RouteVia::Hop(NextHop {
             gateway: if raw.destination.is_ipv4() { [0; 4].into() } else { [0; 16].into() },
             device: device.or_else(|| IfName::new("lo").ok())?,

@@ -1,4 +1,4 @@
-//! What the host is like.
+//! Reads the facts about the host.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -18,10 +18,11 @@ use crate::{KernelError, resolvers, sysctl};
 /// `RTN_LOCAL`: the address is this host's own.
 const LOCAL: u8 = 2;
 
-/// Destinations kept of each family: a host has tens; a router's whole table says nothing that its first part does not.
+/// The most destinations that are kept of each family. A host has tens; a router's whole table says nothing that its
+/// first part does not.
 const DESTINATIONS: usize = 4096;
 
-/// All but the firewall's.
+/// Reads all facts but the firewall's.
 pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
     let raw = links::all(channel).map_err(of("links"))?;
     let names: HashMap<u32, IfName> =
@@ -79,7 +80,8 @@ fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<(Vec<Inter
     Ok((links.iter().filter_map(interface).collect(), passing))
 }
 
-/// A network card's link has no kind; every device made by software has.
+/// Returns the interfaces with addresses that lead to other machines. A network card's link has no kind; every device
+/// made by software has one.
 fn uplinks(interfaces: &[Interface], links: &[RawLink]) -> BTreeSet<IfName> {
     const KINDS: [&str; 4] = ["", "bond", "team", "vlan"];
     let leads_out = |name: &IfName| {
@@ -91,12 +93,12 @@ fn uplinks(interfaces: &[Interface], links: &[RawLink]) -> BTreeSet<IfName> {
     own.map(|interface| interface.name).filter(leads_out).collect()
 }
 
-/// A larger one than an IP packet can be is as good as that: the loopback's is 65,536.
+/// Converts an MTU. One that is larger than an IP packet can be is as good as the largest: the loopback's is 65,536.
 fn mtu(bytes: u32) -> Option<Mtu> {
     Mtu::new(bytes.min(Mtu::MAX)).ok()
 }
 
-/// `None`: the kernel has no way there, or a route that refuses.
+/// Looks up the route to `address`; `None`: the kernel has no way there, or a route that refuses.
 fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) -> Option<RouteTo> {
     let found = channel.get(&encode::route_lookup(address), |kind, payload| {
         (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten()
@@ -117,9 +119,9 @@ fn lookup(channel: &mut Channel, address: IpAddr, names: &HashMap<u32, IfName>) 
 #[derive(Default)]
 struct Routes {
     default: Vec<RawRoute>,
-    /// Next hops of default routes and of what stands for one.
+    /// Next hops of default routes, and of routes that stand for a default route.
     gateways: Vec<IpAddr>,
-    /// All others that are not ours, at most [`DESTINATIONS`]: destination and interface.
+    /// All other routes that are not ours, at most [`DESTINATIONS`], as destination and interface.
     others: Vec<(IpNet, Option<u32>)>,
 }
 
@@ -139,13 +141,13 @@ impl Routes {
         }
     }
 
-    /// The device of the default route with the lowest metric.
+    /// Returns the device of the default route with the lowest metric.
     fn default_device(&self, names: &HashMap<u32, IfName>) -> Option<IfName> {
         let usable = self.default.iter().filter_map(|route| Some((route.metric, names.get(&route.index?).copied()?)));
         usable.min_by_key(|(metric, _)| *metric).map(|(_, device)| device)
     }
 
-    /// The devices of default routes that router advertisements brought.
+    /// Returns the devices of default routes that router advertisements brought.
     fn learnt(&self, names: &HashMap<u32, IfName>) -> Vec<IfName> {
         let learnt = self.default.iter().filter(|route| route.protocol == encode::PROTOCOL_RA);
         learnt.filter_map(|route| names.get(&route.index?).copied()).collect()
@@ -168,13 +170,14 @@ fn routes(channel: &mut Channel, family: IpFamily) -> io::Result<Routes> {
         Routes::default,
     );
     match read {
-        // No IPv6, or a table never used.
+        // No IPv6, or a table that was never used.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => Ok(Routes::default()),
         other => other,
     }
 }
 
-/// Found by trying: a kernel without them does not know the request.
+/// Returns true if the kernel has nexthop objects. This is found by trying: a kernel without them does not know the
+/// request.
 fn has_nexthops(channel: &mut Channel) -> bool {
     channel.dump(&encode::nexthop_dump(), |(), _, _| {}, || ()).is_ok()
 }

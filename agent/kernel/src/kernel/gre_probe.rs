@@ -1,4 +1,4 @@
-//! Who can carry GRE here: found by trying, since a module is loaded by asking for it.
+//! The datapaths that can carry GRE here. They are found by trying, since asking for a module loads it.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use crate::netlink::gre;
 use crate::netlink::socket::Channel;
 use crate::userspace;
 
-/// What was found, per underlay family.
+/// The datapaths that were found, per underlay family.
 #[derive(Debug, Default)]
 pub(super) struct GreProbe {
     v4: Option<Found>,
     v6: Option<Found>,
-    /// `--no-userspace`.
+    /// True with `--no-userspace`.
     kernel_only: bool,
 }
 
@@ -24,12 +24,12 @@ pub(super) struct GreProbe {
 struct Found(Option<Datapath>);
 
 impl GreProbe {
-    /// Never stand in for the kernel.
+    /// Never lets this process stand in for the kernel.
     pub(super) fn refuse_userspace(&mut self) {
         self.kernel_only = true;
     }
 
-    /// Looks the first time; then again only if a module that was missing is there.
+    /// Looks the first time, and then again only if a module that was missing is there.
     pub(super) fn look(&mut self, channel: &mut Channel, family: IpFamily) -> Option<Datapath> {
         let before = *self.of(family);
         match before {
@@ -49,7 +49,7 @@ impl GreProbe {
         found
     }
 
-    /// Forgets what was found if the kernel no longer knows such devices: the module was removed.
+    /// Forgets what was found if the kernel no longer knows such devices, because the module was removed.
     pub(super) fn applied(&mut self, ops: &[Op], outcomes: &[OpOutcome]) {
         for (op, outcome) in ops.iter().zip(outcomes) {
             let (Object::Link(_, link), OpOutcome::Failed(error)) = (&op.object, outcome) else { continue };
@@ -69,7 +69,7 @@ impl GreProbe {
     }
 }
 
-/// Said once: packets cost more when they pass through this process.
+/// Logs the datapath once: packets cost more when they pass through this process.
 fn say(family: IpFamily, found: Option<Datapath>) {
     match found {
         Some(Datapath::Kernel) => tracing::info!(%family, "the kernel carries GRE"),
@@ -87,16 +87,16 @@ fn module(family: IpFamily) -> &'static str {
     }
 }
 
-/// Whether the module is there now, without asking for it.
+/// Returns true if the module is there now, without asking for it.
 fn is_loaded(family: IpFamily) -> bool {
     Path::new("/sys/module").join(module(family)).exists()
 }
 
-/// Asks for a device that cannot be made: a kernel that knows the kind refuses what is asked (`EINVAL`), one that does not
-/// refuses the kind (`EOPNOTSUPP`). Nothing is made either way.
+/// Asks for a device that cannot be made. A kernel that knows the kind refuses what is asked (`EINVAL`), and one that
+/// does not refuses the kind (`EOPNOTSUPP`). Nothing is made either way.
 fn has_module(channel: &mut Channel, family: IpFamily) -> bool {
     match channel.request(&gre::impossible(family)) {
-        // It cannot be, but then the kind is known.
+        // That cannot happen, but if it does, the kind is known.
         Ok(()) => true,
         Err(refusal) => refusal.errno == libc::EINVAL,
     }

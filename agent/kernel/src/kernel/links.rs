@@ -1,4 +1,4 @@
-//! Devices as the kernel tells them, and as the agent knows them.
+//! Devices, as the kernel reports them and as the agent knows them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,10 +11,10 @@ use crate::netlink::parse::{self, RawLink};
 use crate::netlink::socket::{Channel, Refusal};
 use crate::sysctl;
 
-/// What follows our alias on a TUN device that stands in for WireGuard.
+/// The word after our alias on a TUN device that stands in for WireGuard.
 pub(super) const WIREGUARD: &str = "wireguard";
 
-/// Every device.
+/// Returns every device.
 pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
     channel.dump(
         &encode::link_dump(),
@@ -27,7 +27,7 @@ pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
     )
 }
 
-/// The device of that name.
+/// Returns the device of that name.
 pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLink>, Refusal> {
     match channel
         .get(&encode::link_get(name), |kind, payload| (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten())
@@ -37,7 +37,7 @@ pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLin
     }
 }
 
-/// The device of that index.
+/// Returns the device of that index.
 pub(super) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<RawLink>, Refusal> {
     match channel.get(&encode::link_get_index(index), |kind, payload| {
         (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten()
@@ -47,8 +47,9 @@ pub(super) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<Raw
     }
 }
 
-/// Nobody beyond a device that was just made may configure this host. Before it is brought up: the first router
-/// advertisement may be waiting. What cannot be written shows when the setting itself has its turn.
+/// Keeps everybody beyond a device that was just made from configuring this host. This happens before it is brought up,
+/// since the first router advertisement may be waiting. If a setting cannot be written, that shows when the setting
+/// itself has its turn.
 pub(super) fn deafen(name: IfName) {
     for (family, setting) in [("ipv6", "accept_ra"), ("ipv6", "accept_redirects"), ("ipv4", "accept_redirects")] {
         let setting = Sysctl::new(format!("net/{family}/conf/{name}/{setting}"));
@@ -58,23 +59,23 @@ pub(super) fn deafen(name: IfName) {
     }
 }
 
-/// Whether it carries our mark.
+/// Returns true if the device carries our mark.
 pub(super) fn is_ours(link: &RawLink) -> bool {
     link.alias.starts_with(Link::ALIAS)
 }
 
-/// A device of ours as the agent knows it; `None`: of a kind or with an identifier that we never give, so not ours
-/// whatever its alias says.
+/// Reads a device of ours as the agent knows it; `None`: it has a kind or an identifier that we never give, so it is
+/// not ours whatever its alias says.
 pub(super) fn read(link: &RawLink) -> Option<Link> {
     let kind = match (link.kind.as_str(), &link.vxlan) {
         ("vxlan", Some(vxlan)) => {
-            // One that learns was tampered with. It has no field here, being off always, so it is told as another local
-            // address: putting that right turns learning off too.
+            // A device that learns was tampered with. Learning has no field here, since it is always off, so the device
+            // is reported with another local address: putting that right turns learning off too.
             let local = vxlan.local.filter(|_| !vxlan.learning).unwrap_or_else(|| unspecified_like(vxlan.local));
             LinkKind::Vxlan(VxlanLink { vni: Vni::new(vxlan.vni).ok()?, port: vxlan.port, local })
         }
         ("bridge", _) => LinkKind::Bridge,
-        // Port and key are not the link's to tell: see `super::wireguard`.
+        // The link does not report port and key: see `super::wireguard`.
         ("wireguard", _) => LinkKind::Wireguard(unset(Datapath::Kernel)),
         ("tun", _) if link.alias.split(' ').nth(1) == Some(WIREGUARD) => {
             LinkKind::Wireguard(unset(Datapath::Userspace))
@@ -93,7 +94,8 @@ fn unset(datapath: Datapath) -> WireguardLink {
     WireguardLink { port: 0, public_key: None, datapath }
 }
 
-/// One that somebody gave another end or two keys is told as one of user space: it must be made anew.
+/// Reads a multipoint GRE device. If somebody gave it another end or two keys, it is reported as one of user space, so
+/// that it is made anew.
 fn multipoint(link: &RawLink) -> Option<GreLink> {
     let gre = link.gre?;
     Some(match gre.multipoint() {
@@ -113,7 +115,7 @@ fn unspecified_like(local: Option<IpAddr>) -> IpAddr {
     }
 }
 
-/// What a device that is not ours is, for people.
+/// Describes a device that is not ours, for people.
 pub(super) fn describe(link: &RawLink) -> String {
     match &link.vxlan {
         Some(vxlan) => format!("vxlan VNI {} port {}", vxlan.vni, vxlan.port),

@@ -1,16 +1,16 @@
-//! Who has a UDP port that we need: "address already in use" alone sends nobody to the right program.
+//! Finds the program that holds a UDP port we need: "address already in use" alone does not lead anybody to it.
 
 use std::fs;
 
 use crate::netlink::socket::Refusal;
 
-/// What is said of a process's name: `comm` may be any bytes, 15 of them.
+/// Stands for odd characters in a process's name: `comm` may be any bytes, 15 of them.
 const ODD: char = '?';
 
-/// The refusal of a device whose `port` somebody has, naming them.
+/// Returns the refusal of a device whose `port` somebody has, naming the holder.
 pub(super) fn refusal(port: u16) -> Refusal {
     let holder = match inode(port) {
-        // Sockets of the kernel's own have no file.
+        // The kernel's own sockets have no file.
         Some(0) => "by the kernel for another tunnel device".to_owned(),
         Some(inode) => process(inode).map_or_else(other, |process| format!("by {process}")),
         None => other(),
@@ -22,13 +22,14 @@ fn other() -> String {
     "by another program on this host".to_owned()
 }
 
-/// The file number of the socket that is bound to `port`, in the network namespace of this thread.
+/// Returns the inode of the socket that is bound to `port`, in the network namespace of this thread.
 fn inode(port: u16) -> Option<u64> {
     let tables = ["udp", "udp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")));
     tables.into_iter().flatten().find_map(|table| in_table(&table, port))
 }
 
-/// Documentation/networking/proc_net_tcp.rst; the port is hexadecimal, the inode the tenth column.
+/// Finds the inode in a table (Documentation/networking/proc_net_tcp.rst). The port is hexadecimal, and the inode is
+/// the tenth column.
 fn in_table(table: &str, port: u16) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut columns = line.split_whitespace();
@@ -37,7 +38,7 @@ fn in_table(table: &str, port: u16) -> Option<u64> {
     })
 }
 
-/// `PID/name` of a process that has the socket of that file number open, if we may see it.
+/// Returns `PID/name` of a process that has the socket of that inode open, if we may see it.
 fn process(inode: u64) -> Option<String> {
     let wanted = format!("socket:[{inode}]");
     let pids =

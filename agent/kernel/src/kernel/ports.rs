@@ -1,7 +1,7 @@
-//! What is plugged into bridges of ours.
+//! The ports that are plugged into bridges of ours.
 //!
-//! Whoever plugs a container in, Docker, a CNI plugin or a person, does so once: a bridge that is made anew because somebody
-//! deleted it would stay without its containers until each of them is started again.
+//! Whoever plugs a container in (Docker, a CNI plugin or a person) does so once. A bridge that is made anew because
+//! somebody deleted it would stay without its containers until each of them is started again.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ use crate::netlink::socket::{Channel, Refusal};
 /// The ports that each bridge of ours had when it was last seen.
 #[derive(Debug, Default)]
 pub(super) struct Ports {
-    /// By index: a name may be another device's by now.
+    /// Keyed by index, because a name may be another device's by now.
     of: BTreeMap<IfName, BTreeMap<u32, IfName>>,
 }
 
 impl Ports {
-    /// Takes down what is plugged in where, and tells it to `dump`. A bridge that is not there keeps what it had.
+    /// Records which ports each bridge has, also in `dump`. A bridge that is not there keeps what it had.
     pub(super) fn look(&mut self, all: &[RawLink], dump: &mut Dump) {
         let bridges = all.iter().filter(|link| links::is_ours(link) && link.kind == "bridge");
         for bridge in bridges {
@@ -36,14 +36,14 @@ impl Ports {
         }
     }
 
-    /// Plugs back in what was in the bridge that is called `name`, now that it is made anew with the index `bridge`: what is
-    /// still there and not plugged in elsewhere meanwhile.
+    /// Plugs ports back into the bridge called `name`, which was made anew with the index `bridge`. These are the ports
+    /// that are still there and were not plugged in elsewhere meanwhile.
     pub(super) fn give_back(&self, channel: &mut Channel, name: IfName, bridge: u32) {
         for (&index, &port) in self.of.get(&name).into_iter().flatten() {
             match plug(channel, index, bridge) {
                 Ok(Plugged::In) => tracing::info!(bridge = %name, %port, "plugged in again"),
                 Ok(Plugged::Elsewhere) => tracing::warn!(bridge = %name, %port, "lost: it is plugged in elsewhere now"),
-                // With its container, or its container with it.
+                // It went with its container, or its container went with it.
                 Ok(Plugged::Gone) => tracing::info!(bridge = %name, %port, "gone"),
                 Err(error) => tracing::warn!(bridge = %name, %port, %error, "lost: it cannot be plugged in again"),
             }

@@ -1,4 +1,4 @@
-//! Which route the kernel takes to an address, and the rule that leads there.
+//! The route that the kernel takes to an address, and the rule that leads there.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,16 +15,16 @@ use crate::netlink::socket::Channel;
 /// `RT_TABLE_DEFAULT` to `RT_TABLE_LOCAL`: the tables that every host's rules lead to.
 const USUAL_TABLES: std::ops::RangeInclusive<u32> = 253..=255;
 
-/// What the kernel answered.
+/// The kernel's answer.
 enum Answer {
     Route(Box<RawRoute>),
-    /// There is no way, or one that refuses.
+    /// There is no route, or one that refuses.
     None,
-    /// It cannot be asked.
+    /// The kernel cannot be asked.
     Unknown,
 }
 
-/// Those of `ways` that are not by a route of ours.
+/// Returns those of `ways` that do not follow a route of ours.
 pub(super) fn detours(channel: &mut Channel, ways: &[WayQuery]) -> io::Result<Vec<Detour>> {
     let names = links::all(channel)?;
     let index = |name: IfName| names.iter().find(|link| link.name == name.as_str()).map(|link| link.index);
@@ -33,7 +33,7 @@ pub(super) fn detours(channel: &mut Channel, ways: &[WayQuery]) -> io::Result<Ve
         let from = way.from.and_then(|(source, bridge)| Some((source, index(bridge)?)));
         let mut answer = ask(channel, way.to, from);
         if from.is_some() && !matches!(answer, Answer::Route(_)) {
-            // A bridge that is down takes nothing, which says nothing of the way.
+            // A bridge that is down takes nothing, which says nothing about the way.
             answer = ask(channel, way.to, None);
         }
         let route = match answer {
@@ -59,10 +59,10 @@ fn ask(channel: &mut Channel, to: IpAddr, from: Option<(IpAddr, u32)>) -> Answer
     });
     match found {
         Ok(Some(route)) if route.kind == encode::UNICAST => Answer::Route(Box::new(route)),
-        // Our own route for what nobody has is such a one.
+        // Our own route for addresses that nobody has is such a one.
         Ok(Some(route)) if route.protocol == PROTOCOL => Answer::Route(Box::new(route)),
         Ok(Some(_)) => Answer::None,
-        // A route that refuses is answered by its error: unreachable, prohibit, blackhole.
+        // For a route that refuses, the answer is its error: unreachable, prohibit, blackhole.
         Err(refusal)
             if [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].contains(&refusal.errno) =>
         {
@@ -83,8 +83,8 @@ fn rules(channel: &mut Channel, family: IpFamily) -> io::Result<Vec<RawRule>> {
     Ok(found)
 }
 
-/// The first rule that leads to `table`; without one, the first that leads past the usual tables. Nobody's, where it is a
-/// route of the main table itself that is in the way.
+/// Returns the first rule that leads to `table`, or, without a table, the first that leads past the usual tables. There
+/// is none if a route of the main table itself is in the way.
 fn rule(rules: &[RawRule], table: Option<u32>) -> Option<(u32, u32)> {
     let unusual = |rule: &&RawRule| !USUAL_TABLES.contains(&rule.table);
     let found = match table {

@@ -27,14 +27,15 @@ use crate::wireguard::takeover::Takeover;
 use crate::wireguard::userspace::{Pace, Userspace};
 use crate::wireguard::{Keyring, PrivateKey};
 
-/// Where a loaded module shows (Documentation/ABI/stable/sysfs-module).
+/// The path at which a loaded module shows (Documentation/ABI/stable/sysfs-module).
 const MODULE: &str = "/sys/module/wireguard";
-/// How often devices are looked at for changes by others: nothing tells of those. Leaves room under the second within which
-/// they must be repaired.
+/// The interval at which devices are checked for changes by others, since nothing reports those. It leaves room within
+/// the second in which they must be repaired.
 const POLL: Duration = Duration::from_millis(500);
-/// The share of time that looking may take: with thousands of peers a look takes tens of milliseconds.
+/// The share of time that checking may take, as its inverse: with thousands of peers a check takes tens of
+/// milliseconds.
 const POLL_SHARE: u32 = 20;
-/// Peers that are changed in one exchange: one that is refused is found by trying them singly.
+/// Peers that are changed in one exchange. If one is refused, it is found by trying them singly.
 const BATCH: usize = 500;
 
 /// The WireGuard devices of one network namespace.
@@ -46,17 +47,17 @@ pub(super) struct Wireguard {
 
 #[derive(Default)]
 struct Known {
-    /// Whether the kernel knows the kind; `None`: not asked yet.
+    /// True if the kernel knows the kind; `None`: it has not been asked yet.
     kernel: Option<bool>,
-    /// Whether the module was there when it was asked.
+    /// True if the module was there when the kernel was asked.
     module: bool,
-    /// The kernel's takeover of what this process carries.
+    /// The kernel's takeover of devices that this process carries.
     takeover: Takeover,
-    /// Our devices as the last dump found them.
+    /// Our devices, as the last dump found them.
     devices: BTreeMap<IfName, (u32, Datapath)>,
     /// Peers that were found or set, until they are deleted on purpose.
     met: HashSet<WireguardPeerKey>,
-    /// Where peers were said to be: what they are found at later may be where their packets came from.
+    /// The endpoints that peers were given. The endpoint found later may be where their packets came from.
     endpoints: HashMap<WireguardPeerKey, SocketAddr>,
 }
 
@@ -69,7 +70,8 @@ impl Wireguard {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who can carry WireGuard here. The kernel is asked once, and again when the module turns up or vanishes.
+    /// Returns the datapath that can carry WireGuard here. The kernel is asked once, and again when the module turns up
+    /// or vanishes.
     pub(super) fn datapath(&self, channel: &mut Channel) -> Option<Datapath> {
         let mut known = self.known();
         let module = Path::new(MODULE).exists();
@@ -97,7 +99,7 @@ impl Wireguard {
         }
     }
 
-    /// Whether what [`Self::datapath`] waits for is there now.
+    /// Returns true if the moment that [`Self::datapath`] waits for is there now.
     fn takeover_became_due(&self) -> bool {
         let carried = carried(&self.known());
         !carried.is_empty() && {
@@ -106,8 +108,8 @@ impl Wireguard {
         }
     }
 
-    /// Adds ports, keys and peers to the devices in `state`. One that cannot be read has none: putting that right is
-    /// refused with the reason.
+    /// Adds ports, keys and peers to the devices in `state`. A device that cannot be read has none: putting that right
+    /// is refused with the reason.
     pub(super) fn dump(&self, channel: &mut Channel, state: &mut KernelState) {
         let mut devices = BTreeMap::new();
         for (name, link) in &mut state.links {
@@ -129,7 +131,7 @@ impl Wireguard {
 
     fn read(&self, name: IfName, index: u32, datapath: Datapath) -> io::Result<Settings> {
         if datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
-            // Left by a process that ended, or broken.
+            // The device was left by a process that ended, or is broken.
             return Ok(Settings::default());
         }
         control::read(name, datapath)
@@ -140,7 +142,7 @@ impl Wireguard {
         let known = self.known();
         let peer = |found: control::Found| {
             let key = WireguardPeerKey { device, public_key: found.public_key };
-            // A device that got another key shows no handshakes of before.
+            // After a change of key, a device shows no earlier handshakes.
             let in_session = found.in_session() || changed_lately;
             let mut peer = found.peer;
             if let Some(said) = known.endpoints.get(&key).filter(|_| in_session) {
@@ -151,7 +153,7 @@ impl Wireguard {
         settings.peers.into_iter().map(peer).collect()
     }
 
-    /// Makes a device with key and port and brings it up; none of it stays if any of it fails.
+    /// Makes a device with key and port, and brings it up. None of it stays if any of it fails.
     pub(super) fn create(
         &self,
         channel: &mut Channel,
@@ -207,7 +209,7 @@ impl Wireguard {
         self.userspace.start(name, mark).map_err(Refusal::from)
     }
 
-    /// Gives a device of ours the key and port of `link`. One that nobody carries is carried again.
+    /// Gives a device of ours the key and port of `link`. A device that nobody carries is carried again.
     pub(super) fn configure(
         &self,
         channel: &mut Channel,
@@ -234,13 +236,13 @@ impl Wireguard {
         }
         let configured = control::configure(name, link.datapath, &key, link.port);
         if configured.is_err() && link.datapath == Datapath::Userspace {
-            // It may have the key by now and yet no port, which does not show: it is started again by the next pass.
+            // It may have the key by now and yet no port, which does not show. The next pass starts it again.
             self.userspace.stop(name);
         }
         configured.map_err(|error| port_or(error, link))
     }
 
-    /// Whether a device that this process carries has a key, and it is not that of `link`.
+    /// Returns true if a device that this process carries has a key that is not that of `link`.
     fn has_another_key(&self, name: IfName, link: WireguardLink) -> bool {
         let found = control::read(name, link.datapath).ok().and_then(|settings| settings.public_key);
         found.is_some() && found != link.public_key
@@ -251,7 +253,7 @@ impl Wireguard {
         key.ok_or_else(|| Refusal { errno: libc::ENOKEY, reason: "the private key is not known here".to_owned() })
     }
 
-    /// The device is about to go.
+    /// Forgets a device that is about to go.
     pub(super) fn forget(&self, name: IfName) {
         let datapath = {
             let mut known = self.known();
@@ -263,9 +265,9 @@ impl Wireguard {
         }
     }
 
-    /// Carries out operations on peers; one answer each, in their order.
+    /// Carries out operations on peers and returns one answer each, in their order.
     pub(super) fn change_peers(&self, ops: &[&Op], all: &[Op]) -> Vec<Result<(), Refusal>> {
-        // Asked before what was said is said again.
+        // This is looked up before the peers are set again.
         let lost = self.lost(ops);
         let mut answers = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
@@ -277,7 +279,8 @@ impl Wireguard {
         answers
     }
 
-    /// Peers set anew that were there before: somebody took them away, or their device, and their sessions with them.
+    /// Returns peers that are set anew although they were there before: somebody took them or their device away, and
+    /// their sessions with them.
     fn lost(&self, ops: &[&Op]) -> HashSet<WireguardPeerKey> {
         let known = self.known();
         ops.iter()
@@ -305,7 +308,7 @@ impl Wireguard {
         let answers: Vec<Result<(), Refusal>> = match (done, batch) {
             (Ok(()), _) => batch.iter().map(|_| Ok(())).collect(),
             (Err(error), [_]) => vec![Err(Refusal::from(error))],
-            // Which one it is that is refused shows one by one.
+            // Trying them one by one shows which one is refused.
             (Err(_), _) => {
                 let one = |change: &PeerChange<'_>| {
                     control::change(name, datapath, std::slice::from_ref(change)).map_err(Refusal::from)
@@ -333,7 +336,7 @@ impl Wireguard {
         known.or_else(|| self.made_since(name))
     }
 
-    /// A device made after the last dump.
+    /// Returns the datapath of a device that was made after the last dump.
     fn made_since(&self, name: IfName) -> Option<Datapath> {
         if self.userspace.is_carried(name) {
             return Some(Datapath::Userspace);
@@ -341,10 +344,12 @@ impl Wireguard {
         control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
     }
 
-    /// A peer that has another key than before, or was reached past this tunnel, is spoken to at once: what it sends waits for
-    /// the handshake. So is every peer that this process has set anew: it knows no session with it any more, while the peer
-    /// may go on using one. Of the kernel's only those that are [`Self::lost`]: for a first handshake with a peer that does
-    /// not know us yet it would be too early, and the next try 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
+    /// Starts handshakes. A peer that has another key than before, or was reached past this tunnel, is spoken to at
+    /// once, since what it sends waits for the handshake. So is every peer that this process has set anew: the process
+    /// knows no session with it any more, while the peer may go on using one.
+    ///
+    /// Of the kernel's peers, only those that are [`Self::lost`] are spoken to. For a first handshake with a peer that
+    /// does not know us yet it would be too early, and the next try comes 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
     fn provoke(&self, ops: &[&Op], all: &[Op], lost: &HashSet<WireguardPeerKey>) {
         let in_use: HashSet<IpNet> = all.iter().flat_map(in_use).collect();
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
@@ -380,7 +385,7 @@ impl Wireguard {
         }
     }
 
-    /// What others may have changed of our devices, as a number.
+    /// Returns what others may have changed of our devices, as a number.
     fn digest(&self) -> u64 {
         let devices = self.known().devices.clone();
         let mut hasher = DefaultHasher::new();
@@ -399,7 +404,7 @@ impl Wireguard {
     }
 }
 
-/// Wakes when somebody changed a device of ours. Looks only while there is one.
+/// Wakes when somebody changed a device of ours. Checks only while there is one.
 pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + Send + Unpin + 'static {
     let state = (Arc::clone(wireguard), None::<u64>, POLL);
     Box::pin(futures::stream::unfold(state, |(wireguard, mut last, mut pause)| async move {
@@ -411,7 +416,7 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
             }
             let started = Instant::now();
             let looked = Arc::clone(&wireguard);
-            // A look that was cut off is made again.
+            // A check that was cut off is made again.
             let look = move || (looked.digest(), looked.takeover_became_due());
             let Ok((now, due)) = tokio::task::spawn_blocking(look).await else { continue };
             pause = POLL.max(started.elapsed() * POLL_SHARE);
@@ -422,19 +427,20 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
     }))
 }
 
-/// The devices that this process carries, as far as known.
+/// Returns the devices that this process carries, as far as known.
 fn carried(known: &Known) -> Vec<IfName> {
     let of_ours = known.devices.iter().filter(|(_, (_, datapath))| *datapath == Datapath::Userspace);
     of_ours.map(|(name, _)| *name).collect()
 }
 
-/// How long ago the latest handshake of any peer of `devices` was, if there was one. One that cannot be read has none.
+/// Returns the time since the latest handshake of any peer of `devices`, if there was one. A device that cannot be read
+/// has none.
 fn youngest_handshake(devices: &[IfName]) -> Option<Duration> {
     let settings = devices.iter().filter_map(|name| control::read(*name, Datapath::Userspace).ok());
     settings.flat_map(|settings| settings.peers).filter_map(|found| found.handshake).min()
 }
 
-/// The subnets whose packets went another way until now: to a peer that goes, or by a route that changes.
+/// Returns the subnets whose packets went another way until now: to a peer that goes, or by a route that changes.
 fn in_use(op: &Op) -> Vec<IpNet> {
     match (&op.object, op.action) {
         (Object::WireguardPeer(_, peer), Action::Delete) => peer.allowed.clone(),
@@ -455,7 +461,8 @@ fn change(op: &Op) -> Option<PeerChange<'_>> {
     })
 }
 
-/// The process's own device answers a port that is taken with "invalid argument" and no more.
+/// Explains a failure by a port that is taken, if it is. The process's own device answers a taken port with "invalid
+/// argument" and no more.
 fn port_or(error: io::Error, link: WireguardLink) -> Refusal {
     let taken = std::net::UdpSocket::bind(("0.0.0.0", link.port)).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
     let refused = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrInUse);
