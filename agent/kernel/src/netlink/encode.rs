@@ -1,7 +1,7 @@
 //! Requests, one function each: what `ip` and `bridge` would send.
 //!
-//! Devices go through rtnetlink's builders. What comes by the thousand, and nexthop objects, which those crates lack, is
-//! written straight into the request.
+//! Devices go through rtnetlink's builders. Objects that come by the thousand, and nexthop objects, which those crates
+//! lack, are written straight into the request.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan, LinkWireg
 use super::gre;
 use super::wire::Request;
 
-/// Message types (linux/rtnetlink.h); `GET` is also the type of a dump request, `NEW` that of its answers.
+/// Message types (linux/rtnetlink.h). `GET` is also the type of a dump request, and `NEW` that of its answers.
 #[expect(missing_docs, reason = "the kernel's own names")]
 pub mod rtm {
     pub const NEWLINK: u16 = 16;
@@ -40,19 +40,19 @@ pub mod rtm {
     pub const GETNEXTHOP: u16 = 106;
 }
 
-/// What to do about an object that is already there, or not yet.
+/// The state in which a request requires its object: already there, not there yet, or either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Make it; refuse if it is there (`NLM_F_CREATE | NLM_F_EXCL`).
+    /// Makes the object, and refuses if it is there (`NLM_F_CREATE | NLM_F_EXCL`).
     New,
-    /// Change it; refuse if it is not there (`NLM_F_REPLACE`).
+    /// Changes the object, and refuses if it is not there (`NLM_F_REPLACE`).
     Existing,
-    /// Make or change it (`NLM_F_CREATE | NLM_F_REPLACE`).
+    /// Makes or changes the object (`NLM_F_CREATE | NLM_F_REPLACE`).
     Either,
 }
 
 impl Presence {
-    /// `NLM_F_…`.
+    /// Returns the `NLM_F_…` flags.
     pub(super) fn flags(self) -> u16 {
         const REPLACE: u16 = 0x100;
         const EXCL: u16 = 0x200;
@@ -65,7 +65,7 @@ impl Presence {
     }
 }
 
-/// `AF_INET` or `AF_INET6` (linux/socket.h).
+/// Returns `AF_INET` or `AF_INET6` (linux/socket.h).
 #[must_use]
 pub const fn family(family: IpFamily) -> u8 {
     match family {
@@ -74,13 +74,13 @@ pub const fn family(family: IpFamily) -> u8 {
     }
 }
 
-/// `AF_BRIDGE`: forwarding entries are neighbours of this family.
+/// `AF_BRIDGE`, the family of neighbours that are forwarding entries.
 pub const AF_BRIDGE: u8 = 7;
 /// `RT_TABLE_MAIN`.
 pub const TABLE_MAIN: u8 = 254;
 /// `RTN_UNICAST`.
 pub const UNICAST: u8 = 1;
-/// `RTPROT_RA`: a route that a router advertisement brought.
+/// `RTPROT_RA`, the protocol of a route that a router advertisement brought.
 pub const PROTOCOL_RA: u8 = 9;
 /// `RTN_UNREACHABLE`.
 pub const UNREACHABLE: u8 = 7;
@@ -111,9 +111,10 @@ fn with_vxlan(builder: LinkMessageBuilder<LinkVxlan>, vxlan: &VxlanLink) -> Link
     }
 }
 
-/// Makes the device, down, at the interface index `index`; `None` for one that is made otherwise, in user space. That number is chosen by us so that [`link_mark`],
-/// [`link_quiet`] and [`link_up`] can follow in the same `send()`: should the creation be refused, there is no device of
-/// that number and they cannot touch somebody else's of that name; and no crash leaves a device without our mark.
+/// Makes the device, down, with the interface index `index`. `None`: the device is not made this way, but in user
+/// space. We choose the index so that [`link_mark`], [`link_quiet`] and [`link_up`] can follow in the same `send()`. If
+/// the creation is refused, there is no device of that index, and they cannot touch somebody else's of that name. And
+/// no crash leaves a device without our mark.
 #[must_use]
 pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
     let message = match &wanted.kind {
@@ -125,7 +126,7 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
             let made = Link { mtu: another_mtu(wanted.mtu), ..wanted.clone() };
             with_common(LinkBridge::new(name.as_str()), &made).index(index).build()
         }
-        // One that this process carries is made through /dev/net/tun, not here.
+        // A device that this process carries is made through /dev/net/tun, not here.
         LinkKind::Wireguard(_) => with_common(LinkWireguard::new(name.as_str()), wanted).index(index).build(),
         LinkKind::Gre(gre) if gre.datapath == Datapath::Kernel => return Some(gre::create(name, wanted, gre, index)),
         LinkKind::Gre6(Datapath::Kernel) => return Some(gre::create_v6(name, wanted, index)),
@@ -134,20 +135,21 @@ pub fn link_create(name: IfName, wanted: &Link, index: u32) -> Option<Request> {
     Some(link(rtm::NEWLINK, Presence::New.flags(), &message))
 }
 
-/// What follows [`link_create`] before the device is up. A bridge has the MTU of what is plugged into it until somebody *changes*
-/// its own (net/bridge/br_device.c: `br_change_mtu`); what it is made with does not count, nor what it has already.
+/// Returns the request that follows [`link_create`] before the device is up. A bridge has the MTU of what is plugged
+/// into it until somebody *changes* its own (net/bridge/br_device.c: `br_change_mtu`). The MTU it is made with does not
+/// count, nor does the one it has already.
 #[must_use]
 pub fn link_settle(index: u32, wanted: &Link) -> Option<Request> {
     (wanted.kind == LinkKind::Bridge).then(|| link_set(index, wanted, None))
 }
 
-/// One that the wanted one differs from; a larger one if there is any, since below 1,280 a device has no IPv6.
+/// Returns an MTU other than the wanted one. It is larger if possible, since below 1,280 a device has no IPv6.
 fn another_mtu(wanted: Mtu) -> Mtu {
     Mtu::new(wanted.get() + 1).or_else(|_| wanted.less(1)).unwrap_or(wanted)
 }
 
-/// Asks for a WireGuard device of a name that no device can have: what the kernel answers tells whether it knows the kind,
-/// and nothing is made. It loads the module if there is one.
+/// Asks for a WireGuard device of a name that no device can have. The kernel's answer tells whether it knows the kind,
+/// and nothing is made. The request loads the module if there is one.
 #[must_use]
 pub fn link_probe_wireguard() -> Request {
     link(rtm::NEWLINK, Presence::New.flags(), &LinkWireguard::new("no/device").build())
@@ -159,14 +161,14 @@ pub fn link_mark_as(index: u32, word: &str) -> Request {
     link_mark(index, &format!("{} {word}", Link::ALIAS))
 }
 
-/// Gives the device an alias: ours, possibly with more. (Linux takes an alias only for a device that exists.)
+/// Gives the device an alias: ours, possibly with more. (Linux accepts an alias only for a device that exists.)
 #[must_use]
 pub fn link_mark(index: u32, alias: &str) -> Request {
     link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).alias(alias).build())
 }
 
-/// Turns off the IPv6 link-local address the kernel would make, so that the device sends nothing by itself. Refused with
-/// `EAFNOSUPPORT` for a device that has no IPv6.
+/// Turns off the IPv6 link-local address that the kernel would make, so that the device sends nothing by itself. The
+/// kernel refuses this with `EAFNOSUPPORT` for a device that has no IPv6.
 #[must_use]
 pub fn link_quiet(index: u32) -> Request {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
@@ -192,8 +194,8 @@ pub fn link_down(index: u32) -> Request {
     link(rtm::NEWLINK, 0, &LinkUnspec::new_with_index(index).down().build())
 }
 
-/// Gives a device that exists the MTU of `wanted`, and its Ethernet address unless it is the `present` one: setting it,
-/// even to the same value, makes the kernel drop all the device's neighbours.
+/// Gives a device that exists the MTU of `wanted`, and its Ethernet address unless it is the `present` one: setting the
+/// address, even to the same value, makes the kernel drop all the device's neighbours.
 #[must_use]
 pub fn link_set(index: u32, wanted: &Link, present: Option<[u8; 6]>) -> Request {
     let builder = LinkUnspec::new_with_index(index).mtu(wanted.mtu.get());
@@ -205,8 +207,8 @@ pub fn link_set(index: u32, wanted: &Link, present: Option<[u8; 6]>) -> Request 
     link(rtm::NEWLINK, 0, &message)
 }
 
-/// Gives a tunnel device that exists the underlay address of `wanted`, and turns learning off. Apart from [`link_set`],
-/// since the VXLAN driver refuses an MTU in the same request. `None` for other kinds.
+/// Gives a tunnel device that exists the underlay address of `wanted`, and turns learning off. This is apart from
+/// [`link_set`], since the VXLAN driver refuses an MTU in the same request. Returns `None` for other kinds.
 #[must_use]
 pub fn link_remake(index: u32, name: IfName, wanted: &Link) -> Option<Request> {
     let vxlan = match &wanted.kind {
@@ -246,7 +248,7 @@ fn address(kind: u16, flags: u16, index: u32, address: IpNet) -> Request {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const IFA_FLAGS: u16 = 8;
-    /// No duplicate address detection: the device's neighbours are all known, and the address is of use at once.
+    /// No duplicate address detection: the device's neighbours are all known, and the address can be used at once.
     const IFA_F_NODAD: u32 = 2;
     let mut fixed = [0; 8];
     fixed[0] = family(IpFamily::of(address.addr()));
@@ -280,7 +282,7 @@ const NDA_LLADDR: u16 = 2;
 const NDA_IFINDEX: u16 = 8;
 const NDA_PROTOCOL: u16 = 12;
 
-/// `struct ndmsg`.
+/// Writes a `struct ndmsg`.
 fn neighbour_header(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
     let mut fixed = [0; 12];
     fixed[0] = family;
@@ -290,8 +292,8 @@ fn neighbour_header(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
     fixed
 }
 
-/// Sets a permanent neighbour of ours. Also over one that is there: the kernel makes entries of its own as soon as
-/// somebody asks for the address.
+/// Sets a permanent neighbour of ours. It replaces one that is there, since the kernel makes entries of its own as soon
+/// as somebody asks for the address.
 #[must_use]
 pub fn neighbour_set(index: u32, address: IpAddr, link: LinkAddress) -> Request {
     let fixed = neighbour_header(family(IpFamily::of(address)), index, PERMANENT, 0);
@@ -310,17 +312,17 @@ pub fn neighbour_delete(index: u32, address: IpAddr) -> Request {
     Request::new(rtm::DELNEIGH, 0, &fixed).with_address(NDA_DST, address)
 }
 
-/// Asks for the neighbours of a device, of both families; of family [`AF_BRIDGE`] for its forwarding entries.
+/// Asks for the neighbours of a device, of both families, or with family [`AF_BRIDGE`] for its forwarding entries.
 #[must_use]
 pub fn neighbour_dump(family: u8, index: u32) -> Request {
     Request::new(rtm::GETNEIGH, 0, &neighbour_header(family, 0, 0, 0)).with_u32(NDA_IFINDEX, index)
 }
 
-/// `NTF_SELF`: an entry of the device itself, not of the bridge it is a port of.
+/// `NTF_SELF`: an entry of the device itself, not of the bridge that it is a port of.
 const NTF_SELF: u8 = 2;
 
-/// Sets a permanent forwarding entry; one for that Ethernet address is given the new destination without a gap. (Linux
-/// keeps several destinations for group addresses only.)
+/// Sets a permanent forwarding entry. If there is one for that Ethernet address, it gets the new destination without a
+/// gap. (Linux keeps several destinations for group addresses only.)
 #[must_use]
 pub fn fdb_set(index: u32, mac: Mac, to: IpAddr) -> Request {
     let fixed = neighbour_header(AF_BRIDGE, index, PERMANENT, NTF_SELF);
@@ -340,7 +342,7 @@ const NHA_ID: u16 = 1;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 
-/// Sets a nexthop object of ours; `index` is its device's.
+/// Sets a nexthop object of ours. `index` is that of its device.
 #[must_use]
 pub fn nexthop_set(presence: Presence, id: NexthopId, hop: NextHop, index: u32) -> Request {
     let flags = if hop.onlink { ONLINK } else { 0 };
@@ -383,7 +385,7 @@ const SCOPE_LINK: u8 = 253;
 /// `RT_SCOPE_NOWHERE`: in a deletion, any scope.
 const SCOPE_NOWHERE: u8 = 255;
 
-/// `struct rtmsg` of the main table.
+/// Writes a `struct rtmsg` of the main table.
 fn route_header(key: RouteKey, scope: u8, kind: u8, flags: u32) -> [u8; 12] {
     let mut fixed = [0; 12];
     fixed[0] = family(IpFamily::of(key.destination.addr()));
@@ -417,7 +419,7 @@ fn with_gateway(request: Request, key: RouteKey, gateway: IpAddr) -> Request {
     }
 }
 
-/// Sets a route of ours in the main table; `index` is the device's of a route through a hop.
+/// Sets a route of ours in the main table. For a route through a hop, `index` is that of the device.
 #[must_use]
 pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {
     let (scope, kind, flags) = match route.via {
@@ -446,8 +448,8 @@ pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option
     route.source.into_iter().fold(request, |request, source| request.with_address(RTA_PREFSRC, source))
 }
 
-/// Deletes that route of ours: the protocol and what it does must match, so that nobody else's goes, nor one of ours at
-/// another metric (the kernel reads an IPv4 metric of 0 as any).
+/// Deletes a route of ours. The protocol and the route's action must match, so that neither somebody else's route goes
+/// nor one of ours at another metric (the kernel reads an IPv4 metric of 0 as any).
 #[must_use]
 pub fn route_delete(key: RouteKey, route: &Route, index: Option<u32>) -> Request {
     let kind = match route.via {
@@ -478,8 +480,8 @@ pub fn route_dump(of: IpFamily) -> Request {
     Request::new(rtm::GETROUTE, 0, &fixed)
 }
 
-/// Asks which route packets to `to` take that come from `from`, an address and the index of the interface; the answer is the
-/// route itself, with its table (`RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH`).
+/// Asks which route packets from `from` to `to` take; `from` is an address and the index of the interface. The answer
+/// is the route itself, with its table (`RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH`).
 #[must_use]
 pub fn way_lookup(to: IpAddr, from: Option<(IpAddr, u32)>) -> Request {
     const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
@@ -489,8 +491,8 @@ pub fn way_lookup(to: IpAddr, from: Option<(IpAddr, u32)>) -> Request {
     fixed[0] = family(of);
     fixed[1] = of.bits();
     fixed[2] = if from.is_some() { of.bits() } else { 0 };
-    // Over IPv6 the table is always named, and whoever asks for it is refused (net/ipv6/route.c:
-    // `inet6_rtm_valid_getroute_req`) with the very error that a blackhole has.
+    // Over IPv6 the table is always named. A request for it is refused (net/ipv6/route.c:
+    // `inet6_rtm_valid_getroute_req`), with the very error that a blackhole gives.
     let flags = match of {
         IpFamily::V4 => RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH,
         IpFamily::V6 => RTM_F_FIB_MATCH,

@@ -1,5 +1,5 @@
-//! GRE devices and routes with tunnel ends, which the netlink crates do not build: what `ip link … type gre` and
-//! `ip route … encap ip` send.
+//! GRE devices and routes with tunnel ends, which the netlink crates do not build. The requests are those that `ip link
+//! … type gre` and `ip route … encap ip` send.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,14 +9,14 @@ use flatnet_model::{GreKey, IfName, IpFamily};
 use super::encode::{Presence, rtm};
 use super::wire::{Request, align, attributes, read_address, read_u8, read_u16};
 
-/// `IFLA_…` of a device (linux/if_link.h).
+/// `IFLA_…` attributes of a device (linux/if_link.h).
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 
-/// `IFLA_GRE_…` (linux/if_tunnel.h).
+/// `IFLA_GRE_…` attributes (linux/if_tunnel.h).
 const IFLAGS: u16 = 2;
 const OFLAGS: u16 = 3;
 const IKEY: u16 = 4;
@@ -30,9 +30,10 @@ const COLLECT_METADATA: u16 = 18;
 
 /// `GRE_KEY` as it stands on the wire.
 const KEY_FLAG: [u8; 2] = 0x2000_u16.to_be_bytes();
-/// `IP6_TNL_F_IGN_ENCAP_LIMIT`: no option header, which would be 8 bytes more (RFC 2473 §4.1.1).
+/// `IP6_TNL_F_IGN_ENCAP_LIMIT`: no option header, which would take 8 bytes more (RFC 2473 §4.1.1).
 const NO_ENCAP_LIMIT: u32 = 1;
-/// Hop limit of the outer packets: the Internet's usual (RFC 1700). Not the inner packet's, so that a tunnel is one hop.
+/// Hop limit of the outer packets: the Internet's usual one (RFC 1700). The inner packet's is not used, so that a
+/// tunnel is one hop.
 pub const HOPS: u8 = 64;
 
 /// `RTA_ENCAP_TYPE`, `RTA_ENCAP` (linux/rtnetlink.h) and `LWTUNNEL_ENCAP_IP…` (linux/lwtunnel.h).
@@ -41,7 +42,7 @@ pub const RTA_ENCAP_TYPE: u16 = 21;
 pub const RTA_ENCAP: u16 = 22;
 const ENCAP_IP: u16 = 2;
 const ENCAP_IP6: u16 = 4;
-/// `LWTUNNEL_IP_…`; those of IPv6 have the same numbers.
+/// `LWTUNNEL_IP_…` attributes; those of IPv6 have the same numbers.
 const ENCAP_ID: u16 = 1;
 const ENCAP_DST: u16 = 2;
 const ENCAP_SRC: u16 = 3;
@@ -58,7 +59,7 @@ pub fn create(name: IfName, link: &Link, gre: &GreLink, index: u32) -> Request {
         .with_u32(IFLA_MTU, link.mtu.get())
 }
 
-/// Gives such a device its underlay address. The MTU comes along: without one the driver computes its own.
+/// Gives such a device its underlay address. The request includes the MTU: without one, the driver computes its own.
 #[must_use]
 pub fn remake(index: u32, link: &Link, gre: &GreLink) -> Request {
     device(Presence::Existing, index, "gre", &multipoint(gre)).with_u32(IFLA_MTU, link.mtu.get())
@@ -73,7 +74,8 @@ pub fn create_v6(name: IfName, link: &Link, index: u32) -> Request {
         .with_u32(IFLA_MTU, link.mtu.get())
 }
 
-/// A device of that kind that no kernel makes: of another version of GRE (net/ipv4/ip_gre.c: `ipgre_tunnel_validate`).
+/// Asks for a device of that kind that no kernel makes, because it is of another version of GRE (net/ipv4/ip_gre.c:
+/// `ipgre_tunnel_validate`).
 #[must_use]
 pub fn impossible(family: IpFamily) -> Request {
     /// `GRE_VERSION`, the lowest of its bits, as it stands on the wire.
@@ -104,12 +106,12 @@ fn terminated(name: IfName) -> Vec<u8> {
     name.as_str().bytes().chain([0]).collect()
 }
 
-/// Attributes that go into another one.
+/// Attributes that go into another attribute.
 #[derive(Debug, Default)]
 struct Attributes(Vec<u8>);
 
 impl Attributes {
-    /// With one more; values here are a few bytes long.
+    /// Adds an attribute. Values here are a few bytes long.
     fn with(mut self, kind: u16, value: &[u8]) -> Self {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
@@ -127,7 +129,7 @@ impl Attributes {
     }
 }
 
-/// `route` with the tunnel's ends.
+/// Adds the tunnel's ends to `route`.
 #[must_use]
 pub fn with_encap(route: Request, encap: &Encap) -> Request {
     let kind = if encap.remote.is_ipv4() { ENCAP_IP } else { ENCAP_IP6 };
@@ -142,18 +144,18 @@ pub fn with_encap(route: Request, encap: &Encap) -> Request {
     route.with(RTA_ENCAP_TYPE, &kind.to_ne_bytes()).with(RTA_ENCAP, &ends.0)
 }
 
-/// What a device of kind `gre` or `ip6gre` is made of.
+/// The specification of a device of kind `gre` or `ip6gre`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawGre {
-    /// What it receives under; `None`: no key.
+    /// The key it receives under; `None`: no key.
     pub in_key: Option<u32>,
-    /// What it sends under.
+    /// The key it sends under; `None`: no key.
     pub out_key: Option<u32>,
     /// Its end of the tunnel.
     pub local: Option<IpAddr>,
-    /// The other end; `None`: many.
+    /// The other end; `None`: there are many.
     pub remote: Option<IpAddr>,
-    /// Whether routes name the ends (`external`).
+    /// True if routes name the ends (`external`).
     pub external: bool,
 }
 
@@ -181,7 +183,7 @@ pub fn read_device(data: &[u8]) -> RawGre {
 }
 
 impl RawGre {
-    /// The device of one network, if that is what it is; its key, and our end.
+    /// Returns its key and our end, if it is the multipoint device of one network.
     #[must_use]
     pub fn multipoint(&self) -> Option<(GreKey, Ipv4Addr)> {
         let key = (self.in_key == self.out_key).then(|| GreKey::new(self.in_key.unwrap_or_default()))?;
@@ -192,7 +194,8 @@ impl RawGre {
     }
 }
 
-/// The ends in a route's `RTA_ENCAP`: source, remote, key. `None`: another kind of encapsulation, or ends are missing.
+/// Reads the ends in a route's `RTA_ENCAP`: source, remote, key. `None`: it is another kind of encapsulation, or ends
+/// are missing.
 #[must_use]
 pub fn read_encap(kind: u16, bytes: &[u8]) -> Option<(IpAddr, IpAddr, GreKey)> {
     let (mut source, mut remote, mut id, mut keyed) = (None, None, 0, false);
@@ -214,7 +217,7 @@ pub fn read_encap(kind: u16, bytes: &[u8]) -> Option<(IpAddr, IpAddr, GreKey)> {
     Some((source.filter(fits)?, remote.filter(fits)?, key))
 }
 
-/// A route's `RTA_ENCAP_TYPE`.
+/// Reads a route's `RTA_ENCAP_TYPE`.
 #[must_use]
 pub fn read_encap_type(value: &[u8]) -> Option<u16> {
     read_u16(value, 0)

@@ -1,4 +1,4 @@
-//! Notifications: a socket of its own in rtnetlink's multicast groups, read without blocking.
+//! Notifications: a socket of its own in rtnetlink's multicast groups, which is read without blocking.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -23,11 +23,11 @@ const GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 32];
 /// Bytes of the receive buffer: notifications are at most one page each (`NLMSG_GOODSIZE`).
 const RECEIVE_LEN: usize = 32 * 1024;
 
-/// Datagrams read for one wake-up, so that a flood cannot keep the task from yielding.
+/// Datagrams that are read for one wake-up, so that a flood cannot keep the task from yielding.
 const DATAGRAMS_PER_WAKE: usize = 4096;
 
-/// Wakes when links, addresses, routes, neighbours or nexthops change, unless `own_port`'s socket changed them. Ends when
-/// the socket breaks. Cancellation: drop it; nothing is lost but wakes.
+/// A stream that wakes when links, addresses, routes, neighbours or nexthops change, unless `own_port`'s socket changed
+/// them. It ends when the socket breaks. Cancellation: drop it; nothing is lost but wakes.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
@@ -36,7 +36,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes, in the network namespace of the calling thread, within a tokio runtime.
+    /// Subscribes in the network namespace of the calling thread, within a tokio runtime.
     pub fn open(own_port: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -52,7 +52,7 @@ impl Monitor {
         Ok(Self { socket, own_port, buffer: vec![0; RECEIVE_LEN] })
     }
 
-    /// Reads what is queued: `Ok(true)` if any of it matters, `WouldBlock` if nothing does.
+    /// Reads what is queued. Returns `Ok(true)` if any of it matters, and `WouldBlock` if nothing does.
     fn drain(socket: &Socket, buffer: &mut [u8], own_port: u32) -> io::Result<bool> {
         let mut matters = false;
         for _ in 0..DATAGRAMS_PER_WAKE {
@@ -61,7 +61,7 @@ impl Monitor {
                 Ok(length) => matters |= is_change(buffer.get(..length).unwrap_or_default(), own_port),
                 Err(Errno::EAGAIN) if matters => return Ok(true),
                 Err(Errno::EINTR) => {}
-                // The buffer overflowed: something was missed, so anything may have changed.
+                // The buffer overflowed, so something was missed, and anything may have changed.
                 Err(Errno::ENOBUFS) => matters = true,
                 Err(errno) => return Err(errno.into()),
             }
@@ -106,14 +106,15 @@ fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
 
-/// Whether a datagram of notifications holds a change the agent must look at.
+/// Returns true if a datagram of notifications holds a change that the agent must look at.
 #[must_use]
 pub fn is_change(datagram: &[u8], own_port: u32) -> bool {
     messages(datagram).any(|message| matters(&message, own_port))
 }
 
-/// Neighbours come and go all the time on a busy link, and only those somebody set concern us; likewise only routes of the
-/// main table. What our own requests caused (their port is in it) we know.
+/// Returns true if a notification matters. Neighbours come and go all the time on a busy link, and only those somebody
+/// set concern us; likewise only routes of the main table. Changes by our own requests (which carry their port) are
+/// known already.
 fn matters(message: &Message<'_>, own_port: u32) -> bool {
     if own_port != 0 && message.port == own_port {
         return false;
@@ -125,7 +126,7 @@ fn matters(message: &Message<'_>, own_port: u32) -> bool {
             parse::route(message.payload).is_some_and(|route| route.table == u32::from(TABLE_MAIN) && !route.cloned)
         }
         rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR | rtm::NEWNEXTHOP | rtm::DELNEXTHOP
-        // Forwarding was switched, on one device or everywhere: the only settings that are announced.
+        // Forwarding was switched, on one device or everywhere. These are the only settings that are announced.
         | rtm::NEWNETCONF => true,
         _ => false,
     }

@@ -1,5 +1,5 @@
-//! Replies and notifications, read from bytes that may be anything: what cannot be read is `None` or left at its
-//! default, never a panic.
+//! Replies and notifications, read from bytes that may be anything. What cannot be read becomes `None` or stays at its
+//! default; nothing here panics.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,32 +18,32 @@ pub struct RawLink {
     pub flags: u32,
     /// Name.
     pub name: String,
-    /// Alias; empty: none.
+    /// Alias; empty if there is none.
     pub alias: String,
-    /// MTU, bytes.
+    /// MTU in bytes.
     pub mtu: u32,
     /// Link address.
     pub mac: Option<[u8; 6]>,
-    /// Index of the bridge, bond or VRF it is plugged into; `None`: none.
+    /// Index of the bridge, bond or VRF that it is plugged into; `None`: it is in none.
     pub master: Option<u32>,
-    /// Whether it has a carrier; `None`: not said.
+    /// True if it has a carrier; `None`: the kernel did not say.
     pub carrier: Option<bool>,
     /// Kind (`vxlan`, `bridge`); empty for hardware.
     pub kind: String,
-    /// What it is made of, if of kind `vxlan`.
+    /// The specification of a device of kind `vxlan`.
     pub vxlan: Option<RawVxlan>,
-    /// What it is made of, if of kind `gre` or `ip6gre`.
+    /// The specification of a device of kind `gre` or `ip6gre`.
     pub gre: Option<RawGre>,
 }
 
 impl RawLink {
-    /// `IFF_UP`.
+    /// Returns true if `IFF_UP` is set.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.flags & 1 != 0
     }
 
-    /// `IFF_LOOPBACK`.
+    /// Returns true if `IFF_LOOPBACK` is set.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.flags & 8 != 0
@@ -59,7 +59,7 @@ pub struct RawVxlan {
     pub port: u16,
     /// Underlay source address.
     pub local: Option<IpAddr>,
-    /// Whether it learns.
+    /// True if it learns.
     pub learning: bool,
 }
 
@@ -82,7 +82,7 @@ pub fn link(payload: &[u8]) -> Option<RawLink> {
     Some(link)
 }
 
-/// `IFLA_LINKINFO`: the kind comes before the data.
+/// Reads `IFLA_LINKINFO`, in which the kind comes before the data.
 fn link_info(bytes: &[u8], link: &mut RawLink) {
     for (kind, value) in attributes(bytes) {
         match kind {
@@ -119,12 +119,13 @@ pub struct RawAddress {
     pub prefix: u8,
     /// `IFA_F_…` flags.
     pub flags: u32,
-    /// Who made it (`IFAPROT_…`, Linux 5.18): 0 unknown, 1 to 3 the kernel.
+    /// The maker of the address (`IFAPROT_…`, Linux 5.18): 0 is unknown, 1 to 3 are the kernel.
     pub protocol: u8,
 }
 
 impl RawAddress {
-    /// Whether nobody should be told of it: tentative, failed duplicate detection, deprecated, or temporary (RFC 8981).
+    /// Returns true if nobody should be told of the address: it is tentative, failed duplicate detection, is
+    /// deprecated, or is temporary (RFC 8981).
     #[must_use]
     pub fn is_passing(&self) -> bool {
         // IFA_F_TEMPORARY is the same bit as IFA_F_SECONDARY, which is IPv4's.
@@ -132,13 +133,13 @@ impl RawAddress {
         temporary || self.flags & (0x40 | 0x20 | 0x08) != 0
     }
 
-    /// Whether it is alone in its prefix (/32 or /128).
+    /// Returns true if the address is alone in its prefix (/32 or /128).
     #[must_use]
     pub fn is_alone(&self) -> bool {
         self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
     }
 
-    /// Whether the kernel made it: loopback, router advertisement, link-local (linux/if_addr.h).
+    /// Returns true if the kernel made the address: loopback, router advertisement, link-local (linux/if_addr.h).
     #[must_use]
     pub fn is_kernel_made(&self) -> bool {
         (1..=3).contains(&self.protocol)
@@ -154,7 +155,7 @@ pub fn address(payload: &[u8]) -> Option<RawAddress> {
     let (mut any, mut local, mut protocol) = (None, None, 0);
     for (kind, value) in attributes(payload.get(8..)?) {
         match kind {
-            // On a point-to-point device IFA_ADDRESS is the other end's, IFA_LOCAL ours.
+            // On a point-to-point device, IFA_ADDRESS is the other end's address and IFA_LOCAL ours.
             1 => any = read_address(value),
             2 => local = read_address(value),
             8 => flags = read_u32(value, 0).unwrap_or(flags),
@@ -168,7 +169,7 @@ pub fn address(payload: &[u8]) -> Option<RawAddress> {
 /// A neighbour or forwarding entry (`struct ndmsg`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawNeighbour {
-    /// Address family: of a forwarding entry `AF_BRIDGE`.
+    /// Address family; `AF_BRIDGE` for a forwarding entry.
     pub family: u8,
     /// Interface index.
     pub index: u32,
@@ -176,24 +177,25 @@ pub struct RawNeighbour {
     pub state: u16,
     /// `NTF_…` flags.
     pub flags: u8,
-    /// The neighbour's address; of a forwarding entry the underlay address.
+    /// The neighbour's address; for a forwarding entry, the underlay address.
     pub address: Option<IpAddr>,
     /// Link address.
     pub mac: Option<[u8; 6]>,
-    /// Link address of a neighbour on a GRE device: where the tunnel ends.
+    /// Link address of a neighbour on a GRE device: the address at which the tunnel ends.
     pub tunnel_end: Option<Ipv4Addr>,
-    /// Who made it.
+    /// The protocol number of the entry's maker.
     pub protocol: u8,
 }
 
 impl RawNeighbour {
-    /// Whether it is a forwarding entry.
+    /// Returns true if it is a forwarding entry.
     #[must_use]
     pub fn is_fdb(&self) -> bool {
         self.family == AF_BRIDGE
     }
 
-    /// `NUD_PERMANENT` or `NUD_NOARP` (bridge's "static"): set by somebody rather than learnt.
+    /// Returns true for `NUD_PERMANENT` or `NUD_NOARP` (bridge's "static"), which somebody set rather than the kernel
+    /// learnt.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.state & (0x80 | 0x40) != 0
@@ -232,9 +234,9 @@ pub fn neighbour(payload: &[u8]) -> Option<RawNeighbour> {
 pub struct RawNexthop {
     /// Its id.
     pub id: u32,
-    /// Who made it.
+    /// The protocol number of the object's maker.
     pub protocol: u8,
-    /// Whether the gateway is taken to be on the link.
+    /// True if the gateway is taken to be on the link.
     pub onlink: bool,
     /// Interface index; `None` for a group or blackhole.
     pub index: Option<u32>,
@@ -270,36 +272,36 @@ pub struct RawRoute {
     pub tos: u8,
     /// Table.
     pub table: u32,
-    /// Who made it.
+    /// The protocol number of the route's maker.
     pub protocol: u8,
     /// `RTN_…` type.
     pub kind: u8,
     /// Metric.
     pub metric: u32,
-    /// Interface index; of a multipath route its first.
+    /// Interface index; for a multipath route, the first one's.
     pub index: Option<u32>,
     /// Gateway.
     pub gateway: Option<IpAddr>,
-    /// Whether the gateway is taken to be on the link.
+    /// True if the gateway is taken to be on the link.
     pub onlink: bool,
-    /// Preferred source.
+    /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// Nexthop object.
+    /// Id of the nexthop object.
     pub nexthop: Option<u32>,
-    /// MTU of its own, bytes.
+    /// MTU of the route itself, in bytes.
     pub mtu: Option<u32>,
-    /// Whether it is a cached copy rather than a route (`RTM_F_CLONED`).
+    /// True if it is a cached copy rather than a route (`RTM_F_CLONED`).
     pub cloned: bool,
-    /// Whether it has several ways.
+    /// True if it has several next hops.
     pub multipath: bool,
-    /// The ends of the tunnel its packets travel in: source, remote, key.
+    /// The ends of the tunnel that its packets travel in: source, remote, key.
     pub encap: Option<(IpAddr, IpAddr, GreKey)>,
 }
 
 /// A routing rule (`struct fib_rule_hdr`, linux/fib_rules.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRule {
-    /// The lower, the earlier.
+    /// Priority; lower rules come first.
     pub priority: u32,
     /// The table it leads to; 0 if none.
     pub table: u32,

@@ -1,4 +1,4 @@
-//! The request socket: batches in, one answer per request out.
+//! The request socket, which takes batches of requests and returns one answer per request.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::wire::{HEADER_LEN, Message, Request, attributes, messages, read_text, read_u32};
 
-/// Requests a `send()`. Their acknowledgements wait in the receive buffer: the default of 208 KiB
+/// Requests per `send()`. Their acknowledgements wait in the receive buffer: the default of 208 KiB
 /// (`net.core.rmem_default`) overflows at about 270, and it cannot be raised in a user namespace.
 const BATCH: usize = 150;
 
@@ -21,10 +21,10 @@ const TIMEOUT_SECS: i64 = 5;
 /// `netlink_recvmsg`, `max_recvmsg_len`), but a single message may be larger.
 const RECEIVE_LEN: usize = 128 * 1024;
 
-/// How often an interrupted dump (`NLM_F_DUMP_INTR`: the table changed meanwhile) is begun again.
+/// The number of times that an interrupted dump (`NLM_F_DUMP_INTR`: the table changed meanwhile) is tried.
 const DUMP_ATTEMPTS: usize = 8;
 
-/// Datagrams read for one answer before giving up: no reply, however wrong, makes a loop endless.
+/// Datagrams that are read for one answer before giving up, so that no reply, however wrong, makes a loop endless.
 const MAX_DATAGRAMS: usize = 1_000_000;
 
 const NLMSG_ERROR: u16 = 2;
@@ -36,24 +36,24 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
-/// Why the kernel refused a request.
+/// The kernel's refusal of a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refusal {
     /// The error number, positive.
     pub errno: i32,
-    /// The kernel's extended acknowledgement, else the error number's text.
+    /// The text of the kernel's extended acknowledgement, or else of the error number.
     pub reason: String,
 }
 
 impl Refusal {
-    /// For an error number without further words.
+    /// Makes a refusal of an error number without further words.
     #[must_use]
     pub fn of(errno: Errno) -> Self {
         Self { errno: errno as i32, reason: errno.desc().to_owned() }
     }
 
-    /// Whether it says that the object is not there: for a deletion, success.
+    /// Returns true if the refusal says that the object is not there, which for a deletion is success.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         matches!(Errno::from_raw(self.errno), Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL)
@@ -72,7 +72,7 @@ impl From<Refusal> for io::Error {
     }
 }
 
-/// Reads an `NLMSG_ERROR`: `Ok` is an acknowledgement.
+/// Reads an `NLMSG_ERROR`; `Ok` is an acknowledgement.
 pub fn acknowledgement(message: &Message<'_>) -> Result<(), Refusal> {
     let Some(code) = message.payload.first_chunk().copied().map(i32::from_ne_bytes) else {
         return Err(Refusal { errno: libc::EBADMSG, reason: "truncated acknowledgement".to_owned() });
@@ -85,7 +85,7 @@ pub fn acknowledgement(message: &Message<'_>) -> Result<(), Refusal> {
     Err(Refusal { errno, reason })
 }
 
-/// The kernel's own words in an `NLMSG_ERROR`, after the (perhaps capped) copy of the request.
+/// Returns the kernel's own words in an `NLMSG_ERROR`, which come after the (perhaps capped) copy of the request.
 fn extended(message: &Message<'_>) -> Option<String> {
     if message.flags & NLM_F_ACK_TLVS == 0 {
         return None;
@@ -99,7 +99,7 @@ fn extended(message: &Message<'_>) -> Option<String> {
     attributes(tlvs).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG).map(|(_, text)| read_text(text))
 }
 
-/// A socket for requests. Bound to the network namespace of the thread that opened it, whichever thread uses it.
+/// A socket for requests. It is bound to the network namespace of the thread that opened it, whichever thread uses it.
 #[derive(Debug)]
 pub struct Channel {
     socket: Socket,
@@ -110,14 +110,15 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Opens and binds it.
+    /// Opens and binds the socket.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
-        // Without it a dump's filters are ignored. Linux 4.20; where it is missing the dump is filtered here.
+        // Without this, a dump's filters are ignored. It came with Linux 4.20; where it is missing, the dump is
+        // filtered here.
         if let Err(error) = socket.set_netlink_get_strict_chk(true) {
             tracing::debug!(%error, "no strict checking of dump requests");
         }
@@ -125,7 +126,7 @@ impl Channel {
         Ok(Self { socket, port, sequence: 0, receive: vec![0; RECEIVE_LEN], datagram: Vec::new() })
     }
 
-    /// With `socket` in the kernel's place.
+    /// Creates a channel with `socket` in the kernel's place.
     pub(crate) fn over(socket: std::os::fd::OwnedFd) -> Self {
         use std::os::fd::{FromRawFd, IntoRawFd};
         #[expect(unsafe_code, reason = "netlink_sys takes descriptors by number only")]
@@ -134,13 +135,13 @@ impl Channel {
         Self { socket, port: 0, sequence: 0, receive: vec![0; RECEIVE_LEN], datagram: Vec::new() }
     }
 
-    /// Its port (`nlmsg_pid`), by which the notifications it causes are known.
+    /// Returns its port (`nlmsg_pid`), by which the notifications it causes are known.
     #[must_use]
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Carries out `requests` in order; one answer each. A refused one does not stop the rest.
+    /// Carries out `requests` in order and returns one answer each. A refused one does not stop the rest.
     pub fn request_all(&mut self, requests: &[Request]) -> Vec<Result<(), Refusal>> {
         requests.chunks(BATCH).flat_map(|batch| self.request_batch(batch)).collect()
     }
@@ -165,12 +166,12 @@ impl Channel {
             Ok(_) => self.collect(first, &mut answers).err(),
             Err(error) => Some(error),
         };
-        // Every request gets an answer; one whose reply was lost may have been carried out, which the next dump shows.
+        // Every request gets an answer. One whose reply was lost may have been carried out, which the next dump shows.
         let lost = Refusal::from(lost.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EIO)));
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(lost.clone()))).collect()
     }
 
-    /// Fills `answers`, whose first is to sequence number `first`.
+    /// Fills `answers`, of which the first is to sequence number `first`.
     fn collect(&mut self, first: u32, answers: &mut [Option<Result<(), Refusal>>]) -> io::Result<()> {
         let mut missing = answers.len();
         let mut flags = MsgFlags::empty();
@@ -179,7 +180,7 @@ impl Channel {
                 return Ok(());
             }
             let datagram = match receive(&self.socket, &mut self.receive, flags) {
-                // Some acknowledgements did not fit. What did is read; nothing more will come to wait for.
+                // Some acknowledgements did not fit. Those that did are read; no more will come.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && flags.is_empty() => {
                     flags = MsgFlags::MSG_DONTWAIT;
                     continue;
@@ -187,7 +188,7 @@ impl Channel {
                 other => other?,
             };
             for message in messages(datagram) {
-                // A late answer to an earlier, given-up request is passed over.
+                // A late answer to an earlier request that was given up is passed over.
                 let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 let Some(slot) = answers.get_mut(index).filter(|_| message.kind == NLMSG_ERROR) else { continue };
                 if slot.is_none() {
@@ -199,8 +200,9 @@ impl Channel {
         Err(io::Error::from_raw_os_error(libc::EPROTO))
     }
 
-    /// Sends a dump request and gives every message of the answer to `each`, as type and payload. When the table changed
-    /// meanwhile it is begun again, so what `each` builds comes from one whole answer: `T` is dropped and made anew.
+    /// Sends a dump request and passes every message of the answer to `each`, as type and payload. If the table changed
+    /// meanwhile, the dump is begun again: `T` is dropped and made anew, so what `each` builds comes from one whole
+    /// answer.
     pub fn dump<T>(
         &mut self,
         request: &Request,
@@ -216,7 +218,7 @@ impl Channel {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "the table changed during each attempt to read it"))
     }
 
-    /// `false`: interrupted, what was read may be inconsistent.
+    /// Makes one attempt at a dump. Returns `false` if it was interrupted, so that what was read may be inconsistent.
     fn dump_once(&mut self, request: &Request, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
@@ -226,7 +228,8 @@ impl Channel {
         let mut whole = true;
         for _ in 0..MAX_DATAGRAMS {
             let datagram = match receive(&self.socket, &mut self.receive, MsgFlags::empty()) {
-                // A part did not fit: read to the end, so that the next request is not refused, and begin again.
+                // A part did not fit. The rest is read to the end, so that the next request is not refused, and the
+                // dump is begun again.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     whole = false;
                     continue;
@@ -248,7 +251,7 @@ impl Channel {
         Err(io::Error::from_raw_os_error(libc::EPROTO))
     }
 
-    /// Sends a request that has one message for an answer, and reads it with `read`.
+    /// Sends a request that has one message as its answer, and reads that with `read`.
     pub fn get<T>(
         &mut self,
         request: &Request,
@@ -275,7 +278,7 @@ impl Channel {
     }
 }
 
-/// A dump can fail at its end: `NLMSG_DONE` carries the error number.
+/// Reads the end of a dump, at which it can fail: `NLMSG_DONE` carries the error number.
 fn acknowledged_dump(message: &Message<'_>) -> io::Result<()> {
     match message.payload.first_chunk().copied().map(i32::from_ne_bytes) {
         Some(code) if code < 0 => Err(io::Error::from_raw_os_error(code.checked_neg().unwrap_or(libc::EIO))),
@@ -283,10 +286,10 @@ fn acknowledged_dump(message: &Message<'_>) -> io::Result<()> {
     }
 }
 
-/// The next datagram from the kernel.
+/// Returns the next datagram from the kernel.
 fn receive<'a>(socket: &Socket, buffer: &'a mut [u8], flags: MsgFlags) -> io::Result<&'a [u8]> {
     loop {
-        // Connected to port 0, so only the kernel is heard.
+        // The socket is connected to port 0, so only the kernel is heard.
         match recv(socket.as_raw_fd(), buffer, flags) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(length) => return buffer.get(..length).ok_or_else(|| io::ErrorKind::InvalidData.into()),

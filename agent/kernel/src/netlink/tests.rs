@@ -7,7 +7,7 @@ use super::socket::acknowledgement;
 use super::wire::{Message, Request, attributes, messages};
 use super::{monitor, parse};
 
-/// The request as the kernel would see it.
+/// Returns the request as the kernel would see it.
 fn sent(request: &Request) -> Vec<u8> {
     let mut datagram = Vec::new();
     request.write(7, 4, &mut datagram);
@@ -21,7 +21,7 @@ fn only(datagram: &[u8]) -> Message<'_> {
     first
 }
 
-/// Everything that reads bytes of the kernel's.
+/// Runs everything that reads bytes of the kernel's.
 fn read_all(bytes: &[u8]) {
     let _ = parse::link(bytes);
     let _ = parse::address(bytes);

@@ -1,8 +1,8 @@
-//! Netlink's framing (linux/netlink.h): messages and attributes, read defensively and written.
+//! Netlink's framing (linux/netlink.h): messages and attributes, read defensively, and written.
 
 use std::net::IpAddr;
 
-/// Length of a message header (`struct nlmsghdr`), bytes.
+/// Length of a message header (`struct nlmsghdr`) in bytes.
 pub const HEADER_LEN: usize = 16;
 
 /// One message of a datagram.
@@ -12,15 +12,15 @@ pub struct Message<'a> {
     pub kind: u16,
     /// `nlmsg_flags`.
     pub flags: u16,
-    /// `nlmsg_seq`: of the request it answers.
+    /// `nlmsg_seq`: the sequence number of the request it answers.
     pub sequence: u32,
-    /// `nlmsg_pid`: in a notification, the port of the socket that caused it, 0 for the kernel itself.
+    /// `nlmsg_pid`: in a notification, the port of the socket that caused it, or 0 for the kernel itself.
     pub port: u32,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
-/// The messages of a datagram, up to the first that is not whole.
+/// Returns the messages of a datagram, up to the first that is not whole.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -38,8 +38,8 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes (`struct nlattr`) in `bytes`, as type without its flag bits and value, up to the first that is not
-/// whole.
+/// Returns the attributes (`struct nlattr`) in `bytes`, as type without its flag bits and value, up to the first that
+/// is not whole.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -51,34 +51,34 @@ pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// All but the bits `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER` (linux/netlink.h).
+/// All bits but `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER` (linux/netlink.h).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-/// Attributes and messages begin at multiples of 4 (`NLA_ALIGNTO`, `NLMSG_ALIGNTO`).
+/// Rounds up to a multiple of 4, at which attributes and messages begin (`NLA_ALIGNTO`, `NLMSG_ALIGNTO`).
 #[must_use]
 pub const fn align(length: usize) -> usize {
     length.saturating_add(3) & !3
 }
 
-/// The byte at `at`.
+/// Reads the byte at `at`.
 #[must_use]
 pub fn read_u8(bytes: &[u8], at: usize) -> Option<u8> {
     bytes.get(at).copied()
 }
 
-/// The native-endian 16 bits at `at`.
+/// Reads the native-endian 16 bits at `at`.
 #[must_use]
 pub fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
-/// The native-endian 32 bits at `at`.
+/// Reads the native-endian 32 bits at `at`.
 #[must_use]
 pub fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-/// An address of 4 or 16 bytes.
+/// Reads an address of 4 or 16 bytes.
 #[must_use]
 pub fn read_address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
@@ -88,24 +88,25 @@ pub fn read_address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Text up to its NUL; what is not UTF-8 is replaced, so that no bytes make an object invisible.
+/// Reads text up to its NUL. Bytes that are not UTF-8 are replaced, so that no bytes make an object invisible.
 #[must_use]
 pub fn read_text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// One request being written: header, fixed part, attributes.
+/// One request while it is written: header, fixed part, attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     bytes: Vec<u8>,
 }
 
 impl Request {
-    /// A request of `kind` with `flags`, `NLM_F_REQUEST` added; `fixed` is the family's own header (`struct rtmsg`, …).
+    /// Begins a request of `kind` with `flags`, to which `NLM_F_REQUEST` is added. `fixed` is the family's own header
+    /// (`struct rtmsg`, …).
     #[must_use]
     pub fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
-        /// Enough for every request but a link's, so that thousands are written without growing.
+        /// Bytes that are enough for every request but a link's, so that thousands are written without growing.
         const USUAL_LEN: usize = 96;
         /// linux/netlink.h.
         const NLM_F_REQUEST: u16 = 1;
@@ -123,7 +124,7 @@ impl Request {
         self
     }
 
-    /// With one more attribute. Values over 65,531 bytes do not fit its 16-bit length and are left out.
+    /// Adds an attribute. Values over 65,531 bytes do not fit its 16-bit length and are left out.
     #[must_use]
     pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
         let Some(length) = u16::try_from(value.len()).ok().and_then(|length| length.checked_add(4)) else {
@@ -135,13 +136,13 @@ impl Request {
         self.padded()
     }
 
-    /// With one more attribute of 32 bits.
+    /// Adds an attribute of 32 bits.
     #[must_use]
     pub fn with_u32(self, kind: u16, value: u32) -> Self {
         self.with(kind, &value.to_ne_bytes())
     }
 
-    /// With one more attribute holding an address.
+    /// Adds an attribute that holds an address.
     #[must_use]
     pub fn with_address(self, kind: u16, address: IpAddr) -> Self {
         match address {
@@ -150,19 +151,19 @@ impl Request {
         }
     }
 
-    /// Its length, bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Never: it has a header.
+    /// Returns false, always: a request has a header.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Appends it to a datagram under `sequence`, with further `flags`.
+    /// Appends the request to a datagram under `sequence`, with further `flags`.
     pub fn write(&self, sequence: u32, flags: u16, datagram: &mut Vec<u8>) {
         let Some(rest) = self.bytes.get(HEADER_LEN..) else { return };
         let Some(own) = read_u16(&self.bytes, 6) else { return };
