@@ -1,4 +1,4 @@
-//! What Linux does with each operation: which error number, and what goes along.
+//! Linux's reaction to each operation: the error number, and what changes along with it.
 
 use std::collections::BTreeMap;
 
@@ -34,11 +34,11 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
         },
         Object::Neighbour(key, link_address) => match op.action {
             Action::Delete => state.neighbours.remove(key).map(drop).ok_or(Errno::ENOENT),
-            // Over one that is there, always: the kernel makes neighbours of its own.
+            // This also replaces one that is there, always: the kernel makes neighbours of its own.
             Action::Create | Action::Change | Action::Replace => {
                 let on = &device(state, key.device)?.kind;
                 let is_gre = matches!(on, LinkKind::Gre(GreLink { datapath: Datapath::Kernel, .. }));
-                // A link address shorter than the device's, or one on a device that has none.
+                // A link address is refused if it is shorter than the device's, or on a device that has none.
                 if is_gre != matches!(link_address, LinkAddress::V4(_)) || on.datapath() == Datapath::Userspace {
                     return Err(Errno::EINVAL);
                 }
@@ -78,7 +78,7 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
         }
         Object::Route(key, route) => {
             if op.action == Action::Delete {
-                // It is found by what it does, too.
+                // A route is also found by what it does.
                 let same = state.routes.get(key).is_some_and(|present| present.via == route.via);
                 return same.then(|| state.routes.remove(key)).map(drop).ok_or(Errno::ESRCH);
             }
@@ -108,7 +108,7 @@ pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> 
     }
 }
 
-/// `NLM_F_EXCL` and `NLM_F_REPLACE`: `ours` and `foreign` tell what is at the key.
+/// Applies `NLM_F_EXCL` and `NLM_F_REPLACE`; `ours` and `foreign` say what is at the key.
 fn presence(action: Action, ours: bool, foreign: bool) -> Done {
     match action {
         Action::Create if ours || foreign => Err(Errno::EEXIST),
@@ -121,7 +121,8 @@ fn device(state: &KernelState, name: IfName) -> Result<&Link, Errno> {
     state.links.get(&name).ok_or(Errno::ENODEV)
 }
 
-/// A device has its settings from its making to its end, those of IPv6 only while packets of that size fit.
+/// Checks that a setting exists. A device has its settings from its making to its end, those of IPv6 only while packets
+/// of that size fit.
 fn has_settings(state: &KernelState, setting: &Sysctl) -> Done {
     let Some(name) = setting.device().filter(|name| is_ours_by_name(*name)) else { return Ok(()) };
     let link = device(state, name).map_err(|_| Errno::ENOENT)?;
@@ -129,9 +130,9 @@ fn has_settings(state: &KernelState, setting: &Sysctl) -> Done {
     if is_v6 && link.mtu.get() < Mtu::MIN_IPV6 { Err(Errno::ENOENT) } else { Ok(()) }
 }
 
-/// A next hop needs its device, and that up.
+/// Checks that a next hop's device is there and up.
 fn hop(state: &KernelState, hop: &NextHop) -> Done {
-    // Through a device that is none of ours (an underlay interface) everything goes: those are not kept here.
+    // Through a device that is none of ours (an underlay interface), everything is possible: those are not kept here.
     match state.links.get(&hop.device) {
         Some(link) if !link.up => Err(Errno::ENETDOWN),
         Some(_) => Ok(()),
@@ -140,7 +141,8 @@ fn hop(state: &KernelState, hop: &NextHop) -> Done {
     }
 }
 
-/// Devices made by the agent begin with these letters; whatever does not is taken to be the host's own and there.
+/// Returns true for devices that the agent makes, whose names begin with these letters. Every other device is taken to
+/// be the host's own, and there.
 fn is_ours_by_name(name: IfName) -> bool {
     name.as_str().starts_with("fl")
 }
@@ -190,8 +192,8 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
     Ok(())
 }
 
-/// Two VXLAN devices of one network identifier, port and underlay family are refused; so are two of the kernel's GRE
-/// devices of one key and address, and a second `external` one.
+/// Checks that no other tunnel is in the way. Two VXLAN devices of one network identifier, port and underlay family are
+/// refused. So are two of the kernel's GRE devices of one key and address, and a second `external` one.
 fn tunnel_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -> Done {
     let clashes = |(other, link): (&IfName, &Link)| {
         *other != name
@@ -207,7 +209,7 @@ fn tunnel_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -
     if links.iter().any(clashes) { Err(Errno::EEXIST) } else { Ok(()) }
 }
 
-/// A device that goes takes its addresses, neighbours, forwarding entries, nexthops and routes along.
+/// Deletes a device. It takes its addresses, neighbours, forwarding entries, nexthops and routes along.
 pub(super) fn delete_link(state: &mut KernelState, name: IfName) {
     take_down(state, name);
     state.links.remove(&name);
@@ -217,7 +219,8 @@ pub(super) fn delete_link(state: &mut KernelState, name: IfName) {
     state.wireguard_peers.retain(|key, _| key.device != name);
 }
 
-/// Down, its nexthops and routes are gone (and no event says so), its neighbours and IPv6 addresses too.
+/// Sets a device down. Its nexthops and routes are then gone (and no event says so), and so are its neighbours and IPv6
+/// addresses.
 pub(super) fn take_down(state: &mut KernelState, name: IfName) {
     state.nexthops.retain(|_, nexthop| nexthop.via.device != name);
     state.neighbours.retain(|key, _| key.device != name);
@@ -231,7 +234,7 @@ pub(super) fn take_down(state: &mut KernelState, name: IfName) {
     });
 }
 
-/// The table is swapped whole.
+/// Swaps the table, as a whole.
 fn set_ruleset(state: &mut KernelState, action: Action, ruleset: &Ruleset, elements: &[PeerSource]) -> Done {
     state.peer_sources.clear();
     if action == Action::Delete {

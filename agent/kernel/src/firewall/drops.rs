@@ -1,4 +1,5 @@
-//! The counters of the rules of ours that drop, read over netlink: what was refused is evidence, and nobody looks at it by hand.
+//! The counters of those rules of ours that drop, read over netlink. Refused packets are evidence, and nobody looks at
+//! the counters by hand.
 
 use std::io;
 
@@ -16,7 +17,7 @@ const DROP: u32 = 0;
 /// `NFTNL_UDATA_RULE_COMMENT` (libnftnl's udata.h): one byte of type, one of length, the text and a NUL.
 const COMMENT: u8 = 0;
 
-/// Those of `table`, in its order.
+/// Reads the counters of `table`, in its order.
 pub(super) fn read(netfilter: &mut Netfilter, table: &'static str) -> io::Result<Vec<DropCount>> {
     collect(netfilter, Request::GetRule, RULE_TABLE, table, |rule| {
         let packets = dropped(rule)?;
@@ -25,7 +26,7 @@ pub(super) fn read(netfilter: &mut Netfilter, table: &'static str) -> io::Result
     })
 }
 
-/// What a rule has counted, if it drops.
+/// Returns a rule's count, if it drops.
 fn dropped(rule: Attributes<'_>) -> Option<u64> {
     let expressions = Attributes(rule.get(RULE_EXPRESSIONS)?).filter(|(kind, _)| *kind == LIST_ELEM);
     let (mut packets, mut drops) = (None, false);

@@ -1,4 +1,4 @@
-//! Elements of the sets of peers: read, and created or deleted without a process.
+//! Elements of the sets of peers, which are read, created and deleted without a process.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,29 +19,29 @@ pub(super) const KEY: u16 = 1;
 const FLAGS: u16 = 3;
 const TIMEOUT: u16 = 4;
 pub(super) const DATA_VALUE: u16 = 1;
-/// An attribute's length is 16 bits; a list is closed well before.
+/// Bytes of a list: an attribute's length has 16 bits, and a list is closed well before they run out.
 pub(super) const LIST_BYTES: usize = 60_000;
-/// Elements a transaction when it must be found out which one the kernel refuses: an error reply each must fit the
-/// default receive buffer (208 KiB, about 270 replies).
+/// Elements per transaction when it must be found out which one the kernel refuses. An error reply for each must fit
+/// the default receive buffer (208 KiB, about 270 replies).
 const SINGLY: usize = 128;
 
-/// What the elements of a set are now.
+/// The present elements of a set.
 #[derive(Debug, Default)]
 pub(super) struct SetContents {
-    /// Those we could have made.
+    /// Elements that we could have made.
     pub(super) sources: Vec<PeerSource>,
-    /// Elements that cannot be ours: another shape, a timeout, not a subnet.
+    /// The number of elements that cannot be ours: they have another shape or a timeout, or are not a subnet.
     pub(super) odd: usize,
 }
 
-/// Creates or deletes.
+/// The creation or deletion of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) create: bool,
     pub(super) source: PeerSource,
 }
 
-/// Reads a set of our table; one that does not exist has no elements.
+/// Reads a set of our table. A set that does not exist has no elements.
 pub(super) fn read(netfilter: &mut Netfilter, set: SetName) -> io::Result<SetContents> {
     let contents = std::cell::RefCell::new(SetContents::default());
     let name = set.to_string();
@@ -94,7 +94,7 @@ fn parse(set: SetName, element: Attributes<'_>) -> Option<PeerSource> {
             (Ipv6Addr::from(outer).into(), IpNet::V6(Ipv6Net::new(inner.into(), set.prefix_len).ok()?))
         }
     };
-    // With host bits set no packet finds it: nothing of ours.
+    // With host bits set, no packet finds it, so it is none of ours.
     (inner.addr() == inner.network()).then_some(PeerSource { set, outer, inner })
 }
 
@@ -113,8 +113,8 @@ fn address_halves(key: [u8; 32]) -> (u128, u128) {
     (half(0), half(16))
 }
 
-/// Carries out `changes` in `table`, if it can in one transaction; one result each: 0 or an error number. What the kernel
-/// refuses is found out and left out, the rest is done.
+/// Carries out `changes` in `table`, in one transaction if possible. Returns one result each: 0 or an error number.
+/// Changes that the kernel refuses are found out and left out, and the others are made.
 pub(super) fn apply(netfilter: &mut Netfilter, table: &str, changes: &[Change]) -> io::Result<Vec<i32>> {
     let mut results = vec![0; changes.len()];
     for range in transactions(changes, netfilter.send_limit) {
@@ -149,7 +149,7 @@ fn transactions(changes: &[Change], limit: usize) -> Vec<std::ops::Range<usize>>
     parts
 }
 
-/// Many elements a message; `false`: the kernel refused some, nothing was done.
+/// Tries with many elements per message. Returns `false` if the kernel refused some, and nothing was done.
 fn try_packed(netfilter: &mut Netfilter, table: &str, changes: &[Change]) -> io::Result<bool> {
     let mut writer = Writer::default();
     writer.batch_begin(netfilter.next_sequence());
@@ -158,7 +158,7 @@ fn try_packed(netfilter: &mut Netfilter, table: &str, changes: &[Change]) -> io:
     Ok(netfilter.batch(&writer.bytes)?.errors.is_empty())
 }
 
-/// Many elements a message, each acknowledged.
+/// Writes many elements per message, each message acknowledged.
 pub(super) fn write_packed(writer: &mut Writer, netfilter: &mut Netfilter, table: &str, changes: &[Change]) {
     let mut rest = changes;
     while let Some(first) = rest.first() {
@@ -171,8 +171,8 @@ pub(super) fn write_packed(writer: &mut Writer, netfilter: &mut Netfilter, table
     }
 }
 
-/// One element a message, so that errors name their element; those are left out, and the others tried again. Deleting
-/// what is gone is success, but aborts the transaction all the same.
+/// Applies with one element per message, so that errors name their element. Refused elements are left out, and the
+/// others are tried again. Deleting an element that is gone is success, but aborts the transaction all the same.
 fn apply_singly(netfilter: &mut Netfilter, table: &str, changes: &[Change], results: &mut [i32]) -> io::Result<()> {
     let mut left: Vec<usize> = (0..changes.len()).collect();
     // Each round leaves out at least one element.
@@ -193,7 +193,7 @@ fn apply_singly(netfilter: &mut Netfilter, table: &str, changes: &[Change], resu
         }
         let mut refused = Vec::new();
         for (sequence, errno) in reply.errors {
-            // Not a message of ours: the commit itself failed, and so did everything.
+            // This is not a message of ours: the commit itself failed, and with it everything.
             let Some(position) = sequences.iter().position(|other| *other == sequence) else {
                 return Err(io::Error::from_raw_os_error(errno));
             };

@@ -1,4 +1,4 @@
-//! Wakes when a firewall changed: nf_tables says so, the older ip_tables must be looked at.
+//! Wakes when a firewall changed. nf_tables reports changes; the older ip_tables must be polled.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,9 +17,9 @@ use crate::Wake;
 
 /// `NFNLGRP_NFTABLES` (7), as a bit mask.
 const NFTABLES_GROUP: u32 = 1 << 6;
-/// How often the older tables are looked at: half of the second in which drift is to be repaired.
+/// The interval at which the older tables are polled: half of the second in which drift is to be repaired.
 const LEGACY_POLL: Duration = Duration::from_millis(500);
-/// Datagrams read at once before the reader is woken, so that a busy ruleset cannot keep us from waking.
+/// Datagrams that are read at once before the reader is woken, so that a busy ruleset cannot keep us from waking.
 const COALESCED: usize = 4096;
 
 type Fingerprints = [Option<Fingerprint>; 2];
@@ -31,12 +31,12 @@ struct Events {
     buffer: Vec<u8>,
 }
 
-/// Must be called within a tokio runtime, in the network namespace that is meant.
+/// Opens the stream of wakes. This must be called within a tokio runtime, in the network namespace that is meant.
 pub(super) fn events() -> io::Result<impl Stream<Item = Wake> + Send + Unpin + 'static> {
     let socket = register(open_socket(NFTABLES_GROUP, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?)?;
     let mut poll = interval(LEGACY_POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What is said is not read, so nothing need fit.
+    // The contents are not read, so they need not fit.
     let events = Events { socket, poll, legacy: fingerprints(), buffer: vec![0; 64] };
     Ok(Box::pin(futures::stream::unfold(events, |mut events| async move {
         events.next().await.then_some((Wake::Firewall, events))
@@ -50,7 +50,7 @@ fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 impl Events {
-    /// Waits for a change; `false`: the socket broke.
+    /// Waits for a change; returns `false` if the socket broke.
     async fn next(&mut self) -> bool {
         loop {
             tokio::select! {
@@ -74,7 +74,8 @@ impl Events {
     }
 }
 
-/// `None`: there may be more to read. An overflow means that something changed, no more than any message does.
+/// Discards what is queued; `None`: there may be more to read. An overflow means that something changed, no more than
+/// any message does.
 fn drain(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<bool> {
     for _ in 0..COALESCED {
         match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
@@ -86,7 +87,7 @@ fn drain(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<bool> {
     None
 }
 
-/// A table that cannot be read now counts as none: reading it again tells.
+/// Returns the fingerprints. A table that cannot be read now counts as none: reading it again tells.
 fn fingerprints() -> Fingerprints {
     IpFamily::BOTH.map(|family| fingerprint(family).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! What reads bytes that other programs and the kernel wrote, callable with any bytes.
+//! The parsers of bytes that other programs and the kernel wrote, callable with any bytes.
 
 use flatnet_core::object::{IptablesChain, SetName, TunnelId};
 use flatnet_model::{IpFamily, Vni};
@@ -12,7 +12,7 @@ use super::wire::{Family, Writer};
 use super::{drops, legacy, replica, sightings, table};
 use crate::fuzzing::answers;
 
-/// nfnetlink's answers to everything that is asked of nf_tables; `bytes` as `answers` takes them.
+/// Reads `bytes` as nfnetlink's answers to everything that is asked of nf_tables, in the form that `answers` takes.
 pub fn nfnetlink(bytes: &[u8]) {
     let ask = |question: &dyn Fn(&mut Netfilter)| {
         if let Ok((ours, _theirs)) = answers(bytes) {
@@ -38,7 +38,7 @@ pub fn nfnetlink(bytes: &[u8]) {
         let set = SetName { tunnel, family, prefix_len: family.bits() / 4 * 3 };
         ask(&|netfilter| {
             let Ok(contents) = elements::read(netfilter, set) else { return };
-            // What was read can be written, and a refusal of it be understood.
+            // What was read can be written, and a refusal of it can be understood.
             let changes: Vec<Change> =
                 contents.sources.into_iter().map(|source| Change { create: true, source }).collect();
             ask(&|netfilter| drop(elements::apply(netfilter, "flatnet", &changes)));
@@ -46,7 +46,7 @@ pub fn nfnetlink(bytes: &[u8]) {
     }
 }
 
-/// What `iptables -S` prints, and a rule of ours written back.
+/// Reads `text` as the output of `iptables -S`, and writes rules of ours back.
 pub fn iptables_listing(text: &str) {
     let listing = Listing::parse(text);
     for chain in [IptablesChain::Input, IptablesChain::Forward] {
@@ -57,7 +57,7 @@ pub fn iptables_listing(text: &str) {
     assert!(specifications.len() <= ours.len(), "a rule that is not there: {specifications:?}");
 }
 
-/// The entries of the older ip_tables.
+/// Reads `bytes` as the entries of the older ip_tables.
 pub fn legacy_table(bytes: &[u8]) {
     legacy::read_any(bytes);
 }

@@ -1,14 +1,15 @@
-//! The guard once more, in a table that nobody else can take away.
+//! The held copy: the guard a second time, in a table that nobody else can take away.
 //!
-//! `nft flush ruleset` deletes every table but those that a process owns (`NFT_TABLE_F_OWNER`, Linux 5.12). A table of that
-//! kind goes with its owner's socket, so it cannot be the only one: the other one guards while no agent runs, this one while
-//! the other is away. A packet passes both.
+//! `nft flush ruleset` deletes every table except those that a process owns (`NFT_TABLE_F_OWNER`, Linux 5.12). A table
+//! of that kind goes with its owner's socket, so it cannot be the only one. The other table guards while no agent runs,
+//! and this one while the other is away. A packet passes both.
 //!
-//! It is made anew in one transaction whenever the table is swapped, and follows every change of an element, so that it never
-//! drops what the table lets in. Where it cannot be had or brought up to date there is none: a copy of what was would be
-//! worse than a moment without. Nobody else can change it, so what was put in is what is in it.
+//! It is made anew in one transaction whenever the table is swapped, and follows every change of an element, so that it
+//! never drops what the table lets in. Where it cannot be made or brought up to date, there is none: an outdated copy
+//! would be worse than a moment without one. Nobody else can change it, so it holds exactly what was put in.
 //!
-//! Owned by the firewall, which calls with its socket locked; lives as long as that socket. Dropping it changes nothing.
+//! The firewall owns it, and calls it with its socket locked. It lives as long as that socket. Dropping it changes
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,20 +28,20 @@ const OWNER: u32 = 2;
 /// `NFTA_TABLE_USERDATA`, in which nft keeps comments (libnftnl: type 0, length, text with its NUL).
 const TABLE_USERDATA: u16 = 6;
 const COMMENT: &str = "flatnet's agent guards by this while inet flatnet is flushed";
-/// How long a table that could not be copied is left alone, unless it is swapped.
+/// The time for which a table that could not be copied is left alone, unless it is swapped.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The copy, and why there is none.
+/// The copy, or the reason why there is none.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     copy: Option<Copied>,
-    /// The last dump found that the copy lacks something.
+    /// True if the last dump found that the copy lacks something.
     behind: bool,
-    /// Of which table making one failed, and when.
+    /// The table of which making a copy failed, and the time of that.
     failed: Option<(Digest, Instant)>,
-    /// The kernel has no owners.
+    /// True if the kernel has no owners of tables.
     unsupported: bool,
-    /// What was last said to be wrong.
+    /// The error that was last logged.
     said: Option<String>,
 }
 
@@ -50,9 +51,9 @@ struct Copied {
     elements: BTreeSet<PeerSource>,
 }
 
-/// Why there is no new copy.
+/// The reason why there is no new copy.
 enum CopyError {
-    /// There is no table now: what is held is what guards.
+    /// There is no table now, so the held copy is what guards.
     NoTable,
     /// The kernel has no owners of tables.
     Unsupported,
@@ -67,24 +68,24 @@ impl From<io::Error> for CopyError {
 }
 
 impl Held {
-    /// What a dump found: a table that looks like `digest`, with at least `elements`.
+    /// Compares the copy with what a dump found: a table that looks like `digest`, with at least `elements`.
     pub(super) fn compare(&mut self, digest: Digest, elements: &BTreeSet<PeerSource>) {
         let is_whole = |copy: &Copied| copy.of == digest && elements.is_subset(&copy.elements);
         self.behind = !self.copy.as_ref().is_some_and(is_whole);
     }
 
-    /// Whether there is a copy, of whichever table.
+    /// Returns true if there is a copy, of whichever table.
     pub(super) fn is_there(&self) -> bool {
         self.copy.is_some()
     }
 
-    /// Whether the table that looks like `digest` is to be copied.
+    /// Returns true if the table that looks like `digest` is to be copied.
     pub(super) fn is_due(&self, digest: Digest) -> bool {
         let failed = self.failed.is_some_and(|(of, when)| of == digest && when.elapsed() < RETRY);
         self.behind && !failed && !self.unsupported
     }
 
-    /// Copies the table that looks like `of`; `elements`: those of its sets, `None`: those that it has now.
+    /// Copies the table that looks like `of`. `elements` are those of its sets; with `None`, those that it has now.
     pub(super) fn copy(&mut self, netfilter: &mut Netfilter, of: Digest, elements: Option<Vec<PeerSource>>) {
         if self.unsupported {
             return;
@@ -111,12 +112,12 @@ impl Held {
         }
     }
 
-    /// Lets in what `changes` create.
+    /// Adds the elements that `changes` create, so that their packets are let in.
     pub(super) fn create(&mut self, netfilter: &mut Netfilter, changes: &[Change]) {
         self.change(netfilter, changes, true);
     }
 
-    /// Shuts out what `changes` delete.
+    /// Removes the elements that `changes` delete, so that their packets are shut out.
     pub(super) fn remove(&mut self, netfilter: &mut Netfilter, changes: &[Change]) {
         self.change(netfilter, changes, false);
     }
@@ -133,14 +134,14 @@ impl Held {
             Err(error) => Some(error),
         };
         match refused {
-            // The next dump has it made anew.
+            // The next dump makes it anew.
             Some(error) => self.give_up(netfilter, &error),
             None if create => copy.elements.extend(changes.iter().map(|change| change.source)),
             None => copy.elements.retain(|source| !changes.iter().any(|change| change.source == *source)),
         }
     }
 
-    /// Without it, which is better than with one that is not up to date.
+    /// Gives the copy up, which is better than keeping one that is not up to date.
     fn give_up(&mut self, netfilter: &mut Netfilter, error: &io::Error) {
         let deleted = self.delete(netfilter);
         let error = error.to_string();
@@ -154,7 +155,7 @@ impl Held {
         }
     }
 
-    /// Deletes it; that there is none is success.
+    /// Deletes the copy. If there is none, that is success.
     pub(super) fn delete(&mut self, netfilter: &mut Netfilter) -> io::Result<()> {
         if self.copy.take().is_none() && self.failed.is_none() {
             return Ok(());
@@ -163,7 +164,7 @@ impl Held {
     }
 }
 
-/// Replaces what is held by a copy of the table that looks like `of`; the elements of its sets.
+/// Replaces the held copy by one of the table that looks like `of`. Returns the elements of its sets.
 fn make(
     netfilter: &mut Netfilter,
     of: Digest,
@@ -194,8 +195,8 @@ fn read_elements(netfilter: &mut Netfilter, parts: &Parts) -> io::Result<Vec<Pee
     Ok(elements)
 }
 
-/// In one transaction; where that would be too large for the socket (more than some 5,000 peers, in a user namespace only),
-/// first the sets, which judge nothing, and last what asks them.
+/// Writes the copy in one transaction. That may be too large for the socket (with more than some 5,000 peers, in a user
+/// namespace only). Then the sets, which judge nothing, are written first, and the rules that ask them last.
 fn write(netfilter: &mut Netfilter, parts: &Parts, changes: &[Change]) -> Result<(), CopyError> {
     let (mut sets, mut elements, mut rules) = (Writer::default(), Writer::default(), Writer::default());
     let is_there = |netfilter: &mut Netfilter| {
@@ -231,7 +232,8 @@ fn write_table(writer: &mut Writer, sequence: u32) {
     writer.close(&message);
 }
 
-/// `table`: the message that makes it, to be told apart.
+/// Sends one transaction. `table` is the sequence number of the message that makes the table, by which its refusal is
+/// recognised.
 fn transaction(netfilter: &mut Netfilter, parts: &[Writer], table: u32) -> Result<(), CopyError> {
     let mut writer = Writer::default();
     writer.batch_begin(netfilter.next_sequence());
@@ -240,7 +242,7 @@ fn transaction(netfilter: &mut Netfilter, parts: &[Writer], table: u32) -> Resul
     }
     writer.batch_end(netfilter.next_sequence());
     let errors = netfilter.batch(&writer.bytes)?.errors;
-    // Before owners came (5.12) a flag that is not known was EINVAL, later EOPNOTSUPP.
+    // Before owners came (5.12), an unknown flag was EINVAL, later EOPNOTSUPP.
     let unknown =
         |(sequence, errno): &(u32, i32)| *sequence == table && [libc::EINVAL, libc::EOPNOTSUPP].contains(errno);
     match errors.first() {

@@ -1,7 +1,7 @@
-//! Our rules at the head of the chains INPUT and FORWARD of iptables, both variants, both families.
+//! Our rules at the head of the chains INPUT and FORWARD of iptables, in both variants and both families.
 //!
 //! `iptables -S` is run only when the kernel's table changed: asking the kernel for that costs microseconds, a process
-//! milliseconds.
+//! costs milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -22,13 +22,13 @@ use super::wire::Family;
 const TABLE: &str = "filter";
 /// Seconds to wait for the xtables lock, which every other user of iptables takes too.
 const LOCK_SECS: &str = "5";
-/// How often a change is tried again because somebody changed the chain meanwhile.
+/// The number of times a change is tried, because somebody may change the chain meanwhile.
 const TRIES: usize = 3;
 
 /// One of the four tables `filter`.
 pub(super) type Which = (IptablesVariant, IpFamily);
 
-/// All four.
+/// All four tables.
 const ALL: [Which; 4] = [
     (IptablesVariant::Nft, IpFamily::V4),
     (IptablesVariant::Nft, IpFamily::V6),
@@ -36,15 +36,15 @@ const ALL: [Which; 4] = [
     (IptablesVariant::Legacy, IpFamily::V6),
 ];
 
-/// What one look found of a table, without listing it.
+/// The result of one look at a table, without listing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Look {
     digest: Digest,
-    /// What can be said without the program.
+    /// The listing as far as it is known without the program.
     unlisted: Listing,
 }
 
-/// The listings, each with the digest it was made at.
+/// The listings, each with the digest at which it was made.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     listings: BTreeMap<Which, (Digest, Listing)>,
@@ -69,7 +69,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Chains that can drop.
+    /// Returns the chains that can drop.
     pub(super) fn dropping(&self) -> BTreeSet<DroppingChain> {
         let mut dropping = BTreeSet::new();
         for ((variant, family), (_, listing)) in &self.listings {
@@ -82,7 +82,7 @@ impl Cache {
         dropping
     }
 
-    /// Our rules.
+    /// Returns our rules.
     pub(super) fn rules(&self) -> BTreeMap<IptablesKey, IptablesRule> {
         let mut rules = BTreeMap::new();
         for ((variant, family), (_, listing)) in &self.listings {
@@ -94,7 +94,7 @@ impl Cache {
     }
 }
 
-/// Which of the tables there are, and how they look now.
+/// Returns the tables that there are, and how they look now.
 pub(super) fn look(netfilter: &mut Netfilter) -> io::Result<BTreeMap<Which, Look>> {
     let mut looks = BTreeMap::new();
     for which in ALL {
@@ -122,26 +122,28 @@ fn look_nft(netfilter: &mut Netfilter, family: IpFamily) -> io::Result<Option<Lo
 
 fn look_legacy(family: IpFamily) -> io::Result<Option<Look>> {
     let Some(found) = legacy::fingerprint(family)? else { return Ok(None) };
-    // Policies are not read here; with rules and without the program, both chains have to be taken for dropping.
+    // Policies are not read here. If there are rules and the program is missing, both chains have to be taken for
+    // dropping.
     let chains = [IptablesChain::Input, IptablesChain::Forward].map(|chain| chain.as_str().to_owned());
     let unlisted = Listing::unlisted(chains.into_iter().filter(|_| found.has_rules));
     Ok(Some(Look { digest: found.digest, unlisted }))
 }
 
-/// What is wanted of one rule of a table.
+/// The wanted state of one rule of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) chain: IptablesChain,
     pub(super) comment: String,
-    /// `None`: there shall be none.
+    /// The rule; `None`: there shall be none.
     pub(super) rule: Option<IptablesRule>,
 }
 
-/// Changes our rules of one table, all at once. Whatever else carries the comments goes; the new rules come to the head.
+/// Changes our rules of one table, all at once. Every rule that carries their comments goes, and the new rules come to
+/// the head.
 pub(super) async fn change(which: Which, wanted: &[Wanted]) -> Result<(), ProgramError> {
     let mut result = Ok(());
     for _ in 0..TRIES {
-        // What is there is read anew: a rule that is to go must be named exactly, and once for each time it is there.
+        // The present rules are read anew: a rule that is to go must be named exactly, once for each time it is there.
         let present = list(which).await?.ours();
         let input = restore_input(&present, wanted);
         result = run_variant(which, "-restore", &["-w", LOCK_SECS, "-n"], &input).await.map(drop);
@@ -187,8 +189,8 @@ async fn list(which: Which) -> Result<Listing, ProgramError> {
     run_variant(which, "", wait, "").await.map(|text| Listing::parse(&text))
 }
 
-/// Runs the variant's own program, `iptables-nft-restore` for one; where only plain `iptables` is installed, that, if it
-/// says that it is of this variant.
+/// Runs the variant's own program, such as `iptables-nft-restore`. Where only plain `iptables` is installed, that is
+/// run, if it says that it is of this variant.
 async fn run_variant(
     (variant, family): Which,
     suffix: &str,

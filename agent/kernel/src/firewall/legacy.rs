@@ -1,5 +1,5 @@
-//! The kernel's older `ip_tables`: has its table `filter` changed? It sends no events, so this must be cheap enough to ask
-//! twice a second: reading `/proc` and two `getsockopt`, some 20 µs.
+//! The kernel's older `ip_tables`: has its table `filter` changed? It sends no events, so this must be cheap enough to
+//! ask twice a second: reading `/proc` and two `getsockopt` take some 20 µs.
 
 use std::io;
 use std::net::UdpSocket;
@@ -9,9 +9,9 @@ use flatnet_model::IpFamily;
 
 use super::table::Digest;
 
-/// The table.
+/// The table's name.
 const TABLE: &[u8] = b"filter";
-/// `IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES` (linux/netfilter_ipv4/ip_tables.h), the same numbers for IPv6.
+/// `IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES` (linux/netfilter_ipv4/ip_tables.h). The numbers are the same for IPv6.
 const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
 /// `struct ipt_getinfo`: name, valid hooks, 5 entries, 5 underflows, number of entries, size.
@@ -20,15 +20,15 @@ const INFO_ENTRIES_AT: usize = 76;
 const INFO_SIZE_AT: usize = 80;
 /// `struct ipt_get_entries` before its entries: name, size, padding to 8.
 const ENTRIES_HEADER: usize = 40;
-/// An empty table: three chains' policies and the end.
+/// The number of entries of an empty table: three chains' policies and the end.
 const EMPTY_TABLE: u32 = 4;
-/// Bytes: a table larger than this is not read.
+/// The largest table that is read, in bytes.
 const LARGEST: usize = 64 * 1024 * 1024;
 
-/// Where things are in `struct ipt_entry` / `ip6t_entry`.
+/// The offsets in `struct ipt_entry` / `ip6t_entry`.
 struct Layout {
     next_offset_at: usize,
-    /// `comefrom` and the packet and byte counters: they change by themselves.
+    /// `comefrom` and the packet and byte counters, which change by themselves.
     volatile: std::ops::Range<usize>,
     level: libc::c_int,
     names: &'static str,
@@ -39,28 +39,30 @@ const V4: Layout =
 const V6: Layout =
     Layout { next_offset_at: 142, volatile: 144..168, level: libc::SOL_IPV6, names: "/proc/self/net/ip6_tables_names" };
 
-/// What the table looks like, without counters.
+/// The look of the table, without counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     pub(super) digest: Digest,
-    /// Whether it has rules.
+    /// True if the table has rules.
     pub(super) has_rules: bool,
 }
 
-/// `None`: there is no such table. Asking for one that is not there would create it, so `/proc` is looked at first.
+/// Returns the table's fingerprint; `None`: there is no such table. Asking for a table that is not there would create
+/// it, so `/proc` is looked at first.
 pub(super) fn fingerprint(family: IpFamily) -> io::Result<Option<Fingerprint>> {
-    /// Somebody changed the table between the two questions.
+    /// Attempts, because somebody may change the table between the two questions.
     const TRIES: usize = 8;
     let layout = match family {
         IpFamily::V4 => &V4,
         IpFamily::V6 => &V6,
     };
-    // Absent without the module; not readable without rights, and then the options below would not be either.
+    // The file is absent without the module. It is not readable without rights, and then the options below would not be
+    // either.
     let Ok(names) = std::fs::read_to_string(layout.names) else { return Ok(None) };
     if !names.lines().any(|name| name.as_bytes() == TABLE) {
         return Ok(None);
     }
-    // Any socket of the family will do: the option is netfilter's. It is bound to nothing.
+    // Any socket of the family will do, since the option is netfilter's. It is bound to nothing.
     let socket = udp(layout)?;
     let mut result = Err(io::Error::from(io::ErrorKind::WouldBlock));
     for _ in 0..TRIES {
@@ -107,7 +109,7 @@ fn digest(mut entries: &[u8], layout: &Layout) -> Digest {
     digest
 }
 
-/// Any bytes in the place of a table's entries, of both families.
+/// Reads any bytes in the place of a table's entries, of both families.
 pub(super) fn read_any(bytes: &[u8]) {
     for layout in [&V4, &V6] {
         let _ = digest(bytes, layout);

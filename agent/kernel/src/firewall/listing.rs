@@ -1,14 +1,14 @@
-//! What `iptables -S` prints, read: which chains can drop, and which rules are ours and effective.
+//! The output of `iptables -S`, read: the chains that can drop, and the rules that are ours and effective.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_core::object::{IptablesChain, IptablesRule};
 
-/// What every comment of ours begins with.
+/// The beginning of every comment of ours.
 const OURS: &str = "flatnet:";
 /// Targets after which a packet may be gone.
 const DROPPING: [&str; 7] = ["DROP", "REJECT", "QUEUE", "NFQUEUE", "TARPIT", "STEAL", "SYNPROXY"];
-/// In the specification of a rule of ours that is not effective: no rule that is wanted has this word.
+/// A word in the specification of a rule of ours that is not effective. No rule that is wanted has this word.
 const INEFFECTIVE: &str = "!ineffective";
 
 /// The table `filter` of one variant and family.
@@ -21,7 +21,7 @@ pub(super) struct Listing {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rule {
-    /// As printed, without `-A CHAIN`.
+    /// The words as printed, without `-A CHAIN`.
     words: Vec<String>,
     comment: Option<String>,
     target: Option<String>,
@@ -32,12 +32,12 @@ struct Rule {
 pub(super) struct OurRule {
     pub(super) chain: IptablesChain,
     pub(super) comment: String,
-    /// As it was printed, without `-A CHAIN`.
+    /// The words as printed, without `-A CHAIN`.
     pub(super) words: Vec<String>,
 }
 
 impl Listing {
-    /// From the output of `iptables -S`.
+    /// Reads the output of `iptables -S`.
     pub(super) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
         for line in text.lines() {
@@ -58,12 +58,12 @@ impl Listing {
         listing
     }
 
-    /// As far as it is known without the program that could list it.
+    /// Makes the listing as far as it is known without the program that could list it.
     pub(super) fn unlisted(dropping_policies: impl IntoIterator<Item = String>) -> Self {
         Self { dropping_policies: dropping_policies.into_iter().collect(), rules: BTreeMap::new() }
     }
 
-    /// Whether a packet can be dropped in `chain`: by its policy, a rule, or a rule of a chain it leads to.
+    /// Returns true if a packet can be dropped in `chain`: by its policy, a rule, or a rule of a chain it leads to.
     pub(super) fn can_drop(&self, chain: IptablesChain) -> bool {
         self.dropping_policies.contains(chain.as_str()) || self.rules_can_drop(chain.as_str(), &mut BTreeSet::new())
     }
@@ -76,8 +76,8 @@ impl Listing {
         rule.target.as_deref().is_some_and(|target| DROPPING.contains(&target) || self.rules_can_drop(target, seen))
     }
 
-    /// Our rules as specifications, by chain and comment. One that is not before everything that could drop, that is
-    /// there twice, or that does not accept, gets a specification that cannot be wanted.
+    /// Returns our rules as specifications, by chain and comment. A rule gets a specification that cannot be wanted if
+    /// it comes after something that could drop, is there twice, or does not accept.
     pub(super) fn specifications(&self) -> BTreeMap<(IptablesChain, String), IptablesRule> {
         let mut found = BTreeMap::new();
         for chain in [IptablesChain::Input, IptablesChain::Forward] {
@@ -98,7 +98,7 @@ impl Listing {
         found
     }
 
-    /// Every rule of ours, in order.
+    /// Returns every rule of ours, in order.
     pub(super) fn ours(&self) -> Vec<OurRule> {
         let mut ours = Vec::new();
         for chain in [IptablesChain::Input, IptablesChain::Forward] {
@@ -121,12 +121,12 @@ impl Rule {
         Self { comment: after(["--comment", "--comment"]), target: after(["-j", "-g"]), words }
     }
 
-    /// Its comment, if that is one of ours.
+    /// Returns the rule's comment, if that is one of ours.
     fn ours(&self) -> Option<&str> {
         self.comment.as_deref().filter(|comment| comment.starts_with(OURS))
     }
 
-    /// Its words without comment and target.
+    /// Returns the rule's words without comment and target.
     fn matches(&self) -> Vec<String> {
         let mut matches = Vec::new();
         let mut words = self.words.iter().map(String::as_str).peekable();
@@ -135,7 +135,7 @@ impl Rule {
                 ("-m", Some(&"comment")) | ("--comment" | "-j" | "-g", _) => {
                     words.next();
                 }
-                // The name if the host has /etc/protocols; we write the number.
+                // It is the name if the host has /etc/protocols; we write the number.
                 ("-p", Some(&"gre")) => {
                     matches.extend(["-p".to_owned(), "47".to_owned()]);
                     words.next();
@@ -147,7 +147,7 @@ impl Rule {
     }
 }
 
-/// A line's words; `"…"` holds one together, `\` keeps the next character.
+/// Splits a line into words. `"…"` holds a word together, and `\` keeps the next character.
 fn split(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let (mut word, mut quoted, mut any) = (String::new(), false, false);

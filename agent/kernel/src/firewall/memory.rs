@@ -1,5 +1,6 @@
-//! Which ruleset the table was loaded from, and how the kernel's table looked right after: as long as it looks the same,
-//! that ruleset is what is loaded. Kept in a file too, so that an agent that starts again need not swap.
+//! The memory of which ruleset the table was loaded from, and how the kernel's table looked right after. As long as it
+//! looks the same, that ruleset is the one that is loaded. The memory is kept in a file too, so that an agent that
+//! starts again need not swap.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,12 +11,12 @@ use flatnet_core::object::Ruleset;
 
 use super::table::Digest;
 
-/// First line of the file, before the digest; another format gets another number.
+/// First line of the file, before the digest. Another format gets another number.
 const MAGIC: &str = "flatnet-ruleset 1 ";
-/// Bytes: no body comes near, so a longer file is not ours.
+/// Bytes of the largest file that is read. No body comes near, so a longer file is not ours.
 const LARGEST: u64 = 4 * 1024 * 1024;
 
-/// What was loaded last.
+/// The ruleset that was loaded last, with the file that remembers it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     file: Option<PathBuf>,
@@ -23,23 +24,24 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// What `file` remembers, if it can be read; otherwise nothing is remembered, which costs one swap.
+    /// Reads what `file` remembers. If it cannot be read, nothing is remembered, which costs one swap.
     pub(super) fn load(file: Option<PathBuf>) -> Self {
         let loaded = file.as_deref().and_then(|file| read(file).ok()).and_then(|text| parse(&text));
         Self { file, loaded }
     }
 
-    /// The ruleset whose table looks like `digest`.
+    /// Returns the ruleset whose table looks like `digest`.
     pub(super) fn recall(&self, digest: Digest) -> Option<&Ruleset> {
         self.loaded.as_ref().filter(|(known, _)| *known == digest).map(|(_, ruleset)| ruleset)
     }
 
-    /// How the kernel's table looked right after `ruleset` was loaded, if that is what was loaded last.
+    /// Returns how the kernel's table looked right after `ruleset` was loaded, if that was loaded last.
     pub(super) fn digest_of(&self, ruleset: &Ruleset) -> Option<Digest> {
         self.loaded.as_ref().filter(|(_, known)| known == ruleset).map(|(digest, _)| *digest)
     }
 
-    /// Remembers a swap. That the file cannot be written costs a swap at the next start; it is not worth failing for.
+    /// Remembers a swap. If the file cannot be written, that costs a swap at the next start; it is not worth failing
+    /// for.
     pub(super) fn remember(&mut self, digest: Digest, ruleset: Ruleset) {
         if let Some(file) = &self.file
             && let Err(error) = write(file, digest, &ruleset)
@@ -49,10 +51,11 @@ impl Memory {
         self.loaded = Some((digest, ruleset));
     }
 
-    /// The table is gone, or about to be another.
+    /// Forgets the table, which is gone, or about to be another.
     pub(super) fn forget(&mut self) {
         if let (Some(file), true) = (&self.file, self.loaded.is_some()) {
-            // Already gone is just as well; and a file that stays describes a table that cannot be matched again.
+            // If it is already gone, that is just as well; and a file that stays describes a table that cannot be
+            // matched again.
             let _ = fs::remove_file(file);
         }
         self.loaded = None;
@@ -72,7 +75,7 @@ fn parse(text: &str) -> Option<(Digest, Ruleset)> {
     Some((Digest(digest), Ruleset { body: body.to_owned() }))
 }
 
-/// By rename, so that a crash leaves the old file or the new.
+/// Writes the file by rename, so that a crash leaves the old file or the new.
 fn write(file: &Path, digest: Digest, ruleset: &Ruleset) -> io::Result<()> {
     let temporary = file.with_extension("tmp");
     let mut out = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -1,5 +1,5 @@
-//! A socket to nf_tables. The kernel answers while `send` runs, so calls are short and blocking; whoever is async calls
-//! from a blocking thread.
+//! A socket to nf_tables. The kernel answers while `send` runs, so calls are short and blocking; async code calls from
+//! a blocking thread.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,20 +16,20 @@ use super::wire::{
 
 /// Bytes to receive at once: the kernel fills at most 32 KiB of a dump into one datagram (net/netlink/af_netlink.c).
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// Bytes of send and receive buffer asked for; without CAP_NET_ADMIN in the first user namespace one gets less, and
-/// transactions are cut to fit.
+/// Bytes of send and receive buffer that are asked for. Without CAP_NET_ADMIN in the first user namespace one gets
+/// less, and transactions are cut to fit.
 const BUFFER_BYTES: usize = 8 * 1024 * 1024;
-/// How long the kernel may take to answer, seconds. It answers while we send; only a wedged kernel reaches this.
+/// Seconds that the kernel may take to answer. It answers while we send; only a wedged kernel reaches this.
 const ANSWER_SECS: i64 = 5;
-/// How often a dump is begun again because somebody changed the ruleset meanwhile.
+/// The number of times a dump is tried, because somebody may change the ruleset meanwhile.
 const DUMP_TRIES: usize = 16;
-/// What the kernel takes from the send buffer for itself (netlink_sendmsg: `sk_sndbuf - 32`), with room to spare.
+/// Bytes that the kernel takes from the send buffer for itself (netlink_sendmsg: `sk_sndbuf - 32`), with room to spare.
 const SEND_RESERVE: usize = 1024;
 
-/// Sends `messages` of a batch, tells what failed.
+/// The answer to the messages of a batch: what failed.
 #[derive(Debug, Default)]
 pub(super) struct BatchReply {
-    /// Sequence number and error number, positive, of each message refused.
+    /// Sequence number and (positive) error number of each message that was refused.
     pub(super) errors: Vec<(u32, i32)>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Netfilter {
 }
 
 impl Netfilter {
-    /// In the calling thread's network namespace.
+    /// Opens the socket in the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
         let socket = open_socket(0, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECS, 0))?;
@@ -55,18 +55,18 @@ impl Netfilter {
         Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], send_limit })
     }
 
-    /// With `socket` in the kernel's place.
+    /// Makes one with `socket` in the kernel's place.
     pub(super) fn over(socket: OwnedFd) -> Self {
         Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], send_limit: RECEIVE_BYTES }
     }
 
-    /// A sequence number not used lately.
+    /// Returns a sequence number that was not used lately.
     pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
-    /// Everything of a kind; `write` adds what narrows it down, `each` gets every message.
+    /// Dumps everything of a kind. `write` adds what narrows it down, and `each` gets every message.
     pub(super) fn dump(
         &mut self,
         request: Request,
@@ -84,7 +84,8 @@ impl Netfilter {
         Err(io::Error::new(io::ErrorKind::Interrupted, "the ruleset kept changing while it was read"))
     }
 
-    /// `false`: somebody changed the ruleset meanwhile, what was read is not one state.
+    /// Makes one attempt at a dump. Returns `false` if somebody changed the ruleset meanwhile, so that what was read is
+    /// not one state.
     fn dump_once(
         &mut self,
         request: Request,
@@ -108,7 +109,7 @@ impl Netfilter {
         }
     }
 
-    /// One object; `Ok(None)`: the kernel has none. `take` reads what is wanted of it.
+    /// Gets one object; `Ok(None)`: the kernel has none. `take` reads what is wanted of it.
     pub(super) fn get<T>(
         &mut self,
         request: Request,
@@ -146,8 +147,8 @@ impl Netfilter {
         self.send(&writer.bytes)
     }
 
-    /// Sends one whole batch. The last of its messages must ask for an acknowledgement (`NLM_F_ACK`): its absence is an
-    /// error too.
+    /// Sends one whole batch. The last of its messages must ask for an acknowledgement (`NLM_F_ACK`): if that is
+    /// absent, it is an error too.
     pub(super) fn batch(&mut self, bytes: &[u8]) -> io::Result<BatchReply> {
         let wanted: Vec<(u32, bool)> = messages(bytes).map(|m| (m.sequence, m.flags & NLM_F_ACK != 0)).collect();
         self.send(bytes)?;
@@ -187,7 +188,7 @@ impl Netfilter {
     }
 }
 
-/// A netfilter netlink socket in the calling thread's network namespace, listening to `groups` (a bit mask).
+/// Opens a netfilter netlink socket in the calling thread's network namespace, which listens to `groups` (a bit mask).
 pub(super) fn open_socket(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_fd().as_raw_fd(), &NetlinkAddr::new(0, groups))?;

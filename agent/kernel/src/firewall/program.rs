@@ -9,40 +9,42 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-/// How long a program may take. A swap of 8,000 elements takes 0.2 s; iptables waits up to 5 s for the xtables lock.
+/// The time that a program may take. A swap of 8,000 elements takes 0.2 s; iptables waits up to 5 s for the xtables
+/// lock.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Why a program did not do what it was asked.
+/// The reason why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// There is no such program.
     #[error("{program}: no such program; install the package {package}")]
     Missing {
-        /// Its name.
+        /// The program's name.
         program: String,
-        /// Where distributions have it.
+        /// The package in which distributions have it.
         package: &'static str,
     },
-    /// It ended with an error.
+    /// The program ended with an error.
     #[error("{program}: {words}")]
     Refused {
-        /// Its name.
+        /// The program's name.
         program: String,
-        /// What it said, one line, bounded.
+        /// Its error output, in one line and bounded.
         words: String,
     },
-    /// It could not be started or did not end.
+    /// The program could not be started, or did not end.
     #[error("{program} could not be run")]
     Run {
-        /// Its name.
+        /// The program's name.
         program: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// Runs `program` with `input` as its standard input, and returns its standard output. Killed if this future is dropped.
+/// Runs `program` with `input` as its standard input, and returns its standard output. The program is killed if this
+/// future is dropped.
 pub(super) async fn run(
     program: &str,
     package: &'static str,
@@ -66,7 +68,7 @@ pub(super) async fn run(
     let stdin = child.stdin.take();
     let write = async {
         if let Some(mut stdin) = stdin {
-            // A program that ends before it read everything says why on its standard error.
+            // A program that ends before it has read everything says why on its standard error.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };
@@ -83,7 +85,7 @@ pub(super) async fn run(
     }
 }
 
-/// Users' own PATH often lacks the directories of system programs.
+/// Returns a search path. Users' own PATH often lacks the directories of system programs.
 fn search_path() -> OsString {
     with_system_directories(std::env::var_os("PATH").as_deref())
 }
@@ -97,9 +99,9 @@ fn with_system_directories(path: Option<&OsStr>) -> OsString {
     std::env::join_paths(given.chain(system)).unwrap_or_default()
 }
 
-/// The first few lines of an error, in one line.
+/// Returns the first few lines of an error, in one line.
 fn summary(words: &str) -> String {
-    /// Characters: enough for nft's message and the line it is about.
+    /// Characters that are kept: enough for nft's message and the line it is about.
     const LONGEST: usize = 300;
     let lines: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).take(4).collect();
     lines.join("; ").chars().take(LONGEST).collect()

@@ -1,9 +1,10 @@
-//! The filtering part of a table, read as the kernel's own attributes and written again under another name: nothing of it
-//! need be understood but who refers to whom.
+//! The filtering part of a table, read as the kernel's own attributes and written again under another name. Nothing in
+//! it need be understood except who refers to whom.
 //!
-//! Left out is what translates addresses (base chains of type `nat`, and what only they lead to): done twice it would be
-//! wrong, and it guards nothing. Counters begin at 0, and so does what the kernel remembers of senders: those sets are copied
-//! empty, since while the table is away it is the copy that drops. Maps that lead to chains are not followed: our rules have none.
+//! Rules that translate addresses are left out (base chains of type `nat`, and chains that only they lead to): done
+//! twice they would be wrong, and they guard nothing. Counters begin at 0. The sets in which the kernel remembers
+//! senders are copied empty, since while the table is away it is the copy that drops. Maps that lead to chains are not
+//! followed: our rules have none.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,16 +31,16 @@ const LOOKUP_SET: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
 pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
-/// `NFTA_SET_NAME`, `_FLAGS`, `_ID`; and with these `_KEY_TYPE`, `_KEY_LEN`, `_DATA_TYPE`, `_DATA_LEN`, `_POLICY`, `_DESC`,
-/// `_TIMEOUT`, `_GC_INTERVAL`, `_USERDATA`.
+/// `NFTA_SET_NAME`, `_FLAGS`, `_ID`; copied along with the first two are `_KEY_TYPE`, `_KEY_LEN`, `_DATA_TYPE`,
+/// `_DATA_LEN`, `_POLICY`, `_DESC`, `_TIMEOUT`, `_GC_INTERVAL`, `_USERDATA`.
 pub(super) const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
 const SET_COPIED: [u16; 11] = [SET_NAME, SET_FLAGS, 4, 5, 6, 7, 8, 9, 11, 12, 13];
-/// `NFT_SET_ANONYMOUS`: belongs to one rule, and must not be without it.
+/// `NFT_SET_ANONYMOUS`: the set belongs to one rule, and must not be without it.
 const ANONYMOUS: u32 = 1;
 
-/// What a table filters by.
+/// The parts by which a table filters.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     sets: Vec<Set>,
@@ -51,33 +52,33 @@ pub(super) struct Parts {
 struct Set {
     name: String,
     anonymous: bool,
-    /// Without table and identifier.
+    /// The attributes without table and identifier.
     attributes: Vec<u8>,
-    /// Of anonymous ones; in the order in which they are to be added.
+    /// The elements of an anonymous set, in the order in which they are to be added.
     elements: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
 struct Chain {
     name: String,
-    /// `None`: only jumped to.
+    /// The type of a base chain; `None`: the chain is only jumped to.
     kind: Option<String>,
-    /// Without table and name.
+    /// The attributes without table and name.
     attributes: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Rule {
     chain: String,
-    /// The chains and the sets it names.
+    /// The chains and the sets that it names.
     chains: Vec<String>,
     sets: Vec<String>,
-    /// Without table and chain.
+    /// The attributes without table and chain.
     attributes: Vec<u8>,
 }
 
-/// Reads `table`. Its parts are read one after the other: whoever needs them to be of one moment compares the table's
-/// digest after.
+/// Reads `table`. Its parts are read one after the other. If they must be of one moment, the caller compares the
+/// table's digest afterwards.
 pub(super) fn read(netfilter: &mut Netfilter, table: &str) -> io::Result<Parts> {
     let mut parts = Parts {
         chains: collect(netfilter, Request::GetChain, CHAIN_TABLE, table, chain)?,
@@ -91,7 +92,7 @@ pub(super) fn read(netfilter: &mut Netfilter, table: &str) -> io::Result<Parts> 
     Ok(parts)
 }
 
-/// Every object of a kind that `table` has; `key`: its attribute that names the table.
+/// Returns every object of a kind that `table` has. `key` is the attribute that names the object's table.
 pub(super) fn collect<T>(
     netfilter: &mut Netfilter,
     request: Request,
@@ -104,7 +105,7 @@ pub(super) fn collect<T>(
         request,
         Family::Inet,
         |writer| {
-            // Chains are all of the family's, whatever is asked.
+            // The kernel returns all chains of the family, whatever is asked.
             if request != Request::GetChain {
                 writer.string(key, table);
             }
@@ -130,7 +131,8 @@ fn chain(attributes: Attributes<'_>) -> Option<Chain> {
     Some(Chain { name: attributes.text(CHAIN_NAME)?.to_owned(), kind, attributes: writer.bytes })
 }
 
-/// One later than the original's, so that what both would drop is counted by the original.
+/// Writes a chain's hook with a priority one later than the original's, so that the original counts what both would
+/// drop.
 fn write_hook(writer: &mut Writer, hook: Attributes<'_>) -> Option<()> {
     let priority = i32::from_be_bytes(*hook.get(HOOK_PRIORITY)?.first_chunk::<4>()?).saturating_add(1);
     let open = writer.open_nested(CHAIN_HOOK);
@@ -179,7 +181,8 @@ fn set(attributes: Attributes<'_>) -> Option<Set> {
     })
 }
 
-/// The elements of a set, each as it is. The kernel lists intervals from the last to the first, and takes them from the first.
+/// Reads the elements of a set, each as it is. The kernel lists intervals from the last to the first, but takes them
+/// from the first.
 fn elements(netfilter: &mut Netfilter, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
     let found = RefCell::new(Vec::new());
     netfilter.dump(
@@ -201,7 +204,7 @@ fn elements(netfilter: &mut Netfilter, table: &str, set: &str) -> io::Result<Vec
 }
 
 impl Parts {
-    /// The sets whose elements are not part of the rules.
+    /// Returns the sets whose elements are not part of the rules.
     pub(super) fn named_sets(&self) -> impl Iterator<Item = &str> {
         self.sets.iter().filter(|set| !set.anonymous).map(|set| set.name.as_str())
     }
@@ -228,14 +231,15 @@ impl Parts {
         self.sets.retain(|set| !set.anonymous || sets.contains(&set.name));
     }
 
-    /// The named sets, without elements.
+    /// Writes the named sets, without elements.
     pub(super) fn write_sets(&self, writer: &mut Writer, netfilter: &mut Netfilter, table: &str) {
         for (index, set) in self.sets.iter().enumerate().filter(|(_, set)| !set.anonymous) {
             set.write(writer, netfilter, table, index);
         }
     }
 
-    /// What judges: the chains, then what their rules need, then the rules. The first message has `flags` besides its own.
+    /// Writes what judges: the chains, then what their rules need, then the rules. The first message has `flags`
+    /// besides its own.
     pub(super) fn write_rules(&self, writer: &mut Writer, netfilter: &mut Netfilter, table: &str, flags: u16) {
         let mut flags = flags;
         for chain in &self.chains {
@@ -263,7 +267,7 @@ impl Parts {
 }
 
 impl Set {
-    /// `index` tells it from the others of the transaction.
+    /// Writes the set. `index` tells it from the others of the transaction.
     fn write(&self, writer: &mut Writer, netfilter: &mut Netfilter, table: &str, index: usize) {
         let message = writer.open(Request::NewSet, NLM_F_CREATE, netfilter.next_sequence(), Family::Inet);
         writer.string(SET_TABLE, table);

@@ -1,4 +1,5 @@
-//! The sets in which the kernel remembers whose packets our rules dropped. Read only: what is in them is the kernel's.
+//! The sets in which the kernel remembers the sources of packets that our rules dropped. They are only read: their
+//! contents are the kernel's.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,10 +21,11 @@ use super::wire::{Attributes, Family, Request};
 const ELEMENT_EXPRESSION: u16 = 7;
 /// Bytes of an interface's name in a key (`IFNAMSIZ`), filled up with NULs.
 const NAME_BYTES: usize = 16;
-/// Elements of all sets of a table that are read: those of some dozens of networks. More would be somebody else's.
+/// The most elements that are read of all sets of a table: those of some dozens of networks. More would be somebody
+/// else's.
 const MOST: usize = 8192;
 
-/// Everything that those of `table` remember.
+/// Reads everything that the sets of `table` remember.
 pub(super) fn read(netfilter: &mut Netfilter, table: &'static str) -> io::Result<Vec<Sighting>> {
     let names = collect(netfilter, Request::GetSet, SET_TABLE, table, |set| WitnessSet::parse(set.text(SET_NAME)?))?;
     let mut all = Vec::new();
@@ -42,7 +44,7 @@ pub(super) fn read(netfilter: &mut Netfilter, table: &'static str) -> io::Result
 }
 
 fn elements(netfilter: &mut Netfilter, table: &'static str, set: &WitnessSet) -> io::Result<Vec<Sighting>> {
-    // While it grows the kernel may list an element twice.
+    // While the set grows, the kernel may list an element twice.
     let found = RefCell::new(BTreeMap::new());
     let name = set.to_string();
     netfilter.dump(
@@ -72,7 +74,7 @@ fn elements(netfilter: &mut Netfilter, table: &'static str, set: &WitnessSet) ->
     Ok(found.into_inner().into_iter().filter_map(sighting).collect())
 }
 
-/// Key, and what its counter has.
+/// Returns an element's key and the value of its counter.
 fn element_of(element: Attributes<'_>) -> Option<(&[u8], u64)> {
     let key = Attributes(element.get(KEY)?).get(DATA_VALUE)?;
     let expression = Attributes(element.get(ELEMENT_EXPRESSION).unwrap_or_default());
@@ -82,7 +84,8 @@ fn element_of(element: Attributes<'_>) -> Option<(&[u8], u64)> {
     Some((key, packets.unwrap_or_default()))
 }
 
-/// Interface, source outside if there is one, source inside; `None`: of another shape than our sets' keys.
+/// Reads a key: the interface, the outer source if there is one, and the inner source. `None`: it has another shape
+/// than our sets' keys.
 fn parse(family: IpFamily, key: &[u8]) -> Option<(String, Option<IpAddr>, IpAddr)> {
     let (name, addresses) = key.split_at_checked(NAME_BYTES)?;
     let length = usize::from(family.bits()) / 8;

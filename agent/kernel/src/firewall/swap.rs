@@ -1,4 +1,5 @@
-//! The whole table in one transaction, by `nft -f -`: the text is what a person would load, and nft's own parser checks it.
+//! The whole table in one transaction, by `nft -f -`. The text is what a person would load, and nft's own parser checks
+//! it.
 
 use std::fmt::Write;
 
@@ -7,21 +8,22 @@ use ipnet::IpNet;
 
 use super::program::{ProgramError, run};
 
-/// How much of a swap went in one transaction.
+/// The part of a swap that went in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loaded {
     /// All of it.
     Whole,
-    /// The table, its sets empty: the elements are to follow, and until then the guard drops every tunnel packet.
+    /// Only the table, with its sets empty. The elements are to follow, and until then the guard drops every tunnel
+    /// packet.
     WithoutElements,
 }
 
-/// What nft says when the transaction is larger than its socket's send buffer (`EMSGSIZE`). It may have as large a buffer
-/// as it likes with `CAP_NET_ADMIN` in the first user namespace; in another it has `net.core.wmem_default` (208 KiB), which
-/// is some 5,000 elements for IPv4 and 2,400 for IPv6.
+/// nft's words when the transaction is larger than its socket's send buffer (`EMSGSIZE`). With `CAP_NET_ADMIN` in the
+/// first user namespace, the buffer may be as large as nft likes. In another one it has `net.core.wmem_default` (208
+/// KiB), which is some 5,000 elements for IPv4 and 2,400 for IPv6.
 const TOO_LONG: &str = "Message too long";
 
-/// Replaces our table; what was in it is gone at the moment when the new one is there.
+/// Replaces our table. Its former contents are gone at the moment when the new ones are there.
 pub(super) async fn swap(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<Loaded, ProgramError> {
     match load(ruleset, elements).await {
         Err(ProgramError::Refused { words, .. }) if words.contains(TOO_LONG) && !elements.is_empty() => {
@@ -35,19 +37,19 @@ async fn load(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramE
     run("nft", "nftables", &["-f", "-"], &text(ruleset, elements)).await.map(drop)
 }
 
-/// Whether nft reads `ruleset`, and the kernel takes it; nothing is changed.
+/// Checks that nft reads `ruleset` and the kernel accepts it. Nothing is changed.
 pub(super) async fn check(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), ProgramError> {
     run("nft", "nftables", &["-c", "-f", "-"], &text(ruleset, elements)).await.map(drop)
 }
 
-/// What `nft --version` says, such as `1.0.6`; `None`: nothing that can be read.
+/// Returns nft's version as `nft --version` says it, such as `1.0.6`; `None`: it cannot be read.
 pub(super) async fn version() -> Option<String> {
     let said = run("nft", "nftables", &["--version"], "").await.ok()?;
     let word = said.split_whitespace().nth(1)?;
     Some(word.trim_start_matches('v').to_owned())
 }
 
-/// What `nft -f -` is given.
+/// Returns the text that `nft -f -` is given.
 pub(super) fn text(ruleset: &Ruleset, elements: &[PeerSource]) -> String {
     let table = Ruleset::TABLE;
     // `add` first, because `delete` of a table that is not there would fail the transaction.
@@ -73,7 +75,7 @@ pub(super) fn text(ruleset: &Ruleset, elements: &[PeerSource]) -> String {
     text
 }
 
-/// A subnet's address. Raw payload has type `integer`, which nft takes as numbers only.
+/// Returns a subnet's address as a number. Raw payload has type `integer`, which nft accepts as numbers only.
 fn number(inner: IpNet) -> u128 {
     match inner {
         IpNet::V4(inner) => u128::from(u32::from(inner.network())),

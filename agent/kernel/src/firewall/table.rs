@@ -1,4 +1,4 @@
-//! Tables as a whole: is it there, has anybody changed it, delete it.
+//! Tables as a whole: whether one is there, whether anybody has changed it, and how to delete it.
 
 use std::cell::RefCell;
 use std::io;
@@ -29,14 +29,15 @@ const GEN_ID: u16 = 1;
 /// `NF_DROP`, as a chain's policy.
 const POLICY_DROP: u32 = 0;
 
-/// What a table holds, elements of named sets and counters excepted, in 128 bits. Handles are part of it: the kernel never
-/// gives one out twice, so a rule that was replaced shows, also where the new one only differs in an anonymous set.
+/// A digest of a table's contents, except for elements of named sets and counters, in 128 bits. Handles are part of it:
+/// the kernel never gives one out twice, so a rule that was replaced shows, even if the new one only differs in an
+/// anonymous set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Digest(pub(super) u128);
 
 impl Digest {
-    /// FNV-1a's 128-bit offset basis and prime: stable across versions, which a digest kept on disk needs; nobody gains
-    /// by a collision, since whoever can make one can as well change the memory.
+    /// FNV-1a's 128-bit offset basis and prime. It is stable across versions, which a digest kept on disk needs. Nobody
+    /// gains by a collision, since whoever can make one can as well change the memory.
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 
@@ -59,14 +60,14 @@ impl Digest {
     }
 }
 
-/// The ruleset's generation: one more with each transaction.
+/// Returns the ruleset's generation, which grows by one with each transaction.
 pub(super) fn generation(netfilter: &mut Netfilter) -> io::Result<u32> {
     let found =
         netfilter.get(Request::GetGen, Family::Unspec, |_| {}, |message| message.attributes().number(GEN_ID))?;
     Ok(found.flatten().unwrap_or_default())
 }
 
-/// `None`: there is no such table.
+/// Returns the digest of a table; `None`: there is no such table.
 pub(super) fn digest(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Option<Digest>> {
     let digest = RefCell::new(Digest::new());
     let known = netfilter.get(
@@ -118,15 +119,15 @@ fn add_object(digest: &mut Digest, request: Request, message: Message<'_>) {
     }
 }
 
-/// A base chain of a foreign table, as much as is known without its program.
+/// A base chain of a foreign table, as far as it is known without the table's program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BaseChain {
     pub(super) name: String,
-    /// Whether its policy is to drop.
+    /// True if its policy is to drop.
     pub(super) drops: bool,
 }
 
-/// The chains of `table` that have a policy.
+/// Returns the chains of `table` that have a policy.
 pub(super) fn base_chains(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Vec<BaseChain>> {
     let chains = RefCell::new(Vec::new());
     netfilter.dump(
@@ -147,7 +148,7 @@ pub(super) fn base_chains(netfilter: &mut Netfilter, family: Family, table: &str
     Ok(chains.into_inner())
 }
 
-/// Deletes a table with all that is in it; that there is none is success.
+/// Deletes a table with everything in it. If there is none, that is success.
 pub(super) fn delete(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<()> {
     let mut writer = Writer::default();
     writer.batch_begin(netfilter.next_sequence());

@@ -2,7 +2,7 @@
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
-/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`: what is between them is one transaction.
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`; the messages between them are one transaction.
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 
@@ -11,7 +11,7 @@ pub(super) const NLMSG_DONE: u16 = 3;
 
 pub(super) const NLM_F_REQUEST: u16 = 0x1;
 pub(super) const NLM_F_ACK: u16 = 0x4;
-/// Set by the kernel when what is dumped changed meanwhile.
+/// A flag that the kernel sets when the objects changed during the dump.
 pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
@@ -22,11 +22,11 @@ pub(super) const NLM_F_APPEND: u16 = 0x800;
 pub(super) const HEADER: usize = 16;
 pub(super) const GENERIC: usize = 4;
 const ALIGN: usize = 4;
-/// `NLA_F_NESTED`, and what remains of a type without it and `NLA_F_NET_BYTEORDER`.
+/// `NLA_F_NESTED`, and the bits of a type without it and `NLA_F_NET_BYTEORDER`.
 const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 
-/// `NFTA_LIST_ELEM`: one entry of a list.
+/// `NFTA_LIST_ELEM`, the type of one entry of a list.
 pub(super) const LIST_ELEM: u16 = 1;
 
 /// Requests, by `enum nf_tables_msg_types`.
@@ -58,13 +58,13 @@ pub(super) enum Family {
     V6 = 10,
 }
 
-/// Messages being written.
+/// Messages while they are written.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Where a length is to be filled in once it is known.
+/// The place where a length is to be filled in once it is known.
 pub(super) struct Open(usize);
 
 impl Writer {
@@ -107,14 +107,14 @@ impl Writer {
         self.close_attribute(&open);
     }
 
-    /// Those of `attributes` that are of `kinds`, as they are.
+    /// Copies those of `attributes` that are of `kinds`, as they are.
     pub(super) fn copy(&mut self, attributes: Attributes<'_>, kinds: &[u16]) {
         for (kind, value) in attributes.filter(|(kind, _)| kinds.contains(kind)) {
             self.attribute(kind, value);
         }
     }
 
-    /// A NUL-terminated string.
+    /// Writes a NUL-terminated string.
     pub(super) fn string(&mut self, kind: u16, value: &str) {
         let open = self.open_attribute(kind);
         self.bytes.extend_from_slice(value.as_bytes());
@@ -134,7 +134,7 @@ impl Writer {
     }
 
     pub(super) fn close_attribute(&mut self, open: &Open) {
-        // Lists are cut well below 64 KiB by whoever writes them.
+        // Callers cut lists well below 64 KiB.
         let length = u16::try_from(self.bytes.len() - open.0).unwrap_or(u16::MAX);
         self.bytes[open.0..open.0 + 2].copy_from_slice(&length.to_ne_bytes());
         while !self.bytes.len().is_multiple_of(ALIGN) {
@@ -149,24 +149,24 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
-    /// After `nlmsghdr`.
+    /// The bytes after `nlmsghdr`.
     pub(super) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The number in an `NLMSG_ERROR` or `NLMSG_DONE`, positive; 0: success.
+    /// Returns the (positive) error number in an `NLMSG_ERROR` or `NLMSG_DONE`; 0 is success.
     pub(super) fn errno(&self) -> i32 {
         let number = self.payload.first_chunk::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
         number.checked_neg().unwrap_or(0)
     }
 
-    /// The attributes after `nfgenmsg`.
+    /// Returns the attributes after `nfgenmsg`.
     pub(super) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.payload.get(GENERIC..).unwrap_or_default())
     }
 }
 
-/// The messages in `bytes`; stops at the first that is not whole.
+/// Returns the messages in `bytes`, up to the first that is not whole.
 pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -183,23 +183,23 @@ pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Attributes, in order: type and value. Stops at the first that is not whole.
+/// Attributes in order, as type and value, up to the first that is not whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// The first attribute of that type.
+    /// Returns the value of the first attribute of that type.
     pub(super) fn get(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter().find_map(|(found, value)| (found == kind).then_some(value))
     }
 
-    /// The same, as text without its NUL.
+    /// Returns the first attribute of that type, as text without its NUL.
     pub(super) fn text(self, kind: u16) -> Option<&'a str> {
         let bytes = self.get(kind)?;
         std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
     }
 
-    /// The same, as a number in network byte order.
+    /// Returns the first attribute of that type, as a number in network byte order.
     pub(super) fn number(self, kind: u16) -> Option<u32> {
         self.get(kind)?.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))
     }

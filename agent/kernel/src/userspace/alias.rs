@@ -1,12 +1,12 @@
-//! What a TUN device of ours is for, written in its alias: the kernel has no other place for it, and the next run must
-//! know.
+//! The alias of a TUN device of ours, which records what the device is for: the kernel has no other place for that, and
+//! the next run must know.
 
 use std::net::Ipv4Addr;
 
 use flatnet_core::object::{Datapath, GreLink, Link, LinkKind};
 use flatnet_model::GreKey;
 
-/// The alias of a device; of one that the kernel itself describes, the plain mark.
+/// Writes the alias of a device. For a device that the kernel itself describes, it is the plain mark.
 pub(crate) fn write(kind: &LinkKind) -> String {
     match kind {
         LinkKind::Gre(GreLink { key, local, datapath: Datapath::Userspace }) => {
@@ -19,7 +19,7 @@ pub(crate) fn write(kind: &LinkKind) -> String {
     }
 }
 
-/// Reads an alias of [`write`]; `None`: it is of no TUN device of ours.
+/// Reads an alias that [`write`] made; `None`: it belongs to no TUN device of ours.
 pub(crate) fn read(alias: &str) -> Option<LinkKind> {
     let words: Vec<&str> = alias.split(' ').collect();
     match words.as_slice() {

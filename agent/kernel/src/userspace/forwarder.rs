@@ -1,7 +1,7 @@
-//! The threads that move packets: one a TUN device, outwards; one an underlay family, inwards.
+//! The threads that move packets: one per TUN device, outwards, and one per underlay family, inwards.
 //!
-//! Threads rather than tasks, because a device under load is read without pause. Each ends when its [`Worker`] is dropped,
-//! or by itself when its device is deleted.
+//! They are threads rather than tasks because a device under load is read without pause. Each ends when its [`Worker`]
+//! is dropped, or by itself when its device is deleted.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,21 +18,21 @@ use super::socket::{BATCH, GreSocket, Outgoing};
 use super::table::{Entry, Table};
 use super::tun::Tun;
 
-/// Bytes of the longest IP packet, with room for a GRE header before it. The pages of a buffer that no packet reaches are
+/// Bytes of the longest IP packet, with room for a GRE header before it. Pages of a buffer that no packet reaches are
 /// never used.
 const BUFFER_LEN: usize = HEADER_MAX + 65_535;
 
-/// The tables as the reconciler last changed them; readers take a copy of the inner pointer for a batch of packets.
+/// The table as the reconciler last changed it. Readers copy the inner pointer for a batch of packets.
 #[derive(Debug, Default)]
 pub(super) struct Tables(RwLock<Arc<Table>>);
 
 impl Tables {
-    /// As they are now.
+    /// Returns the table as it is now.
     fn now(&self) -> Arc<Table> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From the next batch on.
+    /// Sets the table, which counts from the next batch on.
     pub(super) fn set(&self, table: Table) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
     }
@@ -41,7 +41,7 @@ impl Tables {
 /// A running thread.
 #[derive(Debug)]
 pub(super) struct Worker {
-    /// Closed to end the thread, which waits for it beside its packets.
+    /// Closed to end the thread, which waits for that as well as for packets.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
@@ -49,12 +49,12 @@ pub(super) struct Worker {
 impl Worker {
     fn start(name: String, work: impl FnOnce(UnixStream) + Send + 'static) -> io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
-        // A thread's name has at most 15 bytes; what is longer is cut.
+        // A thread's name has at most 15 bytes; a longer one is cut.
         let thread = std::thread::Builder::new().name(name).spawn(move || work(stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Whether it still moves packets.
+    /// Returns true while it still moves packets.
     pub(super) fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
@@ -70,7 +70,7 @@ impl Drop for Worker {
     }
 }
 
-/// Waits until `source` has something to read. `false`: the thread is to end, or `source` is gone.
+/// Waits until `source` has something to read. Returns `false` if the thread is to end, or `source` is gone.
 fn wait(source: BorrowedFd<'_>, stopped: &UnixStream) -> bool {
     loop {
         let mut fds = [PollFd::new(source, PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
@@ -84,7 +84,7 @@ fn wait(source: BorrowedFd<'_>, stopped: &UnixStream) -> bool {
     }
 }
 
-/// Sends what the host puts into `device` to the peer whose subnet it is for.
+/// Starts the thread that sends the host's packets to `device` on to the peers whose subnets they are for.
 pub(super) fn outwards(
     name: IfName,
     device: Arc<Tun>,
@@ -108,7 +108,7 @@ pub(super) fn outwards(
     })
 }
 
-/// Packets read, by their lengths behind [`HEADER_MAX`] bytes; and whether the device is gone.
+/// Reads packets. Returns their lengths, behind [`HEADER_MAX`] bytes in the buffers, and whether the device is gone.
 fn read_batch(device: &Tun, buffers: &mut [Vec<u8>]) -> (Vec<usize>, bool) {
     let mut lengths = Vec::with_capacity(buffers.len());
     for buffer in buffers {
@@ -117,14 +117,14 @@ fn read_batch(device: &Tun, buffers: &mut [Vec<u8>]) -> (Vec<usize>, bool) {
             Ok(length) => lengths.push(length),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // EBADFD: deleted.
+            // EBADFD: the device was deleted.
             Err(_) => return (lengths, true),
         }
     }
     (lengths, false)
 }
 
-/// Puts the GRE header before the packet in `buffer`. `None`: it is for no peer of this device.
+/// Puts the GRE header before the packet in `buffer`. `None`: the packet is for no peer of this device.
 fn wrap<'a>(
     table: &Table,
     device: &Arc<Tun>,
@@ -140,7 +140,8 @@ fn wrap<'a>(
     Some(Outgoing { source: entry.source, remote: entry.remote, packet })
 }
 
-/// Hands the host what peers send, each from its own subnet, under its key and to our address: nothing else.
+/// Starts the thread that hands the host packets that peers send, each from its own subnet, under its key and to our
+/// address, and nothing else.
 pub(super) fn inwards(socket: Arc<GreSocket>, tables: Arc<Tables>) -> io::Result<Worker> {
     Worker::start(format!("in gre {}", socket.family()), move |stopped| {
         let mut buffers = vec![vec![0; BUFFER_LEN]; BATCH];
@@ -150,13 +151,13 @@ pub(super) fn inwards(socket: Arc<GreSocket>, tables: Arc<Tables>) -> io::Result
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                     continue;
                 }
-                // What is queued as an error (a host unreachable) is one packet's fate.
+                // An error that is queued (a host unreachable) concerns one packet.
                 Err(_) => continue,
             };
             let table = tables.now();
             for (buffer, (outer, length)) in buffers.iter().zip(received) {
                 if let Some((device, inner)) = unwrap(&table, socket.family(), buffer.get(..length), outer) {
-                    // A device that is down or full loses it, as a kernel's would.
+                    // A device that is down or full loses the packet, as a kernel's device would.
                     let _ = device.write(inner);
                 }
             }
@@ -165,7 +166,7 @@ pub(super) fn inwards(socket: Arc<GreSocket>, tables: Arc<Tables>) -> io::Result
     })
 }
 
-/// The device and the packet inside, if a current peer sent it from its subnet.
+/// Returns the device and the inner packet, if a current peer sent it from its subnet.
 fn unwrap<'a>(
     table: &'a Table,
     family: IpFamily,

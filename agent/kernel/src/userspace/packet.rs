@@ -1,4 +1,4 @@
-//! The GRE header (RFC 2784, RFC 2890), and what of the packet inside is looked at. Any bytes may come.
+//! The GRE header (RFC 2784, RFC 2890), and the fields of the inner packet that are looked at. Any bytes may come.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ const KEY: u16 = 0x2000;
 /// Bit of the flags: a sequence number follows, which is not looked at.
 const SEQUENCE: u16 = 0x1000;
 
-/// `ETH_P_IP`, `ETH_P_IPV6`.
+/// Returns `ETH_P_IP` or `ETH_P_IPV6`.
 const fn protocol(family: IpFamily) -> u16 {
     match family {
         IpFamily::V4 => 0x0800,
@@ -23,16 +23,17 @@ const fn protocol(family: IpFamily) -> u16 {
 /// A packet that came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Received<'a> {
-    /// Its key; [`GreKey::NONE`]: it has none.
+    /// Its key; [`GreKey::NONE`] if it has none.
     pub(super) key: GreKey,
     /// The IP packet inside.
     pub(super) inner: &'a [u8],
-    /// Its source.
+    /// The source of the inner packet.
     pub(super) source: IpAddr,
 }
 
-/// Reads a GRE header and what is inside, of `family`. `None`: not for us. Refused are a checksum and routing, as the
-/// kernel's own devices refuse them; reserved bits; other versions (PPTP); a key of 0, which nobody is told to send.
+/// Reads a GRE header and the packet inside, of `family`. `None`: it is not for us. These are refused: a checksum and
+/// routing, as the kernel's own devices refuse them; reserved bits; other versions (PPTP); and a key of 0, which nobody
+/// is told to send.
 pub(super) fn receive(packet: &[u8], family: IpFamily) -> Option<Received<'_>> {
     let (flags, rest) = split_u16(packet)?;
     let (carried, mut rest) = split_u16(rest)?;
@@ -56,7 +57,7 @@ fn split_u16(bytes: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::from_be_bytes(*first), rest))
 }
 
-/// The header for a packet of `family`, at the end of the array, and its length in bytes.
+/// Returns the header for a packet of `family`, at the end of the array, and its length in bytes.
 pub(super) fn header(family: IpFamily, key: GreKey) -> ([u8; HEADER_MAX], usize) {
     let [a, b] = protocol(family).to_be_bytes();
     if key.is_none() {
@@ -67,7 +68,7 @@ pub(super) fn header(family: IpFamily, key: GreKey) -> ([u8; HEADER_MAX], usize)
     ([c, d, a, b, e, f, g, h], HEADER_MAX)
 }
 
-/// Source and destination of an IP packet of `family`; `None`: it is cut short, or of another one.
+/// Returns source and destination of an IP packet of `family`; `None`: it is cut short, or of another family.
 pub(super) fn addresses(packet: &[u8], family: IpFamily) -> Option<(IpAddr, IpAddr)> {
     let version = packet.first()? >> 4;
     match (family, version) {
@@ -86,7 +87,7 @@ pub(super) fn addresses(packet: &[u8], family: IpFamily) -> Option<(IpAddr, IpAd
     }
 }
 
-/// What follows the outer IPv4 header, which a raw socket hands over too, and that header's destination.
+/// Returns the bytes after the outer IPv4 header, which a raw socket hands over too, and that header's destination.
 pub(super) fn behind_ipv4(packet: &[u8]) -> Option<(&[u8], IpAddr)> {
     let (_, destination) = addresses(packet, IpFamily::V4)?;
     let words = packet.first()? & 0xf;

@@ -1,4 +1,4 @@
-//! Raw GRE sockets: many packets a system call, each way.
+//! Raw GRE sockets, which move many packets per system call, each way.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,12 +10,12 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::netlink::gre::HOPS;
 
-/// Packets one system call moves at most.
+/// The most packets that one system call moves.
 pub(super) const BATCH: usize = 32;
-/// Bytes the kernel keeps for us while this thread does not run: a few milliseconds at 10 Gbit/s.
+/// Bytes that the kernel keeps for us while this thread does not run: a few milliseconds at 10 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// The socket that all tunnels over one underlay family share: it gets every GRE packet for this host.
+/// The socket that all tunnels over one underlay family share. It gets every GRE packet for this host.
 ///
 /// The guard of our firewall stands before it (net/ipv4/ip_input.c: raw sockets are served after the hook `input`).
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct GreSocket {
     family: IpFamily,
 }
 
-/// A packet to send: from its GRE header on.
+/// A packet to send, from its GRE header on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outgoing<'a> {
     pub(super) source: IpAddr,
@@ -33,7 +33,7 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl GreSocket {
-    /// Opens it in the network namespace of the calling thread. Needs `CAP_NET_RAW`.
+    /// Opens the socket in the network namespace of the calling thread. This needs `CAP_NET_RAW`.
     pub(super) fn open(family: IpFamily) -> io::Result<Self> {
         let domain = if family == IpFamily::V4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW.cloexec(), Some(Protocol::from(libc::IPPROTO_GRE)))?;
@@ -49,7 +49,7 @@ impl GreSocket {
         Ok(Self { socket, family })
     }
 
-    /// Sends `packets`; one that cannot be sent is left out. Waits while the kernel's buffer is full.
+    /// Sends `packets`. A packet that cannot be sent is left out. Waits while the kernel's buffer is full.
     pub(super) fn send(&self, packets: &[Outgoing<'_>]) {
         for of_one_source in packets.chunk_by(|a, b| a.source == b.source) {
             let Some(first) = of_one_source.first() else { continue };
@@ -82,21 +82,22 @@ impl GreSocket {
         while !rest.is_empty() {
             let count = libc::c_uint::try_from(rest.len()).unwrap_or(0);
             #[expect(unsafe_code, reason = "sendmmsg(2) has no safe form")]
-            // SAFETY: `rest` is `count` messages whose names, parts and control data live in `addresses`, `batch`'s packets
-            // and `control` until the end of this function, with their lengths; sendmmsg only reads what they point to.
+            // SAFETY: `rest` is `count` messages whose names, parts and control data live in `addresses`, `batch`'s
+            // packets and `control` until the end of this function, with their lengths; sendmmsg only reads what they
+            // point to.
             let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
             let done = match usize::try_from(sent) {
                 Ok(done) if done > 0 => done,
                 _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => 0,
-                // No route, or the address is no longer ours: the reconciler sees that by itself.
+                // There is no route, or the address is no longer ours. The reconciler sees that by itself.
                 _ => 1,
             };
             rest = rest.get_mut(done..).unwrap_or_default();
         }
     }
 
-    /// Reads what is there into `buffers`, up to [`BATCH`] packets, without waiting; where each came from, and its length.
-    /// Over IPv4 a packet begins with its IP header, over IPv6 with the GRE header.
+    /// Reads the packets that are there into `buffers`, up to [`BATCH`], without waiting. Returns each packet's source
+    /// and length. Over IPv4 a packet begins with its IP header, over IPv6 with the GRE header.
     pub(super) fn receive(&self, buffers: &mut [Vec<u8>]) -> io::Result<Vec<(IpAddr, usize)>> {
         let buffers = buffers.get_mut(..BATCH.min(buffers.len())).unwrap_or_default();
         let mut addresses: Vec<SockAddrStorage> = buffers.iter().map(|_| SockAddrStorage::zeroed()).collect();
@@ -131,7 +132,7 @@ impl GreSocket {
         Ok(received.collect())
     }
 
-    /// Which underlay it is for.
+    /// Returns the family of the underlay.
     pub(super) fn family(&self) -> IpFamily {
         self.family
     }
@@ -143,7 +144,7 @@ impl AsFd for GreSocket {
     }
 }
 
-/// Control data that several messages share; aligned as `struct cmsghdr`.
+/// Control data that several messages share, aligned as `struct cmsghdr`.
 #[repr(C, align(8))]
 struct Control {
     bytes: [u8; Control::LONGEST],
@@ -151,14 +152,14 @@ struct Control {
 }
 
 impl Control {
-    /// A header (16 bytes) and a `struct in6_pktinfo` (20), padded.
+    /// Bytes of a header (16) and a `struct in6_pktinfo` (20), padded.
     const LONGEST: usize = 40;
 
     fn none() -> Self {
         Self { bytes: [0; Self::LONGEST], length: 0 }
     }
 
-    /// `IP_PKTINFO` or `IPV6_PKTINFO`: the source to send from.
+    /// Writes `IP_PKTINFO` or `IPV6_PKTINFO`, with the source to send from.
     fn source(source: IpAddr) -> Self {
         let (level, kind, info) = match source {
             // struct in_pktinfo: interface index, the source, an address that only receiving fills.

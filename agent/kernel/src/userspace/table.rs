@@ -1,5 +1,5 @@
-//! Which tunnel an inner address belongs to: made anew from the kernel's routes whenever these change, and never changed
-//! itself, so that threads read it without waiting.
+//! The table of which tunnel an inner address belongs to. It is made anew from the kernel's routes whenever these
+//! change, and never changed itself, so that threads read it without waiting.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +14,8 @@ use super::tun::Tun;
 /// The tunnels of all devices served here.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// By the first address of the peer's subnet, and then the route that counts first. Peers' subnets do not overlap.
+    /// Sorted by the first address of the peer's subnet, and then with the route first that counts first. Peers'
+    /// subnets do not overlap.
     v4: Vec<Entry>,
     v6: Vec<Entry>,
 }
@@ -23,17 +24,17 @@ pub(super) struct Table {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     subnet: IpNet,
-    /// Where the tunnel ends here.
+    /// The address at which the tunnel ends here.
     pub(super) source: IpAddr,
-    /// Where it ends there.
+    /// The address at which it ends at the peer.
     pub(super) remote: IpAddr,
     pub(super) key: GreKey,
-    /// The device it belongs to.
+    /// The device that the tunnel belongs to.
     pub(super) device: Arc<Tun>,
 }
 
 impl Table {
-    /// From routes; those through devices that are not in `devices` are left out.
+    /// Makes the table from routes. Routes through devices that are not in `devices` are left out.
     pub(super) fn new(routes: &BTreeMap<RouteKey, Encap>, devices: &BTreeMap<IfName, Arc<Tun>>) -> Self {
         let mut table = Self::default();
         // In the order of destination and metric, which a stable sort by address keeps.
@@ -51,8 +52,8 @@ impl Table {
         table
     }
 
-    /// The tunnels of the peer in whose subnet `inner` is: one, or several while its network changes its key. What is sent goes
-    /// by the first.
+    /// Returns the tunnels of the peer in whose subnet `inner` is: one, or several while its network changes its key.
+    /// Packets are sent by the first.
     pub(super) fn of(&self, inner: IpAddr) -> impl Iterator<Item = &Entry> {
         let entries = match inner {
             IpAddr::V4(_) => &self.v4,

@@ -1,7 +1,7 @@
-//! TUN devices (linux/if_tun.h): one is a network device whose packets this program reads and writes.
+//! TUN devices (linux/if_tun.h): network devices whose packets this program reads and writes.
 //!
-//! The device is persistent: it stays when this program ends, without a carrier, and with it the routes on it, so that
-//! the next run serves it again as it was.
+//! A device is persistent. When this program ends, it stays, without a carrier, and so do the routes on it. So the next
+//! run serves it again as it was.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use flatnet_model::IfName;
 
-/// Where TUN devices are made.
+/// The path at which TUN devices are made.
 pub(super) const PATH: &str = "/dev/net/tun";
 
 /// `struct ifreq` as `TUNSETIFF` reads it: the name, then the flags, in 40 bytes.
@@ -21,15 +21,15 @@ struct InterfaceRequest {
     unused: [u8; 22],
 }
 
-/// An open TUN device. Reads and writes do not block; each is one IP packet.
+/// An open TUN device. Reads and writes do not block, and each is one IP packet.
 #[derive(Debug)]
 pub(super) struct Tun {
     file: File,
 }
 
 impl Tun {
-    /// Makes a device `name` with the interface index `index`, down. It goes when this is dropped, until
-    /// [`Self::persist`].
+    /// Makes a device `name` with the interface index `index`, down. Until [`Self::persist`] is called, it goes when
+    /// this is dropped.
     pub(super) fn create(name: IfName, index: u32) -> io::Result<Self> {
         let tun = Self::open()?;
         let index = libc::c_uint::from(index);
@@ -41,19 +41,19 @@ impl Tun {
         Ok(tun)
     }
 
-    /// Opens a device that exists. `EBUSY`: another program serves it.
+    /// Opens a device that exists. `EBUSY` means that another program serves it.
     pub(super) fn attach(name: IfName) -> io::Result<Self> {
         let tun = Self::open()?;
         tun.bind(name)?;
         Ok(tun)
     }
 
-    /// Whether this process may open TUN devices at all.
+    /// Returns true if this process may open TUN devices at all.
     pub(super) fn is_available() -> bool {
         Self::open().is_ok()
     }
 
-    /// No device at all, for tests that only tell devices apart.
+    /// Opens no device at all, for tests that only tell devices apart.
     #[cfg(test)]
     pub(super) fn placeholder() -> io::Result<Self> {
         File::open("/dev/null").map(|file| Self { file })
@@ -68,13 +68,13 @@ impl Tun {
     fn bind(&self, name: IfName) -> io::Result<()> {
         let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(io::Error::other)?;
         let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags, unused: [0; 22] };
-        // The last byte stays the terminator: names have at most 15.
+        // The last byte stays the terminator, since names have at most 15.
         for (to, from) in request.name.iter_mut().zip(name.as_str().bytes().take(libc::IFNAMSIZ - 1)) {
             *to = from;
         }
         #[expect(unsafe_code, reason = "ioctl(2) has no safe form")]
-        // SAFETY: TUNSETIFF reads and writes one struct ifreq, 40 bytes; `request` is that long (`repr(C)`, checked below)
-        // and lives through the call; the descriptor is open.
+        // SAFETY: TUNSETIFF reads and writes one struct ifreq, 40 bytes; `request` is that long (`repr(C)`, checked
+        // below) and lives through the call; the descriptor is open.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         checked(result)
     }

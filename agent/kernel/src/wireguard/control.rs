@@ -1,5 +1,5 @@
-//! Settings of a device, in the words of [`flatnet_core::object`]. The calls block: for the kernel they are one system call,
-//! for the process's own device one exchange over its socket.
+//! Settings of a device, in the words of [`flatnet_core::object`]. The calls block: for the kernel they are one system
+//! call, for the process's own device one exchange over its socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,11 +12,11 @@ use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, Key, PeerC
 
 use super::PrivateKey;
 
-/// How long after a handshake packets can still come in under its keys (`REJECT_AFTER_TIME`, WireGuard §6.1): as long the
-/// place they come from is the peer's.
+/// The time after a handshake for which packets can still come in under its keys (`REJECT_AFTER_TIME`, WireGuard §6.1).
+/// For that long, the place they come from is the peer's.
 const SESSION: Duration = Duration::from_secs(180);
 
-/// A device as it is.
+/// The present settings of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     /// UDP port.
@@ -27,28 +27,28 @@ pub(crate) struct Settings {
     pub(crate) peers: Vec<Found>,
 }
 
-/// A peer as it is.
+/// The present settings of a peer.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) public_key: WireguardKey,
     pub(crate) peer: WireguardPeer,
-    /// How long ago the last handshake was, if there was one. A clock that was set back says nothing.
+    /// Time since the last handshake, if there was one. If the clock was set back, it is unknown.
     pub(crate) handshake: Option<Duration>,
 }
 
 impl Found {
-    /// Whether there was a handshake lately, so that its endpoint may be where its packets came from.
+    /// Returns true if there was a handshake lately, so that its endpoint may be where its packets came from.
     pub(crate) fn in_session(&self) -> bool {
         self.handshake.is_some_and(|ago| ago < SESSION)
     }
 }
 
-/// What to do with one peer.
+/// The change to make to one peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PeerChange<'a> {
-    /// Make it what is said, or make it.
+    /// Make the peer, or change it, to what is given.
     Set(WireguardKey, &'a WireguardPeer),
-    /// Remove it.
+    /// Remove the peer.
     Remove(WireguardKey),
 }
 

@@ -8,12 +8,12 @@ use flatnet_model::WireguardKey;
 use flatnet_model::wireguard::InvalidWireguardKey;
 use wireguard_control::Key;
 
-/// A private key. Printed by nothing; written as text for the key file only.
+/// A private key. Nothing prints it, and it is written as text for the key file only.
 #[derive(Clone)]
 pub struct PrivateKey(Key);
 
 impl PrivateKey {
-    /// A new one, from the system's random numbers.
+    /// Makes a new key from the system's random numbers.
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)?;
@@ -23,19 +23,19 @@ impl PrivateKey {
         Ok(Self(Key(bytes)))
     }
 
-    /// From the text of a key file, which `wg genkey` may have made.
+    /// Reads the text of a key file, which `wg genkey` may have made.
     pub fn from_base64(text: &str) -> Result<Self, InvalidWireguardKey> {
         let key = Key::from_base64(text).map_err(|_| InvalidWireguardKey)?;
         if key == Key::zero() { Err(InvalidWireguardKey) } else { Ok(Self(key)) }
     }
 
-    /// For the key file.
+    /// Returns the text for the key file.
     #[must_use]
     pub fn to_base64(&self) -> String {
         self.0.to_base64()
     }
 
-    /// The half that peers know.
+    /// Returns the half that peers know.
     pub fn public(&self) -> Result<WireguardKey, InvalidWireguardKey> {
         WireguardKey::new(self.0.get_public().0)
     }
@@ -56,7 +56,7 @@ impl fmt::Debug for PrivateKey {
 pub struct Keyring(Arc<Mutex<HashMap<WireguardKey, PrivateKey>>>);
 
 impl Keyring {
-    /// Adds a key; its public half.
+    /// Adds a key and returns its public half.
     pub fn add(&self, key: PrivateKey) -> Result<WireguardKey, InvalidWireguardKey> {
         let public = key.public()?;
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(public, key);

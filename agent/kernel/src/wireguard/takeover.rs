@@ -1,43 +1,45 @@
-//! When the kernel may take over what this process encrypted so far, its module having turned up.
+//! The moment when the kernel may take over what this process has encrypted so far, its module having turned up.
 //!
-//! A peer takes no handshake that is stamped earlier than the last one it took (WireGuard §5.1). The kernel stamps with
-//! 2^62 + 10 s and the seconds since 1970 (drivers/net/wireguard/noise.c: `tai64n_now`), the library in user space with
-//! 2^62 + 37 s, TAI proper (gotatun's `TimeStamper`). So for 27 s after a handshake of ours nobody listens to the kernel's,
-//! and nobody has a reason to begin one: the tunnel would be silent for up to 15 s. Nothing hurries: this process carries on.
+//! A peer accepts no handshake that is stamped earlier than the last one it accepted (WireGuard §5.1). The kernel
+//! stamps with 2^62 + 10 s and the seconds since 1970 (drivers/net/wireguard/noise.c: `tai64n_now`). The library in
+//! user space stamps with 2^62 + 37 s, TAI proper (gotatun's `TimeStamper`). So for 27 s after a handshake of ours
+//! nobody accepts the kernel's, and nobody has a reason to begin one: the tunnel would be silent for up to 15 s. There
+//! is no hurry, since this process carries on.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How old the last handshake must be: the 27 s, and 3 s for a clock that is being set right meanwhile.
+/// The age that the last handshake must have: the 27 s, and 3 s for a clock that is being corrected meanwhile.
 const STALE: Duration = Duration::from_secs(30);
-/// How long that is waited for. Sessions are renewed every 120 s (`REKEY_AFTER_TIME`, §6.1), so with one peer the moment comes
-/// within 30 s; with many there may never be one, and some then pause for a few seconds, once.
+/// The longest time to wait for that. Sessions are renewed every 120 s (`REKEY_AFTER_TIME`, §6.1), so with one peer the
+/// moment comes within 30 s. With many peers there may never be one, and some then pause for a few seconds, once.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A takeover that is to come.
 #[derive(Debug, Default)]
 pub(crate) struct Takeover {
-    /// Since when the kernel could.
+    /// The time since which the kernel could take over.
     since: Option<Instant>,
-    /// Whether it was said that it is due.
+    /// True if it was reported that the takeover is due.
     announced: bool,
 }
 
 impl Takeover {
-    /// Whether the kernel may take over now. `youngest`: how long ago the latest handshake of any peer was, if there was one.
+    /// Returns true if the kernel may take over now. `youngest` is the time since the latest handshake of any peer, if
+    /// there was one.
     pub(crate) fn is_due(&mut self, youngest: Option<Duration>, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         youngest.is_none_or(|ago| ago >= STALE) || now.saturating_duration_since(since) >= PATIENCE
     }
 
-    /// Whether it became due, told once: who waits for it is then to look again.
+    /// Returns true, once, when the takeover has become due: whoever waits for it is then to look again.
     pub(crate) fn became_due(&mut self, youngest: Option<Duration>, now: Instant) -> bool {
         let due = self.since.is_some() && self.is_due(youngest, now);
         due && !std::mem::replace(&mut self.announced, due)
     }
 
-    /// There is nothing to take over (any more).
+    /// Forgets the takeover, because there is nothing to take over (any more).
     pub(crate) fn forget(&mut self) {
         *self = Self::default();
     }

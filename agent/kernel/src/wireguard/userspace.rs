@@ -1,12 +1,12 @@
-//! WireGuard in this process, for kernels without the module: a TUN device that carries plain packets between the kernel and
-//! gotatun, and a socket at which `wg` and this program set it up.
+//! WireGuard in this process, for kernels without the module. A TUN device carries plain packets between the kernel and
+//! gotatun, and `wg` and this program set it up at a socket.
 //!
-//! The TUN device is kept when the process ends, however it ends: its routes stay, and what is sent to it meanwhile is
-//! dropped in the kernel, not sent in clear. The next process takes it over by name. Sessions are the process's: they end
-//! with it, and the next one starts with a handshake.
+//! The TUN device is kept when the process ends, however it ends. Its routes stay, and packets sent to it meanwhile are
+//! dropped in the kernel, not sent in clear. The next process takes it over by name. Sessions belong to the process:
+//! they end with it, and the next one starts with a handshake.
 //!
-//! Threads of its own carry the packets, so that a long pass over thousands of peers does not hold them up. They are of the
-//! network namespace of the thread that starts the first device.
+//! Threads of its own carry the packets, so that a long pass over thousands of peers does not hold them up. They are in
+//! the network namespace of the thread that starts the first device.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,13 +33,13 @@ mod line;
 mod port;
 mod socket;
 
-/// Threads that carry packets: one for what is sent and one for what is received is what a busy tunnel can use.
+/// The number of threads that carry packets. One for sending and one for receiving is what a busy tunnel can use.
 const THREADS: usize = 2;
-/// How long a device that is taken over may still be held by the tasks of one that just ended.
+/// The time for which a device that is taken over may still be held by the tasks of one that just ended.
 const BUSY: Duration = Duration::from_millis(500);
-/// Between two tries while it is.
+/// The pause between two tries while it is held.
 const BUSY_TRY: Duration = Duration::from_millis(10);
-/// Requests to one device that may wait.
+/// Requests that may wait for one device.
 const ASKS: usize = 64;
 
 /// The devices this process carries.
@@ -56,12 +56,12 @@ struct Inner {
 
 /// A device that is carried.
 struct Running {
-    /// Interface index: a device deleted and made anew under its name is another one.
+    /// Interface index. A device that was deleted and made anew under its name is another one.
     index: u32,
     asks: mpsc::Sender<Ask>,
     ended: Arc<AtomicBool>,
     socket: Socket,
-    /// When it last got another key.
+    /// The time at which it last got another key.
     changed: Option<Instant>,
 }
 
@@ -70,12 +70,12 @@ impl Userspace {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this kernel lets us.
+    /// Returns true if this host lets the process open TUN devices.
     pub(crate) fn is_possible() -> bool {
         fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok()
     }
 
-    /// Whether the device with interface index `index` is carried by this process, and its socket is still ours.
+    /// Returns true if this process carries the device with interface index `index`, and its socket is still ours.
     pub(crate) fn is_running(&self, name: IfName, index: u32) -> bool {
         let inner = self.lock();
         let running = inner.devices.get(&name);
@@ -84,14 +84,14 @@ impl Userspace {
         })
     }
 
-    /// Whether this process carries a device of that name.
+    /// Returns true if this process carries a device of that name.
     pub(crate) fn is_carried(&self, name: IfName) -> bool {
         self.lock().devices.get(&name).is_some_and(|running| !running.ended.load(Ordering::Relaxed))
     }
 
-    /// Opens the TUN device `name`, or takes over the one that an ended process left, and carries its packets; its key and
-    /// peers are still to be set. `mark` is called with the device there but not yet kept beyond this process: it finds
-    /// the interface index and puts our mark on it.
+    /// Opens the TUN device `name`, or takes over the one that an ended process left, and carries its packets. Its key
+    /// and peers are still to be set. `mark` is called while the device is there but not yet kept beyond this process:
+    /// it finds the interface index and puts our mark on the device.
     pub(crate) fn start(&self, name: IfName, mark: impl FnOnce() -> io::Result<u32>) -> io::Result<u32> {
         let mut inner = self.lock();
         inner.stop(name);
@@ -115,14 +115,14 @@ impl Userspace {
         Ok(index)
     }
 
-    /// No longer carries `name`. The TUN device stays.
+    /// Stops carrying `name`. The TUN device stays.
     pub(crate) fn stop(&self, name: IfName) {
         self.lock().stop(name);
         Socket::remove_stale(name);
     }
 
-    /// Gives the device another key, under which it receives from now on what peers send by the sessions they have, too.
-    /// Whether that was done; if not, it is set up anew by whoever finds it ended.
+    /// Gives the device another key. From then on, it also receives packets that peers send by the sessions they have.
+    /// Returns true if that was done; if not, whoever finds the device ended sets it up anew.
     pub(crate) fn change_key(&self, name: IfName, key: &PrivateKey) -> bool {
         let mut inner = self.lock();
         let Inner { runtime: Some(runtime), devices } = &mut *inner else { return false };
@@ -138,13 +138,13 @@ impl Userspace {
         changed
     }
 
-    /// Whether the device got another key lately: its peers may have sessions that it does not show.
+    /// Returns true if the device got another key lately, so that its peers may have sessions that it does not show.
     pub(crate) fn has_earlier(&self, name: IfName) -> bool {
         let changed = self.lock().devices.get(&name).and_then(|running| running.changed);
         changed.is_some_and(|changed| changed.elapsed() < EARLIER_FOR)
     }
 
-    /// The device's port is about to be another one: nothing is received by the key of before any more.
+    /// Stops receiving by the earlier key, because the device's port is about to change.
     pub(crate) fn forget_all_earlier(&self, name: IfName) {
         let inner = self.lock();
         if let (Some(running), Some(runtime)) = (inner.devices.get(&name), &inner.runtime) {
@@ -152,7 +152,8 @@ impl Userspace {
         }
     }
 
-    /// Peers that are gone, or have other addresses: what they send by sessions of before another key is not taken any more.
+    /// Stops accepting packets from `peers` by sessions of the earlier key, because they are gone or have other
+    /// addresses.
     pub(crate) fn forget_earlier(&self, name: IfName, peers: Vec<WireguardKey>) {
         let inner = self.lock();
         if let (Some(running), Some(runtime), false) = (inner.devices.get(&name), &inner.runtime, peers.is_empty()) {
@@ -165,7 +166,7 @@ impl Userspace {
     /// Starts handshakes with peers at once.
     pub(crate) fn handshake(&self, name: IfName, peers: Vec<WireguardKey>, pace: Pace) {
         if let Some(running) = self.lock().devices.get(&name).filter(|_| !peers.is_empty()) {
-            // A queue that is full is one of handshakes, and the next packet starts one too.
+            // If the queue is full, it is full of handshakes, and the next packet starts one too.
             let _ = running.asks.try_send(Ask::Handshake(peers, pace));
         }
     }
@@ -185,7 +186,7 @@ impl Inner {
             let asks = running.asks.clone();
             runtime.block_on(async move {
                 let _ = asks.send(Ask::Stop).await;
-                // Until the task has let go of the device.
+                // Waits until the task has let go of the device.
                 let _ = tokio::time::timeout(BUSY, asks.closed()).await;
             });
         }
@@ -197,13 +198,13 @@ impl Drop for Userspace {
         let mut inner = self.lock();
         inner.devices.clear();
         if let Some(runtime) = inner.runtime.take() {
-            // May be dropped where waiting is not allowed; the TUN device stays in any case.
+            // This may be dropped where waiting is not allowed. The TUN device stays in any case.
             runtime.shutdown_background();
         }
     }
 }
 
-/// Opens the TUN device; one that is being let go of is waited for.
+/// Opens the TUN device. If somebody is letting go of it, this waits.
 async fn open(name: IfName) -> io::Result<tun::Device> {
     let mut config = tun::Configuration::default();
     config.tun_name(name.as_str());

@@ -1,4 +1,4 @@
-//! What works.
+//! Operations that succeed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ pub async fn a_bridge_is_as_asked(world: &Subject) {
 }
 
 pub async fn a_bridge_keeps_its_mtu_whatever_is_plugged_into_it(world: &Subject) {
-    // The kernel's own default too, which nobody would have to set.
+    // One of the cases is the kernel's own default, which nobody would have to set.
     for (device, port, mtu) in [("flbr", "c1", 1450), ("flbr2", "c2", 1500)] {
         let wanted = Link { mtu: Mtu::new(mtu).unwrap(), ..bridge() };
         world.done(&[create(link(device, wanted.clone()))]).await;
@@ -71,7 +71,7 @@ pub async fn a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it(world
         plug,
         "for c in c1 c2 c3 c4; do ip link add $c type veth peer name p$c && ip link set $c master flbr; done",
     );
-    // What is gone, and what is plugged in elsewhere by then, is not taken back.
+    // A port that is gone, or is plugged in elsewhere by then, is not plugged back in.
     let before = world.look(&Scope::default()).await.ports;
     world.behind(
         |kernel| kernel.delete_link(name("flbr")),
@@ -82,7 +82,7 @@ pub async fn a_bridge_that_is_made_anew_gets_back_what_was_plugged_into_it(world
     let ports = world.look(&Scope::default()).await.ports;
     let expected: BTreeSet<_> = ["c1", "c2"].map(name).into();
     assert_eq!(ports.get(&name("flbr")), Some(&expected), "{before:?}");
-    // And one that is made anew by ourselves.
+    // The same holds for a bridge that we make anew ourselves.
     world.done(&[op(Action::Replace, link("flbr", bridge()))]).await;
     assert_eq!(world.look(&Scope::default()).await.ports, ports);
 }
@@ -189,7 +189,7 @@ pub async fn mtu_mac_and_local_change_in_place(world: &Subject) {
         let after = world.state().await;
         assert_eq!(after.links.get(&name(device)), Some(&wanted));
         assert_eq!((after.routes, after.fdb, after.neighbours), (before.1.routes, before.1.fdb, before.1.neighbours));
-        // A device that learns is drift, though learning is no field: the same change puts it right.
+        // A device that learns is drift, though learning is not a field: the same change puts it right.
         world.behind(|_| (), &format!("ip link set {device} type vxlan id {vni} learning"));
         if let Some(shown) = world.oracle(&format!("ip -j -d link show {device}")) {
             assert_eq!(shown[0]["linkinfo"]["info_data"]["learning"], true);

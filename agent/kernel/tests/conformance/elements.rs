@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use crate::firewall::{apply, dump, listed, network, run, set, source, swap, wanted};
 use crate::world::{name, shell};
 
-/// The `n`th of many peers.
+/// Returns the `n`th of many peers.
 pub fn peer(family: IpFamily, n: u32) -> PeerSource {
     let (outer, inner): (IpAddr, IpNet) = match family {
         IpFamily::V4 => (
@@ -51,7 +51,7 @@ fn what_the_kernel_refuses_does_not_take_the_rest_along() {
         const EEXIST: i32 = 17;
         apply(&kernel, swap()).await;
         let present = source("192.168.33.12", "10.100.5.0/24");
-        // More than are tried at once when it must be found out which is refused.
+        // These are more than are tried at once when it must be found out which is refused.
         let mut create: Vec<PeerSource> = (0..300).map(|n| peer(IpFamily::V4, n)).collect();
         create.insert(150, present);
         create.extend((0..300).map(|n| peer(IpFamily::V6, n)));
@@ -61,7 +61,8 @@ fn what_the_kernel_refuses_does_not_take_the_rest_along() {
             assert_eq!(*outcome == OpOutcome::Done, *source != present, "{source:?}");
         }
         assert_eq!((listed(IpFamily::V4), listed(IpFamily::V6)), (301, 301));
-        // What is gone already is deleted just as well, and what is not ours to delete by prefix stays.
+        // An element that is gone already is deleted just as well. An element that is not ours, and that no prefix
+        // names, stays.
         shell("nft delete element inet flatnet peers4_1_24 '{ 172.16.0.7 . 0x0a800700 }'");
         let outcomes = kernel.apply(&ops(Action::Delete, create)).await;
         assert!(outcomes.iter().all(|outcome| *outcome == OpOutcome::Done), "{outcomes:?}");
@@ -116,7 +117,7 @@ fn an_element_that_no_packet_can_match_is_drift_of_the_table() {
         let (ruleset, _) = wanted();
         apply(&kernel, swap()).await;
         let before = sources(&kernel).await;
-        // With host bits below the set's prefix length.
+        // These have host bits below the set's prefix length.
         for odd in [
             "peers4_1_24 { 192.168.33.77 . 0x0a640001 }",
             "peers6_1_64 { fd33::77 . 0xfd000000000000060000000000000001 }",
@@ -169,7 +170,7 @@ fn eight_thousand_peers_are_swapped_read_and_changed_one_by_one() {
             })
             .await;
             assert_eq!(listed(family), elements.len());
-            // All of them in one apply, as when a store is seen for the first time.
+            // All of them go in one apply, as when a store is seen for the first time.
             apply(&kernel, swap()).await;
             let since = Instant::now();
             let outcomes = kernel.apply(&ops(Action::Create, elements)).await;
@@ -184,9 +185,9 @@ fn eight_thousand_peers_are_swapped_read_and_changed_one_by_one() {
     });
 }
 
-/// Waits until the set lists `count` elements, several times over: the kernel enlarges its hash table in the background
-/// (lib/rhashtable.c), and a dump that runs meanwhile misses some without a word (net/netfilter/nf_tables_api.c goes on by
-/// their number).
+/// Waits until the set lists `count` elements, several times over. The kernel enlarges its hash table in the background
+/// (lib/rhashtable.c), and a dump that runs meanwhile misses some without a word (net/netfilter/nf_tables_api.c goes on
+/// by their number).
 pub async fn until_listed(kernel: &NetlinkKernel, count: usize) {
     let mut whole = 0;
     for _ in 0..100 {
@@ -220,10 +221,10 @@ async fn median(mut work: impl AsyncFnMut()) -> Duration {
 #[test]
 fn a_changed_ruleset_wakes_and_a_quiet_one_does_not() {
     run("elements::a_changed_ruleset_wakes_and_a_quiet_one_does_not", async |kernel| {
-        /// Longer than the older tables' poll.
+        /// Time without wakes that counts as quiet: longer than the older tables' poll.
         const QUIET: Duration = Duration::from_millis(1_200);
         let mut wakes = kernel.events().unwrap();
-        // Making the socket may itself be news; then it is quiet.
+        // Opening the socket may itself cause a wake; after that it is quiet.
         let mut next = async |limit| tokio::time::timeout(limit, wakes.next()).await.ok().flatten();
         while next(QUIET).await.is_some() {}
         for change in ["nft add table inet theirs", "nft delete table inet theirs", "iptables-legacy -P FORWARD DROP"] {

@@ -22,18 +22,18 @@ pub fn source(outer: &str, inner: &str) -> PeerSource {
     PeerSource { set: set(IpFamily::of(outer)), outer, inner: inner.parse().unwrap() }
 }
 
-/// A dual-stack network with one peer in each family.
+/// Returns the table and elements of a dual-stack network with one peer in each family.
 pub fn wanted() -> (Ruleset, Vec<PeerSource>) {
     wanted_named(NetworkName::DEFAULT)
 }
 
-/// The same, of a network of that name.
+/// Returns the table and elements of such a network with the name `network`.
 pub fn wanted_named(network: &str) -> (Ruleset, Vec<PeerSource>) {
     let (ruleset, elements) = ruleset(&[self::network(network)], name("eth0"));
     (ruleset, elements.into_iter().collect())
 }
 
-/// That network.
+/// Returns such a network with the name `network`.
 pub fn network(network: &str) -> FirewallNetwork {
     let tunnel = |family, device| {
         let SetName { tunnel: id, prefix_len, .. } = set(family);
@@ -78,12 +78,12 @@ pub async fn dump(kernel: &NetlinkKernel) -> Dump {
     kernel.dump(&scope()).await.unwrap()
 }
 
-/// How many elements nft(8) lists in a set.
+/// Returns the number of elements that nft(8) lists in a set.
 pub fn listed(family: IpFamily) -> usize {
     listed_in(Ruleset::TABLE, family)
 }
 
-/// The same, of `table`.
+/// Returns the number of elements that nft(8) lists in a set of `table`.
 pub fn listed_in(table: &str, family: IpFamily) -> usize {
     let listing: Value =
         serde_json::from_str(&shell(&format!("nft -j list set inet {table} {}", set(family)))).unwrap();
@@ -179,7 +179,8 @@ fn what_is_loaded_is_remembered_over_a_restart() {
     });
 }
 
-/// What nft is asked of before a lease is taken: this one can, and one that cannot is named with its version.
+/// The check of nft before a lease is taken: this nft can read the table, and one that cannot is named with its
+/// version.
 #[test]
 fn what_nft_cannot_read_is_known_before_and_names_its_version() {
     run("firewall::what_nft_cannot_read_is_known_before_and_names_its_version", async |kernel| {

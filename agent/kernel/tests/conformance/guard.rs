@@ -17,7 +17,7 @@ use crate::world::{
     sysctl, vxlan,
 };
 
-/// What nft(8) cannot read and the fake is told to refuse.
+/// Returns a ruleset that nft(8) cannot read and the fake is told to refuse.
 fn refused_ruleset() -> Object {
     Object::Ruleset { ruleset: Ruleset { body: "\tno such statement\n".to_owned() }, elements: Vec::new() }
 }
@@ -30,7 +30,7 @@ fn tunnel(kind: LinkKind) -> Link {
     Link { kind, mtu: Mtu::new(1400).unwrap(), mac: None, up: true }
 }
 
-/// Every kind of tunnel, each with something that stands on it.
+/// Returns every kind of tunnel, each with something that stands on it.
 fn tunnels() -> Vec<Object> {
     let key = GreKey::new(5);
     let gre = GreLink { key, local: [192, 0, 2, 1].into(), datapath: Datapath::Userspace };
@@ -114,13 +114,14 @@ pub async fn a_guard_that_cannot_be_changed_guards_what_is_there_and_nothing_new
         "{outcomes:?}"
     );
     assert!(is_guarded(world).await);
-    // Gone, and it cannot be loaded again: what is open is closed, and stays so until there is one.
+    // The guard is gone and cannot be loaded again. Tunnels that are open are closed, and stay so until there is a
+    // guard.
     world.behind(
         |fake| fake.edit(|state| state.ruleset = None),
         "nft delete table inet flatnet; nft delete table inet flatnet_held 2>/dev/null; true",
     );
     if let Subject::Linux(kernel) = world {
-        // What this process holds nobody else deletes; an agent that starts has none.
+        // Nobody else deletes the copy that this process holds; an agent that starts has none.
         kernel.hold(None).await;
     }
     assert!(!is_guarded(world).await);

@@ -14,7 +14,8 @@ use crate::world::{name, shell};
 
 const HELD: &str = "nft -s list table inet flatnet_held";
 
-/// Whether the kernel has tables of one owner (Linux 5.12): without, there is no copy and nothing to be tested.
+/// Returns true if the kernel has tables of one owner (Linux 5.12). Without them there is no copy and nothing to be
+/// tested.
 fn owners() -> bool {
     let release = shell("uname -r");
     let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());
@@ -25,7 +26,7 @@ fn owners() -> bool {
     has
 }
 
-/// The sets and chains of a listing, sorted; without hooks, and without what translates.
+/// Returns the sets and chains of a listing, sorted, without hooks and without chains that translate.
 fn parts(listing: &str) -> Vec<String> {
     let own = ["table ", "flags owner", "comment \"flatnet's", "type filter hook "];
     let lines = listing.lines().filter(|line| *line != "}" && !own.iter().any(|own| line.trim().starts_with(own)));
@@ -43,7 +44,7 @@ fn assert_copied() {
     assert!(!held.contains("type nat"), "{held}");
 }
 
-/// One network of every backend, so that the table has every chain there is.
+/// Makes one network of every backend, so that the table has every chain there is.
 fn everything() -> Op {
     let sets = [TunnelId::Gre(GreKey::new(7)), set(IpFamily::V4).tunnel];
     let tunnel =
@@ -99,7 +100,7 @@ fn a_swap_holds_a_copy_of_all_that_filters_and_of_no_more() {
         {
             assert!(held.contains(&format!("chain {chain} ")), "{chain}: {held}");
         }
-        // One later than the table's own, which so counts what both would drop.
+        // The priority is one later than the table's own, so that the table counts what both would drop.
         assert!(held.contains("hook input priority -119;"), "{held}");
         assert!(held.contains("10.102.9.0/24"), "{held}");
     });
@@ -121,7 +122,7 @@ fn nobody_else_takes_the_copy_away() {
         }
         assert_eq!(shell("nft list tables").trim(), "table inet flatnet_held");
         assert_eq!(shell(HELD), held);
-        // What the agent does next.
+        // This is what the agent does next.
         assert_eq!(dump(&kernel).await.state.ruleset, None);
         apply(&kernel, swap()).await;
         assert_copied();
@@ -143,7 +144,7 @@ fn elements_come_and_go_in_both_tables() {
             assert_eq!(both(IpFamily::V4), [left, left], "{action:?}");
             assert_copied();
         }
-        // What is gone from the table alone, and is there already, is no failure of the copy's.
+        // If an element is gone from the table alone, or is there already, that is no failure of the copy's.
         shell("nft flush set inet flatnet peers4_1_24");
         let present = source("192.168.33.12", "10.100.5.0/24");
         assert_eq!(kernel.apply(&ops(Action::Create, [present])).await, [OpOutcome::Done]);
@@ -169,7 +170,7 @@ fn the_copy_goes_with_the_table_and_with_its_owner() {
         assert_copied();
         apply(&kernel, Op { action: Action::Delete, ..swap() }).await;
         assert_eq!(shell("nft list tables"), "");
-        // The table is gone by somebody else's doing, and none is wanted any more.
+        // The table is gone because of somebody else, and none is wanted any more.
         apply(&kernel, swap()).await;
         shell("nft flush ruleset");
         kernel.hold(None).await;
@@ -224,7 +225,7 @@ fn a_name_that_is_taken_costs_the_copy_and_nothing_else() {
         shell("nft add table inet flatnet_held; nft add chain inet flatnet_held leftover");
         apply(&kernel, swap()).await;
         assert_copied();
-        // Another process' is not.
+        // A table of another process is not replaced.
         let other = NetlinkKernel::new().unwrap();
         apply(&other, everything()).await;
         let added = peer(IpFamily::V4, 1);

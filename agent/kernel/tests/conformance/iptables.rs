@@ -18,7 +18,7 @@ const TABLES: [(IptablesVariant, IpFamily, &str); 4] = [
     (IptablesVariant::Legacy, IpFamily::V6, "ip6tables-legacy"),
 ];
 
-/// iptables-legacy's lock is in a directory that root outside may own.
+/// Gives the test its own lock: iptables-legacy's is in a directory that root outside may own.
 fn own_lock() {
     shell("mount -t tmpfs tmpfs /run");
 }
@@ -121,7 +121,7 @@ fn rules_stand_at_the_head_are_seen_when_they_do_not_and_go_alone() {
                 shell(&format!("{program} {disturb}"));
                 let seen = found(&kernel).await;
                 assert_ne!(seen, expected, "{program} {disturb}");
-                // What is there but not in force must be seen too, or nobody would ever take it away.
+                // Rules that are there but not in force must be seen too, or nobody would ever remove them.
                 assert_eq!(seen.len(), if disturb == "-F FORWARD" { 1 } else { 3 }, "{program} {disturb}");
                 all_done(&kernel, &ops(Action::Replace, &wanted)).await;
                 assert_eq!(found(&kernel).await, expected, "{program} {disturb}");

@@ -1,5 +1,5 @@
-//! One suite, two kernels: what holds for Linux must hold for the fake. The real one runs in namespaces of its own, needs
-//! no root, and is looked at with iproute2.
+//! One suite, two kernels: what holds for Linux must hold for the fake. The real one runs in namespaces of its own,
+//! needs no root, and is looked at with iproute2.
 
 #![expect(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ mod world;
 
 use world::{World, in_namespace};
 
-/// `case` against the fake and against Linux, as `fake::NAME` and `linux::NAME`.
+/// Runs each `case` against the fake and against Linux, as `fake::NAME` and `linux::NAME`.
 macro_rules! conformance {
     ($($module:ident::$case:ident),* $(,)?) => {
         mod fake {

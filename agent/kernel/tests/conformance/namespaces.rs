@@ -1,4 +1,4 @@
-//! Network namespaces, and what the host is like inside one.
+//! Network namespaces, and the facts about the host inside one.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -105,7 +105,7 @@ fn facts_tell_interfaces_routes_and_features() {
         assert_eq!((own.1.unwrap().device, link.1.unwrap().device), (name("lo"), name("up0")));
         assert!(facts.features.nexthop_objects && facts.features.ipv6);
         assert!(facts.uplinks.is_empty(), "a veth may be a container's: {:?}", facts.uplinks);
-        // Heard is where a default route was learnt, as long as nobody forwards.
+        // Router advertisements count on an interface where a default route was learnt, as long as nobody forwards.
         assert_eq!(facts.accept_ra, []);
         let heard = || {
             let facts = runtime.block_on(async { NetlinkKernel::new().unwrap().facts(&[]).await.unwrap() });

@@ -1,4 +1,4 @@
-//! What wakes, and what does not.
+//! Changes that wake the agent, and changes that do not.
 
 use flatnet_core::object::RouteVia;
 use flatnet_core::op::Action;
@@ -26,14 +26,15 @@ pub async fn a_change_from_outside_wakes(world: &Subject) {
     assert!(wakes_within(&mut wakes, 2_000).await, "a nexthop was deleted");
     world.behind(|fake| fake.flap_link(name("flat.1")), "ip link set flat.1 down; ip link set flat.1 up");
     assert!(wakes_within(&mut wakes, 2_000).await, "the device was set down");
-    // What we do ourselves does not wake us: else each pass would be the cause of the next.
+    // Our own changes do not wake us, or each pass would be the cause of the next.
     let refuse = route("fd00:7::/64", RouteVia::Unreachable);
     world.done(&[create(neighbour("flat.1", "10.9.9.9", mac(9))), create(refuse.clone())]).await;
     world.done(&[op(Action::Delete, refuse)]).await;
     assert!(!wakes_within(&mut wakes, 100).await, "our own changes");
 }
 
-/// More notices than the socket's buffer holds: some are lost, which is a reason to look, and later ones still come.
+/// More notices come than the socket's buffer holds. Some are lost, which is a reason to look, and later ones still
+/// come.
 pub async fn a_flood_from_outside_wakes_and_does_not_end_the_notices(world: &Subject) {
     world.done(&[create(link("flat.1", vxlan(1, "192.0.2.1")))]).await;
     let mut wakes = world.wakes();

@@ -1,4 +1,4 @@
-//! What is refused, and with which error number.
+//! Operations that are refused, with their error numbers.
 
 use flatnet_core::object::{NexthopId, RouteVia};
 use flatnet_core::op::{Action, OpOutcome};
@@ -63,7 +63,8 @@ pub async fn what_exists_is_not_made_twice(world: &Subject) {
     let before = world.state().await;
     for op in ops {
         use flatnet_core::op::ObjectKind::{Fdb, Neighbour};
-        // The kernel makes neighbours by itself, so ours are set over what is there; and so are forwarding entries.
+        // The kernel makes neighbours by itself, so ours are set over those that are there; and so are forwarding
+        // entries.
         if matches!(op.object.kind(), Neighbour | Fdb) {
             world.done(&[op]).await;
         } else {

@@ -1,4 +1,4 @@
-//! How long it takes, beside the batch tools for the same objects in the same run. Printed, not asserted:
+//! Timings, beside those of the batch tools for the same objects in the same run. They are printed, not asserted:
 //! `cargo test --release -p flatnet-kernel --test conformance -- --ignored --nocapture scale`
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use flatnet_core::op::{Action, Object as OpObject, Op};
 
 use crate::world::{Subject, World, create, in_namespace, link, made, peers, shell, vxlan};
 
-/// What `ip -batch` and `bridge -batch` read to make the same objects.
+/// Returns what `ip -batch` and `bridge -batch` read to make the same objects.
 fn batches(ops: &[Op]) -> (String, String) {
     let (mut ip, mut bridge) = (String::new(), String::new());
     for op in ops {

@@ -1,4 +1,4 @@
-//! GRE and WireGuard, carried by whoever carries them here: the kernel where it has the module, else this process.
+//! GRE and WireGuard with whatever carries them here: the kernel where it has the module, else this process.
 
 use flatnet_core::object::{
     Datapath, Encap, GreLink, Link, LinkAddress, LinkKind, NeighbourKey, RouteKey, RouteVia, WireguardLink,
@@ -13,7 +13,8 @@ use crate::world::{Subject, address, create, hop, key, link, name, on_device, op
 /// A port that nothing else here uses.
 const PORT: u16 = 51_897;
 
-/// Who carries GRE over `family`; of the fake, this process. `None`, and said: nobody.
+/// Returns the datapath that carries GRE over `family`; for the fake it is this process. `None`: there is none, which
+/// is reported.
 async fn gre_carrier(world: &Subject, family: IpFamily) -> Option<Datapath> {
     let carrier = match world {
         Subject::Fake(_) => Some(Datapath::Userspace),
@@ -41,7 +42,7 @@ fn gre(tunnel_key: u32, datapath: Datapath) -> Link {
     Link { kind, mtu: Mtu::new(1472).unwrap(), mac: None, up: true }
 }
 
-/// The way to a peer, as each carrier wants it.
+/// Returns the objects of the path to a peer, as each datapath needs them.
 fn gre_peer(device: &str, tunnel_key: u32, subnet: &str, remote: [u8; 4], datapath: Datapath) -> Vec<Object> {
     let net: ipnet::IpNet = subnet.parse().unwrap();
     match datapath {
@@ -73,13 +74,13 @@ pub async fn a_gre_tunnel_and_its_peers_are_as_asked_and_go_without_a_trace(worl
     if let Some(shown) = world.oracle("ip -j route show 10.0.2.0/24") {
         assert_eq!((&shown[0]["dev"], &shown[0]["protocol"]), (&"flatgre5".into(), &"91".into()), "{shown}");
     }
-    // What can be changed in place is, with everything that hangs on it.
+    // Everything that can be changed in place is, together with everything that stands on it.
     let smaller = Link { mtu: Mtu::new(1400).unwrap(), ..gre(5, datapath) };
     world.done(&[op(Action::Change, link("flatgre5", smaller.clone()))]).await;
     let changed = world.state().await;
     assert_eq!(changed.links.get(&name("flatgre5")), Some(&smaller));
     assert_eq!(changed.routes, state.routes);
-    // A peer that moves.
+    // A peer moves.
     for object in gre_peer("flatgre5", 5, "10.0.2.0/24", [172, 16, 0, 9], datapath) {
         world.done(&[op(Action::Change, object)]).await;
     }
@@ -104,7 +105,7 @@ pub async fn a_route_moves_between_a_gre_tunnel_and_another_device(world: &Subje
         world.done(&[op(Action::Change, wanted.clone())]).await;
         assert_eq!(world.state().await.routes.get(&key("10.0.2.0/24")).map(|route| route.via), via(wanted));
     }
-    // One stays behind the other, and neither is taken for the other.
+    // One route stays behind the other, and neither is taken for the other.
     let Some(RouteVia::Encap(encap)) = through_gre.last().and_then(via) else { return };
     let behind = RouteKey::behind("10.0.2.0/24".parse().unwrap(), 1);
     let object = Object::Route(behind, flatnet_core::object::Route { via: RouteVia::Encap(encap), source: None });
@@ -144,12 +145,12 @@ pub async fn a_wireguard_device_and_its_peers_are_as_asked(world: &Subject) {
         state.wireguard_peers.iter().map(|(key, peer)| Object::WireguardPeer(*key, peer.clone())).collect::<Vec<_>>()
     };
     assert_eq!(peers(&state), [two.clone(), three.clone()]);
-    // What is given to one is taken from the other, which keeps the rest.
+    // A prefix that is given to one peer is taken from the other, which keeps the rest.
     let more = wireguard_peer(2, &["10.0.2.0/24", "10.0.3.0/24"]);
     world.done(&[op(Action::Change, more.clone())]).await;
     let less = wireguard_peer(3, &["fd00:3::/64"]);
     if datapath == Datapath::Userspace {
-        // The process's own device goes on listing it for the other too, until that is set.
+        // The process's own device goes on listing it for the other too, until that peer is set.
         world.done(&[op(Action::Change, less.clone())]).await;
     }
     assert_eq!(peers(&look().await), [more.clone(), less]);

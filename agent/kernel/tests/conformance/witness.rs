@@ -1,4 +1,5 @@
-//! The sets in which the kernel remembers whose packets were dropped: read, no drift, and no way around a drop.
+//! The sets in which the kernel remembers the sources of dropped packets. They are read, are no drift, and are no way
+//! around a drop.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -65,7 +66,7 @@ pub async fn what_the_kernel_remembers_of_senders_is_told_and_is_no_drift(world:
     assert_eq!(seen(world).await, []);
 }
 
-/// A VXLAN packet of our VNI with an inner packet from `source`.
+/// Returns a VXLAN packet of our VNI with an inner packet from `source`.
 fn tunnelled(source: IpAddr) -> Vec<u8> {
     let mut packet = vec![8, 0, 0, 0, 0, 0, 1, 0];
     packet.extend([2; 12]);
@@ -84,8 +85,8 @@ fn tunnelled(source: IpAddr) -> Vec<u8> {
     packet
 }
 
-/// Real packets from more sources than a set has room for: each is dropped, the first ones are named, nothing looks like
-/// somebody else's change, and the held copy stays.
+/// Real packets come from more sources than a set has room for. Each is dropped, the first ones are named, nothing
+/// looks like somebody else's change, and the held copy stays.
 #[test]
 fn a_full_set_drops_what_it_cannot_remember() {
     const SOURCES: u32 = 100;
@@ -144,7 +145,7 @@ fn a_full_set_drops_what_it_cannot_remember() {
     });
 }
 
-/// With the table gone the held copy drops, and remembers.
+/// While the table is gone, the held copy drops, and remembers.
 #[test]
 fn the_held_copy_remembers_while_the_table_is_away() {
     run("witness::the_held_copy_remembers_while_the_table_is_away", async |kernel| {

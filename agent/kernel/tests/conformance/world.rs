@@ -1,4 +1,4 @@
-//! A kernel under test with the means to look at it from outside.
+//! A kernel under test, with the means to look at it from outside.
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -17,11 +17,11 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 
-/// Names the test that already runs in its namespaces.
+/// The environment variable that names the test which already runs in its namespaces.
 const MARKER: &str = "FLATNET_TEST_IN_NAMESPACE";
 
-/// Runs `body` in user, mount and network namespaces of its own: this test binary, started again under unshare(1). Where
-/// that is not permitted the test fails and says so.
+/// Runs `body` in user, mount and network namespaces of its own: this starts the test binary again under unshare(1).
+/// Where that is not permitted, the test fails and says so.
 pub fn in_namespace(name: &str, body: impl FnOnce()) {
     if std::env::var(MARKER).as_deref() == Ok(name) {
         return body();
@@ -47,7 +47,7 @@ pub enum World {
     Linux(tokio::runtime::Runtime),
 }
 
-/// The kernel under test, within its runtime.
+/// The kernel under test, as it is used within its runtime.
 #[expect(clippy::large_enum_variant, reason = "one of each lives at a time, on the stack of its test")]
 pub enum Subject {
     Fake(FakeKernel),
@@ -87,14 +87,14 @@ impl Subject {
         outcomes
     }
 
-    /// All of `ops` must be done.
+    /// Carries out `ops`, all of which must be done.
     pub async fn done(&self, ops: &[Op]) {
         for (op, outcome) in ops.iter().zip(self.apply(ops).await) {
             assert_eq!(outcome, OpOutcome::Done, "{op:?}");
         }
     }
 
-    /// `op` must be refused with `errno`.
+    /// Carries out `op`, which must be refused with `errno`.
     pub async fn refused(&self, op: Op, errno: i32) {
         match self.apply(std::slice::from_ref(&op)).await.as_slice() {
             [OpOutcome::Failed(error)] => assert_eq!(error.errno, Some(errno), "{error}"),
@@ -135,7 +135,7 @@ impl Subject {
         }
     }
 
-    /// What a foreign tool says of the real kernel; `None` of the fake.
+    /// Returns what a foreign tool says of the real kernel; `None` for the fake.
     pub fn oracle(&self, command: &str) -> Option<Value> {
         match self {
             Self::Fake(_) => None,
@@ -151,7 +151,7 @@ impl Subject {
     }
 }
 
-/// Whether a wake is pending after giving the kernel `millis` to tell.
+/// Returns true if a wake is pending after giving the kernel `millis` to report.
 pub async fn wakes_within(stream: &mut BoxStream<'static, Wake>, millis: u64) -> bool {
     let wait = std::time::Duration::from_millis(millis);
     let woken = tokio::time::timeout(wait, stream.next()).await.is_ok();
@@ -159,14 +159,14 @@ pub async fn wakes_within(stream: &mut BoxStream<'static, Wake>, millis: u64) ->
     woken
 }
 
-/// With one key, that of [`public_key`].
+/// Returns a keyring with one key, whose public half is [`public_key`].
 fn keyring() -> Keyring {
     let ring = Keyring::default();
     ring.add(PrivateKey::from_base64("SGb+ojrRNDuMePufwtIYhXzA//k6wF3R21tEBgKlzlM=").unwrap()).unwrap();
     ring
 }
 
-/// What `wg pubkey` says of the private key that the kernel under test knows.
+/// Returns the public half, as `wg pubkey` prints it, of the private key that the kernel under test knows.
 pub fn public_key() -> WireguardKey {
     "DD5yKRfzExcV5+kDnTroDgCU15latdMjiQ59j1hEuk8=".parse().unwrap()
 }
@@ -247,7 +247,7 @@ pub fn mac(n: u32) -> Mac {
     Mac::new([2, 1, a, b, c, d])
 }
 
-/// The `n`th peer over IPv4: subnet 10.x.y.0/24 behind its first address.
+/// Returns the `n`th peer over IPv4: subnet 10.x.y.0/24 behind its first address.
 pub fn peer(device: &str, n: u32) -> [Object; 4] {
     let subnet = std::net::Ipv4Addr::from_bits(0x0a00_0000 + (n << 8));
     let underlay = std::net::Ipv4Addr::from_bits(0xac10_0000 + n);
@@ -260,14 +260,14 @@ pub fn peer(device: &str, n: u32) -> [Object; 4] {
     ]
 }
 
-/// Peers as the planner orders them: all neighbours and forwarding entries, then nexthops, then routes.
+/// Returns peers as the planner orders them: all neighbours and forwarding entries, then nexthops, then routes.
 pub fn peers(device: &str, count: u32) -> Vec<Op> {
     let mut objects: Vec<Object> = (1..=count).flat_map(|n| peer(device, n)).collect();
     objects.sort_by_key(Object::kind);
     objects.into_iter().map(create).collect()
 }
 
-/// The state that `ops`, all creations, make.
+/// Returns the state that `ops`, which are all creations, make.
 pub fn made(ops: &[Op]) -> KernelState {
     let mut state = KernelState::default();
     for op in ops {

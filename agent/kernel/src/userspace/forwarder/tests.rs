@@ -8,7 +8,7 @@ use super::*;
 const LOCAL: [u8; 4] = [192, 0, 2, 1];
 const PEER: [u8; 4] = [192, 0, 2, 2];
 
-/// One peer with 10.0.0.0/31 under key 5, behind the device given back.
+/// Returns a table with one peer, which has 10.0.0.0/31 under key 5, and the device it is behind.
 fn table() -> (Table, Arc<Tun>) {
     let device = IfName::new("flatgre5").unwrap();
     let tun = Arc::new(Tun::placeholder().unwrap());
@@ -21,7 +21,7 @@ fn inner(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
     [&[0x45; 12][..], &source, &destination, b"data"].concat()
 }
 
-/// With an outer header to `to` and key `key`.
+/// Returns a packet with an outer header to `to` and the key `key`.
 fn wire(to: [u8; 4], key: u32, inner: &[u8]) -> Vec<u8> {
     let (bytes, length) = header(IpFamily::V4, GreKey::new(key));
     [&[0x45; 12][..], &PEER, &to, &bytes[HEADER_MAX - length..], inner].concat()

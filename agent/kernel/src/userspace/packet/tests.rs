@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// An IP packet of `family` from …1 to …2.
+/// Returns an IP packet of `family` from …1 to …2.
 pub(crate) fn inner(family: IpFamily) -> Vec<u8> {
     match family {
         IpFamily::V4 => {
@@ -63,7 +63,7 @@ fn a_sequence_number_is_skipped_and_everything_else_unknown_is_refused() {
     ] {
         assert_eq!(receive(&with(start), family), None, "{what}");
     }
-    // What the header says is inside must be inside.
+    // The inner packet must be what the header says.
     assert_eq!(receive(&[&[0, 0, 8, 0][..], &inner(IpFamily::V6)].concat(), family), None);
 }
 

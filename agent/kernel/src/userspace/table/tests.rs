@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn only_an_address_inside_a_peers_subnet_has_a_tunnel() {
-    // A device cannot be had without rights; which one it is plays no part here.
+    // A real device cannot be had without rights, and which one it is plays no part here.
     let Ok(tun) = Tun::placeholder() else { panic!("/dev/null cannot be opened") };
     let device = IfName::new("flatgre0").unwrap();
     let devices = BTreeMap::from([(device, Arc::new(tun))]);

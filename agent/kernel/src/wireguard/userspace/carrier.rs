@@ -1,4 +1,4 @@
-//! The task that carries one device's packets, and what it is asked meanwhile.
+//! The task that carries one device's packets, and the requests to it meanwhile.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -21,39 +21,40 @@ use tokio::time::{Instant, sleep_until};
 use super::line::{Line, Tap};
 use super::port::Port;
 
-/// How long the first messages of handshakes may take to be sent: that waits for no answer, only for the device's lock.
+/// The time that sending the first messages of handshakes may take. It waits for no answer, only for the device's lock.
 const HANDSHAKE: Duration = Duration::from_millis(50);
-/// Between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5 s: a first
-/// message that is lost, or that crosses the peer's own change, must not silence the pair for so long. At random in here, so
-/// that thousands of peers of one host do not speak at once.
+/// The pause between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5
+/// s. A first message that is lost, or that crosses the peer's own change, must not silence the pair for so long. It is
+/// random within these bounds, so that thousands of peers of one host do not speak at once.
 const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
-/// How long a peer is tried that often: as long as the protocol lets one try wait.
+/// The time for which a peer is tried that often: as long as the protocol lets one try wait.
 const EAGER_FOR: Duration = Duration::from_secs(5);
-/// The wait after a connection to the device could not be taken.
+/// The wait after a connection to the device could not be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// How long after a change of key what comes by the sessions of before is taken: peers read the new key from the store well
-/// within a second, and whoever publishes it gives up after ten. One that is cut off from the store cannot be answered anyway.
+/// The time after a change of key for which packets of earlier sessions are accepted. Peers read the new key from the
+/// store well within a second, and whoever publishes it gives up after ten. A peer that is cut off from the store
+/// cannot be answered anyway.
 pub(super) const EARLIER_FOR: Duration = Duration::from_secs(30);
 
 pub(super) enum Ask {
     Handshake(Vec<WireguardKey>, Pace),
-    /// These are tried at the protocol's pace again.
+    /// Try these peers at the protocol's pace again.
     Settle(Vec<WireguardKey>),
-    /// Another key; whether the device has it.
+    /// Change the key. The answer says whether the device has it.
     ChangeKey(StaticSecret, oneshot::Sender<bool>),
-    /// What these send by sessions of before the last change of key is not taken any more.
+    /// Accept no more packets from these peers by sessions from before the last change of key.
     Forget(Vec<WireguardKey>),
-    /// Nor what anybody sends so: the port is about to be another one.
+    /// Accept no such packets from anybody, because the port is about to change.
     ForgetAll,
     Stop,
 }
 
-/// How often a handshake that is not answered is tried.
+/// The pace at which a handshake that is not answered is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// As the protocol says.
+    /// The protocol's pace.
     Usual,
-    /// Several times a second at first: the peer was there under another key until now.
+    /// Several times a second at first, because the peer was there under another key until now.
     Eager,
 }
 
@@ -68,12 +69,12 @@ pub(super) struct Carried {
     line: Arc<Line>,
     port: Port,
     indices: IndexTable,
-    /// The device of the key before, and until when it is kept.
+    /// The device with the key before, and the time until which it is kept.
     earlier: Option<(Carrier, Instant)>,
 }
 
 impl Carried {
-    /// A device without key, port and peers.
+    /// Makes a device without key, port and peers.
     pub(super) async fn first(tun: TunDevice) -> io::Result<Self> {
         let line = Line::first();
         let port = Port::new(Arc::clone(&line));
@@ -90,8 +91,9 @@ impl Carried {
         Ok(Self { device, client, tun, line, port, indices, earlier: None })
     }
 
-    /// A device with another key takes over, and the one of before is kept to receive. Its peers, which are given back, are tried
-    /// several times a second: agents begin the handshake when they read the new key, flannel only once it has something to send.
+    /// Lets a device with another key take over, and keeps the earlier one to receive. Its peers, which are returned,
+    /// are tried several times a second: agents begin the handshake when they read the new key, flannel only once it
+    /// has something to send.
     async fn change_key(&mut self, key: StaticSecret) -> io::Result<Vec<WireguardKey>> {
         let (number, peers) = self.device.read(async |device| (device.listen_port(), device.peers().await)).await;
         let peers = peers.into_iter().map(|found| {
@@ -110,7 +112,8 @@ impl Carried {
             .with_index_table(self.indices.clone())
             .with_uapi(server);
         let device = built.build().await.map_err(io::Error::other)?;
-        // Another key makes it take the port, also while there are no peers; a builder's would leave it without.
+        // Setting another key makes the device take the port, also while there are no peers. A builder's key would
+        // leave it without.
         let set_up = device.write(async |device| {
             device.set_private_key(key).await;
             device.set_listen_port(number);
@@ -125,7 +128,7 @@ impl Carried {
         Ok(keys)
     }
 
-    /// No longer receives by the key of before.
+    /// Stops receiving by the earlier key.
     async fn drop_earlier(&mut self) {
         self.line.drop_earlier();
         if let Some((earlier, _)) = self.earlier.take() {
@@ -143,7 +146,7 @@ impl Carried {
     }
 }
 
-/// One device until it is stopped or broken.
+/// Carries one device until it is stopped or broken.
 pub(super) async fn carry(
     mut carried: Carried,
     mut asks: mpsc::Receiver<Ask>,
@@ -181,10 +184,11 @@ pub(super) async fn carry(
                 Some(Ask::Stop) | None => break,
             },
             accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                // A thread for as long as the conversation takes.
+                // The conversation gets a thread for as long as it takes.
                 Ok(stream) if stream.set_nonblocking(false).is_ok() => carried.client.clone().wrap_read_write(stream),
                 Ok(_) => {}
-                // Out of descriptors: who asks is waiting, so it is tried again, but not all the time.
+                // The process is out of descriptors. The client is waiting, so this is tried again, but not all the
+                // time.
                 Err(error) => {
                     tracing::debug!(%error, "cannot take a connection to the WireGuard device");
                     tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -209,7 +213,7 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Sends the first messages. Each goes on to wait for its handshake's end, which is none of ours.
+/// Sends the first messages. Each goes on to wait for its handshake's end, which does not concern us.
 async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
     let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
     let _ = tokio::time::timeout(HANDSHAKE, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
@@ -219,12 +223,12 @@ fn eager() -> TimerParams {
     TimerParams { rekey_timeout: EAGER, ..TimerParams::default() }
 }
 
-/// How often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
+/// Sets how often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
 async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerParams>) {
     let set = device.write(async |device| {
         for peer in peers {
             let pace = pace.clone();
-            // One that is gone meanwhile needs no pace.
+            // A peer that is gone meanwhile needs no pace.
             device.modify_peer(&PublicKey::from(peer.bytes()), |peer| peer.dangerously_set_timer_params(pace)).await;
         }
     });
@@ -233,7 +237,7 @@ async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerPa
     }
 }
 
-/// Ends with the device: it does not keep its queue open.
+/// Asks for the usual pace later. This ends with the device, since it does not keep its queue open.
 async fn settle_later(asks: mpsc::WeakSender<Ask>, peers: Vec<WireguardKey>) {
     tokio::time::sleep(EAGER_FOR).await;
     if let Some(asks) = asks.upgrade() {

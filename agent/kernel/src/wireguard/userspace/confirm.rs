@@ -1,5 +1,6 @@
-//! Who answers a handshake must not send under its keys before the other end has (WireGuard §5.1): until that one has worked the
-//! answer up it drops what comes right behind it. The library sends what waited for the handshake at once, so that is held here.
+//! Packets held until the other end has confirmed a session. The end that answers a handshake must not send under its
+//! keys before the other end has (WireGuard §5.1): until that one has processed the answer, it drops packets that come
+//! right behind it. The library sends packets that waited for the handshake at once, so they are held here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,18 +11,18 @@ use super::line::{DATA, RESPONSE, Received, index_at};
 use gotatun::udp::UdpSend;
 use gotatun::udp::socket::UdpSocket;
 
-/// How long packets are held at most: the other end sends its first one as soon as it has the answer, which takes a round trip.
-/// One that is lost must not silence a pair.
+/// The longest time for which packets are held. The other end sends its first one as soon as it has the answer, which
+/// takes a round trip. If that one is lost, it must not silence a pair.
 const HELD_FOR: Duration = Duration::from_millis(100);
-/// Packets held for one session: as many as the library itself lets wait for a socket. What is more is sent at once.
+/// Packets held for one session: as many as the library itself lets wait for a socket. Any more are sent at once.
 const HELD: usize = 4000;
 
 /// The sessions that the other end has not used yet.
 #[derive(Default)]
 pub(super) struct Unconfirmed {
-    /// How many there are: all that packets of other sessions cost.
+    /// The number of sessions, so that packets of other sessions cost only a look at it.
     count: AtomicUsize,
-    /// By the index under which the other end sends.
+    /// The sessions, by the index under which the other end sends.
     sessions: Mutex<HashMap<u32, Session>>,
 }
 
@@ -40,7 +41,7 @@ impl Unconfirmed {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes note of an answer to a handshake that is about to be sent; the index of its session.
+    /// Takes note of an answer to a handshake that is about to be sent, and returns the index of its session.
     fn answered(&self, packet: &[u8]) -> Option<u32> {
         let (Some(&RESPONSE), Some(own), Some(theirs)) = (packet.first(), index_at(packet, 4), index_at(packet, 8))
         else {
@@ -52,15 +53,15 @@ impl Unconfirmed {
         Some(own)
     }
 
-    /// Holds a packet of such a session; gives back what is none.
+    /// Holds a packet of such a session. Returns the packet if it belongs to none.
     pub(super) fn hold(&self, packet: Received) -> Option<Received> {
         if self.is_empty() || packet.0.first() != Some(&DATA) {
             return Some(packet);
         }
         let (theirs, counter) = (index_at(&packet.0, 4), counter(&packet.0));
         let mut sessions = self.lock();
-        // A new session's packets are numbered from 0 up. The index alone is the other end's choice: it could be that of
-        // somebody else's session, whose packets would then be held.
+        // A new session's packets are numbered from 0 up. The index alone is the other end's choice: it could be that
+        // of somebody else's session, whose packets would then be held.
         let is_next = |session: &&mut Session| {
             Some(session.theirs) == theirs && usize::try_from(counter) == Ok(session.packets.len())
         };
@@ -73,7 +74,7 @@ impl Unconfirmed {
         }
     }
 
-    /// What was held for a session whose other end has used it, or did not in time.
+    /// Takes the packets held for a session whose other end has used it, or did not in time.
     fn take(&self, own: u32) -> Vec<Received> {
         let mut sessions = self.lock();
         let taken = sessions.remove(&own);
@@ -81,7 +82,7 @@ impl Unconfirmed {
         taken.map(|session| session.packets).unwrap_or_default()
     }
 
-    /// What may be sent now that `packet` has come.
+    /// Returns the packets that may be sent now that `packet` has come.
     pub(super) fn received(&self, packet: &[u8]) -> Vec<Received> {
         if self.is_empty() {
             return Vec::new();
@@ -93,12 +94,13 @@ impl Unconfirmed {
     }
 }
 
-/// The number of a packet in its session (WireGuard §5.4.6).
+/// Returns the number of a packet in its session (WireGuard §5.4.6).
 fn counter(packet: &[u8]) -> u64 {
     packet.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes)
 }
 
-/// Notes that `packet` is about to be sent by `socket`. What is held because of it is sent in the end in any case.
+/// Takes note that `packet` is about to be sent by `socket`. Packets that are held because of it are sent in the end in
+/// any case.
 pub(super) fn sending(unconfirmed: &Arc<Unconfirmed>, socket: &UdpSocket, packet: &[u8]) {
     let Some(own) = unconfirmed.answered(packet) else { return };
     let (unconfirmed, socket) = (Arc::clone(unconfirmed), socket.clone());
@@ -108,10 +110,10 @@ pub(super) fn sending(unconfirmed: &Arc<Unconfirmed>, socket: &UdpSocket, packet
     });
 }
 
-/// Sends what was held.
+/// Sends packets that were held.
 pub(super) async fn send(socket: &UdpSocket, packets: Vec<Received>) {
     for (packet, destination) in packets {
-        // Lost on this host or after it: to those who sent it there is no difference.
+        // It is lost on this host or after it: to its sender that makes no difference.
         let _ = socket.send_to(packet, destination).await;
     }
 }

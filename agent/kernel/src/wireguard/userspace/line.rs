@@ -1,9 +1,9 @@
-//! What a device in this process hands to its successor: the library forgets every session with a device's key, so a device
-//! that gets another key is a second one beside the first, on the same port and TUN device.
+//! The handover from a device in this process to its successor. The library forgets every session with a device's key,
+//! so a device that gets another key is a second one beside the first, on the same port and TUN device.
 //!
-//! From then on the second one sends and answers handshakes. The first one only receives what peers still send under the
-//! sessions it has, until they know the new key. Whose a packet is shows in its receiver index (WireGuard §5.4.6): the second
-//! device notes those it gave out, and whatever else comes is the first one's.
+//! From then on the second device sends and answers handshakes. The first one only receives packets that peers still
+//! send under the sessions it has, until they know the new key. A packet's receiver index shows whose it is (WireGuard
+//! §5.4.6): the second device notes the indices it gave out, and every other packet is the first one's.
 
 use std::collections::HashSet;
 use std::future::pending;
@@ -25,8 +25,9 @@ use super::confirm::{self, Unconfirmed};
 /// Packets that may wait for the earlier device: as many as the library itself lets wait for one that is slow.
 const INBOX: usize = 4000;
 
-/// After which waits the first message of a handshake under a new key is sent again: the peer's way to the key is the store's
-/// watch, some milliseconds, on a busy host tens. The library tries again by its own clock, a quarter of a second at best.
+/// The waits after which the first message of a handshake under a new key is sent again. The peer learns the key by the
+/// store's watch, which takes some milliseconds, and on a busy host tens. The library tries again by its own clock,
+/// after a quarter of a second at best.
 const REPEATS: [Duration; 4] =
     [Duration::from_millis(25), Duration::from_millis(50), Duration::from_millis(75), Duration::from_millis(100)];
 
@@ -41,16 +42,16 @@ pub(super) type Received = (Packet, SocketAddr);
 /// One device's end of the port and of the TUN device.
 pub(super) struct Line {
     unconfirmed: Arc<Unconfirmed>,
-    /// Whether another device has taken over.
+    /// True once another device has taken over.
     handed_over: watch::Sender<bool>,
-    /// Where the device that has passes on what is still this one's.
+    /// The queue by which the device that has taken over passes on packets that are still this one's.
     inbox: Inbox,
     earlier: Option<Earlier>,
 }
 
 type Inbox = Arc<Mutex<Option<mpsc::Sender<Received>>>>;
 
-/// The device before this one, while it is served.
+/// The device before this one, while packets are passed on to it.
 struct Earlier {
     handed_over: watch::Sender<bool>,
     inbox: Inbox,
@@ -62,12 +63,12 @@ struct Earlier {
 #[derive(Default)]
 struct Own {
     all: HashSet<u32>,
-    /// Those of handshakes that are not answered yet.
+    /// The indices of handshakes that are not answered yet.
     waiting: HashSet<u32>,
 }
 
 impl Line {
-    /// A device's that is the first.
+    /// Makes the line of a device that is the first.
     pub(super) fn first() -> Arc<Self> {
         Arc::new(Self {
             unconfirmed: Arc::default(),
@@ -77,8 +78,9 @@ impl Line {
         })
     }
 
-    /// Takes over from the device of `line` as soon as this one has the port: then that one reads neither port nor TUN device any
-    /// more, begins no handshake, and gets only what is still its own.
+    /// Makes the line of a device that takes over from the device of `line` as soon as it has the port. Then the
+    /// earlier device reads neither port nor TUN device any more, begins no handshake, and gets only packets that are
+    /// still its own.
     pub(super) fn after(line: &Self) -> Arc<Self> {
         let earlier = Earlier {
             handed_over: line.handed_over.clone(),
@@ -94,7 +96,7 @@ impl Line {
         })
     }
 
-    /// The earlier device gets no more packets.
+    /// Gives the earlier device no more packets.
     pub(super) fn drop_earlier(&self) {
         if let Some(earlier) = &self.earlier {
             earlier.is_served.store(false, Ordering::Relaxed);
@@ -107,12 +109,13 @@ impl Line {
         self.earlier.as_ref().filter(|earlier| earlier.is_served.load(Ordering::Relaxed))
     }
 
-    /// Whether this device is not to send `packet`: one that has been taken over from begins no handshake under its old key.
+    /// Returns true if this device is not to send `packet`: once another has taken over from it, it begins no handshake
+    /// under its old key.
     fn is_silenced(&self, packet: &[u8]) -> bool {
         packet.first() == Some(&INITIATION) && *self.handed_over.borrow()
     }
 
-    /// Takes note of what a handshake's message that is about to be sent gives out.
+    /// Takes note of the index that a handshake's message gives out, before it is sent.
     fn note(self: &Arc<Self>, socket: &UdpSocket, packet: &[u8], destination: SocketAddr) {
         confirm::sending(&self.unconfirmed, socket, packet);
         let (Some(earlier), Some(kind), Some(index)) = (self.earlier(), packet.first(), index_at(packet, 4)) else {
@@ -129,20 +132,20 @@ impl Line {
         }
     }
 
-    /// Sends the first message of a handshake again, just as it was, until it is answered: the other end may learn the key a
-    /// moment later. One that knew it already takes the second for a replay.
+    /// Sends the first message of a handshake again, unchanged, until it is answered: the other end may learn the key a
+    /// moment later. If it knew the key already, it takes the second message for a replay.
     async fn repeat(self: Arc<Self>, socket: UdpSocket, message: Vec<u8>, index: u32, destination: SocketAddr) {
         for wait in REPEATS {
             tokio::time::sleep(wait).await;
             if !self.earlier().is_some_and(|earlier| lock(&earlier.own).waiting.contains(&index)) {
                 return;
             }
-            // Lost on this host or after it: that is no difference.
+            // It is lost on this host or after it, which makes no difference.
             let _ = socket.socket().send_to(&message, destination).await;
         }
     }
 
-    /// Passes on what is the earlier device's; gives back what is this one's.
+    /// Passes on a packet that is the earlier device's, and returns one that is this device's.
     fn sort(&self, received: Received) -> Option<Received> {
         let Some(earlier) = self.earlier() else { return Some(received) };
         let is_own = |index| {
@@ -153,7 +156,7 @@ impl Line {
         match receiver(&received.0) {
             Some(index) if !is_own(index) => {
                 if let Some(inbox) = lock(&earlier.inbox).as_ref() {
-                    // One that is full loses packets, as a socket's buffer does.
+                    // A full queue loses packets, as a socket's buffer does.
                     let _ = inbox.try_send(received);
                 }
                 None
@@ -171,7 +174,8 @@ pub(super) fn index_at(packet: &[u8], at: usize) -> Option<u32> {
     packet.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
-/// To which session or handshake of the receiver a message belongs; the first of a handshake belongs to none.
+/// Returns the index of the receiver's session or handshake to which a message belongs. The first message of a
+/// handshake belongs to none.
 fn receiver(packet: &[u8]) -> Option<u32> {
     match *packet.first()? {
         RESPONSE => index_at(packet, 8),
@@ -180,7 +184,7 @@ fn receiver(packet: &[u8]) -> Option<u32> {
     }
 }
 
-/// The port as one device sends by it.
+/// The port, for one device to send by.
 #[derive(Clone)]
 pub(super) struct Sender {
     pub(super) socket: UdpSocket,
@@ -233,7 +237,7 @@ impl UdpSend for Sender {
     }
 }
 
-/// The port as one device receives by it.
+/// The port, for one device to receive by.
 pub(super) struct Receiver {
     pub(super) socket: UdpSocket,
     line: Arc<Line>,
@@ -251,7 +255,7 @@ impl Receiver {
         Self { socket, handed_over: line.handed_over.subscribe(), line, inbox }
     }
 
-    /// What is left for this device once another one reads the port.
+    /// Receives a packet that is left for this device once another one reads the port.
     async fn left(&mut self) -> Received {
         let Some(received) = self.inbox.recv().await else { return pending().await };
         confirm::send(&self.socket, self.line.unconfirmed.received(&received.0)).await;
@@ -309,11 +313,11 @@ impl UdpRecv for Receiver {
     }
 }
 
-/// The TUN device as one device has it.
+/// The TUN device, as one device has it.
 pub(super) struct Tap {
     tun: TunDevice,
     handed_over: watch::Receiver<bool>,
-    /// Holds the other end of `handed_over`.
+    /// Keeps the other end of `handed_over`.
     _line: Arc<Line>,
 }
 

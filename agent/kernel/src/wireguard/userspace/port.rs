@@ -11,27 +11,27 @@ use tokio::time::Instant;
 
 use super::line::{Line, Receiver, Sender};
 
-/// How long a port may still be held by tasks of this process that were told to end.
+/// The time for which a port may still be held by tasks of this process that were told to end.
 const HELD: Duration = Duration::from_secs(1);
-/// Between two tries while it is.
+/// The pause between two tries while it is held.
 const HELD_TRY: Duration = Duration::from_millis(5);
 
-/// Opens the device's port once and keeps it open. The library sets up its tasks anew whenever the device gets another key,
-/// and opens the port anew for them while the old tasks may still hold it: on a busy host that fails, and a device without
-/// a port is left. It also loses what came in meanwhile, the peers' handshakes first of all. A device that follows with another
-/// key has the same port.
+/// Opens the device's port once and keeps it open. The library sets up its tasks anew whenever the device gets another
+/// key, and opens the port anew for them while the old tasks may still hold it. On a busy host that fails, and a device
+/// without a port is left. It also loses packets that came in meanwhile, above all the peers' handshakes. A device that
+/// follows with another key has the same port.
 pub(super) struct Port {
     open: Arc<Mutex<Option<Open>>>,
     line: Arc<Line>,
 }
 
 impl Port {
-    /// Not open yet.
+    /// Makes a port that is not open yet.
     pub(super) fn new(line: Arc<Line>) -> Self {
         Self { open: Arc::default(), line }
     }
 
-    /// The same port, for the device of `line`.
+    /// Returns the same port, for the device of `line`.
     pub(super) fn taken_over(&self, line: Arc<Line>) -> Self {
         Self { open: Arc::clone(&self.open), line }
     }

@@ -1,4 +1,4 @@
-//! The socket at which a device in this process is set up, by `wg` too.
+//! The socket at which a device in this process is set up, also by `wg`.
 
 use std::fs;
 use std::io;
@@ -9,13 +9,13 @@ use std::sync::{Mutex, PoisonError};
 use flatnet_model::IfName;
 use tokio::net::UnixListener;
 
-/// Where `wg` looks for the sockets of such devices (wireguard-tools: `ipc-uapi-unix.h`).
+/// The directory in which `wg` looks for the sockets of such devices (wireguard-tools: `ipc-uapi-unix.h`).
 const SOCKETS: &str = "/var/run/wireguard";
 
 /// The socket of one device, removed when dropped.
 pub(super) struct Socket {
     path: PathBuf,
-    /// Device and inode of the file, once it is there.
+    /// Device number and inode of the file, once it is there.
     file: Mutex<Option<(u64, u64)>>,
 }
 
@@ -24,8 +24,8 @@ impl Socket {
         Path::new(SOCKETS).join(format!("{name}.sock"))
     }
 
-    /// Makes room for the socket. One that somebody answers at is left alone: another agent's, in another network namespace
-    /// on this file system.
+    /// Makes room for the socket. If somebody answers at it, it is left alone: it belongs to another agent, in another
+    /// network namespace on this file system.
     pub(super) fn claim(name: IfName) -> io::Result<Self> {
         let path = Self::path_of(name);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(SOCKETS)?;
@@ -39,7 +39,7 @@ impl Socket {
         }
     }
 
-    /// Root's alone: whoever reaches it can read the private key.
+    /// Listens at the socket. It is for root alone: whoever reaches it can read the private key.
     pub(super) fn listen(&self) -> io::Result<UnixListener> {
         let listener = UnixListener::bind(&self.path)?;
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))?;
@@ -47,19 +47,19 @@ impl Socket {
         Ok(listener)
     }
 
-    /// Whether what is there is what we made.
+    /// Returns true if the file that is there is the one we made.
     pub(super) fn is_ours(&self) -> bool {
         let made = *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         made.is_some() && made == identity(&self.path)
     }
 
-    /// Removes what a killed process left.
+    /// Removes a socket that a killed process left.
     pub(super) fn remove_stale(name: IfName) {
         let path = Self::path_of(name);
         if path.exists() && std::os::unix::net::UnixStream::connect(&path).is_err() {
             let _ = fs::remove_file(&path);
         }
-        // Other programs' sockets keep it.
+        // Other programs' sockets keep the directory.
         let _ = fs::remove_dir(SOCKETS);
     }
 }

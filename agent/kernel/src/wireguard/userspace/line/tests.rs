@@ -4,7 +4,7 @@ use tokio::net::UdpSocket as Plain;
 
 use super::*;
 
-/// A message of a type with indices at 4 and 8.
+/// Returns a message of a type with indices at 4 and 8.
 fn message(kind: u8, first: u32, second: u32) -> Vec<u8> {
     [&[kind, 0, 0, 0][..], &first.to_le_bytes(), &second.to_le_bytes()].concat()
 }
@@ -49,13 +49,13 @@ async fn what_belongs_to_the_earlier_devices_sessions_goes_there_and_all_else_to
     for own in [message(DATA, 22, 2), message(INITIATION, 7, 0), message(RESPONSE, 7, 22)] {
         assert_eq!(second.recv_from(&mut pool).await.unwrap().0.to_vec(), own);
     }
-    // What the new one met on its way.
+    // Packets that the new device met on its way are passed on to the first one.
     outside.send_to(&message(DATA, 22, 9), there).await.unwrap();
     assert_eq!(read(&mut second, &mut pool).await, message(DATA, 22, 9));
     assert_eq!(read(&mut first, &mut pool).await, message(DATA, 11, 1));
     assert_eq!(first.recv_from(&mut pool).await.unwrap().0.to_vec(), message(RESPONSE, 7, 33));
 
-    // Its own first message goes out again until it is answered.
+    // Its own first message is sent again until it is answered.
     let sent = async || {
         let (mut all, mut buffer) = (Vec::new(), [0; 64]);
         while let Ok(received) = tokio::time::timeout(3 * REPEATS[3], outside.recv_from(&mut buffer)).await {
@@ -110,7 +110,7 @@ async fn what_follows_an_answer_waits_until_the_other_end_has_sent_or_for_a_whil
     assert_eq!([next().await, next().await], [Some(data(5, 0)), Some(data(5, 1))]);
     sender.send_to(packet(&data(5, 2)), here).await.unwrap();
     assert_eq!(next().await, Some(data(5, 2)));
-    // One that says nothing, as its first packet was lost.
+    // The other end says nothing, because its first packet was lost.
     sender.send_to(packet(&message(RESPONSE, 8, 7)), here).await.unwrap();
     sender.send_to(packet(&data(7, 0)), here).await.unwrap();
     assert_eq!([next().await, next().await], [Some(message(RESPONSE, 8, 7)), None]);
