@@ -69,7 +69,7 @@ impl KernelState {
             self.neighbours.retain(|key, _| key.device != name);
         }
         let mut link = link.clone();
-        // Nobody asked for an address of its own: it keeps the one it has.
+        // If no Ethernet address is asked for, the link keeps the one it has.
         link.mac = link.mac.or(before.and_then(|before| before.mac));
         self.links.insert(name, link);
     }

@@ -51,14 +51,14 @@ pub struct Holder {
     pub is_here: bool,
 }
 
-/// The kind of flaw for which packets were dropped.
+/// The flaw for which packets were dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flaw {
-    /// They came through the tunnel from an address that is not the peer's.
+    /// The packets came through the tunnel from an address that is not the peer's.
     Address,
-    /// They had the peer's address, but came in by an interface from which no route leads back to it.
+    /// The packets had the peer's address, but came in by an interface from which no route leads back to it.
     Interface,
-    /// They came without a tunnel, or without the interface that such a source belongs to.
+    /// The packets came without a tunnel, or without the interface that such a source belongs to.
     Clear,
 }
 
@@ -77,7 +77,7 @@ impl Flaw {
 /// Packets that claimed to be somebody's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
-    /// The flaw of the packets.
+    /// The flaw for which the packets were dropped.
     pub flaw: Flaw,
     /// The holder whose packets they claimed to be; `None`: no lease holds their source.
     pub of: Option<Holder>,

@@ -1,4 +1,4 @@
-//! From the store's contents to the kernel objects that are wanted: one pure function over all networks of this host.
+//! The step from the store's contents to the wanted kernel objects: one pure function over all networks of this host.
 //!
 //! A network that cannot be programmed safely is left out with a [`Problem`]; it never takes another one with it. The
 //! same holds for a peer inside a network.

@@ -11,7 +11,7 @@ use crate::env_file::EnvFile;
 /// The format in which the options are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// As the script writes them: `NAME="value"`, to be sourced by a shell.
+    /// The script's own format: `NAME="value"`, to be sourced by a shell.
     #[default]
     Shell,
     /// One `DOCKER_OPTS="…"` without the leading space, or single variables, for systemd's `EnvironmentFile=`.

@@ -71,7 +71,7 @@ fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
         },
         (Action::Create | Action::Change | Action::Replace, object) => match object {
             Object::Ruleset { .. } | Object::PeerSource(_) => 0,
-            // One that is made anew may free the VNI that another needs.
+            // A link that is made anew may free the VNI that another needs.
             Object::Link(..) => 2 + u8::from(op.action != Action::Replace),
             Object::Sysctl(sysctl, _) => 4 + u8::from(turns_on_forwarding(sysctl)),
             Object::Address(_) => 6,

@@ -85,7 +85,8 @@ impl Failures {
                 Some(Guard::Stale) => op.action != Action::Change,
                 None => false,
             },
-            // Nor does a host become a router, or is opened in other people's chains, while nothing judges packets.
+            // A host must not become a router either, or be opened in other people's chains, while nothing judges
+            // packets.
             Object::Sysctl(sysctl, _) => match sysctl.device() {
                 Some(device) => self.links.contains(&device),
                 None => self.guard == Some(Guard::Missing),

@@ -282,7 +282,7 @@ impl Firewall {
             lock(&held).copy(netfilter, digest, elements);
             Ok(())
         };
-        // This fails with the runtime only.
+        // This fails only if the runtime does.
         let _ = self.blocking(copy).await;
     }
 

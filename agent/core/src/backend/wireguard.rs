@@ -193,8 +193,8 @@ impl Wireguard {
         Ok(Tunnel { device, link: Link { kind, mtu, mac: None, up: true }, families })
     }
 
-    /// Returns the underlay family whose headers a packet must have room for. In `auto` it is the larger one, as long
-    /// as there is an address of it.
+    /// Returns the underlay family whose headers a packet must have room for. In `auto` it is IPv6, whose headers are
+    /// larger, if the underlay has an address of it.
     fn outer(&self, ctx: &NetworkCtx<'_>, families: &[IpFamily]) -> IpFamily {
         match self.config.mode {
             WireguardMode::Separate => families.first().copied().unwrap_or(IpFamily::V4),

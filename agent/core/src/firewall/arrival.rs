@@ -23,8 +23,8 @@ use flatnet_model::{IfName, IpFamily};
 use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, interfaces, ip, store};
 use crate::object::SetName;
 
-/// After `raw` (-300) and before connections are tracked (-200), so that forged packets leave no trace, and addresses
-/// are those on the wire.
+/// The priority: after `raw` (-300) and before connections are tracked (-200), so that forged packets leave no trace,
+/// and addresses are those on the wire.
 const PRIORITY: i32 = -290;
 
 /// Adds a set for each length of the subnets of peers with direct routes, without elements.

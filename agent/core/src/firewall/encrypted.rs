@@ -14,7 +14,8 @@ use ipnet::IpNet;
 
 use super::{FirewallNetwork, Text, anonymous_set, ip};
 
-/// Before source addresses are translated (at 100; ours at 90), so that the container's own address is judged.
+/// The priority: before source addresses are translated (at 100; ours at 90), so that the container's own address is
+/// judged.
 const OUT_PRIORITY: i32 = -120;
 
 /// Adds the base chain, unless no network is encrypted.

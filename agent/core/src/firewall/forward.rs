@@ -9,7 +9,7 @@ use flatnet_model::{IfName, IpFamily};
 use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, guard, ip, opening, store};
 use crate::object::TunnelId;
 
-/// Before every filter chain (0), so that our drops are counted as ours.
+/// The priority: before every filter chain (0), so that our drops are counted as ours.
 const PRIORITY: i32 = -10;
 
 /// Adds the base chain, and one chain for the packets out of each tunnel.

@@ -18,17 +18,18 @@ use flatnet_model::{IpFamily, Vni};
 use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
 use crate::object::{SetName, TunnelId};
 
-/// After conntrack and mangle (-150) and before every filter (0), so that packets dropped here cost and confuse nobody
-/// else.
+/// The priority: after conntrack and mangle (-150) and before every filter (0), so that packets dropped here cost and
+/// confuse nobody else.
 const PRIORITY: i32 = -120;
 
-/// After `dstnat` (-100), so that a translated port is the one that counts.
+/// The priority of `origin`: after `dstnat` (-100), so that a translated port is the one that counts.
 const ORIGIN_PRIORITY: i32 = -90;
 
-/// After every filter (0, and what people hang behind it), and before security labels (50) and translation (100).
+/// The priority of `judged`: after every filter (0, and what people hang behind it), and before security labels (50)
+/// and translation (100).
 const JUDGED_PRIORITY: i32 = 10;
 
-/// After `srcnat` (100), when a source is what it will be on the wire.
+/// The priority of `posing`: after `srcnat` (100), when a source is what it will be on the wire.
 const POSING_PRIORITY: i32 = 110;
 
 /// The fields that follow the UDP header (8 bytes) in VXLAN (RFC 7348 §5), as bit offset and length from the transport

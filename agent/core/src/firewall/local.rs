@@ -10,7 +10,8 @@ use flatnet_model::{IfName, IpFamily};
 
 use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, forward, ip, opening, store};
 
-/// Before every filter chain (0), so that our drops are counted as ours, and after what is judged before decapsulation.
+/// The priority: before every filter chain (0), so that our drops are counted as ours, and after what is judged before
+/// decapsulation.
 const PRIORITY: i32 = -10;
 
 /// Adds the base chain, and one chain for the packets out of each tunnel.

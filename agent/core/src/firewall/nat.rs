@@ -4,8 +4,8 @@ use flatnet_model::IpFamily;
 
 use super::{FirewallNetwork, Text, anonymous_set, ip};
 
-/// Ten before `srcnat` (100). The first chain that decides on a connection's source is the last, so a plain dockerd's
-/// MASQUERADE of its bridge's subnet finds container-to-container connections already settled.
+/// The priority: ten before `srcnat` (100). The first chain that decides on a connection's source is the last, so a
+/// plain dockerd's MASQUERADE of its bridge's subnet finds container-to-container connections already settled.
 const PRIORITY: i32 = 90;
 
 /// kube-proxy's mark for "to be masqueraded". flannel leaves packets that carry it alone, so that kube-proxy's rule can

@@ -43,7 +43,7 @@ fn link(index: usize, (vni, port, mtu, mac_index, flip): (u8, bool, bool, u8, bo
         return Link { kind: LinkKind::Bridge, mtu, mac: (!wanted).then(|| mac(mac_index)), up: wanted || flip };
     }
     if index == 5 {
-        // A found one may have been moved to another port or key, or be left by a process that ended.
+        // A found link may have been moved to another port or key, or be left by a process that ended.
         let datapath = if mac_index == 0 { Datapath::Userspace } else { Datapath::Kernel };
         let public_key = (wanted || !flip).then(|| key(vni));
         let kind = LinkKind::Wireguard(WireguardLink { port: if port { 51820 } else { 51822 }, public_key, datapath });

@@ -202,7 +202,7 @@ fn an_address_at_which_a_service_is_reached_is_not_this_hosts() {
     for (family, floating) in [(IpFamily::V4, "192.168.33.200"), (IpFamily::V6, "2001:db8:33::200")] {
         let mut here = facts.clone();
         route(&mut here, floating, "lo", floating, None);
-        // And, over IPv6, the address that the kernel takes towards others.
+        // Over IPv6, it may also be the address that the kernel takes towards others.
         let mut taken = facts.clone();
         route(&mut taken, floating, "eth1", floating, None);
         for facts in [here, taken].iter().take(if family == IpFamily::V4 { 1 } else { 2 }) {

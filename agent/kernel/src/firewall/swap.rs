@@ -11,7 +11,7 @@ use super::program::{ProgramError, run};
 /// The part of a swap that went in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loaded {
-    /// All of it.
+    /// The whole swap.
     Whole,
     /// Only the table, with its sets empty. The elements are to follow, and until then the guard drops every tunnel
     /// packet.

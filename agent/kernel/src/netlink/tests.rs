@@ -41,7 +41,7 @@ fn a_route_through_a_nexthop_is_written_as_the_kernel_reads_it() {
     let route = Route { via: RouteVia::Object(NexthopId(5)), source: Some("10.0.0.1".parse().unwrap()) };
     let datagram = sent(&encode::route_set(Presence::New, key, &route, None));
     let message = only(&datagram);
-    // Create, exclusive, request, acknowledge.
+    // The flags are: create, exclusive, request, acknowledge.
     assert_eq!((message.kind, message.flags, message.sequence), (rtm::NEWROUTE, 0x605, 7));
     let raw = parse::route(message.payload).unwrap();
     assert_eq!((raw.destination.to_string().as_str(), raw.prefix, raw.table), ("10.0.1.0", 24, 254));

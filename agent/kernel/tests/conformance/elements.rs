@@ -61,8 +61,7 @@ fn what_the_kernel_refuses_does_not_take_the_rest_along() {
             assert_eq!(*outcome == OpOutcome::Done, *source != present, "{source:?}");
         }
         assert_eq!((listed(IpFamily::V4), listed(IpFamily::V6)), (301, 301));
-        // An element that is gone already is deleted just as well. An element that is not ours, and that no prefix
-        // names, stays.
+        // An element that is gone already is deleted just as well, and one that was not to be deleted stays.
         shell("nft delete element inet flatnet peers4_1_24 '{ 172.16.0.7 . 0x0a800700 }'");
         let outcomes = kernel.apply(&ops(Action::Delete, create)).await;
         assert!(outcomes.iter().all(|outcome| *outcome == OpOutcome::Done), "{outcomes:?}");

@@ -1,4 +1,4 @@
-//! No guard, no tunnel: whatever makes the ruleset fail.
+//! No guard, no tunnel, for whatever reason the ruleset fails.
 
 use std::collections::BTreeMap;
 

@@ -239,7 +239,7 @@ fn a_name_that_is_taken_costs_the_copy_and_nothing_else() {
     });
 }
 
-/// In a user namespace the socket takes some 5,000 elements at once: the copy is then made in parts.
+/// In a user namespace the socket takes some 5,000 elements at once, so the copy is made in parts.
 #[test]
 fn eight_thousand_peers_are_held() {
     run("held::eight_thousand_peers_are_held", async |kernel| {

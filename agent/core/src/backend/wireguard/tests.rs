@@ -110,7 +110,7 @@ fn what_a_peer_publishes_is_not_believed_blindly() {
         ("duplicate-key", |lease| {
             lease.data = BackendData::Wireguard { public_key: key(0xa), port: None };
         }),
-        // The good one's key, from somewhere else, and younger.
+        // The good peer's key, from somewhere else, and in a younger lease.
         ("duplicate-key", |lease| {
             lease.data = BackendData::Wireguard { public_key: key(12), port: None };
         }),

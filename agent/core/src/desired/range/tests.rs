@@ -132,7 +132,7 @@ fn without_bounds_the_whole_range_is_the_networks() {
 fn leases_beside_what_is_handed_out_are_the_networks_for_as_long_as_they_are_there() {
     let backend = wireguard();
     let config = bounded(backend.clone());
-    // Narrowed after these were taken, this host's own too.
+    // The bounds were narrowed after these were taken, this host's own lease too.
     let (own, stale) = ("10.200.16.0-20&fd00:100:0:1::-64", "10.200.0.0-20&fd00:100:0:200::-64");
     let peers = [beside("10.11.0.0-20&fd00:100:0:2::-64", 12, &backend), beside(stale, 13, &backend)];
     let more = ["10.200.0.0/20", "10.200.16.0/20", V6, "fd00:100:0:200::/64"];
@@ -141,7 +141,7 @@ fn leases_beside_what_is_handed_out_are_the_networks_for_as_long_as_they_are_the
     assert!(is_programmed(&before, 0) && is_programmed(&before, 1), "{:?}", before.networks);
     assert_eq!(refused(&before), [&V4[..], &more[..]].concat());
     let rules = &before.state.ruleset.as_ref().unwrap().body;
-    // Encrypted or dropped: two neighbours in one.
+    // In "encrypted or dropped", two neighbouring subnets are merged into one.
     let all = format!("{{ {}, 10.200.0.0/19 }}", V4.join(", "));
     assert!(rules.contains(&format!("ip daddr {all} ip daddr != {{ 10.200.16.0/20 }} counter drop")), "{rules}");
     assert!(rules.contains(&format!("{{ {V6}, fd00:100:0:200::/64 }}")), "{rules}");
@@ -167,7 +167,7 @@ fn a_lease_beside_what_is_handed_out_takes_nothing_from_hosts() {
         ("10.240.0.0-20", "10.240.0.0/24"),
         ("10.240.0.0-28", "10.240.0.0/24"),
         ("10.250.0.0-20", "10.250.0.53/32"),
-        // Where a peer lives, behind a router: its own, and another one's.
+        // The place where a peer lives, behind a router: the peer's own, and another one's.
         ("10.241.0.0-20", "10.241.0.77/32"),
         ("0.0.0.0-0&fd00:100:0:f000::-64", "fd00:100:0:f000::/64"),
     ] {

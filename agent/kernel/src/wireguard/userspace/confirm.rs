@@ -113,7 +113,7 @@ pub(super) fn sending(unconfirmed: &Arc<Unconfirmed>, socket: &UdpSocket, packet
 /// Sends packets that were held.
 pub(super) async fn send(socket: &UdpSocket, packets: Vec<Received>) {
     for (packet, destination) in packets {
-        // It is lost on this host or after it: to its sender that makes no difference.
+        // A packet lost on this host is, to its sender, no different from one lost after it.
         let _ = socket.send_to(packet, destination).await;
     }
 }

@@ -140,7 +140,7 @@ impl Line {
             if !self.earlier().is_some_and(|earlier| lock(&earlier.own).waiting.contains(&index)) {
                 return;
             }
-            // It is lost on this host or after it, which makes no difference.
+            // A packet lost on this host is no different from one lost after it.
             let _ = socket.socket().send_to(&message, destination).await;
         }
     }
