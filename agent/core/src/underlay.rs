@@ -92,7 +92,7 @@ impl Underlay {
     }
 }
 
-/// The reason why no underlay could be chosen. Every text ends with the interfaces there are to choose from.
+/// The reason why no underlay could be chosen. Every text ends with the interfaces that are there to choose from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnderlayError {
     /// None of the interfaces that were named is here.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 /// The file that the C library reads.
 const CONF: &str = "/etc/resolv.conf";
-/// The resolvers that systemd-resolved asks, for when [`CONF`] names only its stub on the loopback.
+/// The file with the resolvers that systemd-resolved asks, for when [`CONF`] names only its stub on the loopback.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 /// Bytes read of either file: some hundred lines, of which glibc takes three.
 const LIMIT: u64 = 64 * 1024;

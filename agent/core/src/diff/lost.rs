@@ -117,8 +117,8 @@ pub(crate) fn readdresses(found: &Link, wanted: &Link) -> bool {
 }
 
 /// Returns the orphans of ours that keep a wanted tunnel device from being made, each after the device it keeps out. A
-/// VNI and port can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`), and so can the port of a WireGuard
-/// device and a GRE key. A device that somebody renamed is such an orphan.
+/// VNI and port can be on one device only (drivers/net/vxlan: `vxlan_vni_in_use`). The same holds for the port of a
+/// WireGuard device and for a GRE key. A device that somebody renamed is such an orphan.
 pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,

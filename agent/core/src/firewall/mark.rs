@@ -1,5 +1,5 @@
-//! The one bit of a packet's mark that we use. It is always set and read between two chains of one hook, and only on
-//! tunnel packets.
+//! The one bit of a packet's mark that we use. It is only set on tunnel packets, by one chain for a later one on the
+//! packet's way:
 //!
 //! * From `guard` to `judged`, at hook `input`. iptables has no set of peers to match, so the rule at the head of its
 //!   `INPUT` lets in packets that carry the bit. Both ends clear it, so that no packet is let in because it came with

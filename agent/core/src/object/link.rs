@@ -95,8 +95,8 @@ pub struct WireguardLink {
 }
 
 impl LinkKind {
-    /// Returns true for tunnels. Packets of other hosts come out of them, which only the guard can judge, and some
-    /// packets must leave by a tunnel or not at all.
+    /// Returns true for tunnels. Packets of other hosts come out of them, which only the guard can judge, or packets
+    /// must leave by them or not at all.
     #[must_use]
     pub fn is_tunnel(&self) -> bool {
         match self {

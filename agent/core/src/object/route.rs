@@ -27,7 +27,7 @@ pub struct NextHop {
     pub gateway: IpAddr,
     /// The device that the next hop is behind.
     pub device: IfName,
-    /// `RTNH_F_ONLINK`: treats the gateway as being on the device's link though no route says so.
+    /// True to treat the gateway as being on the device's link though no route says so (`RTNH_F_ONLINK`).
     pub onlink: bool,
 }
 
@@ -72,8 +72,8 @@ impl RouteKey {
         Self { destination, metric: Self::LAST_METRIC - 1 - u32::from(rank) }
     }
 
-    /// The last metric: larger than any in common use (DHCP clients use 100 to 600, IPv6 router advertisements 1024),
-    /// and below the kernel's own 0xffffffff.
+    /// The metric of routes that come last: larger than any in common use (DHCP clients use 100 to 600, IPv6 router
+    /// advertisements 1024), and below the kernel's own 0xffffffff.
     pub const LAST_METRIC: u32 = 91_000;
 }
 

@@ -171,7 +171,8 @@ fn fdb(channel: &mut Channel, index: u32, device: IfName, into: &mut KernelState
     Ok(())
 }
 
-/// Reads a failure as empty if the device went away, or the table was never used (`ENOENT`): they have nothing in them.
+/// Reads a failure as empty if the device went away, or the table was never used (`ENOENT`), since neither has anything
+/// in it.
 fn absent_is_empty<T: Default>(found: io::Result<T>) -> io::Result<T> {
     match found {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(T::default()),
