@@ -1,4 +1,4 @@
-//! How a network's packets travel between hosts.
+//! The backends: the ways a network's packets travel between hosts.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub enum BackendKind {
 }
 
 impl BackendKind {
-    /// From the store's spelling.
+    /// Reads the store's spelling.
     #[must_use]
     pub fn from_name(name: &str) -> Self {
         match name {
@@ -80,8 +80,8 @@ impl BackendConfig {
         }
     }
 
-    /// Whether one host can have both at once, and peers can tell which is meant. Otherwise `new` takes this one's place: an MTU
-    /// in the device, a VXLAN port with the device.
+    /// Returns true if one host can have both backends at once and peers can tell which is meant. Otherwise `new` takes
+    /// this one's place: a changed MTU is set in the device, a changed VXLAN port replaces the device.
     fn stands_beside(&self, new: &Self) -> bool {
         match (self, new) {
             (Self::Vxlan(old), Self::Vxlan(new)) => old.vni != new.vni,
@@ -94,10 +94,11 @@ impl BackendConfig {
     }
 }
 
-/// How many earlier backends a network or a lease may have: one change in progress, and two that a peer did not follow.
+/// The most earlier backends a network or a lease may have: one change in progress, and two that a peer did not follow.
 pub const EARLIER_BACKENDS: usize = 3;
 
-/// The earlier backends of a network after it changed from `old` to `new`, given those `before` that: the latest first.
+/// Returns the earlier backends of a network after it changed from `old` to `new`, the latest first. `before` are the
+/// earlier backends it had until then.
 #[must_use]
 pub fn earlier_backends(before: &[BackendConfig], old: &BackendConfig, new: &BackendConfig) -> Vec<BackendConfig> {
     let mut kept: Vec<BackendConfig> = Vec::new();

@@ -1,15 +1,16 @@
-//! Addresses that a host uses itself, besides the networks: where it has routes to, and whom it asks for names.
+//! Addresses that a host uses itself, besides the networks: the destinations of its routes, its resolvers and the
+//! store's addresses.
 //!
-//! A network whose range overlapped them would take that host's own traffic. Hosts say them with their presence; whoever
-//! creates a network looks.
+//! A network whose range overlapped them would take that host's own traffic. Hosts publish them with their presence,
+//! and they are checked when a network is created.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// What one host uses itself. Bounded, without what every host has (default routes, loopback, link-local, multicast), in
-/// a fixed order: two of the same host are equal.
+/// The addresses one host uses itself. The set is bounded and leaves out what every host has (default routes, loopback,
+/// link-local, multicast). Its order is fixed, so two of the same host are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostRanges {
     prefixes: Vec<IpNet>,
@@ -17,26 +18,27 @@ pub struct HostRanges {
     endpoints: Vec<IpAddr>,
 }
 
-/// One of them.
+/// One range or address of a [`HostRanges`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostRange {
     /// The destination of a route.
     Route(IpNet),
     /// The address of a resolver.
     Resolver(IpAddr),
-    /// Where the host reaches the store.
+    /// An address at which the host reaches the store.
     Endpoint(IpAddr),
 }
 
 impl HostRanges {
-    /// The most prefixes of one host: a router's; what is more, the longest first, is left out. 256 take 5 KiB.
+    /// The most prefixes kept of one host, enough for a router's. The longest beyond that are left out. 256 take 5 KiB.
     pub const PREFIXES: usize = 256;
-    /// The most resolvers of one host; glibc asks three.
+    /// The most resolvers kept of one host; glibc asks three.
     pub const RESOLVERS: usize = 8;
-    /// The most addresses of the store; clusters have seven members at most, each with an address or two.
+    /// The most addresses of the store kept of one host; clusters have seven members at most, each with an address or
+    /// two.
     pub const ENDPOINTS: usize = 16;
 
-    /// Those among `prefixes` and `resolvers` that count. A prefix inside another one is left out.
+    /// Keeps those among `prefixes` and `resolvers` that count. A prefix inside another one is left out.
     pub fn new(prefixes: impl IntoIterator<Item = IpNet>, resolvers: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut prefixes: Vec<IpNet> = prefixes.into_iter().map(|net| net.trunc()).filter(counts).collect();
         // By address, the shorter first: what is inside another one comes after it.
@@ -48,15 +50,15 @@ impl HostRanges {
         Self { prefixes, resolvers, endpoints: Vec::new() }
     }
 
-    /// The same of a host that reaches the store at `endpoints`.
+    /// Adds the addresses among `endpoints`, at which the host reaches the store.
     #[must_use]
     pub fn with_endpoints(mut self, endpoints: impl IntoIterator<Item = IpAddr>) -> Self {
         self.endpoints = addresses(endpoints, Self::ENDPOINTS);
         self
     }
 
-    /// Whether a route to `net` is a default route, or stands for one: a VPN that takes everything has one to each half of all
-    /// addresses.
+    /// Returns true if a route to `net` is a default route or stands for one. A VPN that takes everything has one route
+    /// to each half of all addresses.
     #[must_use]
     pub fn is_default(net: &IpNet) -> bool {
         let [v4, v6] = SHORTEST;
@@ -69,19 +71,19 @@ impl HostRanges {
         &self.prefixes
     }
 
-    /// Whom the host asks for names.
+    /// The resolvers the host asks for names.
     #[must_use]
     pub fn resolvers(&self) -> &[IpAddr] {
         &self.resolvers
     }
 
-    /// Where the host reaches the store.
+    /// The addresses at which the host reaches the store.
     #[must_use]
     pub fn endpoints(&self) -> &[IpAddr] {
         &self.endpoints
     }
 
-    /// Whatever of it shares an address with `range`.
+    /// The ranges and addresses that share an address with `range`.
     pub fn overlapping(&self, range: IpNet) -> impl Iterator<Item = HostRange> {
         let routes = self.prefixes.iter().filter(move |net| overlap(**net, range)).map(|net| HostRange::Route(*net));
         let resolvers = self.resolvers.iter().filter(move |address| range.contains(*address));
@@ -92,7 +94,7 @@ impl HostRanges {
 }
 
 impl HostRange {
-    /// Whether it shares an address with `range`.
+    /// Returns true if it shares an address with `range`.
     #[must_use]
     pub fn overlaps(self, range: IpNet) -> bool {
         match self {
@@ -112,7 +114,7 @@ impl fmt::Display for HostRange {
     }
 }
 
-/// Those among `all` that count, at most `limit`.
+/// Returns those among `all` that count, at most `limit`.
 fn addresses(all: impl IntoIterator<Item = IpAddr>, limit: usize) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = all.into_iter().filter(|address| is_elsewhere(*address)).collect();
     all.sort();
@@ -133,7 +135,7 @@ fn counts(net: &IpNet) -> bool {
     !HostRanges::is_default(net) && is_elsewhere(net.addr())
 }
 
-/// Whether an address means the same machine for more than this host and its link.
+/// Returns true if an address means the same machine beyond this host and its link.
 fn is_elsewhere(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),

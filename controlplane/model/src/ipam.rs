@@ -10,7 +10,7 @@ use crate::pool::{Pool, to_bits};
 pub struct Exhausted {
     /// The network whose pool is used up.
     pub network: IpNet,
-    /// How many subnets it has.
+    /// The number of subnets the pool has.
     pub capacity: u128,
 }
 

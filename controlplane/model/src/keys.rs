@@ -1,4 +1,4 @@
-//! Where things are in the store.
+//! The keys of the store: the paths under which its records are.
 //!
 //! A network is a prefix in flannel's own layout: `<prefix>/config` and `<prefix>/subnets/<subnet key>`. The network
 //! `default` lives at flannel's prefix, every further one at `/flatnet/networks/<name>`. Our own records are beside
@@ -14,7 +14,7 @@ use crate::subnet::{SubnetKey, key_form};
 pub const FLANNEL_PREFIX: &str = "/coreos.com/network";
 /// The prefix under which every further network has its own.
 pub const NETWORKS: &str = "/flatnet/networks/";
-/// Under which every node's presence is.
+/// The prefix under which every node's presence is.
 pub const NODES: &str = "/flatnet/nodes/";
 /// A record whose revision changes with every network created, changed or removed: comparing it makes choosing a free
 /// VNI or checking for overlap a compare-and-swap over all networks.
@@ -39,7 +39,7 @@ impl NetworkKeys {
         Self { name: name.clone(), prefix }
     }
 
-    /// Whose keys these are.
+    /// The name of the network whose keys these are.
     #[must_use]
     pub fn network(&self) -> &NetworkName {
         &self.name
@@ -81,15 +81,15 @@ impl NetworkKeys {
         (start, end)
     }
 
-    /// Who last held `subnet`, kept when the lease expires: it guards one half of a lease against other agents, and
-    /// lets an expired subnet wait for its owner while another is free.
+    /// The record of the last holder of `subnet`, kept when the lease expires. It guards one half of a lease against
+    /// other agents, and lets an expired subnet wait for its owner while another is free.
     #[must_use]
     pub fn claim(&self, subnet: IpNet) -> String {
         format!("{}{}", self.claims(), key_form(subnet))
     }
 
-    /// Which subnets `node` claimed last in this network. Every claim of the node compares and changes it, so that a
-    /// claim whose outcome it never learnt cannot happen beside a later one.
+    /// The record of the subnets that `node` claimed last in this network. Every claim of the node compares and changes
+    /// it, so that a claim with an outcome it never learnt cannot happen beside a later one.
     #[must_use]
     pub fn node_claim(&self, node: NodeId) -> String {
         format!("{}{node}", self.claims())

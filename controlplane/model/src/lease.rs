@@ -11,14 +11,14 @@ use crate::wireguard::WireguardKey;
 /// A revision of the store: every change has the next one.
 pub type Revision = i64;
 
-/// The store's own lease under a key: the key goes when it is not kept alive. Never 0.
+/// The store's own lease under a key. The store removes the key when the lease is not kept alive. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EtcdLease(pub i64);
 
 /// One record under `subnets/`, read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What is leased.
+    /// The leased subnets.
     pub subnets: SubnetKey,
     /// The underlay IPv4 address at which the node receives (`PublicIP`).
     pub public_ip: Option<Ipv4Addr>,
@@ -26,13 +26,13 @@ pub struct Lease {
     pub public_ipv6: Option<Ipv6Addr>,
     /// The backend the node publishes.
     pub backend: BackendKind,
-    /// What reaching it over an IPv4 underlay takes (`BackendData`).
+    /// The data needed to reach the node over an IPv4 underlay (`BackendData`).
     pub data: BackendData,
-    /// What reaching it over an IPv6 underlay takes (`BackendV6Data`).
+    /// The data needed to reach the node over an IPv6 underlay (`BackendV6Data`).
     pub data_v6: BackendData,
-    /// How the node can be reached besides, while its network changes from one backend to another.
+    /// Other ways to reach the node, while its network changes from one backend to another.
     pub besides: Vec<Besides>,
-    /// Who holds it, if one of our agents does; `None` for flanneld, permanent peers and reservations.
+    /// The holder, if it is one of our agents; `None` for flanneld, permanent peers and reservations.
     pub owner: Option<Owner>,
     /// The store's lease under the key; `None`: it never expires (a permanent peer or a reservation).
     pub etcd_lease: Option<EtcdLease>,
@@ -52,7 +52,7 @@ impl Lease {
         }
     }
 
-    /// What reaching the node over an underlay of `family` takes.
+    /// The data needed to reach the node over an underlay of `family`.
     #[must_use]
     pub fn backend_data(&self, family: IpFamily) -> &BackendData {
         match family {
@@ -61,21 +61,21 @@ impl Lease {
         }
     }
 
-    /// Whether `node` holds it.
+    /// Returns true if `node` holds the lease.
     #[must_use]
     pub fn is_owned_by(&self, node: NodeId) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.node == node)
     }
 }
 
-/// The one key of ours in flannel's value.
+/// The one key that Flatnet adds to flannel's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The node.
     pub node: NodeId,
     /// Its name, for people; at most 253 bytes (a DNS name, RFC 1035).
     pub name: String,
-    /// Which running copy of it.
+    /// The nonce of the running copy of the node that holds the lease.
     pub nonce: InstanceNonce,
 }
 
@@ -98,9 +98,9 @@ pub enum BackendData {
         /// `Port`: UDP port the node listens on; absent: that of the network's configuration.
         port: Option<u16>,
     },
-    /// Of the gre backend.
+    /// The gre backend's data.
     Gre {
-        /// `Key`: what the node receives under.
+        /// `Key`: the key of the packets the node receives.
         key: GreKey,
     },
 }
@@ -110,15 +110,15 @@ pub enum BackendData {
 pub struct Besides {
     /// The backend.
     pub backend: BackendKind,
-    /// What reaching it over an IPv4 underlay takes.
+    /// The data needed to reach the node over an IPv4 underlay.
     pub data: BackendData,
-    /// What reaching it over an IPv6 underlay takes.
+    /// The data needed to reach the node over an IPv6 underlay.
     pub data_v6: BackendData,
-    /// Whether the node still sends to somebody by it: then its peers must go on receiving that.
+    /// True while the node still sends to somebody by this backend. Its peers must go on receiving it until then.
     pub used: bool,
 }
 
-/// What a node publishes of itself in its lease: how peers reach it.
+/// The part of a lease that its node publishes about itself: how peers reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
     /// The underlay IPv4 address at which the node receives.
@@ -127,16 +127,16 @@ pub struct Publication {
     pub public_ipv6: Option<Ipv6Addr>,
     /// The backend.
     pub backend: BackendKind,
-    /// What reaching it over an IPv4 underlay takes.
+    /// The data needed to reach the node over an IPv4 underlay.
     pub data: BackendData,
-    /// What reaching it over an IPv6 underlay takes.
+    /// The data needed to reach the node over an IPv6 underlay.
     pub data_v6: BackendData,
-    /// How the node can be reached besides.
+    /// Other ways to reach the node.
     pub besides: Vec<Besides>,
 }
 
 impl Publication {
-    /// Whether it says that its node may send by `backend`.
+    /// Returns true if it says that its node may send by `backend`.
     #[must_use]
     pub fn sends_by(&self, backend: &BackendConfig) -> bool {
         let of =
@@ -146,7 +146,7 @@ impl Publication {
 }
 
 impl Lease {
-    /// What its holder publishes.
+    /// Returns the part of the lease that its holder publishes.
     #[must_use]
     pub fn publication(&self) -> Publication {
         Publication {
@@ -178,7 +178,7 @@ impl Lease {
     }
 }
 
-/// Whether a node that publishes this is reached by `backend`. What does not name a VNI or key has the network's.
+/// Returns true if a node that publishes this is reached by `backend`. Data without a VNI or key has the network's.
 fn receives(kind: &BackendKind, data: [&BackendData; 2], backend: &BackendConfig) -> bool {
     let fits = |data: &BackendData| match (data, backend) {
         (BackendData::Vxlan { vni: Some(vni), .. }, BackendConfig::Vxlan(vxlan)) => *vni == vxlan.vni,

@@ -98,7 +98,7 @@ impl GreKey {
         self.0
     }
 
-    /// Whether packets carry no key.
+    /// Returns true if packets carry no key.
     #[must_use]
     pub const fn is_none(self) -> bool {
         self.0 == 0
@@ -134,7 +134,7 @@ impl Mtu {
         self.0
     }
 
-    /// What remains for the inner packet once `overhead_bytes` of headers are added.
+    /// Returns the MTU left for the inner packet once `overhead_bytes` of headers are added.
     pub fn less(self, overhead_bytes: u32) -> Result<Self, InvalidMtu> {
         Self::new(self.0.saturating_sub(overhead_bytes))
     }
@@ -177,7 +177,7 @@ impl Mac {
         self.0
     }
 
-    /// Whether a single station can have this address: not a group address and not all zeros.
+    /// Returns true if a single station can have this address: it is no group address and not all zeros.
     #[must_use]
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]

@@ -24,7 +24,7 @@ impl NetworkName {
         Self(Self::DEFAULT.to_owned())
     }
 
-    /// Whether this is the network at flannel's own prefix.
+    /// Returns true for the network at flannel's own prefix.
     #[must_use]
     pub fn is_default(&self) -> bool {
         self.0 == Self::DEFAULT
@@ -67,7 +67,7 @@ pub struct NetworkConfig {
     pub v4: Option<Pool>,
     /// `IPv6Network` and its subnets, if `EnableIPv6`.
     pub v6: Option<Pool>,
-    /// How packets travel.
+    /// The backend: how packets travel.
     pub backend: BackendConfig,
     /// `Flatnet.Before`: how they did before a change that not all hosts may have followed, the latest first. A host that joins
     /// meanwhile receives also by those of them that leases still name.

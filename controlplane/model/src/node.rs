@@ -1,4 +1,4 @@
-//! Who a node is, across restarts, reboots and new addresses.
+//! A node's identity, which stays the same across restarts, reboots and new addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(u128);
 
-/// Which running copy of a node holds a claim: 128 random bits kept where a copied disk does not carry them
-/// (the run directory). Two machines with one [`NodeId`] and different nonces are a cloned state directory.
+/// Tells the running copies of a node apart when one holds a claim: 128 random bits kept where a copied disk does not
+/// carry them (the run directory). Two machines with one [`NodeId`] and different nonces are a cloned state directory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstanceNonce(u128);

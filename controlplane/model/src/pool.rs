@@ -16,7 +16,7 @@ pub struct Pool {
     max: IpAddr,
 }
 
-/// Why a pool's numbers do not fit together. The wording names flannel's fields.
+/// The reason why a pool's numbers do not fit together. The wording names flannel's fields.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPool {
     /// Host bits are set.
@@ -59,17 +59,17 @@ pub enum InvalidPool {
     Special {
         /// The network as given.
         network: IpNet,
-        /// What it has in it.
+        /// The purpose of the special range that the network overlaps.
         what: &'static str,
-        /// Where that is.
+        /// The special range.
         range: IpNet,
     },
-    /// Wider than any range that somebody could own.
+    /// The network is wider than any range that somebody could own.
     #[error("Network {network} is too large: the shortest prefix a network can have is /{limit}")]
     TooLarge {
         /// The network as given.
         network: IpNet,
-        /// The shortest prefix.
+        /// The shortest prefix that is allowed.
         limit: u8,
     },
     /// No subnet between the bounds.
@@ -133,9 +133,9 @@ impl Pool {
         self.network
     }
 
-    /// What it hands out, whole subnets from `min` to `max`, in as few prefixes as that takes. A bound that is as flannel
-    /// would set it is none: the range goes on to its end then, so that without bounds all of it is the network's, the first
-    /// subnet too, which flannel leaves out.
+    /// Returns what the pool hands out, whole subnets from `min` to `max`, in as few prefixes as that takes. A bound
+    /// equal to flannel's default counts as no bound, and the range then goes on to its end. Without bounds the whole
+    /// range is the network's, including the first subnet, which flannel leaves out.
     #[must_use]
     pub fn handed_out(&self) -> Vec<IpNet> {
         let (mut start, end) = self.ends();
@@ -155,7 +155,7 @@ impl Pool {
         prefixes
     }
 
-    /// Whether all of `net` is in what it hands out.
+    /// Returns true if all of `net` is in what the pool hands out.
     #[must_use]
     pub fn hands_out(&self, net: IpNet) -> bool {
         if IpFamily::of(net.addr()) != self.family() {
@@ -178,8 +178,9 @@ impl Pool {
         (start, end)
     }
 
-    /// Whether a network may have this range at all: not one that every host uses for something else, nor most of an address
-    /// family. Apart from [`Self::new`], since what is in force somewhere must still be understood.
+    /// Checks that a network may have this range at all: it is none that every host uses for something else, nor most
+    /// of an address family. This is apart from [`Self::new`] because a range in force somewhere must still be
+    /// understood.
     pub fn check_range(&self) -> Result<(), InvalidPool> {
         let network = self.network;
         // 10.0.0.0/8 and fd00::/8 are the largest private ranges (RFC 1918, RFC 4193).
@@ -219,7 +220,7 @@ impl Pool {
         IpFamily::of(self.network.addr())
     }
 
-    /// How many subnets there are between the bounds, free or not.
+    /// The number of subnets between the bounds, free or not.
     #[must_use]
     pub fn capacity(&self) -> u128 {
         (to_bits(self.max) - to_bits(self.min)) / self.subnet_size() + 1
@@ -235,7 +236,7 @@ impl Pool {
         IpNet::new(from_bits(self.family(), start), self.subnet_len).ok()
     }
 
-    /// Whether `subnet` is one this pool could have handed out.
+    /// Returns true if `subnet` is one this pool could have handed out.
     #[must_use]
     pub fn holds(&self, subnet: IpNet) -> bool {
         subnet.prefix_len() == self.subnet_len
@@ -261,7 +262,8 @@ fn span(net: IpNet) -> (u128, u128) {
     (to_bits(net.network()), to_bits(net.broadcast()))
 }
 
-/// What addresses of each family are set aside for (IANA's special-purpose registries), as far as no network can do with them.
+/// The addresses of each family that are set aside for a purpose no network can share (from IANA's special-purpose
+/// registries), with that purpose.
 fn special() -> impl Iterator<Item = (IpNet, &'static str)> {
     let v4 = |a, b, length, what| (IpNet::new(Ipv4Addr::new(a, b, 0, 0).into(), length), what);
     let v6 = |first, length, what| (IpNet::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0).into(), length), what);

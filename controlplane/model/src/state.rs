@@ -1,4 +1,4 @@
-//! What the store says of the networks a node has joined: a snapshot, then changes folded into it.
+//! The store's contents for the networks a node has joined: a snapshot, then changes folded into it.
 //!
 //! The fold keeps whatever could be read; which leases *hold* is decided over the whole ([`NetworkState::resolve`]),
 //! so it does not depend on the order in which changes came.
@@ -34,11 +34,11 @@ pub enum Change {
     Lease(Box<Lease>),
     /// A lease's key is gone.
     LeaseGone(SubnetKey),
-    /// A key that cannot be used: skipped, and said.
+    /// A key that cannot be used. It is skipped and reported.
     Rejected {
         /// The key, shortened.
         key: String,
-        /// What is wrong with it.
+        /// The reason why it cannot be used.
         reason: String,
     },
     /// A key that was rejected before is gone.
@@ -57,7 +57,7 @@ pub struct NetworkState {
     pub leases: BTreeMap<SubnetKey, Lease>,
     /// Keys that were skipped and why, at most [`NetworkState::REJECTED_LIMIT`] of them.
     pub rejected: BTreeMap<String, String>,
-    /// The store's revision this state is as of.
+    /// The store's revision at which this state was read.
     pub revision: Revision,
 }
 
@@ -66,21 +66,21 @@ pub struct NetworkState {
 pub struct Refused {
     /// The lease.
     pub subnets: SubnetKey,
-    /// Why it does not hold.
+    /// The reason why it does not hold.
     pub reason: String,
 }
 
-/// Which leases hold.
+/// The leases of a network, divided into those that hold and those that do not.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Resolution<'a> {
-    /// Those that do, in the order of their subnets.
+    /// The leases that hold, in the order of their subnets.
     pub leases: Vec<&'a Lease>,
-    /// Those that do not.
+    /// The leases that do not hold.
     pub refused: Vec<Refused>,
 }
 
 impl NetworkState {
-    /// How many rejected keys are kept by name; a flood of garbage must not fill memory.
+    /// The most rejected keys kept by name; a flood of garbage must not fill memory.
     pub const REJECTED_LIMIT: usize = 100;
 
     /// Folds one change in.
@@ -114,7 +114,7 @@ impl NetworkState {
         }
     }
 
-    /// Which leases hold under `config`: each inside the network and overlapping no older one.
+    /// Decides which leases hold under `config`: each is inside the network and overlaps no older one.
     #[must_use]
     pub fn resolve(&self, config: &NetworkConfig) -> Resolution<'_> {
         let mut resolution = Resolution::default();
@@ -147,7 +147,7 @@ impl NetworkState {
     }
 }
 
-/// Why `lease` is not inside the network, if it is not.
+/// Returns the reason why `lease` is not inside the network, if it is not.
 fn outside(lease: &Lease, config: &NetworkConfig) -> Option<String> {
     lease.subnets.iter().find_map(|net| match config.pool(IpFamily::of(net.addr())) {
         Some(pool) if pool.network().contains(&net) && pool.network() != net => None,
@@ -156,8 +156,8 @@ fn outside(lease: &Lease, config: &NetworkConfig) -> Option<String> {
     })
 }
 
-/// Whether any two leases overlap in `family`. Two prefixes overlap only when one contains the other, so in address
-/// order an overlap shows between a prefix and the widest one before it.
+/// Returns true if any two leases overlap in `family`. Two prefixes overlap only when one contains the other, so in
+/// address order an overlap shows between a prefix and the widest one before it.
 fn any_overlap(leases: &[&Lease], family: IpFamily) -> bool {
     let mut nets: Vec<IpNet> = leases.iter().filter_map(|lease| lease.subnets.of(family)).collect();
     if !nets.is_sorted() {

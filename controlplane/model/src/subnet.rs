@@ -7,9 +7,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::net::IpFamily;
 
-/// The subnets of one lease, at least one of them; its text is the last part of flannel's key
-/// (flannel `pkg/subnet/subnet.go`: `MakeSubnetKey`):
-/// `10.0.40.0-24`, dual stack `10.0.40.0-24&fd00:0:0:28::-64`, IPv6 only `0.0.0.0-0&fd00:0:0:28::-64`.
+/// The subnets of one lease, at least one of them. Its text is the last part of flannel's key (flannel
+/// `pkg/subnet/subnet.go`: `MakeSubnetKey`): `10.0.40.0-24`, dual stack `10.0.40.0-24&fd00:0:0:28::-64`, IPv6 only
+/// `0.0.0.0-0&fd00:0:0:28::-64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubnetKey {
     v4: Option<Ipv4Net>,
@@ -53,7 +53,7 @@ impl SubnetKey {
     }
 }
 
-/// How one subnet is written in a key: `10.0.40.0-24`.
+/// Writes one subnet as a key has it: `10.0.40.0-24`.
 #[must_use]
 pub fn key_form(net: IpNet) -> String {
     format!("{}-{}", net.addr(), net.prefix_len())

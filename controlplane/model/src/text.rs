@@ -1,14 +1,14 @@
-//! Text of others on its way to a terminal or a log: what is not a visible character is never written as it is.
+//! Escapes text of others on its way to a terminal or a log: only visible characters are written as they are.
 //!
 //! Whoever writes the store, answers in a server's place or names a node chooses text that people read. Control characters
 //! move the cursor, retitle the window or begin a line of their own; directional ones and those without a width make a line
 //! read as what it is not.
 
-/// What stands for a character that is not shown.
+/// The replacement for a character that is not shown.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Whether `c` is shown as what it is: no control, direction, separator of lines, joiner, filler, tag or selector (Unicode's
-/// Cc, Cf, Zl, Zp and the default ignorables).
+/// Returns true if `c` is shown as what it is: no control, direction, separator of lines, joiner, filler, tag or
+/// selector (Unicode's Cc, Cf, Zl, Zp and the default ignorables).
 #[must_use]
 pub fn is_shown(c: char) -> bool {
     !c.is_control()
@@ -65,7 +65,7 @@ pub fn json(document: &str) -> String {
     out
 }
 
-/// What hostile texts are made of.
+/// Hostile texts, for tests.
 #[doc(hidden)]
 pub const HOSTILE: [&str; 14] = [
     "\u{1b}]0;owned\u{7}",

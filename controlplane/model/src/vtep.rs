@@ -2,8 +2,8 @@
 
 use crate::{IpFamily, Mac, NodeId, Vni};
 
-/// The Ethernet address of `node`'s device for `vni` over an underlay of `family`: the same after every restart, so that
-/// peers' entries stay right; another for each device, since one host has several.
+/// The Ethernet address of `node`'s device for `vni` over an underlay of `family`: the same after every restart, so
+/// that peers' entries stay right. Each device has another one, since one host has several.
 ///
 /// FNV-1a (64 bits) over the node id (16 bytes, big endian), the VNI (4 bytes, big endian) and the family (4 or 6), its
 /// bits spread by MurmurHash3's finaliser, the low 48 taken. Leases in stores hold the result: never change it.

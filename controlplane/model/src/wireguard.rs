@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::net::{IpFamily, Mtu};
 
-/// A public key: a point on Curve25519, 32 bytes, written as `wg` does (44 characters of base64). The private half is never
-/// in a value of this crate.
+/// A public key: a point on Curve25519, 32 bytes, written as `wg` does (44 characters of base64). No value of this
+/// crate has the private half.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WireguardKey([u8; 32]);
 
@@ -51,7 +51,7 @@ impl fmt::Debug for WireguardKey {
     }
 }
 
-/// A secret all nodes of a network share on top of their keys (`PSK`). Printed by nothing.
+/// A secret all nodes of a network share on top of their keys (`PSK`). Nothing prints it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PresharedKey([u8; 32]);
 
@@ -68,7 +68,7 @@ impl PresharedKey {
         self.0
     }
 
-    /// As it is written in the store. For the store only.
+    /// Returns the key as it is written in the store. For the store only.
     #[must_use]
     pub fn to_base64(self) -> String {
         STANDARD.encode(self.0)
@@ -98,7 +98,7 @@ fn decode(text: &str) -> Result<[u8; 32], InvalidWireguardKey> {
     bytes.try_into().map_err(|_| InvalidWireguardKey)
 }
 
-/// Which tunnels carry which family, and over which underlay (flannel's `Mode`).
+/// The choice of tunnels: which family each carries, and over which underlay (flannel's `Mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WireguardMode {
     /// A tunnel for each family of the network, over an underlay of that family.
