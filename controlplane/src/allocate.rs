@@ -1,4 +1,4 @@
-//! A subnet by compare-and-swap: one owner in the store, whatever crashes, waits or answers twice.
+//! Claiming a subnet by compare-and-swap: it has one owner in the store, whatever crashes, waits or answers twice.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,29 +20,30 @@ use plan::Plan;
 use survey::Survey;
 pub use survey::{KnownLeases, last_holder};
 
-/// What a node asks for.
+/// A node's request for a lease.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
     /// The network.
     pub keys: NetworkKeys,
-    /// Who asks.
+    /// The node that asks.
     pub owner: Owner,
-    /// What it publishes.
+    /// The addresses and backend data that it publishes.
     pub publication: Publication,
     /// Particular subnets asked for (`--subnet`), at most one a family.
     pub wanted: Vec<IpNet>,
-    /// What this node held before, from its state directory.
+    /// The subnets this node held before, from its state directory.
     pub previous: Option<SubnetKey>,
-    /// How long the lease lives without being kept alive.
+    /// The time the lease lives without being kept alive.
     pub ttl: Duration,
-    /// Whether a lease that publishes this host's address may be taken over when its holder is gone. Not for one who may
-    /// only say that it is the host at that address.
+    /// True if a lease that publishes this host's address may be taken over when its holder is gone. False for a caller
+    /// that only claims to be the host at that address.
     pub adopt: bool,
-    /// What a follower of the store knows of the leases: the first attempt then does not read them again.
+    /// The leases as known to a caller that follows the store. With them, the first attempt does not read the leases
+    /// again.
     pub known: Option<KnownLeases>,
 }
 
-/// How a lease came to be held.
+/// The way in which a lease came to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// It was ours already.
@@ -58,24 +59,24 @@ pub enum Origin {
 /// A lease held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// As it now is in the store.
+    /// The lease as it now is in the store.
     pub lease: Lease,
     /// The store's lease under it, to be kept alive.
     pub etcd_lease: EtcdLease,
-    /// How it came.
+    /// The way in which it came to be held.
     pub origin: Origin,
 }
 
-/// Who holds what we cannot have.
+/// The holder of a subnet that we cannot have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its key.
+    /// The subnets it holds.
     pub subnets: SubnetKey,
     /// The node, its public address, or "a reservation".
     pub name: String,
 }
 
-/// Why no lease was acquired.
+/// The reason why no lease was acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// The network has no usable configuration.
@@ -84,20 +85,20 @@ pub enum AcquireError {
         /// The network.
         network: String,
     },
-    /// What was asked for is not one of the network's subnets.
+    /// The subnet asked for is not one of the network's subnets.
     #[error("{subnet} is not a subnet that {network} hands out ({expected})")]
     Outside {
-        /// What was asked for.
+        /// The subnet asked for.
         subnet: IpNet,
         /// The network's name.
         network: String,
-        /// What it does hand out.
+        /// The subnets that the network does hand out.
         expected: String,
     },
-    /// What this node holds or held is outside the network as it is configured now.
+    /// The subnets this node holds or held are outside the network as it is configured now.
     #[error("this node's subnet {subnets} is not inside network {network} any more ({expected})")]
     Moved {
-        /// What it holds.
+        /// The subnets it holds or held.
         subnets: SubnetKey,
         /// The network's name.
         network: String,
@@ -107,17 +108,17 @@ pub enum AcquireError {
     /// The subnet asked for is somebody else's.
     #[error("{subnet} is taken by {name} ({key})", name = .by.name, key = .by.subnets)]
     WantedTaken {
-        /// What was asked for.
+        /// The subnet asked for.
         subnet: IpNet,
-        /// By whom.
+        /// The holder.
         by: Holder,
     },
     /// This node's own subnet was taken by another meanwhile.
     #[error("this node's subnet {subnets} was taken by {name}", name = .by.name)]
     Taken {
-        /// What this node held.
+        /// The subnets this node held.
         subnets: SubnetKey,
-        /// By whom.
+        /// The holder.
         by: Holder,
     },
     /// A living node publishes the same underlay address.
@@ -133,7 +134,7 @@ pub enum AcquireError {
     /// No subnet is free.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// Others were faster every time: worth trying again.
+    /// Others were faster every time; it is worth trying again.
     #[error("others changed the store in each of {0} attempts")]
     Busy(u32),
     /// The store.
@@ -142,7 +143,7 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
-    /// Whether waiting and asking again may help without anybody changing this node's configuration.
+    /// Returns true if waiting and asking again may help without anybody changing this node's configuration.
     #[must_use]
     pub fn can_retry(&self) -> bool {
         match self {
@@ -153,7 +154,7 @@ impl AcquireError {
     }
 }
 
-/// Why a held lease could not be changed.
+/// The reason why a held lease could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
     /// It is not ours any more (gone, or another's): acquire again.
@@ -168,8 +169,9 @@ pub enum UpdateError {
 ///
 /// In this order: the lease this node holds; what is asked for or was held before; the lease of a flanneld or of an
 /// earlier installation on this host; a free one. Each is one transaction that names what it read, so that of two nodes
-/// only one succeeds; the other reads again. When an answer is lost, what happened is read; this node's own record
-/// ([`NetworkKeys::node_claim`]) keeps a transaction that is still on its way from happening beside a later one.
+/// only one succeeds; the other reads again. When an answer is lost, the store is read again to learn what happened;
+/// this node's own record ([`NetworkKeys::node_claim`]) keeps a transaction that is still on its way from happening
+/// beside a later one.
 pub async fn acquire<S: Store>(
     store: &S,
     request: &ClaimRequest,
@@ -184,8 +186,9 @@ pub async fn acquire<S: Store>(
     attempt.end(random).await
 }
 
-/// Refreshes the lease that this node holds on what it held before, whatever else it asks for, and nothing but that: under a
-/// configuration that may be anybody's word. [`AcquireError::Busy`]: it does not hold it any more.
+/// Refreshes the lease on the subnets that this node held before, and nothing else, whatever else it asks for. This
+/// makes it safe under a configuration that the caller alone vouches for. [`AcquireError::Busy`]: the node does not
+/// hold the lease any more.
 pub async fn refresh<S: Store>(
     store: &S,
     request: &ClaimRequest,
@@ -201,23 +204,23 @@ pub async fn refresh<S: Store>(
     attempt.end(random).await
 }
 
-/// How often a claim is tried before the caller is told: with a pause of about 20 ms each, ten nodes that start at once
-/// on one etcd have all had their turn.
+/// The most attempts at a claim before the caller is told. With a pause of about 20 ms each, ten nodes that start at
+/// once on one etcd have all had their turn.
 const ATTEMPTS: u32 = 20;
-/// The pause between two attempts, varied: about what one transaction takes on a disk.
+/// The pause between two attempts, varied: about as long as one transaction takes on a disk.
 const PAUSE: Duration = Duration::from_millis(15);
 
 struct Attempt<'a, S> {
     store: &'a S,
     request: &'a ClaimRequest,
     config: &'a NetworkConfig,
-    /// Nothing but what is held already may be written.
+    /// True if only the lease that is held already may be written.
     refresh_only: bool,
-    /// A store's lease granted and not used yet.
+    /// A lease that the store granted and that is not used yet.
     granted: Option<EtcdLease>,
-    /// Used once.
+    /// The leases known to the caller, used for the first attempt only.
     known: Option<KnownLeases>,
-    /// Whether a transaction was sent that may still happen.
+    /// True once a transaction was sent that may still happen.
     outcome_unknown: bool,
 }
 
@@ -240,7 +243,7 @@ impl<S: Store> Attempt<'_, S> {
         Err(AcquireError::Busy(ATTEMPTS))
     }
 
-    /// One attempt; `None`: somebody was faster, or the outcome is not known. Read again.
+    /// Makes one attempt. `None` means that somebody was faster or that the outcome is not known: read again.
     async fn once(&mut self, random: &mut impl Random) -> Result<Option<Claim>, AcquireError> {
         let (survey, plan) = match self.first_attempt(random).await? {
             Some(decided) => decided,
@@ -281,8 +284,8 @@ impl<S: Store> Attempt<'_, S> {
         }
     }
 
-    /// The first attempt, from what a follower knows; `None` when that is not enough to decide. What it knows may be old:
-    /// the transaction compares it.
+    /// Makes the first attempt from what a follower knows; `None` when that is not enough to decide. This knowledge may
+    /// be old, and the transaction compares it.
     async fn first_attempt(&mut self, random: &mut impl Random) -> Result<Option<(Survey, Plan)>, AcquireError> {
         let Some(known) = self.known.take() else { return Ok(None) };
         let Some(survey) = Survey::from_known(self.store, self.request, known).await? else { return Ok(None) };
@@ -294,7 +297,7 @@ impl<S: Store> Attempt<'_, S> {
         }
     }
 
-    /// The store's lease for the claim: that of the lease refreshed while it lives, else a new one.
+    /// Returns the store's lease for the claim: that of the lease being refreshed while it lives, else a new one.
     async fn etcd_lease(&mut self, plan: &Plan) -> Result<EtcdLease, StoreError> {
         if let Some(lease) = plan.reusable_lease() {
             match self.store.lease_keep_alive(lease).await {
@@ -311,7 +314,7 @@ impl<S: Store> Attempt<'_, S> {
         Ok(granted)
     }
 
-    /// Gives back a store's lease that nothing is under; one that may be in use expires by itself.
+    /// Gives back a lease of the store that no key is under; one that may be in use expires by itself.
     async fn abandon(&mut self) {
         if let Some(granted) = self.granted.take()
             && !self.outcome_unknown
@@ -382,7 +385,7 @@ pub async fn release<S: Store>(store: &S, keys: &NetworkKeys, claim: &Claim) -> 
     store.lease_revoke(claim.etcd_lease).await
 }
 
-/// Keeps the lease alive once; how long it now lives. [`StoreError::LeaseGone`]: acquire again.
+/// Keeps the lease alive once; returns the time it now lives. [`StoreError::LeaseGone`]: acquire again.
 pub async fn keep_alive<S: Store>(store: &S, claim: &Claim) -> Result<Duration, StoreError> {
     store.lease_keep_alive(claim.etcd_lease).await
 }

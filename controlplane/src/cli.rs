@@ -1,4 +1,4 @@
-//! The command line of `controlplane`: one file a subject. Exit codes are those of `agent`.
+//! The command line of `controlplane`, with one file for each subject. Exit codes are those of `agent`.
 
 pub mod etcd_args;
 mod manage;
@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use report::{Exit, Failure};
 
-/// Where the server keeps what is its own.
+/// The directory in which the server keeps its own files.
 const DATA_DIR: &str = "/var/lib/flatnet-controlplane";
 
 /// Flatnet's control plane: agents join it, only it has the store
@@ -32,7 +32,7 @@ struct Cli {
     command: Command,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     /// A line an event, for people.
@@ -59,7 +59,7 @@ enum Command {
     EtcdRoles(store::EtcdRolesArgs),
 }
 
-/// Whose socket to use.
+/// The server whose socket is used, by its data directory.
 #[derive(clap::Args, Clone, Debug)]
 struct DataDir {
     /// Where the server keeps its store, its authority and its socket
@@ -67,7 +67,7 @@ struct DataDir {
     data_dir: PathBuf,
 }
 
-/// Parses the command line, runs the command, and says how it ended.
+/// Parses the command line, runs the command and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     match run(Cli::parse()) {

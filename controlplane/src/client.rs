@@ -1,7 +1,7 @@
 //! The way to a control plane's server: the agent's side of the wire.
 //!
-//! One server is in use at a time, for everything, until it fails; then the next one. Whoever calls backs off; nothing
-//! runs here in the background but what [`Remote::keep_certificate`]'s caller spawns.
+//! One server is in use at a time, for everything, until it fails; then the next one. Backing off is the caller's
+//! affair. Nothing runs here in the background but [`Remote::keep_certificate`], which its caller spawns.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +38,7 @@ use credentials::Credentials;
 /// The longest answer taken, in bytes: a part of a snapshot is 64 records of 600 bytes; the rest is room for values of
 /// others, which a store holds up to 1.5 MB each of.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
-/// How long a token that was refused is not tried again: a server hears ten bad ones a minute of one address.
+/// The time for which a refused token is not tried again: a server hears ten bad ones a minute of one address.
 const REFUSED_AGAIN: Duration = Duration::from_secs(15);
 /// The longest an announcement takes: the server waits out another copy, 17 s and two renewals.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,20 +59,20 @@ impl std::fmt::Display for ServerAddress {
     }
 }
 
-/// What it takes to reach a control plane as a node.
+/// The options needed to reach a control plane as a node.
 #[derive(Clone)]
 pub struct RemoteOptions {
-    /// Any of them will do; at least one.
+    /// The servers, at least one; any of them will do.
     pub servers: Vec<ServerAddress>,
-    /// Where the node's key and certificate are kept.
+    /// The directory of the node's key and certificate.
     pub dir: PathBuf,
     /// The node.
     pub node: NodeId,
     /// Its name.
     pub name: String,
-    /// What it joins with, while it has no certificate.
+    /// The token it joins with, while it has no certificate.
     pub token: Option<String>,
-    /// Which authority it believes, while it knows none (`sha256:…`).
+    /// The hash of the authority it trusts, while it knows none (`sha256:…`).
     pub ca_hash: Option<String>,
 }
 
@@ -86,25 +86,25 @@ struct Inner {
     options: RemoteOptions,
     transport: Transport,
     state: Mutex<State>,
-    /// Joining happens once, however many calls wait for it.
+    /// Held while joining, which happens once, however many calls wait for it.
     joining: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Which server is in use.
+    /// The index of the server in use.
     index: usize,
     channel: Option<Channel>,
     /// Counts connections, so that late news of an old one does not end a new one.
     generation: u64,
     credentials: Option<Arc<Credentials>>,
-    /// What is asked for when joining: signed once, however often nobody answers.
+    /// The certificate request for joining: signed once, however often nobody answers.
     request: Option<Arc<[u8]>>,
-    /// Until when a token that was refused is not tried again, and what was said.
+    /// The time until which a refused token is not tried again, and the server's refusal.
     refused: Option<(Instant, Status)>,
 }
 
-/// What became of a call that failed: where, and what was said.
+/// A call that failed: the server, and its answer.
 struct Failed {
     server: String,
     status: Box<Status>,
@@ -116,7 +116,7 @@ impl Remote {
         Self::over(Transport::Tls, options)
     }
 
-    /// The same over `transport`.
+    /// Reads the credentials there are and connects over `transport`, with the first call.
     pub fn over(transport: Transport, options: RemoteOptions) -> Result<Self, credentials::CredentialsError> {
         let credentials = Credentials::read(&options.dir)?.filter(|found| {
             // Told to believe another authority: what this one signed counts for nothing.
@@ -128,7 +128,7 @@ impl Remote {
         Ok(Self { inner: Arc::new(Inner { options, transport, state, joining }) })
     }
 
-    /// Whether it can reach a control plane at all: with a certificate, or with what it takes to get one.
+    /// Returns true if it can reach a control plane at all: with a certificate, or with what it takes to get one.
     #[must_use]
     pub fn can_join(&self) -> bool {
         let options = &self.inner.options;
@@ -137,9 +137,10 @@ impl Remote {
 
     /// Renews the node's certificate in time, for ever.
     pub async fn keep_certificate(self) {
-        /// How often is looked: often enough for a clock that was set.
+        /// The pause between two looks at the certificate: often enough for a clock that was set.
         const LOOK: Duration = Duration::from_secs(60);
-        /// And so many times in a certificate's life: who was cut off for most of it has little time left.
+        /// The least number of looks in a certificate's life: a node that was cut off for most of it has little time
+        /// left.
         const LOOKS: u32 = 60;
         const SHORTEST: Duration = Duration::from_secs(1);
         loop {
@@ -222,7 +223,7 @@ impl Inner {
         Failed { server: self.server_name(), status: Box::new(channel::with_causes(status)) }
     }
 
-    /// The connection in use, made if there is none: and before it, if need be, the node's identity.
+    /// Returns the connection in use. Makes it if there is none and, before it if need be, the node's identity.
     async fn channel(&self) -> Result<(Channel, u64), Status> {
         {
             let state = self.lock();
@@ -240,7 +241,7 @@ impl Inner {
         Ok((channel, state.generation))
     }
 
-    /// Credentials that are good now: joins with the token if there are none.
+    /// Returns credentials that are good now: joins with the token if there are none.
     async fn ready_credentials(&self) -> Result<Arc<Credentials>, Status> {
         let _one = self.joining.lock().await;
         if let Some(found) = self.credentials()
@@ -279,7 +280,7 @@ impl Inner {
         }
     }
 
-    /// What this node asks for when it joins.
+    /// Returns the certificate request with which this node joins.
     fn request(&self) -> Result<Arc<[u8]>, Status> {
         let made = self.lock().request.clone();
         if let Some(request) = made {
@@ -290,7 +291,7 @@ impl Inner {
         Ok(request)
     }
 
-    /// What the end of a call means for the connection it used.
+    /// Decides from the end of a call whether the connection it used is kept.
     fn after_error(&self, generation: u64, status: &Status) {
         // Said by a server that is there; its store may not be, but another server's is the same one.
         let is_answer = !status.details().is_empty();
@@ -313,7 +314,7 @@ impl Failed {
     }
 }
 
-/// What no server of ours answers.
+/// The error for an answer that no server of ours gives.
 fn odd(server: &str) -> StoreError {
     StoreError::Rejected { endpoint: server.to_owned(), reason: "the answer makes no sense".to_owned() }
 }

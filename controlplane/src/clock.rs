@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-/// Now: of this host, or of the simulation that runs here.
+/// The time now, of this host or of the simulation that runs here.
 pub(crate) fn now() -> SystemTime {
     #[cfg(feature = "simulation")]
     return crate::simulation::time_of_day();

@@ -1,10 +1,11 @@
-//! Where a store is: an etcd's server, or a control plane's, as people write it. The one reader of that, for everybody.
+//! Endpoints of stores, an etcd's server or a control plane's, as people write them. This is the one reader of them,
+//! for everybody.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::str::FromStr;
 
-/// What is at an endpoint.
+/// The kind of server at an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointKind {
     /// An etcd server.
@@ -16,7 +17,7 @@ pub enum EndpointKind {
 /// An endpoint: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// What is there.
+    /// The kind of server there.
     pub kind: EndpointKind,
     /// In one form whatever was written: `http://host:2379`, `grpcs://host:7443`; IPv6 in brackets.
     pub url: String,
@@ -26,7 +27,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// What is no endpoint, and why. A password in it is not shown.
+/// Text that is no endpoint, and the reason. A password in it is not shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("endpoint {text:?}: {why}")]
 pub struct InvalidEndpoint {
@@ -35,27 +36,27 @@ pub struct InvalidEndpoint {
 }
 
 impl InvalidEndpoint {
-    /// What one looks like.
+    /// The examples of endpoints shown with an error.
     pub const HINT: &str = "an endpoint looks like http://192.168.33.10:2379, https://etcd.example:2379, \
                             http://[2001:db8::1]:2379 or grpcs://192.168.33.10:7443";
 }
 
 /// etcd's registered client port (IANA: etcd-client).
 const ETCD_PORT: u16 = 2379;
-/// The one a control plane listens on by default.
+/// The port a control plane listens on by default.
 const CONTROL_PLANE_PORT: u16 = 7443;
 /// The longest name (RFC 1035 §3.1, as text) and label in it, in bytes.
 const NAME_LEN: usize = 253;
 const LABEL_LEN: usize = 63;
 
 impl Endpoint {
-    /// Whether it is spoken to by TLS.
+    /// Returns true if it is spoken to by TLS.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         !self.url.starts_with("http://")
     }
 
-    /// Its addresses, as the resolver has them now; empty if it has none. Blocks on the resolver.
+    /// Returns its addresses, as the resolver has them now; empty if it has none. Blocks on the resolver.
     #[must_use]
     pub fn resolve(&self) -> Vec<IpAddr> {
         (self.host.as_str(), self.port)
@@ -64,7 +65,8 @@ impl Endpoint {
             .unwrap_or_default()
     }
 
-    /// Host and port as the authority of a request: without a link-local address's interface, which is this host's affair.
+    /// Returns host and port as the authority of a request, without a link-local address's interface, which is this
+    /// host's affair.
     #[must_use]
     pub fn authority(&self) -> String {
         match self.host.split_once('%') {

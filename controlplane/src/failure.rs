@@ -1,5 +1,5 @@
-//! How a command ends, the agent's as the control plane's: exit code, and error, causes and hint on stderr. The only place
-//! that prints an error.
+//! The end of a command, the agent's as the control plane's: exit code, and error, causes and hint on stderr. This is
+//! the only place that prints an error.
 
 use std::error::Error;
 use std::fmt;
@@ -34,7 +34,8 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// How a command ends to which a server answered with `code` (google.rpc.Code): the same for every server and command.
+    /// Returns the exit code of a command to which a server answered with `code` (google.rpc.Code). It is the same for
+    /// every server and command.
     #[must_use]
     pub fn of_code(code: Code) -> Self {
         match code {
@@ -50,7 +51,7 @@ impl Exit {
     }
 }
 
-/// Why a command failed, and what to do about it.
+/// A command's failure: the reason, and a hint what to do about it.
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
@@ -65,7 +66,7 @@ impl Failure {
         Self { exit, message: message.into(), hint: None, source: None }
     }
 
-    /// What to do about it; nothing if it is empty.
+    /// Sets the hint what to do about it; an empty one sets none.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
@@ -73,14 +74,14 @@ impl Failure {
         self
     }
 
-    /// What else to do about it.
+    /// Adds to the hint what else to do about it.
     #[must_use]
     pub fn hint_also(mut self, hint: &str) -> Self {
         self.hint = Some(self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}")));
         self
     }
 
-    /// What caused it.
+    /// Sets the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
@@ -101,7 +102,7 @@ impl Failure {
         ExitCode::from(self.exit as u8)
     }
 
-    /// What is printed: texts of others among it begin no line.
+    /// Returns the text that is printed. Texts of others in it begin no line.
     fn text(&self) -> String {
         let mut text = format!("error: {}\n", set_in(&self.message));
         let mut cause = self.source();

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Writing files so that they are there whole or not at all.
 
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -10,8 +10,9 @@ pub fn create_dir(dir: &Path, mode: u32) -> std::io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
 }
 
-/// Puts `bytes` at `path`: after a crash the old file is there or the new one. What somebody else laid where it is written
-/// first is neither followed nor written to, also in a directory that others may write.
+/// Puts `bytes` at `path`: after a crash the old file is there or the new one. The bytes are written beside `path`
+/// first. If somebody else laid something there, it is neither followed nor written to, also in a directory that others
+/// may write.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");

@@ -1,6 +1,7 @@
-//! Entrances for fuzzing: what the other end of a connection sends, as any bytes.
+//! Entrances for fuzzing: any bytes in the place of what the other end of a connection sends.
 //!
-//! No interface of the crate: hidden from its documentation. What is *not* here: the targets, which are with the tests.
+//! This is no interface of the crate: hidden from its documentation. What is *not* here: the targets, which are with
+//! the tests.
 
 use flatnet_model::NodeId;
 use flatnet_proto::controlplane::v1 as proto;
@@ -12,7 +13,7 @@ use crate::pki;
 use crate::store::memory::MemoryStore;
 use crate::wire::{self, refusal};
 
-/// Longest text said back of what somebody sent, in bytes: it ends in logs and on terminals.
+/// The longest text repeated from what somebody sent, in bytes: it ends in logs and on terminals.
 const SAID: usize = 600;
 
 fn short<T>(result: Result<T, Status>) -> Option<T> {
@@ -81,7 +82,7 @@ pub fn answers(bytes: &[u8]) {
     }
 }
 
-/// A token that somebody joins with: none of these is any.
+/// Uses `bytes` as a token that somebody joins with: none of these is any.
 pub fn token(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let store = MemoryStore::new();

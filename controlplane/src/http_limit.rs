@@ -1,5 +1,5 @@
-//! A listener for HTTP that holds few connections, none that idles, and no request that does not come whole: whoever opens
-//! many must not use up the descriptors that agent and server need for other things.
+//! A listener for HTTP that holds few connections, none that idles, and no request that does not come whole. A client
+//! that opens many must not use up the descriptors that agent and server need for other things.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +15,18 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::seats::{Seats, descriptors, source};
 
-/// Connections open at a time: a few scrapers and load balancers with some each.
+/// The most connections open at a time: a few scrapers and load balancers with some each.
 const CONNECTIONS: usize = 100;
-/// How long one may say nothing: longer than the interval at which most scrapers come (15 to 60 s), so theirs stay open.
+/// The time for which a connection may say nothing: longer than the interval at which most scrapers come (15 to 60 s),
+/// so theirs stay open.
 const IDLE: Duration = Duration::from_secs(90);
-/// How long a request may take from its first byte to its answer's first.
+/// The longest time a request may take from its first byte to its answer's first.
 const REQUEST: Duration = Duration::from_secs(10);
 /// A request's longest text, in bytes: it has no body.
 const LONGEST: usize = 16 * 1024;
 
-/// A listener that holds no more than so many at a time. One more takes the place of the oldest of the address that has
-/// most, so that whoever comes alone is served whatever others hold open.
+/// A listener that holds a limited number of connections at a time. One more takes the place of the oldest connection
+/// of the address that has most. So a client that comes alone is served whatever others hold open.
 pub struct Limited {
     inner: TcpListener,
     seats: Arc<Seats<IpAddr>>,
@@ -34,13 +35,14 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// With the usual limits, and no more than a tenth of the descriptors that this process may have.
+    /// Limits `inner` as usual, with no more than a tenth of the descriptors that this process may have.
     #[must_use]
     pub fn new(inner: TcpListener) -> Self {
         Self::with(inner, CONNECTIONS.min(descriptors() / 10), IDLE, REQUEST)
     }
 
-    /// At most `connections`, each ended when nothing moved on it for `idle`, or a request took longer than `request`.
+    /// Limits `inner` to `connections`. Each is ended when nothing moved on it for `idle`, or when a request took
+    /// longer than `request`.
     #[must_use]
     pub fn with(inner: TcpListener, connections: usize, idle: Duration, request: Duration) -> Self {
         Self { inner, seats: Seats::new(connections), idle, request }
@@ -78,15 +80,15 @@ pub struct Connection {
     idle: Duration,
     request: Duration,
     ends: Pin<Box<Sleep>>,
-    /// When the request under way began to come, and its bytes so far.
+    /// The time at which the request under way began to come, and its bytes so far.
     asked: Option<(Instant, usize)>,
-    /// Holds its place.
+    /// Holds the connection's place, and ends when it is lost.
     lost: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Connection {
-    /// An error once its time is up, or its place another one's. Looked at first: whoever sends a byte now and then is
-    /// always ready.
+    /// Returns an error once the connection's time is up or its place is another one's. This is checked first, because
+    /// a connection that sends a byte now and then is always ready.
     fn check_time(&mut self, context: &mut Context<'_>) -> Result<()> {
         if self.ends.as_mut().poll(context).is_ready() {
             return Err(Error::from(ErrorKind::TimedOut));
@@ -146,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// A loaded machine; an idle one takes a millisecond.
+    /// The time that a loaded machine may take; an idle one takes a millisecond.
     const SOON: Duration = Duration::from_secs(20);
 
     async fn serve(connections: usize, idle: Duration, request: Duration) -> SocketAddr {

@@ -1,9 +1,9 @@
 //! Flatnet's control plane as a library: agents use it directly on an etcd.
 //!
-//! - [`store`]: what is asked of a store, and the stores there are
+//! - [`store`]: the trait of a store, and its implementations
 //! - [`flannel`]: flannel's JSON, exactly
-//! - [`allocate`]: a subnet by compare-and-swap
-//! - [`presence`]: that a node is alive, and that it is the only one with its identity
+//! - [`allocate`]: claiming a subnet by compare-and-swap
+//! - [`presence`]: the sign that a node is alive, and the only one with its identity
 //! - [`plane`]: all that as one trait, which agents are written against
 //! - [`watch`]: snapshot, then changes
 //! - [`snapshot`]: the last view as bytes for the disk

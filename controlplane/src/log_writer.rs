@@ -1,16 +1,16 @@
-//! Where log lines go: to stderr, with nothing in them that begins a line or speaks to the terminal.
+//! The writer of log lines: to stderr, with nothing in them that begins a line or speaks to the terminal.
 
 use std::io::{Result, Write};
 
 use flatnet_model::text::{is_shown, json};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lines {
     /// Text, with colours of our own or without.
     Text {
-        /// Whether there are.
+        /// True if lines are coloured.
         colours: bool,
     },
     /// A JSON object each.
@@ -18,7 +18,7 @@ pub enum Lines {
 }
 
 impl Lines {
-    /// One event as it is written.
+    /// Returns one event in the form in which it is written.
     fn clean(self, event: &str) -> String {
         let body = event.strip_suffix('\n').unwrap_or(event);
         if self == Self::Json {

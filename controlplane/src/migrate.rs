@@ -1,4 +1,4 @@
-//! Moving a store's content into another one, and what etcd must allow one node.
+//! Moving a store's content into another one, and the rights in etcd that one node needs.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use crate::flannel::decode_config;
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 
-/// Keys a transaction creates; etcd takes 128 operations (`--max-txn-ops`).
+/// The most keys a transaction creates; etcd takes 128 operations (`--max-txn-ops`).
 const CHUNK: usize = 100;
 
-/// Why nothing, or not everything, was moved. What was moved stays; moving again goes on.
+/// The reason why nothing, or not everything, was moved. What was moved stays; moving again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// The other store has something else already.
@@ -26,7 +26,8 @@ pub enum MigrateError {
     Store(#[from] StoreError),
 }
 
-/// Copies every key with its lease's time to live; how many there are. Presence is left out: whoever is alive says so again.
+/// Copies every key with its lease's time to live; returns the number of keys. Presence is left out: nodes that are
+/// alive announce themselves again.
 pub async fn copy<A: Store, B: Store>(from: &A, to: &B) -> Result<usize, MigrateError> {
     let everything = KeyRange { start: "\0".to_owned(), end: "\u{10ffff}".to_owned() };
     let kvs: Vec<KeyValue> =
@@ -66,9 +67,9 @@ pub async fn copy<A: Store, B: Store>(from: &A, to: &B) -> Result<usize, Migrate
     Ok(kvs.len())
 }
 
-/// Makes every network's configuration anew, as it is: of a store that was put back. By that alone all who knew the store before
-/// can tell, also when others have written into it by the time they look, and keep the leases that it lacks until their owners
-/// have claimed them again.
+/// Makes every network's configuration anew, unchanged, in a store that was put back. From that alone, everybody who
+/// knew the store before can tell what happened, even when others have written into it by the time they look. They then
+/// keep the leases that it lacks until their owners have claimed them again.
 pub async fn make_networks_anew<S: Store>(store: &S) -> Result<(), StoreError> {
     let everything = KeyRange { start: "\0".to_owned(), end: "\u{10ffff}".to_owned() };
     for kv in store.range(&everything).await?.kvs {
@@ -84,8 +85,8 @@ pub async fn make_networks_anew<S: Store>(store: &S) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Commands for `etcdctl` that reserve `subnets` for `node` and make a user who can be that node and nothing else: read
-/// what is flatnet's, write the node's own lease, claims and presence.
+/// Returns commands for `etcdctl` that reserve `subnets` for `node` and make a user who can be that node and nothing
+/// else: read what is flatnet's, write the node's own lease, claims and presence.
 pub fn etcd_roles(
     network: &NetworkName,
     flannel_prefix: &str,

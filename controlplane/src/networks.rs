@@ -22,7 +22,7 @@ mod hosts;
 use catalog::{Catalog, read};
 pub use error::NetworkError;
 
-/// What `create` and `update` are asked for; `None` is the default on create and "unchanged" on update.
+/// The wishes given to `create` and `update`; `None` is the default on create and "unchanged" on update.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
     /// `Network`.
@@ -87,7 +87,7 @@ pub struct NetworkInfo {
     pub config: Result<NetworkConfig, InvalidConfig>,
     /// The configuration's value as stored.
     pub config_value: Vec<u8>,
-    /// What an operator should know about it.
+    /// The warnings about it that an operator should know.
     pub warnings: Vec<ConfigWarning>,
     /// Its leases in the order of their keys.
     pub leases: Vec<Lease>,
@@ -95,20 +95,20 @@ pub struct NetworkInfo {
     pub rejected: Vec<(String, String)>,
 }
 
-/// Whether hosts that hold leases, or that use a range themselves, are in the way.
+/// The choice whether hosts that hold leases, or that use a range themselves, prevent a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// They are.
+    /// They prevent it.
     No,
-    /// They are not: do it all the same.
+    /// They do not: the change is made all the same.
     Yes,
 }
 
-/// How often a change is tried while others change networks too.
+/// The most attempts at a change while others change networks too.
 const ATTEMPTS: u32 = 10;
 
-/// Creates a network; Type and a VNI of its own are always written. Refused while hosts use its range themselves, unless
-/// forced: a route that only leads past the network, as one to the whole of 10.0.0.0/8, does it no harm.
+/// Creates a network; Type and a VNI of its own are always written. Refused while hosts use its range themselves,
+/// unless forced. A route that only leads past the network, such as one to the whole of 10.0.0.0/8, does it no harm.
 pub async fn create<S: Store>(
     store: &S,
     flannel_prefix: &str,
@@ -143,7 +143,8 @@ pub async fn create<S: Store>(
     Err(NetworkError::Busy(ATTEMPTS))
 }
 
-/// Writes `value` back as the configuration of the network of `keys` if the store has none; whether it had none.
+/// Writes `value` back as the configuration of the network of `keys` if the store has none; returns true if it had
+/// none.
 ///
 /// No other network is looked at: the configuration was in force, and agents hold subnets of it.
 pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
@@ -171,13 +172,13 @@ pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) ->
     Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason })
 }
 
-/// Whether the catalog's record says that [`restore`] wrote it last: nobody has looked after networks since.
+/// Returns true if the catalog's record says that [`restore`] wrote it last: nobody has looked after networks since.
 #[must_use]
 pub fn is_restored(record: &[u8]) -> bool {
     record == catalog::RESTORED
 }
 
-/// A network from its records as a server sends them; `None` without a configuration.
+/// Reads a network from its records as a server sends them; `None` without a configuration.
 #[must_use]
 pub fn of_records(keys: NetworkKeys, records: Vec<flatnet_proto::controlplane::v1::Record>) -> Option<NetworkInfo> {
     let prefix = keys.all();
@@ -185,7 +186,7 @@ pub fn of_records(keys: NetworkKeys, records: Vec<flatnet_proto::controlplane::v
     read(keys, &kvs).map(|(info, _)| info)
 }
 
-/// Whether a network `name` of `config` can be beside `all` others: no range, VNI, port or key twice.
+/// Checks that a network `name` of `config` can be beside `all` others: no range, VNI, port or key twice.
 pub fn check_beside(name: &NetworkName, config: &NetworkConfig, all: &[NetworkInfo]) -> Result<(), NetworkError> {
     let others: Vec<&NetworkInfo> = all.iter().filter(|info| info.keys.network() != name).collect();
     draft::check_against(name, config, &others)
@@ -228,7 +229,7 @@ pub async fn update<S: Store>(
     Err(NetworkError::Busy(ATTEMPTS))
 }
 
-/// Leases inside the network now that would not be inside it any more.
+/// Returns the leases that are inside the network now and would not be inside it any more.
 fn stranded(found: &NetworkInfo, config: &NetworkConfig) -> Vec<String> {
     let mut state = NetworkState::default();
     for lease in &found.leases {
@@ -310,7 +311,7 @@ async fn delete_all<S: Store>(store: &S, keys: &NetworkKeys) -> Result<(), Store
     delete_range(store, &KeyRange::prefix(&keys.claims())).await
 }
 
-/// Deletes what is in `range` and has not changed since it was read.
+/// Deletes the keys in `range` that have not changed since they were read.
 async fn delete_range<S: Store>(store: &S, range: &KeyRange) -> Result<(), StoreError> {
     /// etcd takes 128 operations a transaction (`--max-txn-ops`).
     const CHUNK: usize = 100;

@@ -1,8 +1,8 @@
-//! Identities: the built-in certificate authority and what its certificates say.
+//! Identities: the built-in certificate authority, and the names in its certificates.
 //!
 //! A certificate names its holder by one URI (as SPIFFE ids do): `spiffe://flatnet/node/<id>`,
-//! `spiffe://flatnet/admin/<name>`, `spiffe://flatnet/controlplane`. Servers besides carry the one DNS name under which
-//! every client looks for them, [`SERVER_NAME`], whatever address they are reached at.
+//! `spiffe://flatnet/admin/<name>`, `spiffe://flatnet/controlplane`. Servers also carry one DNS name, [`SERVER_NAME`].
+//! Every client looks for them under it, whatever address they are reached at.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,19 +18,19 @@ use crate::{clock, files};
 
 /// The DNS name in every server's certificate. `.internal` is nobody's on the Internet (ICANN, 2024).
 pub const SERVER_NAME: &str = "controlplane.flatnet.internal";
-/// How long a node's certificate is good. Renewed after a third; a fleet whose control plane is away for two days goes on
-/// without anybody's help.
+/// The lifetime of a node's certificate. It is renewed after a third; a fleet whose control plane is away for two days
+/// goes on without anybody's help.
 pub const NODE_LIFETIME: Duration = Duration::from_secs(72 * 3600);
-/// How long a server's is: made anew at every start and daily.
+/// The lifetime of a server's certificate, which is made anew at every start and daily.
 pub const SERVER_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long the authority's is: replacing it means that every node joins again.
+/// The lifetime of the authority's certificate: replacing it means that every node joins again.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Certificates begin this much before now: clocks of hosts differ by minutes.
 const CLOCK_SKEW: Duration = Duration::from_secs(600);
 /// The largest request for a certificate taken, in bytes: one with a P-256 key has about 300.
 pub const CSR_LIMIT: usize = 8 * 1024;
 
-/// Who holds a certificate.
+/// The holder of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A node.
@@ -64,41 +64,41 @@ impl Identity {
     }
 }
 
-/// Whether an administrator can be called that: 1 to 63 of a-z, 0-9 and '-'.
+/// Returns true if an administrator can be called that: 1 to 63 of a-z, 0-9 and '-'.
 #[must_use]
 pub fn is_admin_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
-/// What a certificate that was verified says.
+/// The contents of a certificate that was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Who.
+    /// The identity.
     pub identity: Identity,
     /// SHA-256 of the public key (SubjectPublicKeyInfo), hexadecimal.
     pub key_hash: String,
-    /// How long it is good in all.
+    /// The certificate's whole lifetime.
     pub lifetime: Duration,
-    /// When it ends.
+    /// The time at which it ends.
     pub not_after: SystemTime,
 }
 
 impl Holder {
-    /// Whether the certificate has ended.
+    /// Returns true if the certificate has ended.
     #[must_use]
     pub fn is_over(&self, now: SystemTime) -> bool {
         self.not_after <= now
     }
 
-    /// Whether it is time to renew it: after a third of its life.
+    /// Returns true if it is time to renew it: after a third of its life.
     #[must_use]
     pub fn is_due(&self, now: SystemTime) -> bool {
         self.not_after.duration_since(now).unwrap_or(Duration::ZERO) < self.lifetime * 2 / 3
     }
 }
 
-/// Why there is no certificate.
+/// The reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// A file cannot be read or written.
@@ -106,13 +106,13 @@ pub enum PkiError {
     Io {
         /// `read`, `write`, …
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// What was given is not what it should be.
+    /// The certificate, key or request given is not what it should be.
     #[error("{0}")]
     Invalid(String),
     /// Making a key or signing failed.
@@ -125,11 +125,11 @@ pub enum PkiError {
 pub struct Issued {
     /// DER.
     pub certificate: CertificateDer<'static>,
-    /// When it ends.
+    /// The time at which it ends.
     pub not_after: SystemTime,
 }
 
-/// The authority: its key never leaves the directory it was made in.
+/// The authority. Its key never leaves the directory it was made in.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
@@ -166,7 +166,7 @@ impl Authority {
         Self::read(&certificate_path, &key_path)
     }
 
-    /// Reads an authority that somebody else made: an intermediate of the user's own, say. Whoever joins trusts this
+    /// Reads an authority that somebody else made, such as the user's own intermediate. Whoever joins trusts this
     /// certificate and none above it.
     pub fn read(certificate_path: &Path, key_path: &Path) -> Result<Self, PkiError> {
         let io = |path: &Path| {
@@ -203,19 +203,20 @@ impl Authority {
         &self.certificate
     }
 
-    /// When that ends.
+    /// The time at which the authority's certificate ends.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// What `--ca-hash` names.
+    /// The hash that `--ca-hash` names.
     #[must_use]
     pub fn hash(&self) -> String {
         certificate_hash(&self.certificate)
     }
 
-    /// A certificate for whoever has the key of `csr` and signed it with that; nothing else of the request counts.
+    /// Issues a certificate to the owner of the key of `csr`, which must be signed with that key; nothing else of the
+    /// request counts.
     pub fn issue(&self, identity: &Identity, csr: &[u8], lifetime: Duration) -> Result<Issued, PkiError> {
         let invalid =
             |_| PkiError::Invalid("the certificate request cannot be read, or its signature is wrong".to_owned());
@@ -236,7 +237,7 @@ impl Authority {
         Ok(issued)
     }
 
-    /// A certificate and the key made for it.
+    /// Issues a certificate and the key made for it.
     pub fn issue_with_key(
         &self,
         identity: &Identity,
@@ -336,7 +337,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Who holds a certificate that was verified already; `None`: it names nobody we know.
+/// Reads the holder of a certificate that was verified already; `None`: it names nobody we know.
 #[must_use]
 pub fn holder(certificate: &[u8]) -> Option<Holder> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
@@ -360,14 +361,14 @@ pub fn holder(certificate: &[u8]) -> Option<Holder> {
     })
 }
 
-/// Whether a certificate is an authority's (RFC 5280 §4.2.1.3 and §4.2.1.9).
+/// Returns true if a certificate is an authority's (RFC 5280 §4.2.1.3 and §4.2.1.9).
 fn may_sign(certificate: &[u8]) -> bool {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
     let usage = parsed.key_usage().ok().flatten();
     parsed.is_ca() && usage.is_none_or(|usage| usage.value.key_cert_sign())
 }
 
-/// When a certificate ends, and its SubjectPublicKeyInfo.
+/// Returns the time at which a certificate ends, and its SubjectPublicKeyInfo.
 fn validity(certificate: &[u8]) -> Option<(SystemTime, Vec<u8>)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some((timestamp(parsed.validity().not_after.timestamp()), parsed.public_key().raw.to_vec()))

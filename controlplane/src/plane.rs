@@ -1,7 +1,8 @@
-//! What an agent asks of its control plane, whichever way it reaches it: directly on a store, or through the server.
+//! The calls an agent makes to its control plane, whichever way it reaches it: directly on a store, or through the
+//! server.
 //!
-//! Every [`Store`] is one: the direct way. [`crate::client::Remote`] is the other; the server carries out what it is asked
-//! with the same functions, for whom it has authenticated.
+//! Every [`Store`] is one: the direct way. [`crate::client::Remote`] is the other; the server carries out requests with
+//! the same functions, for callers it has authenticated.
 
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use feed::{News, Position};
 
 /// A control plane as an agent sees it. Every call but [`Self::announce`] ends within seconds.
 pub trait ControlPlane: Send + Sync + 'static {
-    /// This host's address or route changed: a connection from the old one hears nothing any more. The next call makes a
-    /// new one.
+    /// Tells that this host's address or route changed: a connection from the old one hears nothing any more. The next
+    /// call makes a new one.
     fn moved(&self) {}
 
     /// Acquires the node's lease in a network whose configuration is in `state`: [`allocate::acquire`].
@@ -43,13 +44,13 @@ pub trait ControlPlane: Send + Sync + 'static {
         publication: &Publication,
     ) -> impl Future<Output = Result<Claim, UpdateError>> + Send;
 
-    /// Keeps a lease alive once; how long it now lives. [`StoreError::LeaseGone`]: acquire again.
+    /// Keeps a lease alive once; returns the time it now lives. [`StoreError::LeaseGone`]: acquire again.
     fn renew(&self, keys: &NetworkKeys, claim: &Claim) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
     /// Gives a lease back: [`allocate::release`].
     fn release(&self, keys: &NetworkKeys, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Claims the node's presence, waiting out that of its run before, or says what its host uses now:
+    /// Claims the node's presence, waiting out that of its run before, or changes what it publishes about its host:
     /// [`presence::announce`].
     fn announce(
         &self,
@@ -57,14 +58,14 @@ pub trait ControlPlane: Send + Sync + 'static {
         ranges: &HostRanges,
     ) -> impl Future<Output = Result<Presence, PresenceError>> + Send;
 
-    /// Keeps it alive once. [`StoreError::LeaseGone`]: announce again.
+    /// Keeps the presence alive once. [`StoreError::LeaseGone`]: announce again.
     fn stay(&self, presence: &Presence) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
-    /// Ends it.
+    /// Ends the presence.
     fn withdraw(&self, presence: &Presence) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Creates a network if it is not there. Not checked against what hosts use themselves: it is asked for again whenever
-    /// the store lost it, by hosts that live in it.
+    /// Creates a network if it is not there. It is not checked against what hosts use themselves: whenever the store
+    /// lost it, hosts that live in it ask for it again.
     fn create_network(
         &self,
         flannel_prefix: &str,
@@ -72,21 +73,23 @@ pub trait ControlPlane: Send + Sync + 'static {
         spec: &NetworkSpec,
     ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
-    /// Whether it tells by itself a configuration that was lost from one that somebody removed: then it is offered whatever
-    /// its revision, which a wiped store may have reached again.
+    /// Returns true if the control plane itself tells a configuration that was lost from one that somebody removed. A
+    /// configuration is then offered whatever its revision, which a wiped store may have reached again.
     fn knows_what_was_removed(&self) -> bool {
         false
     }
 
-    /// Offers the configuration in force here to a store that lost it; whether it had none: [`networks::restore`].
+    /// Offers the configuration in force here to a store that lost it; returns true if it had none:
+    /// [`networks::restore`].
     fn restore_config(
         &self,
         keys: &NetworkKeys,
         value: Vec<u8>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// What there is of a network, then what changes: beginning with a snapshot, or resumed after `position` by whoever
-    /// held the same records by then and has kept what changed since: a server. Ends with an error when it breaks, within 5 s also when the server falls silent.
+    /// Opens a feed of a network: its records, then their changes. It begins with a snapshot, or resumes after
+    /// `position` if the other side held the same records by then and has kept the changes since, as a server does. It
+    /// ends with an error when it breaks, within 5 s also when the server falls silent.
     fn feed(
         &self,
         keys: &NetworkKeys,

@@ -1,4 +1,4 @@
-//! That a node is alive, and that it is the only one with its identity.
+//! Presence: the record that a node is alive, and that it is the only one with its identity.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply
 /// The record's version.
 const VERSION: u32 = 1;
 
-/// How long a node counts as alive after its last sign.
+/// The time a node counts as alive after its last sign.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(15);
 
 /// A node's presence, held.
@@ -22,11 +22,11 @@ pub const PRESENCE_TTL: Duration = Duration::from_secs(15);
 pub struct Presence {
     /// The node.
     pub node: NodeId,
-    /// The store's lease under it: keep it alive every third of [`PRESENCE_TTL`].
+    /// The store's lease under it. Keep it alive every third of [`PRESENCE_TTL`].
     pub lease: EtcdLease,
 }
 
-/// Why presence could not be claimed.
+/// The reason why presence could not be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum PresenceError {
     /// Another living machine has this node's identity.
@@ -50,12 +50,12 @@ struct Record {
     version: u32,
     name: String,
     nonce: InstanceNonce,
-    /// [`HostRanges`]; as text, so that one that cannot be read spoils nothing else.
+    /// The [`HostRanges`], as text, so that one that cannot be read spoils nothing else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     routes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     resolvers: Vec<String>,
-    /// Where it calls from, as the server that it called saw; none of one that writes the store itself.
+    /// The address it calls from, as seen by the server it called; none for a node that writes the store itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,7 +75,7 @@ impl Record {
         }
     }
 
-    /// Whether a record of this node's says what `new` says.
+    /// Returns true if a record of this node's says what `new` says.
     fn says_the_same(&self, new: &Self) -> bool {
         self.from == new.from
             && self.name == new.name
@@ -85,7 +85,8 @@ impl Record {
     }
 }
 
-/// What a present node says about itself: its name, and what its host uses. `None`: that is no presence.
+/// Reads what a present node publishes about itself: its name, and the addresses its host uses. `None`: the value is no
+/// presence.
 #[must_use]
 pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
     let record: Record = serde_json::from_slice(value).ok()?;
@@ -96,13 +97,13 @@ pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
     Some((excerpt(&record.name), HostRanges::new(routes, resolvers).with_endpoints(endpoints)))
 }
 
-/// Where a present node calls from, if a server saw that.
+/// Returns the address from which a present node calls, if a server saw that.
 #[must_use]
 pub fn called_from(value: &[u8]) -> Option<IpAddr> {
     serde_json::from_slice::<Record>(value).ok()?.from
 }
 
-/// Writes down that the node of the presence `kv` calls from another address now.
+/// Records that the node of the presence `kv` now calls from another address.
 pub async fn moved<S: Store>(store: &S, node: NodeId, kv: &KeyValue, from: IpAddr) -> Result<(), StoreError> {
     let (Ok(mut record), Some(lease)) = (serde_json::from_slice::<Record>(&kv.value), kv.lease) else { return Ok(()) };
     record.from = Some(from);
@@ -111,16 +112,17 @@ pub async fn moved<S: Store>(store: &S, node: NodeId, kv: &KeyValue, from: IpAdd
     put(store, key, kv.mod_revision, node, &record, lease).await.map(drop)
 }
 
-/// How often the key of another copy is looked at while its time runs out.
+/// The pause between two looks at the key of another copy while its time runs out.
 const POLL: Duration = Duration::from_secs(1);
-/// What the store may take beyond the TTL to expire a lease (etcd looks every 500 ms), and the calls.
+/// The time the store may take beyond the TTL to expire a lease (etcd looks every 500 ms), and for the calls.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Renewals seen after which a copy is sure to live. One may be a new leader's doing: etcd then gives every lease its whole
-/// time again.
+/// The number of renewals after which a copy is sure to live. One may be a new leader's doing: etcd then gives every
+/// lease its whole time again.
 const RENEWALS: u32 = 2;
 
-/// Claims the presence of `who`, whose host uses `ranges` itself; one that is held says them from then on.
+/// Claims the presence of `who`, whose host uses `ranges` itself. A presence that is held already publishes them from
+/// then on.
 ///
 /// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its lease
 /// is renewed meanwhile, or the key still there after its TTL, somebody lives who has a copy of our state directory.
@@ -128,7 +130,7 @@ pub async fn announce<S: Store>(store: &S, who: &Owner, ranges: &HostRanges) -> 
     announce_from(store, who, ranges, None).await
 }
 
-/// The same for a node that calls from `from`.
+/// Claims the presence as [`announce`] does, for a node that calls from `from`.
 pub async fn announce_from<S: Store>(
     store: &S,
     who: &Owner,
@@ -166,22 +168,22 @@ pub async fn announce_from<S: Store>(
 
 enum Attempt {
     Held(Presence),
-    /// Read again.
+    /// The record has changed and is to be read again.
     Again,
     /// Another copy holds it, under this lease.
     Other(Record, EtcdLease),
 }
 
-/// What one look at a lease showed.
+/// The result of one look at a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sign {
-    /// It has more time left than before.
+    /// The lease has more time left than before.
     Renewed,
-    /// Nothing.
+    /// No sign of life.
     None,
 }
 
-/// What was seen of the lease under another copy's key.
+/// The signs of life seen of the lease under another copy's key.
 #[derive(Default)]
 struct SignsOfLife {
     last: Option<(EtcdLease, Duration)>,
@@ -189,7 +191,7 @@ struct SignsOfLife {
 }
 
 impl SignsOfLife {
-    /// A lease that nobody renews only gets shorter.
+    /// Looks at the lease once. A lease that nobody renews only gets shorter.
     async fn look<S: Store>(&mut self, store: &S, other: &Record, lease: EtcdLease) -> Sign {
         if self.last.is_none() {
             tracing::warn!(
@@ -268,12 +270,12 @@ async fn put<S: Store>(
     }
 }
 
-/// Keeps it alive once. [`StoreError::LeaseGone`]: announce again.
+/// Keeps the presence alive once. [`StoreError::LeaseGone`]: announce again.
 pub async fn keep_alive<S: Store>(store: &S, presence: &Presence) -> Result<Duration, StoreError> {
     store.lease_keep_alive(presence.lease).await
 }
 
-/// Ends it.
+/// Ends the presence.
 pub async fn withdraw<S: Store>(store: &S, presence: &Presence) -> Result<(), StoreError> {
     store.lease_revoke(presence.lease).await
 }

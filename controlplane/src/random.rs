@@ -5,10 +5,10 @@ use std::time::Duration;
 
 /// A source of random numbers.
 pub trait Random: Send {
-    /// 64 uniform bits.
+    /// Returns 64 uniform bits.
     fn next_u64(&mut self) -> u64;
 
-    /// `base` varied by ± 25 %: many agents that fail at once do not come back at once.
+    /// Returns `base` varied by ± 25 %: many agents that fail at once do not come back at once.
     fn jitter(&mut self, base: Duration) -> Duration {
         let percent = u32::try_from(self.next_u64() % 51).unwrap_or(25) + 75;
         base.saturating_mul(percent) / 100
@@ -32,7 +32,7 @@ impl Random for OsRandom {
 pub struct SeededRandom(u64);
 
 impl SeededRandom {
-    /// The same seed gives the same numbers.
+    /// Starts from `seed`; the same seed gives the same numbers.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -60,7 +60,7 @@ pub enum NodeRandom {
 }
 
 impl NodeRandom {
-    /// The same seed gives the same numbers in the same order of asking.
+    /// Starts from `seed`; the same seed gives the same numbers in the same order of asking.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self::Seeded(Arc::new(Mutex::new(SeededRandom::new(seed))))
@@ -85,20 +85,20 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// From `first`, doubled each time, at most `cap`.
+    /// Starts at `first` and doubles each time, up to `cap`.
     #[must_use]
     pub fn new(first: Duration, cap: Duration) -> Self {
         Self { first, cap, next: first }
     }
 
-    /// How long to wait now.
+    /// Returns the time to wait now, and lengthens the next one.
     pub fn wait(&mut self, random: &mut impl Random) -> Duration {
         let wait = random.jitter(self.next);
         self.next = self.next.saturating_mul(2).min(self.cap);
         wait
     }
 
-    /// After a success.
+    /// Starts again from the first wait, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

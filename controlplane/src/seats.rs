@@ -1,7 +1,7 @@
-//! Places that groups share: when all are taken, the group that has most gives its oldest up.
+//! Places that groups share: when all are taken, the group that has most gives up its oldest.
 //!
-//! Whoever comes alone finds a place however many somebody else has taken; one group may have all that nobody else wants.
-//! Groups are source addresses or identities.
+//! A group that comes alone finds a place however many another one has taken; one group may have all that nobody else
+//! wants. Groups are source addresses or identities.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-/// The network whose machines count as one: an IPv6 host has a /64 to itself (RFC 7421), an IPv4 host an address.
+/// Returns the network whose machines count as one: an IPv6 host has a /64 to itself (RFC 7421), an IPv4 host an
+/// address.
 #[must_use]
 pub fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -19,10 +20,10 @@ pub fn source(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Descriptors that this process may have open: `RLIMIT_NOFILE`, as it is now.
+/// Returns the number of descriptors this process may have open: `RLIMIT_NOFILE`, as it is now.
 #[must_use]
 pub fn descriptors() -> usize {
-    /// What Linux gives a process that nobody gave more.
+    /// The limit that Linux gives a process by default.
     const USUAL: usize = 1024;
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -30,7 +31,7 @@ pub fn descriptors() -> usize {
     soft.map_or(USUAL, |soft| soft.parse().unwrap_or(usize::MAX))
 }
 
-/// So many places.
+/// A limited number of places.
 pub struct Seats<G> {
     limit: usize,
     taken: Mutex<Taken<G>>,
@@ -40,7 +41,7 @@ pub struct Seats<G> {
 struct Taken<G> {
     next: u64,
     total: usize,
-    /// In the order they came, with what tells each that it lost its place.
+    /// The places of each group in the order they came, each with the channel that tells it that its place is lost.
     groups: HashMap<G, VecDeque<(u64, oneshot::Sender<()>)>>,
 }
 
@@ -60,12 +61,13 @@ impl<G: Eq + Hash + Clone> Seats<G> {
         Arc::new(Self { limit: limit.max(1), taken: Mutex::new(taken), freed: Notify::new() })
     }
 
-    /// A place for one more of `group`, which may have `most`. `None`: all are taken, and no other group has more.
+    /// Takes a place for one more of `group`, which may have `most`. `None`: all are taken, and no other group has
+    /// more.
     pub fn take(self: &Arc<Self>, group: &G, most: usize) -> Option<Seat<G>> {
         self.seat(group, most, false)
     }
 
-    /// The same; if no other group has more, the oldest of its own gives way.
+    /// Takes a place for one more of `group`. If no other group has more, the oldest of its own gives way.
     pub fn take_newest(self: &Arc<Self>, group: &G) -> Option<Seat<G>> {
         self.seat(group, usize::MAX, true)
     }
@@ -75,7 +77,7 @@ impl<G: Eq + Hash + Clone> Seats<G> {
         self.freed.notified()
     }
 
-    /// How many are taken.
+    /// The number of places taken.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.lock().total

@@ -1,8 +1,8 @@
 //! The server: a thin shell over the library, for agents that are not to hold the store's credentials.
 //!
-//! [`Server`] is the composition root: what is opened, which tasks run, and in which order they end. The services decide
-//! who may do what and leave the doing to the library. Any number of servers may share one etcd; nothing here is kept that
-//! another one could not know.
+//! [`Server`] is the composition root: it decides what is opened, which tasks run, and in which order they end. The
+//! services decide who may do what and leave the doing to the library. Any number of servers may share one etcd;
+//! nothing is kept here that another one could not know.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,92 +63,93 @@ pub use tokens::NewToken;
 
 /// The local socket's name in the data directory.
 pub const SOCKET: &str = "admin.sock";
-/// Where the authority is in the data directory.
+/// The authority's directory in the data directory.
 pub const PKI: &str = "pki";
-/// Calls and streams on one connection: an agent has one stream a network and a few calls.
+/// The most calls and streams on one connection: an agent has one stream a network and a few calls.
 const STREAMS: u32 = 128;
-/// The same on one of whoever showed no certificate: it joins, or looks whether the server is well.
+/// The most calls and streams on a connection without a certificate: it joins, or looks whether the server is well.
 const STRANGERS_STREAMS: u32 = 4;
-/// What may be on its way on one stream, in bytes, before it is read: the least HTTP/2 has (RFC 9113 §6.9.2).
+/// The bytes that may be on their way on one stream before they are read: the least HTTP/2 has (RFC 9113 §6.9.2).
 const WINDOW: u32 = 65_535;
 /// The longest request taken, in bytes: a network's configuration, up to 64 KB, and some more.
 const REQUEST: usize = 128 * 1024;
-/// The same of whoever showed no certificate: a request for one has some 300 bytes, 8 KB at most.
+/// The longest request taken without a certificate, in bytes: a request for one has some 300, 8 KB at most.
 const STRANGERS_REQUEST: usize = 16 * 1024;
-/// A connection that does not answer a ping within this, sent every so often, is gone.
+/// The time within which a connection must answer a ping, and between two pings. A connection that does not is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// How long a stopping server waits for calls under way.
+/// The time a stopping server waits for calls under way.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How old the server's certificate becomes before it is made anew.
+/// The age at which the server's certificate is made anew.
 const RENEW_CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
-/// How often its age is looked at: by the clock, which may be set, and goes on while a virtual machine is suspended.
+/// The pause between two looks at its age. The age is by the clock, which may be set, and goes on while a virtual
+/// machine is suspended.
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(60);
-/// How long nodes may put networks back after a wipe was seen: a fleet that lost its store is there within minutes, and
-/// afterwards an administrator does it.
+/// The time for which nodes may put networks back after a wipe was seen. A fleet that lost its store is there within
+/// minutes; afterwards an administrator does it.
 const RESTORE: Duration = Duration::from_secs(15 * 60);
-/// How often the store is asked whether it answers.
+/// The pause between two questions to the store whether it answers.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// What a server is made from.
+/// The parts a server is made from.
 pub struct ServerOptions<S> {
-    /// Where leases are.
+    /// The store with the leases.
     pub store: Arc<S>,
-    /// What it is called.
+    /// The kind of the store, for people.
     pub store_name: &'static str,
-    /// The same, if it is a file that can be backed up.
+    /// The embedded store, if `store` is one: a file that can be backed up.
     pub embedded: Option<EmbeddedStore>,
-    /// Where the network `default` lives in it.
+    /// The prefix at which the network `default` lives in it.
     pub prefix: String,
-    /// The authority, the socket and the audit log are there.
+    /// The directory of the authority, the socket and the audit log.
     pub data_dir: PathBuf,
-    /// An authority of the user's own, certificate and key as PEM files; without, one is made in `data_dir`.
+    /// An authority of the user's own, certificate and key as PEM files; without it, one is made in `data_dir`.
     pub authority: Option<(PathBuf, PathBuf)>,
-    /// Where agents come to.
+    /// The address at which agents connect.
     pub listen: SocketAddr,
-    /// /metrics, /healthz, /readyz.
+    /// The address of /metrics, /healthz and /readyz.
     pub http_listen: Option<SocketAddr>,
 }
 
-/// Why a server cannot start.
+/// The reason why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A file or directory.
+    /// A file or directory cannot be used.
     #[error("cannot use {path}")]
     Io {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// An address.
+    /// An address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The authority.
+    /// The authority cannot be opened.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// TLS.
+    /// TLS cannot be set up.
     #[error("cannot set TLS up")]
     Tls(#[from] rustls::Error),
-    /// The definitions of the services.
+    /// The definitions of the services cannot be served.
     #[error("cannot serve the definitions of the services")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// What all services share.
+/// The state that all services share.
 pub(crate) struct Context<S> {
     store: Arc<S>,
     store_name: &'static str,
     embedded: Option<EmbeddedStore>,
     prefix: String,
     authority: Authority,
-    /// How long a node's certificate is good.
+    /// The lifetime of a node's certificate.
     node_lifetime: Duration,
     registry: Arc<Registry>,
     hubs: Hubs<S>,
@@ -158,9 +159,9 @@ pub(crate) struct Context<S> {
     failures: tokens::Failures,
     line: tokens::Line,
     metrics: Metrics,
-    /// What looks at the store showed, one after the other.
+    /// The memory of the looks at the store, which are taken one after the other.
     looks: tokio::sync::Mutex<Looks>,
-    /// Whether the store answers; why not.
+    /// `Ok` while the store answers, else the reason why not.
     ready: watch::Sender<Result<(), String>>,
     /// Set once, when the server ends.
     stopping: watch::Sender<bool>,
@@ -195,7 +196,7 @@ impl<S: Store> Context<S> {
         }
     }
 
-    /// Counts an answer.
+    /// Counts an answer and makes the response of it.
     fn done<T>(&self, method: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
         self.metrics.answered(method, result.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok));
         result.map(Response::new)
@@ -213,9 +214,9 @@ impl<S: Store> Context<S> {
         })
     }
 
-    /// Looks whether nodes may put networks back: this server, or an earlier run of it, saw networks in the store and they
-    /// are gone since it came to it or went back under it; nobody but nodes has written networks since; and that is not long
-    /// ago.
+    /// Decides whether nodes may put networks back. This server, or an earlier run of it, must have seen networks in
+    /// the store that are gone, since it came to the store or since the store went back under it. Nobody but nodes may
+    /// have written networks since, and it must not be long ago.
     async fn was_wiped(&self) -> Result<bool, StoreError> {
         let mut looks = self.looks.lock().await;
         let look = look::look(self.store.as_ref(), &self.prefix).await?;
@@ -240,16 +241,17 @@ impl<S: Store> Context<S> {
     }
 }
 
-/// What a server remembers of its looks at the store.
+/// The memory a server has of its looks at the store.
 #[derive(Default)]
 struct Looks {
-    /// The store's revision at the last one.
+    /// The store's revision at the last look.
     newest: Option<Revision>,
-    /// It was blank at the first one, or has gone back to being so, and networks were seen in it before.
+    /// True if the store was blank at the first look, or has gone back to being so, and networks were seen in it
+    /// before.
     wiped: bool,
-    /// As of when the networks written last were seen.
+    /// The revision of the last write of networks that were seen.
     written: Option<Revision>,
-    /// Since when nodes may put networks back.
+    /// The time since which nodes may put networks back.
     open_since: Option<tokio::time::Instant>,
 }
 
@@ -294,7 +296,7 @@ impl<S: Store> Server<S> {
         Ok(Self { context, listener, http, socket, socket_path, tls })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -314,7 +316,7 @@ impl<S: Store> Server<S> {
         self.context.authority.hash()
     }
 
-    /// Serves until `stop`.
+    /// Serves until `stop` ends.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServerError> {
         let stopped = self.context.stopping.subscribe();
         let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -369,8 +371,8 @@ impl<S: Store> Server<S> {
     }
 }
 
-/// Runs `work` on a thread of its own, that no number of remote ends keeps busy: the local administrator is heard whatever
-/// goes on. What is returned ends with it, and dropped ends it.
+/// Runs `work` on a thread of its own, which no number of remote ends keeps busy: the local administrator is heard
+/// whatever goes on. The returned value ends with the work, and dropping it ends the work.
 fn beside(
     work: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
@@ -434,7 +436,7 @@ fn tls_config(authority: &Authority) -> Result<rustls::ServerConfig, ServerError
     Ok(tls::server(authority.certificate(), issued.certificate, key)?)
 }
 
-/// The server's own certificate is never older than a day.
+/// Renews the server's own certificate, so that it is never older than a day.
 async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig) {
     let mut made = clock::now();
     loop {
@@ -454,7 +456,7 @@ async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig
     }
 }
 
-/// Asks the store every second whether it answers, by reading, which takes a quorum.
+/// Asks the store every second whether it answers. It does so by reading, which takes a quorum.
 async fn probe<S: Store>(context: Arc<Context<S>>) {
     loop {
         // Each look counts, also when no node offers anything: it may be that the store goes back between two of them.
@@ -476,12 +478,12 @@ async fn probe<S: Store>(context: Arc<Context<S>>) {
     }
 }
 
-/// Makes a join token in the store of a server: the first one, for whoever starts it.
+/// Makes a join token in the store of a server. It is the first token, for whoever starts the server.
 pub async fn create_token<S: Store>(store: &S, ttl: Duration, uses: u32) -> Result<NewToken, StoreError> {
     tokens::create(store, ttl, uses, None).await
 }
 
-/// Uses a token for a node of no name, as whoever joins does.
+/// Uses a token for a node without a name, as a joining node does.
 pub(crate) async fn use_token<S: Store>(store: &S, token: &str, node: flatnet_model::NodeId) -> Result<(), Status> {
     tokens::use_for(store, &tokens::Line::default(), token, node, "", "").await
 }

@@ -1,5 +1,5 @@
-//! What a simulation puts in the place of TCP and TLS: the services and the clients are the real ones, what is between
-//! them is up to the simulation.
+//! The simulation's replacement for TCP and TLS. The services and the clients are the real ones; what is between them
+//! is up to the simulation.
 
 use std::io::Result;
 use std::sync::{Arc, OnceLock};
@@ -15,10 +15,10 @@ use crate::client::ServerAddress;
 pub use crate::server::{Replica, Stranger};
 pub use rustls::pki_types::CertificateDer;
 
-/// When the time of day began to follow tokio's clock, on both.
+/// The moment at which the time of day began to follow tokio's clock, on both clocks.
 static BEGAN: OnceLock<(tokio::time::Instant, SystemTime)> = OnceLock::new();
 
-/// From now on the time of day passes as tokio's does, which a simulation lets pass as it likes.
+/// Makes the time of day pass from now on as tokio's does, which a simulation lets pass as it likes.
 pub fn follow_tokios_clock() {
     BEGAN.get_or_init(|| (tokio::time::Instant::now(), SystemTime::now()));
 }
@@ -30,9 +30,9 @@ pub fn time_of_day() -> SystemTime {
     *time + tokio::time::Instant::now().saturating_duration_since(*instant)
 }
 
-/// Makes connections, as one host does.
+/// Makes connections as one host does.
 pub trait Dial: Send + Sync + 'static {
-    /// A connection to `server`, to which `shown` is shown.
+    /// Makes a connection to `server`, to which `shown` is shown.
     fn dial(
         &self,
         server: &ServerAddress,

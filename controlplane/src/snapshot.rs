@@ -1,6 +1,6 @@
 //! A view as bytes for the disk: pure functions; the agent does the file I/O.
 //!
-//! Leases are written as flannel's key and value, so that reading them back is the same strict decoder as for the store.
+//! Leases are written as flannel's key and value, so that the store's strict decoder reads them back.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +13,12 @@ use crate::flannel::{decode_change, decode_config, encode_lease};
 use crate::store::{KeyValue, WatchEvent};
 use crate::watch::{NetworkView, Sign, Source, Suspect};
 
-/// The format; another one is not read.
+/// The version of the format; no other one is read.
 const VERSION: u32 = 1;
-/// Bytes a snapshot may have: 20,000 leases of 600 bytes, four times over.
+/// The most bytes a snapshot may have: 20,000 leases of 600 bytes, four times over.
 const LIMIT: usize = 48 * 1024 * 1024;
 
-/// Why a snapshot cannot be used.
+/// The reason why a snapshot cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the snapshot cannot be used: {0}")]
 pub struct InvalidSnapshot(pub String);
@@ -26,15 +26,15 @@ pub struct InvalidSnapshot(pub String);
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
-    /// Which network, so that a file in the wrong place is not taken for another's.
+    /// The network's prefix, so that a file in the wrong place is not taken for another's.
     prefix: String,
     revision: Revision,
     config: Option<String>,
     config_created: Revision,
     leases: Vec<Record>,
-    /// Why the store was suspect, if it was.
+    /// The reason why the store was suspect, if it was.
     suspect: Option<String>,
-    /// Whether that was because its revision went back.
+    /// True if that was because its revision went back.
     #[serde(default)]
     revision_went_back: bool,
 }
@@ -46,12 +46,12 @@ struct Record {
     create_revision: Revision,
     mod_revision: Revision,
     etcd_lease: Option<i64>,
-    /// Kept from before a wipe.
+    /// True if the lease was kept from before a wipe.
     #[serde(default)]
     kept: bool,
 }
 
-/// `view` as versioned JSON.
+/// Writes `view` as versioned JSON.
 #[must_use]
 pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

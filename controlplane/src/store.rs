@@ -1,8 +1,8 @@
-//! What the control plane asks of a store: ranges, transactions, leases, and watches from a revision.
+//! The interface of a store: ranges, transactions, leases, and watches from a revision.
 //!
-//! Modelled on etcd's v3 API, because etcd is the store of a fleet; the others keep its rules: every change has the next
-//! revision, a transaction happens wholly or not at all, a watch from a revision misses nothing or says `Compacted`.
-//! One conformance suite (`tests/store_conformance.rs`) holds them to it.
+//! Modelled on etcd's v3 API, because etcd is the store of a fleet; the others keep its rules. Every change has the
+//! next revision, a transaction happens wholly or not at all, and a watch from a revision misses nothing or says
+//! `Compacted`. One conformance suite (`tests/store_conformance.rs`) holds them to it.
 
 pub mod any;
 mod data;
@@ -19,9 +19,9 @@ use futures::Stream;
 /// A half-open range of keys, `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {
-    /// First key.
+    /// The first key.
     pub start: String,
-    /// First key beyond.
+    /// The first key beyond the range.
     pub end: String,
 }
 
@@ -42,7 +42,7 @@ impl KeyRange {
         Self { start: prefix.to_owned(), end }
     }
 
-    /// Whether `key` is inside.
+    /// Returns true if `key` is inside.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
         self.start.as_bytes() <= key && key < self.end.as_bytes()
@@ -64,10 +64,10 @@ pub struct KeyValue {
     pub lease: Option<EtcdLease>,
 }
 
-/// What a range read found, all as of one revision.
+/// The result of a range read, all as of one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeReply {
-    /// In the order of keys.
+    /// The keys with their values, in the order of keys.
     pub kvs: Vec<KeyValue>,
     /// The store's revision at the time.
     pub revision: Revision,
@@ -101,18 +101,18 @@ pub enum Write {
 /// Conditions, and the writes that happen if all of them hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
-    /// All must hold.
+    /// The conditions, which must all hold.
     pub when: Vec<Compare>,
-    /// Done together, each key at most once.
+    /// The writes, which are done together, each key at most once.
     pub then: Vec<Write>,
 }
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TxnReply {
     /// The conditions held and the writes were made at this revision.
     Done(Revision),
-    /// A condition did not hold; nothing was written. The store's revision at the time.
+    /// A condition did not hold; nothing was written. This is the store's revision at the time.
     Refused(Revision),
 }
 
@@ -125,12 +125,12 @@ pub enum WatchEvent {
     Delete {
         /// The key.
         key: Vec<u8>,
-        /// When.
+        /// The revision.
         revision: Revision,
     },
 }
 
-/// Changes in the order of revisions; a batch may be empty and then only says how far the store is.
+/// Changes in the order of revisions. A batch may be empty, and then only tells how far the store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchBatch {
     /// All changes of one or more whole revisions.
@@ -139,29 +139,29 @@ pub struct WatchBatch {
     pub revision: Revision,
 }
 
-/// Why a store could not answer.
+/// The reason why a store could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Not reachable, timed out, without a leader: worth trying again.
+    /// The store is not reachable, timed out or has no leader; it is worth trying again.
     #[error("the store at {endpoint} is not reachable: {reason}")]
     Unavailable {
         /// The endpoint last tried.
         endpoint: String,
-        /// What it or the network said.
+        /// The cause, as told by the store or the network.
         reason: String,
     },
-    /// The revision asked for has been compacted away: read a snapshot again.
+    /// The revision asked for has been compacted away; read a snapshot again.
     #[error("the store has forgotten revisions before {0}")]
     Compacted(Revision),
     /// The lease does not exist (any more).
     #[error("the store's lease {0:x} is gone")]
     LeaseGone(i64),
-    /// Wrong or missing credentials, or not allowed.
+    /// The credentials are wrong or missing, or do not allow the call.
     #[error("the store at {endpoint} refused: {reason}")]
     Denied {
         /// The endpoint.
         endpoint: String,
-        /// What it said.
+        /// The cause, as told by the store.
         reason: String,
     },
     /// Anything else the store refused; trying again will not help.
@@ -169,49 +169,50 @@ pub enum StoreError {
     Rejected {
         /// The endpoint.
         endpoint: String,
-        /// What it said.
+        /// The cause, as told by the store.
         reason: String,
     },
 }
 
 impl StoreError {
-    /// The server has not got as far as the revision before `from`.
+    /// The error of a server that has not got as far as the revision before `from`.
     pub(crate) fn behind(endpoint: &str, at: Revision, from: Revision) -> Self {
         let reason = format!("it is at revision {at}, behind {}: it was put back, or lags", from - 1);
         Self::Unavailable { endpoint: endpoint.to_owned(), reason }
     }
 
-    /// Whether `reason`, as a store or the way to it gave it, is about certificates: neither side then knows the other, and
-    /// only somebody with another file can help.
+    /// Returns true if `reason`, as a store or the way to it gave it, is about certificates. Neither side then knows
+    /// the other, and only somebody with another file can help.
     #[must_use]
     pub fn is_about_certificates(reason: &str) -> bool {
         let reason = reason.to_ascii_lowercase();
         ["certificate", "unknownissuer", "unknown ca"].iter().any(|word| reason.contains(word))
     }
 
-    /// Whether the store is there and will not do what it was asked, until somebody changes something.
+    /// Returns true if the store is there and refuses the call until somebody changes something.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::Rejected { .. })
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Returns true if the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn can_retry(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
 }
 
-/// A store. Every call has a deadline of its own ([`CALL_TIMEOUT`]); none waits for ever.
+/// A store. Every call has a deadline of its own ([`CALL_TIMEOUT`]), so none waits for ever.
 pub trait Store: Send + Sync + 'static {
-    /// All keys of `range`, as of now.
+    /// Reads all keys of `range`, as of now.
     fn range(&self, range: &KeyRange) -> impl Future<Output = Result<RangeReply, StoreError>> + Send;
 
-    /// This host's address or route changed: a connection from the old one hears nothing any more, and would be waited for.
-    /// The next call makes a new one; running watches find out by themselves.
+    /// Tells that this host's address or route changed. A connection from the old one hears nothing any more, and would
+    /// be waited for. The next call makes a new one; running watches find out by themselves.
     fn path_changed(&self) {}
 
-    /// Why it takes no changes for now, where it knows that and yet reads well: a disk may be full.
+    /// Returns the reason why the store takes no changes for now, if it knows of one although reading works: a disk may
+    /// be full.
     fn refuses_changes(&self) -> Option<String> {
         None
     }
@@ -219,20 +220,20 @@ pub trait Store: Send + Sync + 'static {
     /// Carries out `txn`. After [`StoreError::Unavailable`] it may or may not have happened: read to find out.
     fn txn(&self, txn: Txn) -> impl Future<Output = Result<TxnReply, StoreError>> + Send;
 
-    /// A new lease; `ttl` is rounded up to whole seconds.
+    /// Grants a new lease; `ttl` is rounded up to whole seconds.
     fn lease_grant(&self, ttl: Duration) -> impl Future<Output = Result<EtcdLease, StoreError>> + Send;
 
-    /// Renews a lease once; what it now has left.
+    /// Renews a lease once; returns the time it now has left.
     fn lease_keep_alive(&self, lease: EtcdLease) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
-    /// What a lease has left, without renewing it.
+    /// Returns the time a lease has left, without renewing it.
     fn lease_time_left(&self, lease: EtcdLease) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
     /// Ends a lease and removes the keys under it; that it is already gone is success.
     fn lease_revoke(&self, lease: EtcdLease) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Every change in `range` from `from` on, `from` included. Ends with an error when it breaks, within
-    /// 5 s also when the server merely falls silent.
+    /// Watches every change in `range` from `from` on, `from` included. Ends with an error when it breaks, within 5 s
+    /// also when the server merely falls silent.
     ///
     /// A store that is not yet at the revision before `from` refuses ([`StoreError::Unavailable`]): it was wiped or put
     /// back since that revision was read, and the watch would see nothing until it has grown past it.

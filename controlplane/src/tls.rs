@@ -47,7 +47,7 @@ pub fn server(
     Ok(config)
 }
 
-/// What a client knows of the authority.
+/// A client's knowledge of the authority.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Its certificate.
@@ -77,7 +77,7 @@ pub fn client(
     Ok(Arc::new(config))
 }
 
-/// The name every server is looked for by.
+/// The name by which every server is looked for.
 pub fn server_name() -> Result<ServerName<'static>, Error> {
     ServerName::try_from(SERVER_NAME).map_err(|error| Error::General(error.to_string()))
 }
@@ -88,7 +88,7 @@ fn verifier(authority: &CertificateDer<'static>) -> Result<Arc<WebPkiServerVerif
         .map_err(|error| Error::General(error.to_string()))
 }
 
-/// Believes the authority that has the hash, and then verifies as with its certificate.
+/// A verifier that believes the authority that has the hash, and then verifies as with its certificate.
 #[derive(Debug)]
 struct Pinned {
     hash: String,

@@ -1,6 +1,6 @@
-//! One network followed for ever: a snapshot, then changes.
+//! Following one network for ever: a snapshot, then changes.
 //!
-//! [`follow`] alone writes the view; whoever spawned it owns its life. Dropping its future at any await is safe.
+//! Only [`follow`] writes the view, and its caller owns its life. Dropping its future at any await is safe.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::store::{StoreError, WatchBatch};
 
 mod fold;
 
-/// Where the state comes from.
+/// The source of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Source {
     /// Nothing known yet.
@@ -35,7 +35,7 @@ pub enum Source {
     Store,
 }
 
-/// Whether the store is being followed now.
+/// The state of the connection to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Connection {
     /// Not yet reached in this run.
@@ -45,9 +45,9 @@ pub enum Connection {
     Connected,
     /// The state is the last known one.
     Lost {
-        /// What the store or the network said.
+        /// The cause, as told by the store or the network.
         reason: String,
-        /// Whether the store itself said it: it is there, and refuses.
+        /// True if the store itself gave it: it is there, and refuses.
         refused: bool,
     },
 }
@@ -55,25 +55,26 @@ pub enum Connection {
 /// The store seems to have been wiped or put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// What was seen, in one sentence.
+    /// The sign that was seen, in one sentence.
     pub reason: String,
-    /// Leases kept from before that the store does not have (yet): until claimed again or the grace is over.
+    /// Leases kept from before that the store does not have (yet). They are kept until claimed again or until the grace
+    /// is over.
     pub kept: BTreeSet<SubnetKey>,
-    /// Whether the configuration in the view is the one from before because the store has none.
+    /// True if the configuration in the view is the one from before because the store has none.
     pub kept_config: bool,
-    /// What says so.
+    /// The kind of the sign.
     pub sign: Sign,
 }
 
-/// What makes a store suspect: the later here, the surer.
+/// The signs that make a store suspect: the later here, the surer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sign {
-    /// It lacks leases that nobody was seen to give up. Most often their hosts left while the store was away; but it may have
-    /// been put back, and have grown past what was known of it before this node looked again.
+    /// It lacks leases that nobody was seen to give up. Most often their hosts left while the store was away. But it
+    /// may have been put back, and have grown past what was known of it before this node looked again.
     Missing,
     /// Something in it is older than it was, or was made anew.
     Older,
-    /// Its revision went back: nobody removed what it lacks, and the configuration is written back.
+    /// Its revision went back. Nobody removed what it lacks, and the configuration is written back.
     Revision,
 }
 
@@ -82,28 +83,28 @@ pub enum Sign {
 pub struct NetworkView {
     /// Configuration and leases.
     pub state: NetworkState,
-    /// The last usable configuration: it stays while the store has none or a bad one, so that the datapath stays.
+    /// The last usable configuration. It stays while the store has none or a bad one, so that the datapath stays.
     pub usable_config: Option<NetworkConfig>,
     /// Its value as stored, for the snapshot on disk.
     pub config_value: Option<Vec<u8>>,
     /// Revision at which the configuration's key was created; 0 while unknown.
     pub config_created: Revision,
-    /// What an operator should know about the configuration.
+    /// The warnings about the configuration that an operator should know.
     pub warnings: Vec<ConfigWarning>,
-    /// Where the state comes from.
+    /// The source of the state.
     pub source: Source,
-    /// Whether it is current.
+    /// The state of the connection, which tells whether the state is current.
     pub connection: Connection,
     /// Set while the store seems to have been wiped or put back.
     pub suspect: Option<Suspect>,
-    /// How often that was found in this run: it may have been settled by the time anybody looks.
+    /// The number of times that was found in this run: it may have been settled by the time anybody looks.
     pub rewinds: u64,
 }
 
 /// Keeps `view` equal to what the store says of the network of `keys`, for ever.
 ///
-/// `grace`: how long leases that a wiped or restored store lacks are kept: one lease TTL. Those that are only missing
-/// ([`Sign::Missing`]) are kept for 700 ms. A view that begins as a snapshot from disk
+/// `grace` is the time for which leases that a wiped or restored store lacks are kept: one lease TTL. Those that are
+/// only missing ([`Sign::Missing`]) are kept for 700 ms. A view that begins as a snapshot from disk
 /// ([`crate::snapshot::decode`]) is kept until the first snapshot of the store.
 pub async fn follow<P: ControlPlane>(
     plane: Arc<P>,
@@ -114,7 +115,7 @@ pub async fn follow<P: ControlPlane>(
     follow_with(plane, keys, grace, view, OsRandom).await;
 }
 
-/// [`follow`] with its randomness (of the waits before reconnecting) given.
+/// Follows as [`follow`] does, with its randomness (of the waits before reconnecting) given.
 pub async fn follow_with<P: ControlPlane>(
     plane: Arc<P>,
     keys: NetworkKeys,
@@ -149,14 +150,14 @@ pub async fn follow_with<P: ControlPlane>(
 
 /// The first wait before reconnecting: etcd restarts and elections take longer, a lost connection does not.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// The longest, before ± 25 % of jitter: new leases must be seen within 1 s after the store is back.
+/// The longest wait, before ± 25 % of jitter: new leases must be seen within 1 s after the store is back.
 const LONGEST_WAIT: Duration = Duration::from_millis(700);
-/// After a refusal (password, rights), which only somebody can change.
+/// The wait after a refusal (password, rights), which only somebody can change.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
-/// How long leases are kept that are only missing: most owners are back by then, since they wait no longer to reconnect, and
-/// what is really gone is gone within 1 s.
+/// The time for which leases that are only missing are kept. Most owners are back by then, since they wait no longer to
+/// reconnect, and what is really gone is gone within 1 s.
 const MISSING: Duration = Duration::from_millis(700);
-/// A session that held this long was a good one.
+/// The time after which a session counts as a good one.
 const STEADY: Duration = Duration::from_secs(2);
 
 struct Follower<P> {
@@ -164,13 +165,13 @@ struct Follower<P> {
     keys: NetworkKeys,
     grace: Duration,
     view: watch::Sender<NetworkView>,
-    /// Whether the next session begins with a snapshot rather than where the last one ended.
+    /// True if the next session begins with a snapshot rather than where the last one ended.
     snapshot_needed: bool,
-    /// What the view was made from.
+    /// The records that the view was made from.
     contents: Contents,
-    /// When leases kept from before a wipe are given up.
+    /// The time at which leases kept from before a wipe are given up.
     grace_ends: Option<Instant>,
-    /// What was left of it when the store was lost: while nobody can claim, it stands still.
+    /// The rest of the grace when the store was lost: while nobody can claim, it stands still.
     grace_left: Option<Duration>,
 }
 
@@ -215,14 +216,14 @@ impl<P: ControlPlane> Follower<P> {
         }
     }
 
-    /// Where to go on; `None`: with a snapshot.
+    /// Returns the position to go on from; `None`: with a snapshot.
     fn position(&self) -> Option<Position> {
         let revision = self.view.borrow().state.revision;
         (!self.snapshot_needed).then(|| Position { revision, contents: self.contents.fingerprint() })
     }
 
-    /// Writes the configuration back that a wiped store lacks, so that a fleet gets over it without help. One that somebody
-    /// removed (the revision went on, or the control plane says so) stays away.
+    /// Writes back the configuration that a wiped store lacks, so that a fleet gets over it without help. A
+    /// configuration that somebody removed (the revision went on, or the control plane says so) stays away.
     async fn restore_config(&self) -> Result<(), StoreError> {
         let judges = self.plane.knows_what_was_removed();
         let value = {

@@ -1,5 +1,5 @@
-//! Between the wire and the library: records, requests and refusals. Both sides use it; what comes from the other one is
-//! hostile until it was read here.
+//! Translation between the wire and the library: records, requests and refusals. Both sides use it; what comes from the
+//! other one is hostile until it was read here.
 
 use std::net::IpAddr;
 
@@ -24,7 +24,7 @@ pub mod refusal;
 /// The longest publication taken, in bytes; one of ours has some 200.
 const PUBLICATION_LIMIT: usize = 8 * 1024;
 
-/// A message that is not what it should be.
+/// The refusal of a message that is not what it should be.
 fn invalid(what: &str, text: &str) -> Status {
     refusal::status(
         tonic::Code::InvalidArgument,
@@ -125,7 +125,7 @@ pub fn wanted(texts: &[String]) -> Result<Vec<IpNet>, Status> {
         .collect()
 }
 
-/// A record with its key below `prefix`; `None`: it is not there.
+/// Writes a record with its key below `prefix`; `None`: it is not there.
 #[must_use]
 pub fn record(prefix: &str, kv: &KeyValue) -> Option<proto::Record> {
     Some(proto::Record {
@@ -137,7 +137,7 @@ pub fn record(prefix: &str, kv: &KeyValue) -> Option<proto::Record> {
     })
 }
 
-/// A record with its whole key.
+/// Reads a record, with its whole key.
 #[must_use]
 pub fn key_value(prefix: &str, record: proto::Record) -> KeyValue {
     let mut key = prefix.as_bytes().to_vec();
@@ -151,7 +151,7 @@ pub fn key_value(prefix: &str, record: proto::Record) -> KeyValue {
     }
 }
 
-/// One change with its key below `prefix`; `None`: it is not there.
+/// Writes one change with its key below `prefix`; `None`: it is not there.
 #[must_use]
 pub fn change(prefix: &str, event: &WatchEvent) -> Option<proto::Change> {
     Some(match event {
@@ -175,19 +175,19 @@ pub fn batch(prefix: &str, batch: proto::Batch) -> WatchBatch {
     WatchBatch { events: batch.changes.into_iter().map(event).collect(), revision: batch.revision }
 }
 
-/// Says where a watch goes on.
+/// Writes the position from which a watch goes on.
 #[must_use]
 pub fn position(position: &Position) -> proto::Position {
     proto::Position { revision: position.revision, contents: position.contents.0 }
 }
 
-/// Reads where a watch goes on.
+/// Reads the position from which a watch goes on.
 #[must_use]
 pub fn read_position(position: &proto::Position) -> Position {
     Position { revision: position.revision, contents: Fingerprint(position.contents) }
 }
 
-/// Says what is held.
+/// Writes a claim that is held.
 #[must_use]
 pub fn claim(keys: &NetworkKeys, claim: &Claim) -> proto::AcquireReply {
     let lease = &claim.lease;
@@ -208,7 +208,7 @@ pub fn claim(keys: &NetworkKeys, claim: &Claim) -> proto::AcquireReply {
     proto::AcquireReply { lease: Some(record), origin: origin.into() }
 }
 
-/// Reads what is held; `None`: it is not what a server answers.
+/// Reads a claim that is held; `None`: it is not what a server answers.
 #[must_use]
 pub fn read_claim(reply: proto::AcquireReply) -> Option<Claim> {
     let origin = match reply.origin() {
@@ -224,7 +224,7 @@ pub fn read_claim(reply: proto::AcquireReply) -> Option<Claim> {
     Some(Claim { etcd_lease: kv.lease?, lease, origin })
 }
 
-/// Says what a network is to be.
+/// Writes the wishes for a network.
 #[must_use]
 pub fn change_request(name: &NetworkName, spec: &NetworkSpec, force: bool) -> proto::ChangeNetworkRequest {
     proto::ChangeNetworkRequest {
@@ -254,7 +254,7 @@ fn cidrs(ranges: &proto::Ranges) -> Result<Vec<IpNet>, Status> {
     ranges.cidrs.iter().map(|text| text.parse().map_err(|_| invalid("not an address or range", text))).collect()
 }
 
-/// Reads what a network is to be.
+/// Reads the wishes for a network.
 pub fn spec(request: &proto::ChangeNetworkRequest) -> Result<NetworkSpec, Status> {
     fn parse<T: std::str::FromStr>(text: Option<&String>) -> Result<Option<T>, Status> {
         text.map(|text| text.parse().map_err(|_| invalid("not an address or range", text))).transpose()
@@ -281,7 +281,7 @@ pub fn spec(request: &proto::ChangeNetworkRequest) -> Result<NetworkSpec, Status
     })
 }
 
-/// That a pool is used up, as text and back.
+/// Reads the error of a pool that is used up from a refusal's details.
 fn exhausted(refusal: &proto::Refusal) -> Option<Exhausted> {
     Some(Exhausted { network: refusal.subnet.parse().ok()?, capacity: u128::try_from(refusal.number).ok()? })
 }

@@ -1,4 +1,4 @@
-//! Which lease a node should have, and the one transaction that gives it.
+//! Decides which lease a node should have, and builds the one transaction that gives it.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ struct Half {
     claim_revision: Revision,
 }
 
-/// What to write.
+/// The lease to write, and the conditions under which it may be written.
 pub(super) struct Plan {
     subnets: SubnetKey,
     halves: Vec<Half>,
@@ -69,7 +69,7 @@ pub(super) async fn decide<S: Store>(
 #[derive(Clone, Copy)]
 struct Named {
     net: IpNet,
-    /// Asked for; otherwise held before.
+    /// True if it was asked for; false if it was held before.
     wanted: bool,
 }
 
@@ -81,7 +81,8 @@ struct Decision<'a, S> {
 }
 
 impl<S: Store> Decision<'_, S> {
-    /// What this node held before, if the store has other leases of this node instead, be it that one half is the same.
+    /// Returns the subnets this node held before if the store has other leases of this node instead, even when one half
+    /// is the same.
     fn held_instead_of(&self, own: &[&Seen]) -> Option<SubnetKey> {
         let previous = self.request.previous?;
         let whole = self.config.pools().all(|pool| previous.of(pool.family()).is_some()) && self.is_inside(previous);
@@ -167,7 +168,7 @@ impl<S: Store> Decision<'_, S> {
         here.iter().filter(fits).min_by_key(|seen| (seen.create_revision, seen.subnets)).copied()
     }
 
-    /// What is asked for, else what was held before, family by family.
+    /// Returns the subnets asked for, else those held before, family by family.
     fn named(&self) -> Result<Vec<Named>, AcquireError> {
         let mut named = Vec::new();
         for net in &self.request.wanted {
@@ -253,7 +254,7 @@ impl<S: Store> Decision<'_, S> {
         self.config.pool(IpFamily::of(net.addr()))
     }
 
-    /// Whether every subnet is inside the network; its length may be from before a change.
+    /// Returns true if every subnet is inside the network; the prefix length may be from before a change.
     fn is_inside(&self, subnets: SubnetKey) -> bool {
         subnets.iter().all(|net| self.pool_of(net).is_some_and(|pool| is_inside_pool(pool, net)))
     }
@@ -278,18 +279,18 @@ impl Plan {
         self.replaces.as_ref().and_then(|replaced| replaced.etcd_lease)
     }
 
-    /// Whether it writes over this node's own lease on `held`, and takes nothing else.
+    /// Returns true if the plan writes over this node's own lease on `held` and takes nothing else.
     pub(super) fn refreshes(&self, held: Option<SubnetKey>) -> bool {
         self.origin == Origin::Refreshed && self.replaces.is_some() && Some(self.subnets) == held
     }
 
-    /// Whether a claim was written after the leases were read: whose lease that is does not show in them, and comparing the
-    /// claim as it is now would not tell.
+    /// Returns true if a claim was written after the leases were read. The leases then do not show whose that claim is,
+    /// and comparing the claim as it is now would not tell.
     pub(super) fn is_ahead_of(&self, survey: &Survey) -> bool {
         self.halves.iter().any(|half| half.claim_revision > survey.revision)
     }
 
-    /// Whether the store already has what would be written.
+    /// Returns true if the store already has what would be written.
     pub(super) fn is_done(&self, survey: &Survey, value: &[u8], etcd_lease: EtcdLease) -> bool {
         self.extra.is_empty()
             && survey.node_subnets == Some(self.subnets)
@@ -300,7 +301,7 @@ impl Plan {
                 .is_some_and(|replaced| replaced.value == value && replaced.etcd_lease == Some(etcd_lease))
     }
 
-    /// The one transaction.
+    /// Builds the one transaction.
     pub(super) fn transaction(
         &self,
         request: &ClaimRequest,
@@ -338,7 +339,7 @@ impl Plan {
         Txn { when, then }
     }
 
-    /// What is held once it is done, at `revision` or already.
+    /// Returns the claim held once the plan is carried out, at `revision` or already before.
     pub(super) fn claim(
         &self,
         request: &ClaimRequest,
@@ -374,7 +375,7 @@ fn around(start: String, end: String, mut holes: Vec<String>) -> impl Iterator<I
     starts.into_iter().zip(ends).filter(|(start, end)| start < end).map(|(start, end)| KeyRange { start, end })
 }
 
-/// A record for ever: ours are not under a lease.
+/// A write of a record that lasts for ever: our records are not under a lease.
 fn record(key: String, value: &impl serde::Serialize) -> Write {
     // Strings and numbers only: this cannot fail.
     Write::Put { key, value: serde_json::to_vec(value).unwrap_or_default(), lease: None }

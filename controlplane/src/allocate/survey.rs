@@ -1,4 +1,4 @@
-//! What there is in the store before a claim.
+//! The state of the store before a claim.
 
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
@@ -10,14 +10,14 @@ use super::{ClaimRequest, Holder};
 use crate::flannel::{decode_lease, encode_lease, lease_name};
 use crate::store::{KeyRange, KeyValue, Store, StoreError};
 
-/// A claim's value: who last held the subnet.
+/// A claim's value: the node that last held the subnet.
 #[derive(Serialize, Deserialize)]
 pub(super) struct ClaimRecord {
     pub(super) version: u32,
     pub(super) node: NodeId,
 }
 
-/// A node's own record: what it claimed last.
+/// A node's own record: the subnets it claimed last.
 #[derive(Serialize, Deserialize)]
 pub(super) struct NodeRecord {
     pub(super) version: u32,
@@ -38,7 +38,7 @@ pub(super) struct Seen {
     pub(super) etcd_lease: Option<EtcdLease>,
 }
 
-/// The leases of a network as somebody knows them who follows the store.
+/// The leases of a network as known to somebody who follows the store.
 #[derive(Clone, Debug)]
 pub struct KnownLeases {
     /// With the record itself only where the node may have to do with it: thousands are other nodes'.
@@ -47,8 +47,8 @@ pub struct KnownLeases {
 }
 
 impl KnownLeases {
-    /// What `state` says, for `node`, which publishes `publication`. `None` when it has keys that could not be read: one of
-    /// them may hold a subnet all the same.
+    /// Returns the leases in `state`, for `node`, which publishes `publication`. `None` when it has keys that could not
+    /// be read: one of them may hold a subnet all the same.
     #[must_use]
     pub fn of(state: &NetworkState, node: NodeId, publication: &Publication) -> Option<Self> {
         if !state.rejected.is_empty() {
@@ -75,7 +75,7 @@ impl KnownLeases {
 }
 
 impl Holder {
-    /// Who has `lease`.
+    /// Names the holder of `lease`.
     #[must_use]
     pub fn of(lease: &Lease) -> Self {
         let name = match (&lease.owner, lease.public_ip, lease.public_ipv6) {
@@ -111,7 +111,7 @@ pub(super) struct Survey {
     pub(super) revision: Revision,
     /// Revision of this node's own record; 0: there is none.
     pub(super) node_revision: Revision,
-    /// What this node claimed last, as its own record says.
+    /// The subnets this node claimed last, by its own record.
     pub(super) node_subnets: Option<SubnetKey>,
 }
 
@@ -131,8 +131,8 @@ impl Survey {
         Ok(Self::new(seen.collect(), reply.revision, record))
     }
 
-    /// The same from what a follower knows. `None` when this node's own record is younger: a claim of ours may be missing
-    /// from what is known.
+    /// Makes the survey from what a follower knows instead of reading it. `None` when this node's own record is
+    /// younger: a claim of ours may be missing from what is known.
     pub(super) async fn from_known<S: Store>(
         store: &S,
         request: &ClaimRequest,
@@ -191,7 +191,7 @@ pub(super) async fn read_claims<S: Store>(
     Ok(reply.kvs.iter().filter_map(|kv| claimed(&prefix, kv)).collect())
 }
 
-/// Who last held `net` in the network of `keys`, if that is on record.
+/// Returns the node that last held `net` in the network of `keys`, if that is on record.
 pub async fn last_holder<S: Store>(store: &S, keys: &NetworkKeys, net: IpNet) -> Result<Option<NodeId>, StoreError> {
     let reply = store.range(&KeyRange::key(&keys.claim(net))).await?;
     let kv = reply.kvs.into_iter().next();

@@ -75,7 +75,8 @@ fn store(config: &str) -> MemoryStore {
     store
 }
 
-/// As a node that follows the store asks: every rule must hold from what it knows as from what it reads.
+/// Asks for a lease as a node that follows the store does. Every rule must hold from what it knows as from what it
+/// reads.
 async fn ask(store: &MemoryStore, request: &ClaimRequest) -> Result<Claim, AcquireError> {
     let state = state(store).await;
     let request = ClaimRequest { known: known(&state, request), ..request.clone() };
@@ -86,7 +87,7 @@ async fn leases(store: &MemoryStore) -> Vec<Lease> {
     state(store).await.leases.into_values().collect()
 }
 
-/// What flanneld on host `host` writes.
+/// Writes the lease that flanneld on host `host` would write.
 async fn flanneld(store: &MemoryStore, subnet: &str, host: u8) -> EtcdLease {
     let lease = store.lease_grant(DAY).await.unwrap();
     store.put(format!("{}{subnet}", keys().subnets()), encode_lease(&publication(host), None), Some(lease));
@@ -300,7 +301,8 @@ async fn release_leaves_no_trace_and_nothing_of_anothers() {
     assert_eq!(leases(&store).await, [theirs.lease]);
 }
 
-/// `hosts` nodes at once on `store`, each with faults of its own; asks until each has a lease or there is none.
+/// Starts `hosts` nodes at once on `store`, each with faults of its own. They ask until each has a lease or there is
+/// none.
 async fn all_at_once(store: &MemoryStore, hosts: u8, seed: u64) -> Vec<Claim> {
     let state = Arc::new(state(store).await);
     let mut tasks = tokio::task::JoinSet::new();

@@ -1,4 +1,5 @@
-//! How to authenticate an etcd and to it: the flags that the agent's commands and the control plane's share.
+//! The flags for authenticating an etcd and authenticating to it, shared by the agent's commands and the control
+//! plane's.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ pub struct EtcdArgs {
 }
 
 impl EtcdArgs {
-    /// The etcd at `endpoints` (URLs). Does not need it to be there.
+    /// Opens the etcd at `endpoints` (URLs), which need not be there.
     pub fn open(&self, endpoints: Vec<String>) -> Result<EtcdStore, Failure> {
         let mut options = self.options(endpoints.clone())?;
         let args = self.clone();
@@ -39,7 +40,7 @@ impl EtcdArgs {
         EtcdStore::connect(options).map_err(|error| self.invalid(&error))
     }
 
-    /// What the flags say, with the files as they are now.
+    /// Reads the options from the flags, with the files as they are now.
     fn options(&self, endpoints: Vec<String>) -> Result<EtcdOptions, Failure> {
         let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
         // Values of a file of settings are not held against each other by the command line.
@@ -57,7 +58,7 @@ impl EtcdArgs {
         })
     }
 
-    /// What is wrong with which file.
+    /// Names the file that is wrong and the reason.
     fn invalid(&self, error: &InvalidOptions) -> Failure {
         let (flag, path) = match error.file {
             Some(File::Ca) => ("--etcd-cafile", &self.etcd_cafile),
@@ -79,7 +80,7 @@ impl EtcdArgs {
 }
 
 impl EtcdArgs {
-    /// What is of no use alone.
+    /// Refuses flags that are of no use alone.
     fn check_pairs(&self) -> Result<(), Failure> {
         let pairs = [
             (self.etcd_certfile.is_some(), self.etcd_keyfile.is_some(), "etcd-certfile", "etcd-keyfile"),

@@ -1,4 +1,4 @@
-//! `controlplane token`, `node`, `admin`, `status`: over the server's local socket.
+//! `controlplane token`, `node`, `admin`, `status`: commands sent over the server's local socket.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -29,7 +29,7 @@ pub enum TokenCommand {
     Rm(RemoveTokenArgs),
 }
 
-/// What token to make.
+/// The token to make.
 #[derive(Args, Clone, Debug)]
 pub struct CreateTokenArgs {
     /// How long it is good
@@ -45,7 +45,7 @@ pub struct CreateTokenArgs {
     dir: DataDir,
 }
 
-/// How to list.
+/// The format of a list.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
     /// Print JSON
@@ -55,7 +55,7 @@ pub struct ListArgs {
     dir: DataDir,
 }
 
-/// Which token.
+/// The token to end.
 #[derive(Args, Clone, Debug)]
 pub struct RemoveTokenArgs {
     /// The token's id: the part before the dot
@@ -77,7 +77,7 @@ pub enum NodeCommand {
     Rm(NodeArgs),
 }
 
-/// Which node.
+/// The node to act on.
 #[derive(Args, Clone, Debug)]
 pub struct NodeArgs {
     /// The node's id
@@ -86,7 +86,7 @@ pub struct NodeArgs {
     dir: DataDir,
 }
 
-/// Which node, and which way.
+/// The node to drain, or to give subnets again.
 #[derive(Args, Clone, Debug)]
 pub struct DrainArgs {
     /// The node's id
@@ -105,7 +105,7 @@ pub enum AdminCommand {
     Create(CreateAdminArgs),
 }
 
-/// For whom.
+/// The administrator for whom a certificate is made.
 #[derive(Args, Clone, Debug)]
 pub struct CreateAdminArgs {
     /// The administrator's name: a-z, 0-9 and '-'
@@ -131,12 +131,12 @@ pub struct StatusArgs {
 }
 
 impl DataDir {
-    /// Whether a server runs with it: one that was killed leaves its socket behind.
+    /// Returns true if a server runs with it. A server that was killed leaves its socket behind.
     pub fn is_served(&self) -> bool {
         std::os::unix::net::UnixStream::connect(self.data_dir.join(SOCKET)).is_ok()
     }
 
-    /// The server whose data directory this is.
+    /// Connects to the server whose data directory this is.
     pub fn admin(&self) -> Result<AdminClient<Channel>, Failure> {
         let socket = self.data_dir.join(SOCKET);
         if !self.is_served() {
@@ -147,7 +147,7 @@ impl DataDir {
     }
 }
 
-/// Tokens.
+/// Runs a `token` command.
 pub async fn token(command: TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::Create(args) => {
@@ -187,7 +187,7 @@ pub async fn token(command: TokenCommand) -> Result<(), Failure> {
     }
 }
 
-/// Nodes.
+/// Runs a `node` command.
 pub async fn node(command: NodeCommand) -> Result<(), Failure> {
     match command {
         NodeCommand::Ls(args) => list_nodes(&args).await,
@@ -248,7 +248,7 @@ async fn list_nodes(args: &ListArgs) -> Result<(), Failure> {
     print(&table(&["NODE", "NAME", "STATE", "JOINED", "LEASES"], &rows))
 }
 
-/// Administrators.
+/// Runs an `admin` command.
 pub async fn admin(command: AdminCommand) -> Result<(), Failure> {
     let AdminCommand::Create(args) = command;
     let output = args.output.display();
@@ -273,7 +273,7 @@ pub async fn admin(command: AdminCommand) -> Result<(), Failure> {
     }
 }
 
-/// The server as a whole; exit 8 when its store does not answer.
+/// Prints the status of the server as a whole; exit 8 when its store does not answer.
 pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let status = args.dir.admin()?.get_status(proto::Nothing {}).await.map_err(said)?.into_inner();
     if args.json {
@@ -303,7 +303,7 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::from(Exit::Degraded as u8) })
 }
 
-/// RFC 3339.
+/// Writes a time in RFC 3339.
 fn time(unix: i64) -> String {
     let time: SystemTime = UNIX_EPOCH + Duration::from_secs(u64::try_from(unix).unwrap_or(0));
     humantime::format_rfc3339_seconds(time).to_string()

@@ -22,7 +22,7 @@ pub enum NetworkCommand {
     Rm(RemoveArgs),
 }
 
-/// What to create.
+/// The network to create.
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
     /// The network's name
@@ -52,14 +52,14 @@ pub struct CreateArgs {
     dir: DataDir,
 }
 
-/// Of which server.
+/// The server whose networks are listed.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
     #[command(flatten)]
     dir: DataDir,
 }
 
-/// What to remove.
+/// The network to remove.
 #[derive(Args, Clone, Debug)]
 pub struct RemoveArgs {
     /// The network's name
@@ -71,7 +71,7 @@ pub struct RemoveArgs {
     dir: DataDir,
 }
 
-/// Runs one of them.
+/// Runs a `network` command.
 pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {

@@ -1,4 +1,4 @@
-//! What the commands say: to people, to programs, and what a server said to them.
+//! The output of the commands: to people, to programs, and the refusals of a server.
 
 use std::io::Write;
 
@@ -9,27 +9,27 @@ use crate::client::channel::with_causes;
 pub use crate::failure::{Exit, Failure, print};
 use crate::wire::refusal;
 
-/// What a server said.
+/// Makes a command's failure of a server's refusal.
 #[must_use]
 pub fn said(status: Status) -> Failure {
     let status = with_causes(status);
     Failure::new(Exit::of_code(status.code()), status.message()).hint(refusal::details(&status).hint)
 }
 
-/// Says what was done: for people, so not on stdout.
+/// Reports to people what was done, so not on stdout.
 pub fn say(text: &str) {
     // Nobody is left to tell when stderr is closed.
     let _ = std::io::stderr().write_all(format!("{}\n", set_in(text)).as_bytes());
 }
 
-/// A document for programs.
+/// Prints a document for programs.
 pub fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|error| Failure::new(Exit::Internal, "cannot write JSON").caused_by(error))?;
     print(&format!("{}\n", json(&text)))
 }
 
-/// Columns, as wide as they need to be.
+/// Lays out a table with columns as wide as they need to be.
 #[must_use]
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| line_of(cell)).collect()).collect();

@@ -70,7 +70,7 @@ pub struct ServeArgs {
     http_listen: Option<SocketAddr>,
 }
 
-/// Where leases are kept.
+/// The place where leases are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
     /// A file.
@@ -150,7 +150,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     ended
 }
 
-/// Networks, the first token and its line; waits for the store.
+/// Makes the networks, the first token and the line printed with it; waits for the store.
 async fn prepare(
     store: &AnyStore,
     prefix: &str,
@@ -197,7 +197,7 @@ async fn prepare(
     Ok(())
 }
 
-/// HOST:PORT as hosts are told.
+/// Returns HOST:PORT as hosts are told to use it.
 fn advertised(wish: Option<&str>, address: SocketAddr) -> String {
     match wish {
         Some(wish) if wish.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => wish.to_owned(),

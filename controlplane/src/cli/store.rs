@@ -86,7 +86,7 @@ fn unusable(error: &OpenError) -> Failure {
     }
 }
 
-/// Of a server that runs or not.
+/// Backs up the store of a server, running or not.
 pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
     if args.dir.is_served() {
@@ -115,7 +115,7 @@ pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A file that is not there yet.
+/// Makes a file that must not be there yet.
 fn new_file(path: &Path) -> Result<File, Failure> {
     std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(|error| {
         Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display()))
@@ -124,14 +124,14 @@ fn new_file(path: &Path) -> Result<File, Failure> {
     })
 }
 
-/// Puts what is in the file `from` into `to`, which is at `path`, down to the disk.
+/// Copies the file `from` into `to`, which is at `path`, and waits until it is on the disk.
 fn take(from: &Path, mut to: File, path: &Path) -> Result<(), Failure> {
     let copied = File::open(from).and_then(|mut from| std::io::copy(&mut from, &mut to)).and_then(|_| to.sync_all());
     copied
         .map_err(|error| Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error))
 }
 
-/// Gives the store to whoever has the directory it is in: the service's user, while this is root.
+/// Gives the store to the owner of its directory: the service's user, while this is root.
 fn give_to_owner_of(dir: &Path, store: &Path) -> std::io::Result<()> {
     let (owner, now) = (std::fs::metadata(dir)?, std::fs::metadata(store)?);
     if (owner.uid(), owner.gid()) == (now.uid(), now.gid()) {
@@ -140,7 +140,7 @@ fn give_to_owner_of(dir: &Path, store: &Path) -> std::io::Result<()> {
     std::os::unix::fs::chown(store, Some(owner.uid()), Some(owner.gid()))
 }
 
-/// Of a server that is stopped.
+/// Restores the store of a server that is stopped.
 pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     // Opening it tells whether it is one.
     drop(EmbeddedStore::open_existing(&args.file).map_err(|error| {
@@ -181,7 +181,8 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `backup` as it is put back, by way of a file at `scratch`.
+/// Prepares `backup` to be put back, in a file at `scratch`, and returns the result: its networks are made anew and its
+/// join tokens removed.
 async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
     let failure = |error: String| Failure::new(Exit::InvalidConfig, error);
     let io = |error: std::io::Error| failure(format!("cannot write {}", scratch.display())).caused_by(error);
@@ -204,7 +205,7 @@ async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
     marked
 }
 
-/// Of a server that is stopped.
+/// Migrates the store of a server that is stopped.
 pub async fn migrate(args: MigrateArgs) -> Result<(), Failure> {
     let from = open(&args.from)?;
     let to = args.etcd.open(args.to.clone())?;
@@ -221,7 +222,7 @@ pub async fn migrate(args: MigrateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As commands for `etcdctl`.
+/// Prints the roles as commands for `etcdctl`.
 pub async fn etcd_roles(args: EtcdRolesArgs) -> Result<(), Failure> {
     let text = migrate::etcd_roles(&args.network, &args.etcd_prefix, args.node, &args.subnet)
         .map_err(|error| Failure::new(Exit::InvalidConfig, error))?;

@@ -16,18 +16,19 @@ use tonic::{Code, Status};
 use super::ServerAddress;
 use crate::tls;
 
-/// How long connecting may take, the handshake included.
+/// The longest time connecting may take, the handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A server that does not answer a ping within this, sent every so often, is gone: an agent is at another one within 5 s.
+/// A server that does not answer a ping within this time is gone. Pings are sent at the same interval, so an agent is
+/// at another server within 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How servers are reached.
+/// The ways to reach servers.
 #[derive(Clone, Default)]
 pub enum Transport {
     /// By TLS over TCP.
     #[default]
     Tls,
-    /// As a simulation says.
+    /// By the connections that a simulation makes.
     #[cfg(feature = "simulation")]
     Simulated(Arc<dyn crate::simulation::Dial>),
 }
@@ -92,7 +93,7 @@ pub fn local(path: &Path) -> Channel {
     }))
 }
 
-/// The same status, saying why the transport failed and not only that it did.
+/// Returns the same status, with the cause of the transport's failure in its message.
 #[must_use]
 pub fn with_causes(status: Status) -> Status {
     if !status.details().is_empty() || !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) {

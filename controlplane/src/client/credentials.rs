@@ -1,4 +1,4 @@
-//! A key, its certificate and the authority's: as files, and as one side of a connection.
+//! A client's credentials: its key, its certificate and the authority's, as files and as one side of a connection.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub const KEY_FILE: &str = "controlplane.key";
 /// Its certificate and the authority's.
 pub const CERTIFICATE_FILE: &str = "controlplane.pem";
 
-/// Why there are no credentials.
+/// The reason why there are no credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// A file cannot be read or written.
@@ -28,13 +28,13 @@ pub enum CredentialsError {
     Io {
         /// `read` or `write`.
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// What is there is not what it should be.
+    /// The file's content is not what it should be.
     #[error("{0}")]
     Invalid(String),
     /// No certificate or key could be made.
@@ -42,13 +42,14 @@ pub enum CredentialsError {
     Pki(#[from] PkiError),
 }
 
-/// What a client shows.
+/// The credentials a client shows.
 pub struct Credentials {
     key: KeyPair,
     certificate: CertificateDer<'static>,
     authority: CertificateDer<'static>,
     holder: Holder,
-    /// What they are to a connection: reading a key is work, and who is cut off connects a few times a second.
+    /// The TLS configuration made from them, kept because reading a key is work and a client that is cut off connects a
+    /// few times a second.
     config: Arc<ClientConfig>,
 }
 
@@ -59,7 +60,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// The node's in `dir`; `None`: it has none, or a key without a certificate.
+    /// Reads the node's credentials in `dir`; `None`: it has none, or a key without a certificate.
     pub fn read(dir: &Path) -> Result<Option<Self>, CredentialsError> {
         let Some(key) = read_key(dir)? else { return Ok(None) };
         let Some(pem) = read_text(&dir.join(CERTIFICATE_FILE))? else { return Ok(None) };
@@ -67,7 +68,7 @@ impl Credentials {
         Ok(Self::of(key, &pem).ok())
     }
 
-    /// Of one file with all three: an administrator's.
+    /// Reads an administrator's credentials, one file with all three parts.
     pub fn of_file(path: &Path) -> Result<Self, CredentialsError> {
         let io = |source| CredentialsError::Io { what: "read", path: path.to_owned(), source };
         let pem = std::fs::read_to_string(path).map_err(io)?;
@@ -104,13 +105,13 @@ impl Credentials {
         Ok(Self { key, certificate, authority, holder, config })
     }
 
-    /// What the authority answered to a request with `key`.
+    /// Makes credentials from `key` and the authority's answer to a request with it.
     pub(super) fn answered(key: KeyPair, reply: &proto::Credentials) -> Result<Self, CredentialsError> {
         let der = |bytes: &[u8]| CertificateDer::from(bytes.to_vec());
         Self::new(key, der(&reply.certificate), der(&reply.authority))
     }
 
-    /// The same key with a new certificate.
+    /// Makes credentials from the same key and a new certificate.
     pub(super) fn renewed(&self, reply: &proto::Credentials) -> Result<Self, CredentialsError> {
         let der = self.key.serialize_der();
         let key = KeyPair::try_from(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(der))).map_err(PkiError::from)?;
@@ -128,7 +129,7 @@ impl Credentials {
         })
     }
 
-    /// A request for a certificate for the same key, DER.
+    /// Makes a request for a certificate for the same key, DER.
     pub(super) fn request(&self) -> Result<Vec<u8>, PkiError> {
         pki::request_for(&self.key)
     }
@@ -139,13 +140,13 @@ impl Credentials {
         pki::certificate_hash(&self.authority)
     }
 
-    /// Whether they are `node`'s.
+    /// Returns true if they are `node`'s.
     #[must_use]
     pub fn is_for(&self, node: NodeId) -> bool {
         self.holder.identity == Identity::Node(node)
     }
 
-    /// Whose the certificate is, and until when.
+    /// The holder of the certificate, with the time at which it ends.
     #[must_use]
     pub fn holder(&self) -> &Holder {
         &self.holder
@@ -156,15 +157,15 @@ impl Credentials {
         &self.certificate
     }
 
-    /// A client that shows them.
+    /// The TLS configuration of a client that shows them.
     #[must_use]
     pub fn client_config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config)
     }
 }
 
-/// The node's key in `dir`, made if there is none: it is there before anybody is asked to sign it, so that whoever asks
-/// again after a crash asks with the same one.
+/// Returns the node's key in `dir`, made if there is none. It is there before anybody is asked to sign it, so that a
+/// node that asks again after a crash asks with the same one.
 pub(super) fn key(dir: &Path) -> Result<KeyPair, CredentialsError> {
     if let Some(key) = read_key(dir)? {
         return Ok(key);

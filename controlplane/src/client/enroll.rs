@@ -1,4 +1,4 @@
-//! Joining: a token for a certificate.
+//! Joining: a token is exchanged for a certificate.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use super::{RemoteOptions, ServerAddress, channel};
 use crate::tls::{self, Trust};
 use crate::wire::refusal;
 
-/// A request for a certificate for the node's key, DER; the key is made if there is none.
+/// Makes a request for a certificate for the node's key, DER; the key is made if there is none.
 pub(super) fn request(options: &RemoteOptions) -> Result<Arc<[u8]>, Status> {
     let key = credentials::key(&options.dir).map_err(failed)?;
     crate::pki::request_for(&key).map(Arc::from).map_err(|error| Status::internal(error.to_string()))
 }
 
-/// Joins at `server` with `request` and keeps what it answers.
+/// Joins at `server` with `request` and keeps the certificate it answers with.
 pub(super) async fn join(
     options: &RemoteOptions,
     transport: &Transport,

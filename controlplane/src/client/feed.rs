@@ -12,10 +12,10 @@ use crate::plane::feed::News;
 use crate::store::{KeyValue, RangeReply, StoreError};
 use crate::wire::{self, refusal};
 
-/// Records a snapshot may have: five times a fleet of 20,000 nodes. More is no server of ours.
+/// The most records a snapshot may have: five times a fleet of 20,000 nodes. More is no server of ours.
 const RECORD_LIMIT: usize = 100_000;
 
-/// Until it breaks.
+/// Turns a watch's answers into news, until the watch breaks.
 pub(super) fn news(
     inner: Arc<Inner>,
     generation: u64,

@@ -23,13 +23,13 @@ const REACHABLE_FROM_LIMIT: usize = 64;
 pub struct ConfigWarning {
     /// Stable, kebab-case.
     pub code: &'static str,
-    /// What, in one sentence.
+    /// The warning, in one sentence.
     pub message: String,
-    /// What to do about it.
+    /// The hint what to do about it.
     pub hint: String,
 }
 
-/// Why a configuration cannot be used; the text names the field.
+/// The reason why a configuration cannot be used; the text names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidConfig(pub String);
@@ -43,7 +43,7 @@ pub fn decode_config(value: &[u8]) -> Result<(NetworkConfig, Vec<ConfigWarning>)
     Ok((config, warnings))
 }
 
-/// Reads a configuration that is in force already: whatever its range is, containers live in it.
+/// Reads a configuration that is in force already. Its range may be any, since containers live in it.
 pub fn decode_in_force(value: &[u8]) -> Result<(NetworkConfig, Vec<ConfigWarning>), InvalidConfig> {
     let mut warnings = Vec::new();
     decode(value, &mut warnings).map(|config| (config, warnings)).map_err(InvalidConfig)
@@ -66,7 +66,8 @@ fn decode(value: &[u8], warnings: &mut Vec<ConfigWarning>) -> Result<NetworkConf
     Ok(NetworkConfig { v4: pool4, v6: pool6, backend, before, reachable_from })
 }
 
-/// Earlier backends. Those that a later version knows are left out, and so is what flannel would warn of.
+/// Reads the earlier backends. Those of kinds that only a later version knows are left out, and so is what flannel
+/// would warn of.
 fn read_before(ours: &mut Fields) -> Result<Vec<BackendConfig>, String> {
     let mut before = Vec::new();
     for fields in ours.objects("Before", EARLIER_BACKENDS, "Flatnet.Before.")? {
@@ -79,7 +80,7 @@ fn read_before(ours: &mut Fields) -> Result<Vec<BackendConfig>, String> {
     Ok(before)
 }
 
-/// Ranges outside; an address is a range of one.
+/// Reads the ranges outside; an address is a range of one.
 fn read_reachable_from(ours: &mut Fields) -> Result<Vec<IpNet>, String> {
     let texts = ours.texts("ReachableFrom", REACHABLE_FROM_LIMIT, "a range such as 192.168.1.0/24")?;
     let range = |text: String| {
@@ -264,7 +265,7 @@ fn read_port(name: &str, port: u64) -> Result<u16, String> {
     }
 }
 
-/// The first port that is nobody's by privilege.
+/// The first port that needs no privilege to listen on.
 const LEAST_PORT: u16 = 1024;
 
 fn read_gre(mut fields: Fields) -> Result<GreConfig, String> {
@@ -272,7 +273,7 @@ fn read_gre(mut fields: Fields) -> Result<GreConfig, String> {
     Ok(GreConfig { key, mtu: read_mtu(&mut fields)? })
 }
 
-/// 0 is written by people who mean "whatever fits".
+/// Reads an MTU. 0 is written by people who mean "whatever fits".
 fn read_mtu(fields: &mut Fields) -> Result<Option<Mtu>, String> {
     match fields.number32("MTU")? {
         None | Some(0) => Ok(None),
@@ -310,11 +311,11 @@ pub fn encode_config(config: &NetworkConfig, previous: Option<&[u8]>) -> Result<
 
 type Unknown = serde_json::Map<String, serde_json::Value>;
 
-/// What a previous value has besides ranges.
+/// The fields of a previous value besides ranges.
 #[derive(Default)]
 struct Known {
     backend: Option<Fields>,
-    /// What a later version wrote into our own part.
+    /// The fields a later version wrote into our own part.
     ours: Unknown,
     /// Fields that are not ours.
     rest: Unknown,

@@ -3,7 +3,7 @@
 use flatnet_model::text::excerpt;
 use serde_json::{Map, Value};
 
-/// What is left of an object while its known fields are taken out of it. Errors name the field.
+/// The rest of an object while its known fields are taken out of it. Errors name the field.
 pub(super) struct Fields {
     /// Prefix of field names in errors, e.g. `Backend.`.
     path: &'static str,
@@ -44,7 +44,7 @@ impl Fields {
         values.into_iter().map(convert).collect()
     }
 
-    /// What was not taken.
+    /// Returns the fields that were not taken.
     pub(super) fn rest(self) -> Map<String, Value> {
         self.map
     }

@@ -1,4 +1,4 @@
-//! A lease's value (flannel `pkg/lease/lease.go`: `LeaseAttrs`), and what a watch's event means.
+//! A lease's value (flannel `pkg/lease/lease.go`: `LeaseAttrs`), and the change that a watch's event stands for.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -15,16 +15,16 @@ use super::config::decode_config;
 use super::fields::{Fields, Writer};
 use crate::store::{KeyValue, WatchEvent};
 
-/// Bytes a lease's value may have: fifty times what flannel and we write.
+/// The longest value a lease may have, in bytes: fifty times what flannel and we write.
 const VALUE_LIMIT: usize = 16 * 1024;
-/// Bytes a key may have: a dual stack lease under a long prefix has about 150.
+/// The longest key, in bytes: a dual stack lease under a long prefix has about 150.
 const KEY_LIMIT: usize = 256;
-/// Bytes of a node's name: that of a DNS name (RFC 1035).
+/// The longest name of a node, in bytes: that of a DNS name (RFC 1035).
 const NAME_LIMIT: usize = 253;
 /// Version of our own part of the value.
 const VERSION: u32 = 1;
 
-/// Why a lease's value cannot be used; the text names the field.
+/// The reason why a lease's value cannot be used; the text names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidLease(pub String);
@@ -71,7 +71,7 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
     })
 }
 
-/// What reaching a node by `backend` takes, over IPv4 and over IPv6.
+/// Reads the data needed to reach a node by `backend`, over IPv4 and over IPv6.
 fn read_data(backend: &BackendKind, fields: &mut Fields) -> Result<(BackendData, BackendData), String> {
     let read = match backend {
         BackendKind::Vxlan => read_vxlan,
@@ -123,7 +123,7 @@ fn read_wireguard(fields: Option<Fields>) -> Result<BackendData, String> {
     Ok(BackendData::Wireguard { public_key, port })
 }
 
-/// A host that was set up by hand publishes nothing: it is taken to use the network's own key.
+/// Reads GRE's data. A host that was set up by hand publishes none: it is taken to use the network's own key.
 fn read_gre(fields: Option<Fields>) -> Result<BackendData, String> {
     let Some(mut fields) = fields else { return Ok(BackendData::None) };
     Ok(match fields.number32("Key")? {
@@ -145,7 +145,7 @@ fn read_ours(mut fields: Fields) -> Result<(Owner, Vec<Besides>), String> {
     Ok((Owner { node, name, nonce }, besides))
 }
 
-/// `None`: of a backend that a later version knows.
+/// Reads another way to a node. `None`: its backend is one that only a later version knows.
 fn read_besides(mut fields: Fields) -> Result<Option<Besides>, String> {
     let backend = BackendKind::from_name(&fields.text("BackendType")?.unwrap_or_default());
     if let BackendKind::Other(_) = backend {
@@ -224,7 +224,7 @@ fn gre_data(key: GreKey) -> String {
     out.end()
 }
 
-/// What one event means for the network of `keys`; `None` for keys that are not part of it.
+/// Returns the change that one event stands for in the network of `keys`; `None` for keys that are not part of it.
 #[must_use]
 pub fn decode_change(keys: &NetworkKeys, event: &WatchEvent) -> Option<Change> {
     match event {
@@ -233,7 +233,7 @@ pub fn decode_change(keys: &NetworkKeys, event: &WatchEvent) -> Option<Change> {
     }
 }
 
-/// What a key with its value means for the network of `keys`.
+/// Returns the change that a key with its value stands for in the network of `keys`.
 fn decode_put(keys: &NetworkKeys, kv: &KeyValue) -> Option<Change> {
     if kv.key == keys.config().as_bytes() {
         return Some(Change::Config(match decode_config(&kv.value) {
@@ -259,7 +259,7 @@ fn decode_delete(keys: &NetworkKeys, key: &[u8]) -> Option<Change> {
     })
 }
 
-/// The subnets a key under `subnets/` names; `None` for other keys.
+/// Returns the subnets that a key under `subnets/` names; `None` for other keys.
 pub(crate) fn lease_name(keys: &NetworkKeys, key: &[u8]) -> Option<Result<SubnetKey, String>> {
     let name = key.strip_prefix(keys.subnets().as_bytes())?;
     if key.len() > KEY_LIMIT {
@@ -269,7 +269,7 @@ pub(crate) fn lease_name(keys: &NetworkKeys, key: &[u8]) -> Option<Result<Subnet
     Some(text.and_then(|text| text.parse::<SubnetKey>().map_err(|error| error.to_string())))
 }
 
-/// A key as it may be shown: shortened, and without what is not text.
+/// Returns a key in the form in which it may be shown: shortened, and without what is not text.
 pub(crate) fn show_key(key: &[u8]) -> String {
     excerpt(&String::from_utf8_lossy(&key[..key.len().min(KEY_LIMIT)]))
 }

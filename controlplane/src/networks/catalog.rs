@@ -8,9 +8,9 @@ use super::{NetworkInfo, put};
 use crate::flannel::{decode_change, decode_config};
 use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, WatchEvent, Write};
 
-/// The record: its revision says that networks changed.
+/// The catalog's record: its revision changes with the networks.
 pub(super) const RECORD: &[u8] = br#"{"version":1}"#;
-/// Likewise, while nobody but nodes has written networks since the store was blank.
+/// The catalog's record while nobody but nodes has written networks since the store was blank.
 pub(super) const RESTORED: &[u8] = br#"{"version":1,"restored":true}"#;
 
 pub(super) struct Catalog {
@@ -51,7 +51,7 @@ impl Catalog {
         self.networks.iter().find(|(info, _)| info.keys.network() == name).map_or(0, |(_, revision)| *revision)
     }
 
-    /// A change that holds only if no network changed since.
+    /// Makes a transaction that holds only if no network changed since.
     pub(super) fn change(&self, guard: Compare, write: Write) -> Txn {
         Txn {
             when: vec![Compare::ModRevision(CATALOG.to_owned(), self.revision), guard],
@@ -60,7 +60,7 @@ impl Catalog {
     }
 }
 
-/// Whose key this is, of those under [`NETWORKS`].
+/// Returns the name of the network that this key, one of those under [`NETWORKS`], belongs to.
 fn network_name(key: &[u8]) -> Option<NetworkName> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(NETWORKS)?;
     // `default` lives elsewhere; a network of that name here would be a second one.

@@ -12,7 +12,7 @@ use crate::flannel::{InvalidConfig, decode_config, encode_config};
 /// The first VNI of networks other than `default`: where Docker's swarm begins too, clear of the small numbers that
 /// people choose by hand.
 const FIRST_VNI: u32 = 4097;
-/// From one WireGuard network's ports to the next one's: each may need one for either family.
+/// The distance from one WireGuard network's ports to the next one's: each may need one for either family.
 const PORT_STEP: usize = 2;
 
 /// The first GRE key of networks other than `default`, likewise clear of the keys people give tunnels of their own.
@@ -48,8 +48,8 @@ pub(super) fn update(
     Ok((encode_config(&config, Some(&value))?, config))
 }
 
-/// The earlier backends to write into a configuration that is about to have `new`: those that a lease names. The hosts that hold
-/// leases know them without that; one that joins before all have followed does not.
+/// Returns the earlier backends to write into a configuration that is about to have `new`: those that a lease names.
+/// The hosts that hold leases know them without that. A host that joins before all have followed does not.
 fn before(previous: &NetworkConfig, new: &BackendConfig, leases: &[Lease]) -> Vec<BackendConfig> {
     let is_named = |backend: &BackendConfig| leases.iter().any(|lease| lease.under(backend).is_some());
     let mut before = earlier_backends(&previous.before, &previous.backend, new);
@@ -120,7 +120,7 @@ fn ranges(spec: &NetworkSpec, map: &mut Map<String, Value>) -> Result<(), Invali
     Ok(())
 }
 
-/// Another range makes the old one's bounds meaningless.
+/// Replaces a range and drops its bounds, which mean nothing in another range.
 fn replace_range(map: &mut Map<String, Value>, [network, min, max]: [&str; 3], range: String) {
     let before = get(map, network).and_then(Value::as_str).map(str::to_owned);
     if before.as_ref() != Some(&range) {
@@ -199,12 +199,12 @@ fn free_port(others: &[&NetworkInfo]) -> u16 {
     pairs.find(|port| !used.contains(port) && !used.contains(&(port + 1))).unwrap_or(WireguardConfig::DEFAULT_PORT)
 }
 
-/// What the networks of `infos` are, as far as that can be read.
+/// Returns the configurations of the networks of `infos`, as far as they can be read.
 fn configs<'a>(infos: &[&'a NetworkInfo]) -> impl Iterator<Item = &'a NetworkConfig> {
     infos.iter().filter_map(|info| info.config.as_ref().ok())
 }
 
-/// The backends a network has devices of, its earlier ones as well.
+/// Returns the backends for which a network has devices, its earlier ones as well.
 fn backends(config: &NetworkConfig) -> impl Iterator<Item = &BackendConfig> {
     std::iter::once(&config.backend).chain(&config.before)
 }
@@ -255,7 +255,7 @@ fn vni(backend: &BackendConfig) -> Option<u32> {
     if let BackendConfig::Vxlan(vxlan) = backend { Some(vxlan.vni.get()) } else { None }
 }
 
-/// Whether ranges, VNI and GRE key are this network's alone.
+/// Checks that ranges, VNI and GRE key are this network's alone.
 pub(super) fn check_against(
     name: &NetworkName,
     config: &NetworkConfig,

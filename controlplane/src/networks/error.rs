@@ -1,4 +1,4 @@
-//! Why a network command failed.
+//! The errors of network commands.
 
 use flatnet_model::{NetworkName, SubnetKey};
 use ipnet::IpNet;
@@ -6,21 +6,21 @@ use ipnet::IpNet;
 use crate::flannel::InvalidConfig;
 use crate::store::StoreError;
 
-/// Why a network command failed.
+/// The reason why a network command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// `create`: it is there already.
+    /// `create`: the network is there already.
     #[error("network {0} exists already")]
     Exists(NetworkName),
-    /// It is not there.
+    /// The network is not there.
     #[error("network {0} does not exist")]
     NotFound(NetworkName),
-    /// The configuration asked for is not one.
+    /// The configuration asked for cannot be used.
     #[error("network {name}: {source}")]
     Invalid {
         /// The network.
         name: NetworkName,
-        /// What is wrong.
+        /// The reason.
         #[source]
         source: InvalidConfig,
     },
@@ -89,7 +89,7 @@ pub enum NetworkError {
         name: NetworkName,
         /// Its ranges that are new.
         ranges: String,
-        /// Which hosts, and what they use.
+        /// The hosts, with the addresses they use.
         hosts: Vec<String>,
     },
     /// A peer's subnet overlaps a lease.
@@ -99,7 +99,7 @@ pub enum NetworkError {
         name: NetworkName,
         /// The peer's subnets.
         subnets: SubnetKey,
-        /// What it overlaps.
+        /// The subnets of the lease that it overlaps.
         other: SubnetKey,
     },
     /// A peer's subnet is not inside the network.
@@ -115,7 +115,7 @@ pub enum NetworkError {
     NoSuchPeer {
         /// The network.
         name: NetworkName,
-        /// What was asked for.
+        /// The subnets asked for.
         subnets: SubnetKey,
     },
     /// Others were faster every time: worth trying again.
@@ -127,12 +127,12 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
-    /// What to do about [`NetworkError::UsedByHosts`].
+    /// The hint what to do about [`NetworkError::UsedByHosts`].
     pub const USED_BY_HOSTS_HINT: &'static str = "choose a range that no host uses; if those are only wider routes that lead elsewhere, --force: on a host the network's own routes win";
 }
 
 fn first_few(keys: &[String]) -> String {
-    /// Enough to recognise which hosts are meant.
+    /// The most hosts named in an error: enough to recognise which are meant.
     const SHOWN: usize = 8;
     let mut text = keys.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if keys.len() > SHOWN {

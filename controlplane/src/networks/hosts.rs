@@ -1,7 +1,7 @@
-//! Whether hosts use a network's range themselves.
+//! The check whether hosts use a network's range themselves.
 //!
-//! What they said last is looked at, without a guard: a host that comes, or gets such a route, a moment later is no reason
-//! to refuse the network, and the host's own agent reports what is in its way.
+//! It looks at what they published last, without a guard. A host that comes, or gets such a route, a moment later is no
+//! reason to refuse the network, and the host's own agent reports what is in its way.
 
 use flatnet_model::keys::NODES;
 use flatnet_model::{HostRange, NetworkConfig, NetworkName, Pool};
@@ -11,8 +11,8 @@ use super::NetworkError;
 use crate::presence;
 use crate::store::{KeyRange, Store};
 
-/// Refuses `config` if a host that is present uses a part of its ranges itself. What it uses of the ranges that the network
-/// has already (`before`) is no news.
+/// Refuses `config` if a present host uses a part of its ranges itself. A host's use of the ranges that the network has
+/// already (`before`) is no reason.
 pub(super) async fn check<S: Store>(
     store: &S,
     name: &NetworkName,

@@ -1,4 +1,4 @@
-//! Whether two sides hold the same records of a network, without telling each other all of them.
+//! Comparing the records of a network that two sides hold, without telling each other all of them.
 
 use std::collections::HashMap;
 
@@ -7,9 +7,9 @@ use ring::digest::{Context, SHA256};
 
 use crate::store::{KeyValue, WatchEvent};
 
-/// Of a set of records: the sum, modulo 2⁶⁴, of a hash of each, which does not depend on the order in which they came. Two
-/// sets that differ have the same one with a probability of 2⁻⁶⁴; whoever can choose records to make two alike can as well
-/// write what the other side would be told.
+/// The fingerprint of a set of records: the sum, modulo 2⁶⁴, of a hash of each, which does not depend on the order in
+/// which they came. Two different sets have the same one with a probability of 2⁻⁶⁴. A party that can choose records to
+/// make two sets alike can as well write what the other side would be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(pub u64);
 
@@ -22,19 +22,19 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// No records yet of the network of `keys`.
+    /// Starts with no records of the network of `keys`.
     #[must_use]
     pub fn new(keys: &NetworkKeys) -> Self {
         Self { prefix: keys.all(), hashes: HashMap::new(), all: Fingerprint::default() }
     }
 
-    /// Of all of them.
+    /// The fingerprint of all of them.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.all
     }
 
-    /// They are these now.
+    /// Replaces all of them by `records`.
     pub fn replace(&mut self, records: &[KeyValue]) {
         self.hashes.clear();
         self.all = Fingerprint::default();
@@ -43,7 +43,7 @@ impl Contents {
         }
     }
 
-    /// One changed.
+    /// Applies one change.
     pub fn apply(&mut self, event: &WatchEvent) {
         match event {
             WatchEvent::Put(kv) => self.put(kv),
@@ -61,8 +61,8 @@ impl Contents {
     }
 }
 
-/// The first 8 bytes of SHA-256 over all that a record is. Its key counts from the network's prefix on: the two sides may
-/// have been given different ones.
+/// Returns the first 8 bytes of SHA-256 over all parts of a record. Its key counts from the network's prefix on,
+/// because the two sides may have been given different prefixes.
 fn hash(prefix: &str, kv: &KeyValue) -> u64 {
     let mut context = Context::new(&SHA256);
     let key = kv.key.strip_prefix(prefix.as_bytes()).unwrap_or(&kv.key);

@@ -7,30 +7,30 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use super::contents::Fingerprint;
 use crate::store::{KeyRange, RangeReply, Store, StoreError, WatchBatch};
 
-/// How far a follower got, and what it holds by that.
+/// A follower's position: the revision it has read up to, and the records it holds by then.
 ///
 /// The revision alone says nothing: a store that was wiped or put back may have reached the same one by another history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Everything up to this revision is known.
+    /// The revision up to which everything is known.
     pub revision: Revision,
-    /// Of all records there were by then.
+    /// The fingerprint of all records there were by then.
     pub contents: Fingerprint,
 }
 
-/// What a feed brings.
+/// One piece of news that a feed brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// Everything under the network's prefix, as of one revision: what was known before is replaced by it.
+    /// Everything under the network's prefix, as of one revision. It replaces what was known before.
     Snapshot(RangeReply),
-    /// The other side held the same records by the position given; it goes on from there, and nothing was missed.
+    /// The other side held the same records by the position given. It goes on from there, and nothing was missed.
     Resumed,
-    /// Changes since.
+    /// The changes since.
     Batch(WatchBatch),
 }
 
-/// Opens a feed on a store, beginning with a snapshot: what a store held by some earlier revision nobody can be asked once
-/// its history is compacted, and only that would show that its history leads on from there.
+/// Opens a feed on a store, beginning with a snapshot. Once a store's history is compacted, nobody can be asked what it
+/// held by some earlier revision, and only that would show that its history leads on from there.
 pub async fn open<S: Store>(
     store: &S,
     keys: &NetworkKeys,

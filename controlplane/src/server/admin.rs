@@ -1,4 +1,4 @@
-//! What administrators ask.
+//! The calls that administrators make.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use crate::wire::{self, refusal};
 
 /// A token's longest life, seconds.
 const TOKEN_TTL_SECS: u64 = 30 * 24 * 3600;
-/// Nodes a token may bring in.
+/// The most nodes a token may bring in.
 const TOKEN_USES: u32 = 10_000;
 /// An administrator's certificate's shortest and longest life, seconds.
 const ADMIN_TTL_SECS: std::ops::RangeInclusive<u64> = 3600..=10 * 365 * 24 * 3600;
 
-/// The service.
+/// The administrators' service.
 pub struct AdminService<S> {
     pub(super) context: Arc<Context<S>>,
 }
@@ -34,7 +34,7 @@ impl<S: Store> AdminService<S> {
         &self.context.store
     }
 
-    /// A change as an answer, written down.
+    /// Turns the result of a change into an answer, and writes it into the audit log.
     fn noted<T>(
         &self,
         peer: &Peer,

@@ -1,5 +1,6 @@
-//! Who changed what: one JSON object a line in `audit.log` of the data directory; what administrators did in
-//! `audit-admin.log` too, where nobody else's lines push theirs out. Never a secret.
+//! The audit log: each change and who made it, as one JSON object a line in `audit.log` of the data directory. The
+//! administrators' changes are in `audit-admin.log` too, where nobody else's lines push theirs out. Neither ever has a
+//! secret.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,25 +19,26 @@ use crate::clock;
 use crate::pki::{Holder, Identity};
 use crate::seats::source;
 
-/// A file is put aside as `….log.1` beyond this, in bytes: some 100,000 lines.
+/// The size in bytes beyond which a file is put aside as `….log.1`: some 100,000 lines.
 const LIMIT: u64 = 16 * 1024 * 1024;
-/// How long lines are counted together.
+/// The time within which lines are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Lines of one node, or of one address without a certificate, in that time: a node that joins ten networks has some twenty.
+/// The most lines of one node, or of one address without a certificate, in that time: a node that joins ten networks
+/// has some twenty.
 const LINES: u32 = 60;
-/// How many of them may be of what was refused.
+/// The most lines among them about refused calls.
 const REFUSALS: u32 = 10;
-/// Callers told apart; beyond, all others count as one.
+/// The most callers told apart; beyond, all others count as one.
 const CALLERS: usize = 4096;
 
-/// The log.
+/// The audit log.
 pub struct Audit {
     all: Log,
     of_admins: Log,
     pace: Mutex<Pace>,
 }
 
-/// One file of it.
+/// One file of the audit log.
 struct Log {
     path: PathBuf,
     file: Mutex<File>,
@@ -44,7 +46,7 @@ struct Log {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    /// RFC 3339.
+    /// The time, in RFC 3339.
     time: String,
     /// A certificate's name, or `local`.
     who: String,
@@ -52,7 +54,7 @@ struct Line<'a> {
     from: String,
     action: &'a str,
     object: &'a str,
-    /// `ok`, or why not.
+    /// `ok`, or the reason why not.
     result: &'a str,
     /// Lines of the same caller that were left out before this one.
     #[serde(skip_serializing_if = "is_zero")]
@@ -74,7 +76,7 @@ impl Audit {
         Ok(Self { all: log("audit.log")?, of_admins: log("audit-admin.log")?, pace: Mutex::default() })
     }
 
-    /// Notes what was done, or tried.
+    /// Notes a change that was made or tried.
     pub fn note<T>(&self, peer: &Peer, action: &str, object: &str, result: &Result<T, Status>) {
         let is_admin = match peer {
             Peer::Local => true,
@@ -106,7 +108,8 @@ impl Audit {
         }
     }
 
-    /// Whether one more line of `peer` is written: how many were left out before it.
+    /// Returns the number of lines left out before it if one more line of `peer` is to be written; `None` if it is left
+    /// out too.
     fn pace(&self, peer: &Peer, refused: bool) -> Option<u32> {
         let who = match peer {
             Peer::Remote { address, holder: None } => source(*address).to_string(),
@@ -116,7 +119,7 @@ impl Audit {
     }
 }
 
-/// Who wrote how many lines lately.
+/// The number of lines each caller wrote lately.
 struct Pace {
     began: Instant,
     callers: HashMap<String, Written>,

@@ -1,4 +1,4 @@
-//! Who asks: told by the connection, never by a message.
+//! The caller of a request, told by the connection, never by a message.
 
 use std::net::IpAddr;
 
@@ -14,9 +14,9 @@ use crate::wire::refusal;
 pub enum Peer {
     /// Somebody on this machine who may open the socket.
     Local,
-    /// Over TLS.
+    /// A caller over TLS.
     Remote {
-        /// From where.
+        /// The address it calls from.
         address: IpAddr,
         /// The holder of the certificate shown, if one was.
         holder: Option<Holder>,
@@ -24,12 +24,12 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The other end of the connection that a request came on.
+    /// Returns the other end of the connection that a request came on.
     fn of(extensions: &Extensions) -> Result<&Self, Status> {
         extensions.get::<Self>().ok_or_else(|| Status::internal("the connection says nothing of its other end"))
     }
 
-    /// For the audit log.
+    /// The caller's name for the audit log.
     #[must_use]
     pub fn who(&self) -> String {
         match self {
@@ -39,7 +39,7 @@ impl Peer {
         }
     }
 
-    /// From where, for the audit log.
+    /// The caller's address for the audit log.
     #[must_use]
     pub fn from(&self) -> String {
         match self {
@@ -54,15 +54,15 @@ impl Peer {
 pub struct NodeCaller {
     /// The node.
     pub node: NodeId,
-    /// Its certificate's key, as [`Holder::key_hash`].
+    /// The hash of its certificate's key, as in [`Holder::key_hash`].
     pub key_hash: String,
-    /// Where it calls from.
+    /// The address it calls from.
     pub address: IpAddr,
     /// The connection's other end.
     pub peer: Peer,
 }
 
-/// The node that asks; refuses everybody else.
+/// Returns the node that asks; refuses everybody else.
 pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
@@ -75,7 +75,7 @@ pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
     }
 }
 
-/// The administrator that asks; refuses everybody else.
+/// Returns the administrator that asks; refuses everybody else.
 pub fn admin<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
@@ -94,7 +94,7 @@ pub fn admin<T>(request: &Request<T>) -> Result<Peer, Status> {
     }
 }
 
-/// Whoever asks on this machine; refuses everybody else.
+/// Returns the caller on this machine; refuses everybody else.
 pub fn local<T>(request: &Request<T>) -> Result<Peer, Status> {
     match Peer::of(request.extensions())? {
         Peer::Local => Ok(Peer::Local),
@@ -102,7 +102,7 @@ pub fn local<T>(request: &Request<T>) -> Result<Peer, Status> {
     }
 }
 
-/// Where whoever joins calls from.
+/// Returns the caller, with or without a certificate, and the address it joins from.
 pub fn stranger<T>(request: &Request<T>) -> Result<(Peer, Option<IpAddr>), Status> {
     let peer = Peer::of(request.extensions())?;
     let address = match peer {

@@ -1,4 +1,4 @@
-//! Joining: a token for a certificate.
+//! The service for joining: a token is exchanged for a certificate.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::pki::{self, CSR_LIMIT, Identity};
 use crate::store::Store;
 use crate::wire;
 
-/// The service.
+/// The enrollment service.
 pub struct EnrollmentService<S> {
     pub(super) context: Arc<Context<S>>,
 }

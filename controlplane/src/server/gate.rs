@@ -1,8 +1,8 @@
-//! Who is heard at all, and how much of what everybody says is held: judged by the connection and the path, before a byte
-//! of a message is read.
+//! The gate: it decides who is heard at all, and how much is held of what each caller sends. It judges by the
+//! connection and the path, before a byte of a message is read.
 //!
-//! A message is collected before the service that it is for is asked. So whoever may not call that service is refused
-//! here; and of whoever may, what is held of messages that are not whole yet is bounded, and for how long.
+//! A message is collected before the service that it is for is asked. So a caller that may not call that service is
+//! refused here. For a caller that may, the messages that are not whole yet are bounded in bytes and in time.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,22 +26,23 @@ use crate::pki::{Holder, Identity};
 use crate::seats::source;
 use crate::wire::refusal;
 
-/// What everybody may have under way in messages that are not whole yet, in bytes, whatever others do: an agent's longest
-/// message but a network's configuration has some 10 KB.
+/// The bytes that every caller may have under way in messages that are not whole yet, whatever others do. An agent's
+/// longest message, except for a network's configuration, has some 10 KB.
 const SHARE: usize = 64 * 1024;
-/// The same if others leave it, in bytes: some configurations at once.
+/// The bytes that a caller may have under way if others leave them: some configurations at once.
 const MOST: usize = 1024 * 1024;
-/// What all together may have beyond their shares, in bytes.
+/// The bytes that all callers together may have beyond their shares.
 const TOGETHER: usize = 32 * 1024 * 1024;
-/// Calls and streams of one identity under way: an agent has one stream a network and a few calls, on each connection.
+/// The most calls and streams of one identity under way: an agent has one stream a network and a few calls, on each
+/// connection.
 const CALLS: usize = 256;
-/// How long a message may take from its first byte to its last.
+/// The time a message may take from its first byte to its last.
 const MESSAGE: Duration = Duration::from_secs(10);
 
-/// Services' names in a request's path.
+/// The services' names in a request's path.
 const NODE: &str = "flatnet.controlplane.v1.Node";
 const ADMIN: &str = "flatnet.controlplane.v1.Admin";
-/// Those that whoever shows no certificate may call.
+/// The services that a caller without a certificate may call.
 const FOR_STRANGERS: [&str; 4] = [
     "flatnet.controlplane.v1.Enrollment",
     "grpc.health.v1.Health",
@@ -49,7 +50,7 @@ const FOR_STRANGERS: [&str; 4] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// The layer before all services.
+/// The layer in front of all services.
 #[derive(Clone)]
 pub struct Gate {
     registry: Arc<Registry>,
@@ -57,12 +58,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Of a server that knows its nodes by `registry`.
+    /// Makes the gate of a server that knows its nodes by `registry`.
     pub fn new(registry: Arc<Registry>) -> Self {
         Self { registry, held: Arc::default() }
     }
 
-    /// Who asks for `path`; `None`: an administrator on this machine.
+    /// Returns who asks for `path`; `None`: an administrator on this machine.
     fn admit(&self, peer: Option<&Peer>, path: &str) -> Result<Option<Who>, Status> {
         let service = path.strip_prefix('/').and_then(|path| path.split('/').next()).unwrap_or_default();
         match peer {
@@ -102,7 +103,7 @@ impl<S> Layer<S> for Gate {
     }
 }
 
-/// What is behind the gate.
+/// The service behind the gate.
 #[derive(Clone)]
 pub struct Gated<S> {
     gate: Gate,
@@ -141,7 +142,7 @@ where
     }
 }
 
-/// Whose messages they are.
+/// The caller whose messages they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
     Node(NodeId),
@@ -149,14 +150,14 @@ enum Who {
     Source(IpAddr),
 }
 
-/// What is held of everybody.
+/// The bytes and calls held of every caller.
 #[derive(Default)]
 struct Held(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
     by: HashMap<Who, Usage>,
-    /// All bytes beyond shares.
+    /// The bytes beyond their shares, of all callers.
     beyond: usize,
 }
 
@@ -185,7 +186,7 @@ impl Table {
     }
 }
 
-/// One call under way, and what of it is held.
+/// One call under way, and the bytes held of it.
 struct Call {
     held: Arc<Held>,
     who: Who,
@@ -208,7 +209,7 @@ impl Call {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `more` bytes of its message have come.
+    /// Counts `more` bytes of the call's message that have come.
     fn hold(&self, more: usize) -> Result<(), Status> {
         let mut table = self.held.lock();
         let held = table.by.get(&self.who).map_or(0, |usage| usage.bytes);
@@ -222,7 +223,7 @@ impl Call {
         Ok(())
     }
 
-    /// Nothing of its message is held any more.
+    /// Marks the message as read: nothing of it is held any more.
     fn is_heard(&self) {
         let bytes = std::mem::take(&mut *self.bytes());
         self.held.lock().change(&self.who, |usage| usage.bytes = usage.bytes.saturating_sub(bytes));
@@ -239,7 +240,7 @@ impl Drop for Call {
     }
 }
 
-/// A message as it comes.
+/// A message while it comes in.
 struct Heard {
     inner: Body,
     call: Arc<Call>,
@@ -274,7 +275,7 @@ impl HttpBody for Heard {
     }
 }
 
-/// An answer on its way: a stream counts while it lasts.
+/// An answer while it goes out: a stream counts while it lasts.
 struct Answer {
     inner: Body,
     _call: Arc<Call>,

@@ -1,4 +1,4 @@
-//! One network followed once, for however many agents watch it.
+//! The hubs: each follows one network once, for however many agents watch it.
 //!
 //! A hub holds the network's records and its last changes; a watcher holds only how far it got. So a slow watcher costs
 //! nothing but its connection: what it has not read is not kept for it, and when it is too far behind it gets a snapshot.
@@ -24,12 +24,12 @@ mod watcher;
 use state::State;
 pub use watcher::Watcher;
 
-/// How long a store may be away before watchers are told: an election takes 1 to 2 s, and none of them needs to know.
+/// The time a store may be away before watchers are told: an election takes 1 to 2 s, and none of them needs to know.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// How long a call waits for a network to be read.
+/// The time a call waits for a network to be read.
 pub const FIRST_READ: Duration = Duration::from_secs(2);
-/// Networks followed at a time: those of an administrator's making, and what names nodes may make up, of which each has a
-/// small share ([`super::watches`]).
+/// The most networks followed at a time. They are those of an administrator's making, and the names that nodes may make
+/// up, of which each node has a small share ([`super::watches`]).
 const HUBS: usize = 4096;
 
 /// The hubs of the networks that somebody watches.
@@ -44,18 +44,18 @@ pub struct Hub {
     state: Mutex<State>,
     /// Sent anew whenever there may be something for watchers.
     changed: watch::Sender<u64>,
-    /// Told when somebody knows of a later revision: a store says how far it is only with a change.
+    /// Notified when somebody knows of a later revision: a store tells its revision only with a change.
     behind: Arc<Notify>,
     task: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
 impl<S: Store> Hubs<S> {
-    /// None yet.
+    /// Starts with no hubs.
     pub fn new(store: Arc<S>) -> Self {
         Self { store, hubs: Mutex::default() }
     }
 
-    /// The hub of the network of `keys`, started if it is not there; `None`: there are too many.
+    /// Returns the hub of the network of `keys`, started if it is not there; `None`: there are too many.
     pub fn get(&self, keys: &NetworkKeys) -> Option<Arc<Hub>> {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = hubs.get(keys.network()).and_then(Weak::upgrade) {
@@ -78,7 +78,7 @@ impl<S: Store> Hubs<S> {
         Some(hub)
     }
 
-    /// Watchers of all of them.
+    /// The number of watchers of all hubs.
     pub fn watchers(&self) -> usize {
         let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         hubs.values().filter_map(Weak::upgrade).map(|hub| hub.changed.receiver_count()).sum()
@@ -113,7 +113,7 @@ async fn follow<S: Store>(store: Arc<S>, keys: NetworkKeys, hub: Weak<Hub>) {
     }
 }
 
-/// Why a session ended.
+/// The reason why a session ended.
 enum End {
     /// Nobody holds the hub any more.
     Unwatched,
@@ -123,7 +123,7 @@ enum End {
     Broken(StoreError),
 }
 
-/// Follows until something ends that.
+/// Follows the network until something ends the session.
 async fn session<S: Store>(store: &S, keys: &NetworkKeys, hub: &Weak<Hub>) -> End {
     let Some(behind) = hub.upgrade().map(|hub| Arc::clone(&hub.behind)) else { return End::Unwatched };
     let mut feed = match feed::open(store, keys).await {
@@ -177,8 +177,8 @@ impl Hub {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Takes a whole reading of the store: as what changed since, if it is the store it was, so that watchers need no
-    /// snapshot only because this server had to connect again.
+    /// Takes in a whole reading of the store. If it is the store it was, the reading counts as the changes since, so
+    /// that watchers need no snapshot only because this server had to connect again.
     fn read(&self, keys: &NetworkKeys, reply: RangeReply) {
         let changes = self.lock().changes_to(keys, &reply);
         match changes {
@@ -197,7 +197,8 @@ impl Hub {
         }
     }
 
-    /// Looks at the network as it is; `None`: the store has not been read yet, or is away for longer than a moment.
+    /// Calls `f` with the network as it is; `None`: the store has not been read yet, or is away for longer than a
+    /// moment.
     pub fn look<T>(&self, f: impl FnOnce(&NetworkState) -> T) -> Option<T> {
         let state = self.lock();
         let away = state.lost.as_ref().is_some_and(|(since, _)| since.elapsed() >= PATIENCE);
@@ -206,7 +207,7 @@ impl Hub {
 
     /// Waits until the network has been read, at least as of `revision`.
     pub async fn ready(&self, revision: Revision, limit: Duration) -> bool {
-        /// What a change takes from the store to here, many times over.
+        /// The time a change takes from the store to here, many times over.
         const ON_ITS_WAY: Duration = Duration::from_millis(200);
         let mut changed = self.changed.subscribe();
         let ready = async {
@@ -229,7 +230,8 @@ impl Hub {
         tokio::time::timeout(limit, ready).await.unwrap_or(false)
     }
 
-    /// A watcher that goes on after `position` if the same records were held here by then, else begins with a snapshot.
+    /// Makes a watcher. It goes on after `position` if the same records were held here by then, else it begins with a
+    /// snapshot.
     pub fn watch(self: &Arc<Self>, position: Option<&Position>) -> Watcher {
         let changed = self.changed.subscribe();
         let seen = position.and_then(|position| {

@@ -1,4 +1,4 @@
-//! Where the server's own records are in the store.
+//! The keys of the server's own records in the store.
 
 /// Registered nodes: `<prefix><node id>`.
 pub const NODES: &str = "/flatnet/controlplane/nodes/";

@@ -1,8 +1,9 @@
-//! Connections: TLS handshakes that must be quick, bounded in number by whose they are, and what they say of the other end.
+//! The listeners: TLS handshakes that must be quick, connections bounded in number by whose they are, and what the
+//! handshake tells of the other end.
 //!
-//! Three kinds, each with places of its own: handshakes under way, whoever got through without a certificate, and nodes and
-//! administrators. Nobody stands in another kind's line, and of the first two a source address that comes alone finds a
-//! place however many somebody else has taken.
+//! There are three kinds, each with places of its own: handshakes under way, connections without a certificate, and
+//! nodes and administrators. Nobody stands in another kind's line. In the first two kinds, a source address that comes
+//! alone finds a place however many somebody else has taken.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::IpAddr;
@@ -29,42 +30,42 @@ use super::registry::Registry;
 use crate::pki::{self, Holder, Identity};
 use crate::seats::{Seat, Seats, descriptors, source};
 
-/// How long the first message of a handshake, the ClientHello, may take: one packet.
+/// The time the first message of a handshake, the ClientHello, may take: it is one packet.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the rest may take, and waiting for a place.
+/// The time that the rest of a handshake and waiting for a place may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at a time, some 10 KB each; beyond, the oldest of the address that has most gives way. A node's
-/// takes some milliseconds.
+/// The most handshakes under way at a time, some 10 KB each. Beyond, the oldest of the address that has most gives way.
+/// A node's takes some milliseconds.
 const PENDING: usize = 1024;
-/// Connections of whoever showed no certificate: each costs some 50 KB and what [`super::STRANGERS_STREAMS`] allow. Whoever
-/// joins is done within a second.
+/// The most connections without a certificate. Each costs some 50 KB and what [`super::STRANGERS_STREAMS`] allow. A
+/// node that joins is done within a second.
 const STRANGERS: usize = 256;
-/// How long such a connection lasts at most.
+/// The time such a connection lasts at most.
 const STRANGER_LIFE: Duration = Duration::from_secs(20);
-/// Connections of one node: its own, that of before a reboot or a rotation, and some more.
+/// The most connections of one node: its own, that of before a reboot or a rotation, and some more.
 const OF_A_NODE: usize = 8;
-/// Connections of one administrator's certificate: scripts that run side by side.
+/// The most connections of one administrator's certificate: scripts that run side by side.
 const OF_AN_ADMIN: usize = 64;
-/// How long a node whose rights have ended still hears why.
+/// The time for which a node whose rights have ended still hears why.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// Connections that are ready and not yet taken.
+/// The most connections that are ready and not yet taken.
 const READY: usize = 64;
 
 /// The server's side of TLS; replaced when its certificate is renewed.
 pub type SharedConfig = Arc<RwLock<Arc<ServerConfig>>>;
 
-/// How many connections there may be, by this process's descriptors.
+/// The numbers of connections there may be, by this process's descriptors.
 struct Places {
     pending: Arc<Seats<IpAddr>>,
     strangers: Arc<Seats<IpAddr>>,
     known: Arc<Seats<Identity>>,
-    /// Descriptors of handshakes: one that lost its place has its own for a moment more.
+    /// The descriptors for handshakes: one that lost its place has its own for a moment more.
     accepted: Arc<Semaphore>,
 }
 
 impl Places {
-    /// An eighth of the descriptors is never a remote end's, nor what the HTTP listener may have: they are the local
-    /// administrator's and the store's.
+    /// Divides `descriptors`. An eighth of them never goes to remote ends, nor does the part that the HTTP listener may
+    /// have: they are for the local administrator and the store.
     fn of(descriptors: usize) -> Self {
         let remote = descriptors.saturating_sub(descriptors / 8).saturating_sub(descriptors / 10).max(8);
         let (pending, strangers) = (PENDING.min(remote / 4), STRANGERS.min(remote / 4));
@@ -78,7 +79,7 @@ impl Places {
     }
 }
 
-/// What gets through its handshake.
+/// The connections that get through their handshake.
 pub struct Incoming {
     /// Nodes and administrators.
     pub known: ReceiverStream<Result<TlsConnection>>,
@@ -86,7 +87,7 @@ pub struct Incoming {
     pub strangers: ReceiverStream<Result<TlsConnection>>,
 }
 
-/// Every TLS connection that gets through its handshake.
+/// Starts accepting TLS connections, and returns those that get through their handshake.
 pub fn tls(listener: TcpListener, config: SharedConfig, registry: Arc<Registry>) -> Incoming {
     let (known, known_receiver) = mpsc::channel(READY);
     let (strangers, strangers_receiver) = mpsc::channel(READY);
@@ -158,7 +159,7 @@ async fn shake_hands(
 }
 
 impl Places {
-    /// A place among those of its kind. One whose rights have ended is a stranger that is told so.
+    /// Takes a place among those of its kind. A node whose rights have ended is a stranger that is told so.
     async fn seat(
         &self,
         stream: TlsStream<TcpStream>,
@@ -218,7 +219,7 @@ async fn end_of_known(
     }
 }
 
-/// When a connection's time is up.
+/// A future that ends when a connection's time is up.
 type Ends = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One connection over TLS.
@@ -226,7 +227,7 @@ pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     is_known: bool,
-    /// Holds its place.
+    /// Holds the connection's place, and ends with it.
     ends: Ends,
 }
 
@@ -239,8 +240,8 @@ impl Connected for TlsConnection {
 }
 
 impl TlsConnection {
-    /// An error once its time is up. Asked whatever is done next: HTTP/2 does not read while what it has to say cannot be
-    /// written, and whoever never reads would stay.
+    /// Returns an error once the connection's time is up. This is checked whatever is done next: HTTP/2 does not read
+    /// while what it has to say cannot be written, so a client that never reads would stay.
     fn check_time(&mut self, cx: &mut Context<'_>) -> Result<()> {
         match self.ends.as_mut().poll(cx) {
             Poll::Pending => Ok(()),
@@ -277,7 +278,7 @@ impl AsyncWrite for TlsConnection {
     }
 }
 
-/// Listens on the local socket at `path`, its owner's alone.
+/// Listens on the local socket at `path`, which only its owner may open.
 pub fn bind_local(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -289,7 +290,7 @@ pub fn bind_local(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// Every connection on the local socket, in the runtime that this is called in.
+/// Returns every connection on the local socket, in the runtime in which this is called.
 pub fn local(listener: std::os::unix::net::UnixListener) -> Result<impl Stream<Item = Result<LocalConnection>>> {
     Ok(futures::stream::unfold(UnixListener::from_std(listener)?, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| LocalConnection(stream));

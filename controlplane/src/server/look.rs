@@ -1,4 +1,4 @@
-//! What a look at the store shows of its past.
+//! Looks at the store, for what they show of its past.
 
 use flatnet_model::keys::{CATALOG, NetworkKeys};
 use flatnet_model::{NetworkName, Revision};
@@ -6,16 +6,16 @@ use flatnet_model::{NetworkName, Revision};
 use crate::networks;
 use crate::store::{KeyRange, Store, StoreError};
 
-/// What a look at the store showed.
+/// The result of a look at the store.
 pub(super) struct Look {
-    /// It holds no network, and nobody ever wrote one: whoever changes networks leaves the catalog behind, and the network
-    /// `default` may be somebody else's doing.
+    /// True if it holds no network and nobody ever wrote one. Whoever changes networks leaves the catalog behind, and
+    /// the network `default` may be somebody else's doing.
     pub(super) is_blank: bool,
-    /// Nobody but nodes has written networks since it was blank.
+    /// True if nobody but nodes has written networks since it was blank.
     pub(super) is_restored: bool,
-    /// When the catalog or the network `default` was written last.
+    /// The revision of the last write of the catalog or of the network `default`.
     pub(super) written: Revision,
-    /// As of when.
+    /// The store's revision at the look.
     pub(super) revision: Revision,
 }
 

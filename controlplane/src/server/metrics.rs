@@ -1,4 +1,4 @@
-//! What the server counts.
+//! The server's metrics.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +14,7 @@ struct Call {
     code: String,
 }
 
-/// The numbers.
+/// The counters.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Call, Counter>,
@@ -42,7 +42,7 @@ impl Metrics {
         self.requests.get_or_create(&Call { method, code: format!("{code:?}") }).inc();
     }
 
-    /// All of them, with what is as it is now.
+    /// Writes all of them, with the current values given.
     pub fn text(&self, watchers: usize, ready: bool, nodes: usize) -> Result<String, std::fmt::Error> {
         let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.watchers.set(number(watchers));

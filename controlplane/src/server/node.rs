@@ -1,4 +1,4 @@
-//! What nodes ask, each in its own name and for its own records only.
+//! The calls that nodes make, each in its own name and for its own records only.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ use watching::WatchStream;
 /// The longest configuration taken, in bytes.
 pub(super) const CONFIG_LIMIT: usize = 64 * 1024;
 
-/// The service.
+/// The nodes' service.
 pub struct NodeService<S> {
     pub(super) context: Arc<Context<S>>,
 }
 
 impl<S: Store> NodeService<S> {
-    /// The node that asks, if it still may.
+    /// Returns the node that asks, if it still has its rights.
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeCaller, Status> {
         let caller = caller::node(request)?;
         self.context.registry.check(caller.node, &caller.key_hash)?;
@@ -48,12 +48,12 @@ impl<S: Store> NodeService<S> {
         Ok(NetworkKeys::new(&wire::network(network)?, &self.context.prefix))
     }
 
-    /// The hub of a network that there is.
+    /// Returns the hub of a network that is there.
     fn hub(&self, keys: &NetworkKeys) -> Result<Arc<Hub>, Status> {
         self.context.hubs.get(keys).ok_or_else(|| Status::resource_exhausted("too many networks are watched"))
     }
 
-    /// The lease on `subnets` as it is in the store, if it is the caller's.
+    /// Returns the lease on `subnets` as it is in the store, if it is the caller's.
     async fn own_lease(
         &self,
         keys: &NetworkKeys,
@@ -69,7 +69,7 @@ impl<S: Store> NodeService<S> {
         }
     }
 
-    /// The same, if the store's lease `lease` is under it.
+    /// Returns the lease on `subnets` if it is the caller's and the store's lease `lease` is under it.
     async fn own_lease_under(
         &self,
         keys: &NetworkKeys,
@@ -131,7 +131,7 @@ impl<S: Store> NodeService<S> {
         held.map(|held| held.lease).map_err(|error| refusal::presence(&error))
     }
 
-    /// That the caller's presence is under `lease`.
+    /// Checks that the caller's presence is under `lease`.
     async fn check_presence(&self, node: NodeId, lease: i64) -> Result<KeyValue, Status> {
         let reply = self.store().range(&KeyRange::key(&presence_key(node))).await;
         let found = reply.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();

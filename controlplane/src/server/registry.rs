@@ -1,5 +1,5 @@
-//! The nodes that joined, and which of them may not any more: followed in the store, so that what one replica revokes
-//! every other one knows within a round trip.
+//! The registry: the nodes that joined, and those of them whose rights have ended. It follows the store, so that what
+//! one replica revokes every other one knows within a round trip.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::wire::refusal;
 const VERSION: u32 = 1;
 /// The wait before the store is followed again.
 const AGAIN: Duration = Duration::from_millis(300);
-/// How often a record is tried to be changed while others change it.
+/// The most attempts at changing a record while others change it.
 const ATTEMPTS: u32 = 5;
 
 /// One node's registration.
@@ -32,30 +32,31 @@ pub struct Registration {
     pub version: u32,
     /// The node's name when it joined.
     pub name: String,
-    /// The key it joined with: another one is somebody else's.
+    /// The hash of the key it joined with. Another key is somebody else's.
     pub key_sha256: String,
     /// Seconds since 1970.
     pub joined: i64,
-    /// Its certificates count for nothing any more.
+    /// True if its certificates count for nothing any more.
     #[serde(default)]
     pub revoked: bool,
-    /// It gets no leases.
+    /// True if it gets no leases.
     #[serde(default)]
     pub drained: bool,
-    /// It was removed: kept, so that it comes back with a token only. A connection that it left open may outlive its
-    /// certificate, so there is no time after which this could go.
+    /// True if it was removed. The record is kept, so that the node comes back with a token only. A connection that it
+    /// left open may outlive its certificate, so there is no time after which the record could go.
     #[serde(default)]
     pub removed: bool,
-    /// WireGuard's public keys that it published, the latest last: whoever has seen one does not become its host.
+    /// The public keys of WireGuard that it published, the latest last. They stay its own: another node that has seen
+    /// one cannot take its place with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wireguard_keys: Vec<String>,
 }
 
-/// WireGuard's keys kept of a node: two networks', each with the one before a rotation, and some more.
+/// The most keys of WireGuard kept of a node: two networks', each with the one before a rotation, and some more.
 const WIREGUARD_KEYS: usize = 16;
 
 impl Registration {
-    /// Of a node that joins now.
+    /// Makes the registration of a node that joins now.
     #[must_use]
     pub fn new(name: &str, key_hash: &str) -> Self {
         let joined = unix_seconds(clock::now());
@@ -71,14 +72,14 @@ impl Registration {
         }
     }
 
-    /// What is written.
+    /// Encodes it for the store.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         // Strings and numbers only: this cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// What was written.
+    /// Decodes it as the store has it.
     #[must_use]
     pub fn decode(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()
@@ -94,12 +95,12 @@ pub fn key(node: NodeId) -> String {
 /// The nodes that joined.
 pub type Known = BTreeMap<NodeId, Arc<Registration>>;
 
-/// What is known of all of them.
+/// The registry: everything known of all nodes.
 pub struct Registry {
-    /// `None`: not read yet.
+    /// The nodes; `None`: not read yet.
     known: watch::Sender<Option<Arc<Known>>>,
-    /// Sent anew when somebody's rights may have ended: whoever serves a thousand watches need not look at each of them when
-    /// one more node joins.
+    /// Sent anew when somebody's rights may have ended. A server with a thousand watches then need not look at each of
+    /// them when one more node joins.
     cut: watch::Sender<u64>,
 }
 
@@ -170,20 +171,20 @@ impl Registry {
         }
     }
 
-    /// Whether the rights of a node with a certificate for `key_hash` are known to have ended.
+    /// Returns true if the rights of a node with a certificate for `key_hash` are known to have ended.
     pub fn is_cut(&self, node: NodeId, key_hash: &str) -> bool {
         let known = self.known.borrow();
         let found = known.as_ref().and_then(|known| known.get(&node));
         found.is_some_and(|found| found.revoked || found.removed || found.key_sha256 != key_hash)
     }
 
-    /// All of them, also those whose rights have ended.
+    /// Returns all of them, also those whose rights have ended.
     #[must_use]
     pub fn all(&self) -> Arc<Known> {
         self.known.borrow().clone().unwrap_or_default()
     }
 
-    /// Whether a node with a certificate for `key_hash` may do anything.
+    /// Checks that a node with a certificate for `key_hash` still has its rights.
     pub fn check(&self, node: NodeId, key_hash: &str) -> Result<(), Status> {
         let known = self.known.borrow();
         let Some(known) = known.as_ref() else {
@@ -201,14 +202,14 @@ impl Registry {
     }
 }
 
-/// That a node's rights were ended.
+/// The refusal of a node whose rights were ended.
 pub fn revoked(node: NodeId) -> Status {
     let hint = "an administrator revoked it: controlplane node ls".to_owned();
     let refusal = Refusal { kind: Kind::Revoked.into(), node: node.to_string(), hint, ..Refusal::default() };
     refusal::status(Code::PermissionDenied, format!("node {node} was revoked"), refusal)
 }
 
-/// That a node was removed.
+/// The refusal of a node that was removed.
 fn removed(node: NodeId) -> Status {
     refusal::not_allowed(
         format!("node {node} was removed"),
@@ -224,7 +225,7 @@ fn entry(kv: &KeyValue) -> Option<(NodeId, Arc<Registration>)> {
     Some((node_of(&kv.key)?, Arc::new(Registration::decode(&kv.value)?)))
 }
 
-/// Registers a node that has a certificate and that the store does not know: it was wiped.
+/// Registers a node that has a certificate and that the store does not know because it was wiped.
 pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_hash: &str) -> Result<(), StoreError> {
     let txn = Txn {
         when: vec![Compare::ModRevision(key(node), 0)],
@@ -234,7 +235,7 @@ pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_h
     store.txn(txn).await.map(drop)
 }
 
-/// Whether a node may hold leases: by the store itself, which knows before its followers do.
+/// Checks that a node may hold leases. It asks the store itself, which knows before its followers do.
 pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Status> {
     let reply = store.range(&KeyRange::key(&key(node))).await.map_err(|error| refusal::store(&error))?;
     match reply.kvs.first().and_then(|kv| Registration::decode(&kv.value)) {
@@ -248,7 +249,7 @@ pub async fn check_may_hold<S: Store>(store: &S, node: NodeId) -> Result<(), Sta
     }
 }
 
-/// Writes down that WireGuard's public `key` is this node's; refused if it is another's.
+/// Records that WireGuard's public `key` is this node's; refused if it is another's.
 pub async fn own_wireguard_key<S: Store>(store: &S, known: &Known, node: NodeId, key: &str) -> Result<(), Status> {
     let has = |found: &Registration| found.wireguard_keys.iter().any(|own| own == key);
     if known.get(&node).is_some_and(|found| has(found)) {
@@ -271,8 +272,8 @@ pub async fn own_wireguard_key<S: Store>(store: &S, known: &Known, node: NodeId,
     changed.await.map(drop).map_err(|error| refusal::store(&error))
 }
 
-/// Ends a node's rights, also those of one that is not known, whose certificate would be good; whether it was known. One
-/// that is `removed` may come back with a token.
+/// Ends a node's rights, also those of one that is not known, whose certificate would be good. Returns true if it was
+/// known. A node that is `removed` may come back with a token.
 pub async fn end<S: Store>(store: &S, node: NodeId, removed: bool) -> Result<bool, StoreError> {
     for _ in 0..ATTEMPTS {
         let kv = store.range(&KeyRange::key(&key(node))).await?.kvs.into_iter().next();
@@ -291,7 +292,7 @@ pub async fn end<S: Store>(store: &S, node: NodeId, removed: bool) -> Result<boo
     Err(StoreError::Unavailable { endpoint: "store".to_owned(), reason: "the node's record keeps changing".to_owned() })
 }
 
-/// Changes a node's registration; whether it is known.
+/// Changes a node's registration; returns true if the node is known.
 pub async fn change<S: Store>(
     store: &S,
     node: NodeId,

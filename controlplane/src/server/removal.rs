@@ -1,4 +1,4 @@
-//! What goes with a node that is drained, revoked or removed.
+//! Removing the records of a node that is drained, revoked or removed.
 
 use flatnet_model::keys::presence as presence_key;
 use flatnet_model::{EtcdLease, NodeId};

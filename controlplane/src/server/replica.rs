@@ -1,4 +1,4 @@
-//! A server of a simulation: every service, and no listener. Dropped, it crashes where it stands.
+//! A server of a simulation: every service, and no listener. Dropping it is a crash where it stands.
 
 use std::io::Result;
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts one that gives nodes certificates for `node_lifetime`; those that share `dir` share its authority.
+    /// Starts a server that gives nodes certificates for `node_lifetime`. Servers that share `dir` share its authority.
     pub async fn start<S: Store>(
         store: Arc<S>,
         prefix: &str,
@@ -79,7 +79,8 @@ impl Replica {
         &self.ca_hash
     }
 
-    /// Takes a connection; whether there was room for it, and the certificate shown is good, which TLS looks at.
+    /// Takes a connection. Returns true if there was room for it and the certificate shown is good, which TLS would
+    /// check.
     #[must_use]
     pub fn accept(&self, stream: DuplexStream, from: Stranger) -> bool {
         let peer = match from {

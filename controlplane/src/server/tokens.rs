@@ -1,4 +1,4 @@
-//! Join tokens: `<id>.<secret>`. The store has the id and the secret's hash, under a lease that ends with the token.
+//! Join tokens, `<id>.<secret>`. The store has the id and the secret's hash, under a lease that ends with the token.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,13 +20,13 @@ use crate::wire::refusal;
 
 /// The record's version.
 const VERSION: u32 = 1;
-/// Of the id: enough to be another one each time.
+/// The id's length in bytes: enough to be another one each time.
 const ID_BYTES: usize = 5;
-/// Of the secret: 160 bits are not guessed, so a plain hash is enough to keep.
+/// The secret's length in bytes: 160 bits are not guessed, so a plain hash is enough to keep.
 const SECRET_BYTES: usize = 20;
 /// The longest token looked at, in bytes.
 const LIMIT: usize = 128;
-/// How often a use is tried while other replicas use the same token: a whole fleet may start with one.
+/// The most attempts at a use while other replicas use the same token: a whole fleet may start with one.
 const ATTEMPTS: u32 = 50;
 
 /// A token as it is stored.
@@ -37,9 +37,9 @@ pub struct TokenRecord {
     secret_sha256: String,
     /// Seconds since 1970.
     pub expires: i64,
-    /// Nodes it may still bring in.
+    /// The number of nodes it may still bring in.
     pub uses_left: u32,
-    /// For this node only, which may come with another key.
+    /// The one node it is for, if any, which may come with another key.
     #[serde(default)]
     pub node: Option<NodeId>,
 }
@@ -51,7 +51,7 @@ pub struct NewToken {
     pub id: String,
     /// `<id>.<secret>`.
     pub token: String,
-    /// What is stored.
+    /// The record that is stored.
     pub record: TokenRecord,
 }
 
@@ -86,7 +86,7 @@ pub async fn create<S: Store>(
     Ok(NewToken { token: format!("{id}.{secret}"), id, record })
 }
 
-/// Those that can still be used.
+/// Lists the tokens that can still be used.
 pub async fn list<S: Store>(store: &S) -> Result<Vec<(String, TokenRecord)>, StoreError> {
     let kvs = store.range(&KeyRange::prefix(TOKENS)).await?.kvs;
     let entry = |kv: &KeyValue| {
@@ -96,7 +96,7 @@ pub async fn list<S: Store>(store: &S) -> Result<Vec<(String, TokenRecord)>, Sto
     Ok(kvs.iter().filter_map(entry).collect())
 }
 
-/// Ends one; whether it was there.
+/// Ends a token; returns true if it was there.
 pub async fn revoke<S: Store>(store: &S, id: &str) -> Result<bool, StoreError> {
     let key = format!("{TOKENS}{id}");
     let found = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
@@ -108,8 +108,9 @@ pub async fn revoke<S: Store>(store: &S, id: &str) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Where those wait that have a good token, each for the one before to have used it, and what that one left: a fleet that
-/// starts with one token would else contend for its record, and read it anew for each node.
+/// The line of the nodes that have a good token: each waits for the one before to have used it, and takes over the
+/// record that one left. Otherwise a fleet that starts with one token would contend for its record, and read it anew
+/// for each node.
 pub type Line = tokio::sync::Mutex<Option<Found>>;
 
 /// A token as it is in the store.
@@ -122,7 +123,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// The one that `token` names, if that has its secret, and the time is not over, and it is one for `node`.
+    /// Reads the record that `token` names, if its secret is right, its time is not over and it is one for `node`.
     async fn read<S: Store>(store: &S, token: &str, node: NodeId) -> Result<Self, Status> {
         let (id, secret) = token.split_once('.').filter(|_| token.len() <= LIMIT).ok_or_else(bad)?;
         if id.len() != 2 * ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -143,13 +144,13 @@ impl Found {
     }
 }
 
-/// Whatever is wrong with a token is said in the same words: nobody learns which ids there are.
+/// The refusal of a bad token. It has the same words whatever is wrong, so that nobody learns which ids there are.
 fn bad() -> Status {
     Status::new(Code::Unauthenticated, "the token is not valid: wrong, used up, or over")
 }
 
-/// Uses `token` for `node`, which comes with the key of `key_hash`: registers the node in the same transaction. Whose token is
-/// good waits in `line` while others use theirs; whose is not keeps nobody waiting.
+/// Uses `token` for `node`, which comes with the key of `key_hash`: registers the node in the same transaction. A node
+/// with a good token waits in `line` while others use theirs; one with a bad token keeps nobody waiting.
 pub async fn use_for<S: Store>(
     store: &S,
     line: &Line,
@@ -223,7 +224,7 @@ async fn registration<S: Store>(store: &S, node: NodeId) -> Result<Option<(i64, 
     }))
 }
 
-/// In a time that does not tell where they differ.
+/// Compares in a time that does not tell where they differ.
 fn is_same(a: &str, b: &str) -> bool {
     let differ = a.bytes().zip(b.bytes()).fold(0_u8, |differ, (a, b)| std::hint::black_box(differ | (a ^ b)));
     a.len() == b.len() && differ == 0
@@ -233,13 +234,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Who tried bad tokens lately: each address is heard a few times a minute.
+/// The addresses that tried bad tokens lately. Each address is heard a few times a minute.
 #[derive(Default)]
 pub struct Failures(Mutex<Window>);
 
 struct Window {
     began: Instant,
-    /// An IPv6 network of /64 is one address: whoever has one has 2^64.
+    /// An IPv6 network of /64 counts as one address: its owner has 2^64.
     by_address: HashMap<Option<IpAddr>, u32>,
 }
 
@@ -249,15 +250,15 @@ impl Default for Window {
     }
 }
 
-/// How long failures are counted together.
+/// The time within which failures are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Failures an address may have in that time: a person who mistypes has fewer.
+/// The failures an address may have in that time: a person who mistypes has fewer.
 const FAILURES: u32 = 10;
-/// Addresses told apart; beyond, all others count as one.
+/// The most addresses told apart; beyond, all others count as one.
 const ADDRESSES: usize = 4096;
 
 impl Failures {
-    /// Whether one more try of `address` is heard.
+    /// Checks that one more try of `address` is heard.
     pub fn may_try(&self, address: Option<IpAddr>) -> Result<(), Status> {
         let window = self.settled();
         match window.by_address.get(&window.key(address)) {
@@ -268,7 +269,7 @@ impl Failures {
         }
     }
 
-    /// Counts one that failed.
+    /// Counts a try of `address` that failed.
     pub fn failed(&self, address: Option<IpAddr>) {
         let mut window = self.settled();
         let key = window.key(address);

@@ -1,4 +1,4 @@
-//! How many networks each node watches.
+//! The number of networks that each node watches, and its limits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use flatnet_model::{NetworkName, NodeId};
 use tonic::Status;
 
-/// Networks a node may watch at a time: an agent has a device, a port and rules for each it joins.
+/// The most networks a node may watch at a time: an agent has a device, a port and rules for each it joins.
 const NETWORKS: usize = 64;
-/// Streams on one network: that of before a connection was lost, and the one after.
+/// The most streams on one network: that of before a connection was lost, and the one after.
 const STREAMS: usize = 16;
 
 type Counts = HashMap<NodeId, HashMap<NetworkName, usize>>;
 
-/// Of all nodes.
+/// The watches of all nodes.
 #[derive(Default)]
 pub struct Watches(Arc<Mutex<Counts>>);
 
@@ -25,7 +25,7 @@ pub struct Place {
 }
 
 impl Watches {
-    /// A place for one more stream.
+    /// Takes a place for one more stream.
     pub fn take(&self, node: NodeId, network: &NetworkName) -> Result<Place, Status> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_node = counts.entry(node).or_default();

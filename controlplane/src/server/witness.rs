@@ -1,5 +1,5 @@
-//! Which networks this server saw: `networks.json` in the data directory. A store that has none and in which it saw some was
-//! wiped; and what nodes put back then is what it saw, nothing that somebody makes up.
+//! The networks this server saw, in `networks.json` of the data directory. A store without networks in which it saw
+//! some was wiped. The networks that nodes put back then are those it saw, none that somebody makes up.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ const LONGEST: usize = super::node::CONFIG_LIMIT;
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
-    /// Each with its configuration, as flannel's JSON.
+    /// The configuration of each network, as flannel's JSON.
     networks: BTreeMap<String, String>,
 }
 
-/// What was seen.
+/// The networks that were seen.
 pub struct Witness {
     path: PathBuf,
     seen: Mutex<BTreeMap<NetworkName, String>>,
-    /// The store's latest revision at which one was seen, since the store was looked at last.
+    /// The store's latest revision at which a network was seen, since the store was looked at last.
     newest: AtomicI64,
 }
 
@@ -46,7 +46,7 @@ impl Witness {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it saw no network.
+    /// Returns true if it saw no network.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
@@ -57,12 +57,12 @@ impl Witness {
         decode_config(seen.as_bytes()).ok().map(|(config, _)| config)
     }
 
-    /// The latest revision at which one was seen; from now on `now` is.
+    /// Returns the latest revision at which a network was seen, and sets it to `now`.
     pub fn newest(&self, now: Revision) -> Revision {
         self.newest.swap(now, Ordering::Relaxed)
     }
 
-    /// A network is there, as of `revision`.
+    /// Notes that a network is there, as of `revision`.
     pub fn saw(&self, name: &NetworkName, config: &[u8], revision: Revision) {
         self.newest.fetch_max(revision, Ordering::Relaxed);
         let Some(text) = kept(config) else { return };
@@ -73,7 +73,7 @@ impl Witness {
         }
     }
 
-    /// These are there and, with `all`, no others.
+    /// Notes that these networks are there and, with `all`, no others.
     pub fn saw_these<'a>(&self, networks: impl Iterator<Item = (&'a NetworkName, &'a [u8])>, all: bool) {
         let mut seen = self.lock();
         let mut now = if all { BTreeMap::new() } else { seen.clone() };

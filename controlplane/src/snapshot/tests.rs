@@ -45,7 +45,7 @@ fn what_was_kept_from_before_a_wipe_is_still_kept() {
     assert_eq!(decode(&keys(), &encode(&keys(), &suspect)).unwrap().suspect, suspect.suspect);
 }
 
-/// Whoever is started takes what the store has: leases only missing are kept by those who were there.
+/// A node that is started takes what the store has. Leases that are only missing are kept by nodes that were there.
 #[test]
 fn what_is_only_missing_is_not_kept_over_a_restart() {
     let mut missing = view();

@@ -1,4 +1,4 @@
-//! The store a server was told to use.
+//! The store that a server was told to use.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A store's content: keys, leases and history. Whoever has one decides how it is shared and whether it lasts.
+//! A store's content: keys, leases and history. Its owner decides how it is shared and whether it lasts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -31,24 +31,24 @@ pub(super) struct Data {
     history: VecDeque<(Revision, WatchEvent)>,
     compacted: Revision,
     next_lease: i64,
-    /// Another one: watches of the one before are broken.
+    /// The number of the content: it changes when the content is replaced, which breaks watches.
     epoch: u64,
-    /// Transactions still on their way, each to happen at its time.
+    /// Transactions still on their way, with the time at which each is to happen.
     late: Vec<(Instant, Txn)>,
-    /// Leases granted and ended since they were last asked for, where somebody asks.
+    /// The leases granted and ended since they were last asked for, if anybody asks.
     lease_journal: Option<BTreeSet<i64>>,
-    /// When those would have ended that have since the content was last known to be on the disk.
+    /// The deadlines of the leases that ended since the content was last known to be on the disk.
     ended: BTreeMap<i64, Instant>,
 }
 
-/// What is to be written for the content to last.
+/// The changes to write for the content to last.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Keys with what they now are; `None`: gone.
+    /// The keys with what they now are; `None`: gone.
     pub(super) keys: Vec<(Vec<u8>, Option<KeyValue>)>,
-    /// Leases with how long they live; `None`: ended.
+    /// The leases with their time to live; `None`: ended.
     pub(super) leases: Vec<(i64, Option<Duration>)>,
-    /// The revision then.
+    /// The revision after the changes.
     pub(super) revision: Revision,
 }
 
@@ -58,7 +58,7 @@ impl Changes {
     }
 }
 
-/// Content that lasted: what [`Changes`] add up to.
+/// Content that lasted: the sum of all [`Changes`].
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) revision: Revision,
@@ -84,8 +84,8 @@ impl Default for Data {
 }
 
 impl Data {
-    /// Content that lasted. Its history did not: a watch begins after `kept.revision`. Every lease has its whole time again,
-    /// as after an etcd's restart: nobody could keep it alive meanwhile.
+    /// Makes content from what lasted. Its history did not: a watch begins after `kept.revision`. Every lease has its
+    /// whole time again, as after an etcd's restart: nobody could keep it alive meanwhile.
     pub(super) fn of(kept: Kept, first_lease: i64, now: Instant) -> Self {
         let leases = kept.leases.into_iter().map(|(id, ttl)| (id, MemoryLease { ttl, deadline: now + ttl })).collect();
         Self {
@@ -99,8 +99,8 @@ impl Data {
         }
     }
 
-    /// Leases end when they would have, had time stood still for `stood`, as long as nobody could keep one alive; those that have
-    /// ended and are here again, at `soon`.
+    /// Keeps the leases' deadlines of `before`, put off by `stood`, the time in which nobody could keep one alive.
+    /// Leases that had ended and are here again end at `soon`.
     pub(super) fn keep_deadlines(&mut self, before: &Self, stood: Duration, now: Instant, soon: Instant) {
         for (id, lease) in &mut self.leases {
             let known = before.leases.get(id).map(|lease| lease.deadline).or_else(|| before.ended.get(id).copied());
@@ -110,13 +110,13 @@ impl Data {
         }
     }
 
-    /// All of it is on the disk; at most `limit` changes are remembered.
+    /// Notes that all of it is on the disk; at most `limit` changes are remembered.
     pub(super) fn settled(&mut self, limit: usize) {
         self.ended.clear();
         self.trim_history(limit);
     }
 
-    /// What changed since revision `since`, and the leases since this was last asked.
+    /// Returns the keys changed since revision `since`, and the leases changed since this was last asked.
     pub(super) fn changes(&mut self, since: Revision) -> Changes {
         let start = self.history.partition_point(|(revision, _)| *revision <= since);
         let keys: BTreeSet<&[u8]> = self.history.range(start..).map(|(_, event)| event_key(event)).collect();
@@ -126,7 +126,7 @@ impl Data {
         Changes { keys, leases, revision: self.revision }
     }
 
-    /// Content as it is, without its history.
+    /// Returns the content as it is, without its history.
     pub(super) fn kept(&self) -> Kept {
         let leases = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
         Kept { revision: self.revision, kvs: self.kvs.clone(), leases }
@@ -176,7 +176,7 @@ impl Data {
         self.epoch
     }
 
-    /// Another one whenever a watch may have something to say.
+    /// Returns another value whenever a watch may have something to say.
     pub(super) fn version(&self) -> (Revision, u64, Revision) {
         (self.revision, self.epoch, self.compacted)
     }
@@ -314,7 +314,7 @@ impl Data {
         }
     }
 
-    /// Changes in `range` from `from` to `upto`; `None`: none yet.
+    /// Returns the changes in `range` from `from` to `upto`; `None`: none yet.
     pub(super) fn since(
         &self,
         range: &KeyRange,
@@ -376,7 +376,7 @@ fn write_key(write: &Write) -> &str {
     }
 }
 
-/// etcd counts whole seconds.
+/// Rounds up to whole seconds, which is how etcd counts.
 fn whole_seconds(ttl: Duration) -> Duration {
     let up = u64::from(ttl.subsec_nanos() > 0);
     Duration::from_secs((ttl.as_secs() + up).max(1))

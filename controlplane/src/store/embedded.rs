@@ -27,8 +27,8 @@ use disk::Disk;
 pub use disk::OpenError;
 use engine::{Answer, Engine, Request};
 
-/// Calls that may wait for the disk: more than a thousand agents that all start at once have under way, and far less than
-/// memory holds. Beyond, a call fails at once and its caller backs off.
+/// The most calls that may wait for the disk: more than a thousand agents that all start at once have under way, and
+/// far less than memory holds. Beyond, a call fails at once and its caller backs off.
 const QUEUE: usize = 8192;
 
 /// The store; clones are the same one. Its file is closed with the last of them.
@@ -44,13 +44,13 @@ struct Inner {
     shared: Arc<Shared>,
 }
 
-/// What the thread shares with watches.
+/// The state that the thread shares with watches.
 struct Shared {
     path: PathBuf,
     data: Mutex<Data>,
     /// The last revision that is on the disk; sent anew whenever a watch may have something to say.
     durable: watch::Sender<Revision>,
-    /// Why the disk did not take a commit lately, and when that was.
+    /// The reason why the disk did not take a commit lately, and the time of that.
     refused: Mutex<Option<(String, Instant)>>,
 }
 
@@ -129,7 +129,7 @@ impl EmbeddedStore {
         self.call(|answer| Request::Backup(path, answer)).await
     }
 
-    /// The last revision that is on the disk.
+    /// Returns the last revision that is on the disk.
     #[must_use]
     pub fn revision(&self) -> Revision {
         *self.inner.shared.durable.borrow()

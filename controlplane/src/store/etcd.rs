@@ -1,7 +1,7 @@
-//! etcd.
+//! The store in an etcd.
 //!
 //! One endpoint is in use at a time, the same for everything, until it fails: etcd-client's own balancing keeps sending
-//! calls to a dead member. Whoever calls backs off; here nothing sleeps but for a call's own deadline.
+//! calls to a dead member. Callers back off; here nothing sleeps but for a call's own deadline.
 //!
 //! Nothing runs in the background. A call that is dropped may or may not have happened.
 
@@ -27,12 +27,12 @@ use options::Endpoint;
 pub use options::{Again, EtcdOptions, File, InvalidOptions};
 
 /// The largest answer taken, in bytes. 20,000 leases of 600 bytes each (key, value, revisions) are 12 MB in the one
-/// range read of a start, and tonic's default of 4 MB ends at 7,000; the rest is room for values of others that will be
+/// range read of a start; tonic's default of 4 MB ends at 7,000. The rest is room for values of others that will be
 /// skipped, of which etcd allows 1.5 MB each.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
-/// How long a password that was not accepted is not tried again, unless another one is read: checking one costs etcd a tenth
-/// of a second of CPU (bcrypt), and a whole fleet would ask.
+/// The time for which a password that was not accepted is not tried again, unless another one is read. Checking one
+/// costs etcd a tenth of a second of CPU (bcrypt), and a whole fleet would ask.
 const DENIED_AGAIN: Duration = Duration::from_secs(5);
 
 /// A cluster of etcd servers, one of them in use at a time.
@@ -42,21 +42,21 @@ pub struct EtcdStore {
 }
 
 struct Inner {
-    /// As they were last read.
+    /// The addresses and credentials as they were last read.
     access: Mutex<Arc<Access>>,
-    /// Reads them again.
+    /// Reads the addresses and credentials again.
     again: Option<Again>,
     current: Mutex<Current>,
-    /// Watches in a row that were given up because nothing told of their progress.
+    /// The number of watches in a row that were given up because nothing told of their progress.
     silences: AtomicU32,
 }
 
-/// Where the servers are, and by what they know us.
+/// The servers' addresses, and the credentials they know us by.
 struct Access {
     /// At least one: `EtcdOptions::endpoints` refuses an empty list.
     endpoints: Vec<Endpoint>,
     user: Option<(String, String)>,
-    /// What `endpoints` were made from.
+    /// The files that `endpoints` were made from.
     files: Files,
 }
 
@@ -79,13 +79,13 @@ impl Access {
 
 #[derive(Default)]
 struct Current {
-    /// Which endpoint is in use.
+    /// The index of the endpoint in use.
     index: usize,
-    /// Connected lazily.
+    /// The client, connected lazily.
     client: Option<Client>,
-    /// Keeps leases alive while the server refuses to know us.
+    /// A client without credentials, to keep leases alive while the server refuses to know us.
     keeper: Option<Client>,
-    /// When a server last did not accept our password, and its words.
+    /// The time at which a server last did not accept our password, and its words.
     denied: Option<(Instant, String)>,
     /// Counts connections, so that late news of an old one does not end a new one.
     generation: u64,
@@ -122,7 +122,7 @@ impl EtcdStore {
         self.call_on(self.inner.connection(), f).await
     }
 
-    /// The same on `connection`.
+    /// Carries out one call on `connection`.
     async fn call_on<T, F>(
         &self,
         connection: impl Future<Output = Result<Connection, StoreError>> + Send,
@@ -158,8 +158,8 @@ impl Inner {
         Arc::clone(&self.access.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the files again that say who we are: whoever changes a password or renews a certificate changes them too. One
-    /// that cannot be used leaves what was read before. Whether they changed.
+    /// Reads the files with our credentials again: whoever changes a password or renews a certificate changes them too.
+    /// A file that cannot be used leaves what was read before. Returns true if they changed.
     fn read_again(&self) -> bool {
         let Some(again) = &self.again else { return false };
         match again.options().and_then(|options| Access::new(options).map_err(|error| error.to_string())) {
@@ -176,7 +176,7 @@ impl Inner {
         }
     }
 
-    /// The connection in use, made if there is none.
+    /// Returns the connection in use, made if there is none.
     async fn connection(&self) -> Result<Connection, StoreError> {
         let (index, generation) = {
             let current = self.lock();
@@ -211,8 +211,8 @@ impl Inner {
         Ok(Connection { client, generation, endpoint: endpoint.url.clone() })
     }
 
-    /// The connection in use; while the server does not accept our password, one without: whoever knows a lease may keep it
-    /// alive, and a node must not be dead to others for a password.
+    /// Returns the connection in use or, while the server does not accept our password, one without it. A client that
+    /// knows a lease may keep it alive, and a node must not be dead to others for a password.
     async fn connection_to_keep_alive(&self) -> Result<Connection, StoreError> {
         let denied = match Box::pin(self.connection()).await {
             Err(denied @ StoreError::Denied { .. }) => denied,
@@ -235,7 +235,7 @@ impl Inner {
         Ok(Connection { client, generation, endpoint: endpoint.url.clone() })
     }
 
-    /// What the end of a call means for the connection it used.
+    /// Decides from the end of a call whether the connection it used is kept.
     fn after_error(&self, generation: u64, error: &StoreError) {
         let known_as_before = match error {
             // It knows us: only another user or certificate has other rights, not another connection.

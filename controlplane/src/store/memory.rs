@@ -19,7 +19,7 @@ use crate::store::{CALL_TIMEOUT, KeyRange, KeyValue, RangeReply, Store, StoreErr
 pub use super::data::Backup;
 use super::data::Data;
 
-/// What happens to one call.
+/// The fault that happens to one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -28,12 +28,12 @@ pub enum Fault {
     Fail,
     /// It is carried out; its reply is lost.
     LoseReply,
-    /// It is carried out this much later. From [`CALL_TIMEOUT`] on the caller has given up by then; a transaction still
-    /// happens.
+    /// It is carried out this much later. From [`CALL_TIMEOUT`] on the caller has given up by then, but a transaction
+    /// still happens.
     Delay(Duration),
 }
 
-/// When a watch notices that the server is silent: as etcd's does.
+/// The time after which a watch notices that the server is silent, the same as for etcd's.
 const SILENCE: Duration = Duration::from_secs(4);
 
 /// A client's way to the store.

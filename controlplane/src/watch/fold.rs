@@ -1,4 +1,4 @@
-//! How snapshots and events change a view: pure.
+//! Applies snapshots and events to a view. All functions are pure.
 
 use std::collections::BTreeSet;
 
@@ -63,7 +63,7 @@ pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &Range
     clear_if_settled(view);
 }
 
-/// Why the store seems not to be the one we knew, or to have gone back.
+/// Returns the sign that the store is not the one we knew, or has gone back; `None` if there is none.
 fn went_back(
     keys: &NetworkKeys,
     view: &NetworkView,
@@ -92,7 +92,7 @@ fn went_back(
     if is_older { older("a lease is older than it was") } else { None }
 }
 
-/// A lease whose value cannot be read any more keeps its last readable one.
+/// Keeps the last readable value of a lease whose value cannot be read any more.
 fn keep_readable(keys: &NetworkKeys, before: &NetworkState, state: &mut NetworkState, key: &[u8]) {
     if let Some(Ok(subnets)) = lease_name(keys, key)
         && let Some(lease) = before.leases.get(&subnets)
@@ -101,7 +101,7 @@ fn keep_readable(keys: &NetworkKeys, before: &NetworkState, state: &mut NetworkS
     }
 }
 
-/// The leases from before that the new state lacks and nobody has taken or claimed again elsewhere.
+/// Returns the leases from before that the new state lacks and nobody has taken or claimed again elsewhere.
 fn missing(before: &NetworkState, now: &NetworkState, wanted: impl Fn(&SubnetKey) -> bool) -> BTreeSet<SubnetKey> {
     let owners: BTreeSet<NodeId> = now.leases.values().filter_map(node).collect();
     let mut held: Vec<IpNet> = now.leases.keys().flat_map(SubnetKey::iter).collect();
@@ -120,8 +120,8 @@ fn node(lease: &Lease) -> Option<NodeId> {
     lease.owner.as_ref().map(|owner| owner.node)
 }
 
-/// Whether `net` overlaps one of `held`, sorted. Of two prefixes that overlap one contains the other: the container
-/// sorts first, so it is enough to look at those inside `net` and at each prefix that could contain it.
+/// Returns true if `net` overlaps one of `held`, sorted. Of two prefixes that overlap one contains the other. The
+/// container sorts first, so it is enough to look at those inside `net` and at each prefix that could contain it.
 fn overlaps_sorted(held: &[IpNet], net: IpNet) -> bool {
     let inside = held.partition_point(|other| *other < net);
     if held.get(inside).is_some_and(|other| net.contains(other)) {
@@ -212,7 +212,7 @@ fn set_config(view: &mut NetworkView, config: Option<&KeyValue>) {
     }
 }
 
-/// A lease was claimed: what was kept in its place, or of its node, is not kept any longer.
+/// Drops what was kept in the place of a lease that was claimed, or of its node.
 fn give_up_for(view: &mut NetworkView, lease: &Lease) {
     let Some(suspect) = &mut view.suspect else { return };
     suspect.kept.remove(&lease.subnets);
@@ -232,14 +232,14 @@ fn give_up_for(view: &mut NetworkView, lease: &Lease) {
     }
 }
 
-/// Nothing is kept any more: the store is trusted again.
+/// Trusts the store again if nothing is kept any more.
 fn clear_if_settled(view: &mut NetworkView) {
     if view.suspect.as_ref().is_some_and(|suspect| suspect.kept.is_empty() && !suspect.kept_config) {
         view.suspect = None;
     }
 }
 
-/// What was kept is given up.
+/// Gives up everything that was kept.
 pub(super) fn end_grace(view: &mut NetworkView) {
     let Some(suspect) = view.suspect.take() else { return };
     for subnets in &suspect.kept {

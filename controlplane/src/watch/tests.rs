@@ -183,7 +183,8 @@ async fn an_old_backup_put_back_keeps_what_it_lacks_and_takes_what_it_has() {
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 1), (2, 2)], None), "claimed again: trusted again");
 }
 
-/// What had been there by the revision known before is not in it; whose lease it lacks may be about to claim it again.
+/// The backup lacks a lease that was there by the revision known before. The owner of that lease may be about to claim
+/// it again.
 #[tokio::test(start_paused = true)]
 async fn an_old_backup_that_has_grown_past_what_was_known_prunes_nobody_who_claims_again() {
     let followed = Followed::started(&[(1, 1)]).await;

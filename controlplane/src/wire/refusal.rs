@@ -10,21 +10,21 @@ use crate::networks::NetworkError;
 use crate::presence::PresenceError;
 use crate::store::StoreError;
 
-/// A status with its details.
+/// Makes a status with its details.
 #[must_use]
 #[expect(clippy::needless_pass_by_value, reason = "made for this one call by every caller")]
 pub fn status(code: Code, message: impl Into<String>, refusal: Refusal) -> Status {
     Status::with_details(code, message, refusal.encode_to_vec().into())
 }
 
-/// A refusal of whoever asks.
+/// Makes the refusal of a caller that has no right to the call.
 #[must_use]
 pub fn not_allowed(message: impl Into<String>, hint: &str) -> Status {
     let refusal = Refusal { kind: Kind::NotAllowed.into(), hint: hint.to_owned(), ..Refusal::default() };
     status(Code::PermissionDenied, message, refusal)
 }
 
-/// The details of a status; default if there are none.
+/// Reads the details of a status; default if there are none.
 #[must_use]
 pub fn details(status: &Status) -> Refusal {
     Refusal::decode(status.details()).unwrap_or_default()
@@ -34,7 +34,7 @@ fn of(kind: Kind) -> Refusal {
     Refusal { kind: kind.into(), ..Refusal::default() }
 }
 
-/// The store's error for a client.
+/// Writes a store's error for a client.
 #[must_use]
 pub fn store(error: &StoreError) -> Status {
     let message = error.to_string();
@@ -53,7 +53,7 @@ pub fn store(error: &StoreError) -> Status {
     }
 }
 
-/// What a status says, as of a store at `endpoint`.
+/// Reads a status as the error of a store at `endpoint`.
 #[must_use]
 pub fn read_store(endpoint: &str, status: &Status) -> StoreError {
     let (endpoint, reason) = (endpoint.to_owned(), status.message().to_owned());
@@ -73,7 +73,7 @@ pub fn read_store(endpoint: &str, status: &Status) -> StoreError {
     }
 }
 
-/// Why no lease was acquired, for a client.
+/// Writes the reason why no lease was acquired, for a client.
 #[must_use]
 pub fn acquire(error: &AcquireError) -> Status {
     let message = error.to_string();
@@ -113,7 +113,7 @@ pub fn acquire(error: &AcquireError) -> Status {
     }
 }
 
-/// Why no lease was acquired, as a server at `endpoint` said.
+/// Reads the reason why no lease was acquired, as a server at `endpoint` gave it.
 #[must_use]
 pub fn read_acquire(endpoint: &str, status: &Status) -> AcquireError {
     let details = details(status);
@@ -141,7 +141,7 @@ fn read_acquire_details(details: &Refusal) -> Option<AcquireError> {
     })
 }
 
-/// Why a lease was not changed, for a client.
+/// Writes the reason why a lease was not changed, for a client.
 #[must_use]
 pub fn update(error: &UpdateError) -> Status {
     match error {
@@ -153,7 +153,7 @@ pub fn update(error: &UpdateError) -> Status {
     }
 }
 
-/// Why a lease was not changed, as a server at `endpoint` said.
+/// Reads the reason why a lease was not changed, as a server at `endpoint` gave it.
 #[must_use]
 pub fn read_update(endpoint: &str, status: &Status) -> UpdateError {
     let details = details(status);
@@ -163,7 +163,7 @@ pub fn read_update(endpoint: &str, status: &Status) -> UpdateError {
     }
 }
 
-/// Why presence could not be claimed, for a client.
+/// Writes the reason why presence could not be claimed, for a client.
 #[must_use]
 pub fn presence(error: &PresenceError) -> Status {
     match error {
@@ -175,7 +175,7 @@ pub fn presence(error: &PresenceError) -> Status {
     }
 }
 
-/// Why presence could not be claimed, as a server at `endpoint` said.
+/// Reads the reason why presence could not be claimed, as a server at `endpoint` gave it.
 #[must_use]
 pub fn read_presence(endpoint: &str, status: &Status) -> PresenceError {
     let details = details(status);
@@ -185,7 +185,7 @@ pub fn read_presence(endpoint: &str, status: &Status) -> PresenceError {
     }
 }
 
-/// Why a network was not changed, for a client.
+/// Writes the reason why a network was not changed, for a client.
 #[must_use]
 pub fn network(error: &NetworkError) -> Status {
     let code = match error {

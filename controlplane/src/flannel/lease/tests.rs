@@ -15,7 +15,7 @@ fn read(value: &str) -> Result<Lease, InvalidLease> {
     decode_lease("10.0.40.0-24".parse().unwrap(), &kv("", value))
 }
 
-/// What flanneld v0.28 was seen to write.
+/// Values that flanneld v0.28 was seen to write.
 const SEEN: [&str; 6] = [
     r#"{"PublicIP":"192.168.33.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"}}"#,
     r#"{"PublicIP":"192.168.33.1","PublicIPv6":"fd00:33::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8d"},"BackendV6Data":{"VNI":1,"VtepMAC":"4e:f4:0c:52:b7:8e"}}"#,

@@ -1,4 +1,4 @@
-//! Who is let through to what, and what is held.
+//! Tests of the gate: who is let through to which service, and how much is held.
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;

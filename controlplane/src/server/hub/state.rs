@@ -1,4 +1,4 @@
-//! What a hub holds of one network, and what it remembers of how that came to be.
+//! The records a hub holds of one network, and the history of how they came to be.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,44 +14,45 @@ use crate::plane::contents::{Contents, Fingerprint};
 use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
 use crate::wire;
 
-/// Changes kept for watchers that were away: some minutes of a large fleet's, 600 bytes each.
+/// The most changes kept for watchers that were away: some minutes of a large fleet's, 600 bytes each.
 pub(super) const HISTORY: usize = 10_000;
-/// Records in one part of a snapshot, 30 KB: what a connection once sent in one message it keeps the memory of.
+/// The records in one part of a snapshot, 30 KB. A connection keeps the memory of the largest message it once sent.
 pub(super) const PART: usize = 64;
 
-/// One network.
+/// The state of one network.
 pub(super) struct State {
     pub(super) records: BTreeMap<Vec<u8>, KeyValue>,
-    /// The same, to be compared with what watchers hold.
+    /// The records' digests, to be compared with what watchers hold.
     pub(super) contents: Contents,
-    /// The same, read.
+    /// The records, decoded.
     pub(super) network: NetworkState,
     pub(super) revision: Revision,
     /// Changes after `history_from`, in order.
     pub(super) history: VecDeque<Past>,
     pub(super) history_len: usize,
     pub(super) history_from: Revision,
-    /// Of all records by then.
+    /// The fingerprint of all records at `history_from`.
     pub(super) history_base: Fingerprint,
-    /// Another store, or the same one put back: what watchers know of the one before counts for nothing.
+    /// The number of the store's history: it changes with another store, or with the same one put back. What watchers
+    /// know of an earlier epoch counts for nothing.
     pub(super) epoch: u64,
-    /// Whether there is anything yet.
+    /// True once the network has been read.
     pub(super) loaded: bool,
-    /// Since when the store is away, and why.
+    /// The time since which the store is away, and the reason.
     pub(super) lost: Option<(Instant, String)>,
-    /// The records as parts of a snapshot, made once for all that want it.
+    /// The records as parts of a snapshot, made once for all watchers that want it.
     pub(super) snapshot: Option<Arc<Vec<proto::WatchReply>>>,
 }
 
-/// What changed at a time.
+/// The changes of one batch.
 pub(super) struct Past {
     pub(super) batch: proto::Batch,
-    /// Of all records after it.
+    /// The fingerprint of all records after it.
     pub(super) after: Fingerprint,
 }
 
 impl State {
-    /// Nothing yet.
+    /// Starts with nothing read.
     pub(super) fn new(keys: &NetworkKeys) -> Self {
         Self {
             records: BTreeMap::new(),
@@ -69,7 +70,7 @@ impl State {
         }
     }
 
-    /// It is `reply` now, which does not lead on from what it was.
+    /// Replaces the state by `reply`, which does not lead on from what it was.
     pub(super) fn replace(&mut self, keys: &NetworkKeys, reply: RangeReply) {
         self.epoch += u64::from(self.loaded);
         self.network = NetworkState { revision: reply.revision, ..NetworkState::default() };
@@ -88,7 +89,7 @@ impl State {
         self.loaded = true;
     }
 
-    /// It changed.
+    /// Applies a batch of changes.
     pub(super) fn apply(&mut self, keys: &NetworkKeys, batch: &WatchBatch) {
         let prefix = keys.all();
         for event in &batch.events {
@@ -116,7 +117,7 @@ impl State {
         }
     }
 
-    /// Of all records there were by `revision`; `None`: that is not known (any more, or yet).
+    /// Returns the fingerprint of all records there were by `revision`; `None`: it is not known (any more, or yet).
     pub(super) fn held_by(&self, revision: Revision) -> Option<Fingerprint> {
         if !self.loaded || !(self.history_from..=self.revision).contains(&revision) {
             return None;
@@ -126,9 +127,9 @@ impl State {
         Some(last.map_or(self.history_base, |past| past.after))
     }
 
-    /// What has changed in the store up to `reply`; `None`: it is not seen to be the same store, gone on. Then watchers have
-    /// to judge for themselves what became of what they knew. So they have when it lacks a record: nobody saw whether that was
-    /// removed, or never was in a store put back.
+    /// Returns what has changed in the store up to `reply`; `None`: it cannot be seen that this is the same store, gone
+    /// on. Watchers then have to judge for themselves what became of the records they knew. The same holds when the
+    /// store lacks a record: nobody saw whether it was removed, or never was in a store put back.
     pub(super) fn changes_to(&self, keys: &NetworkKeys, reply: &RangeReply) -> Option<WatchBatch> {
         let config = keys.config();
         let created = |kv: Option<&KeyValue>| kv.map(|kv| kv.create_revision);
@@ -150,7 +151,7 @@ impl State {
         lacks_none.then_some(WatchBatch { events, revision: reply.revision })
     }
 
-    /// All of it in parts, made once for all that want it.
+    /// Returns all records in parts, made once for all watchers that want them.
     pub(super) fn snapshot(&mut self, prefix: &str) -> Arc<Vec<proto::WatchReply>> {
         if let Some(made) = &self.snapshot {
             return Arc::clone(made);
@@ -162,7 +163,7 @@ impl State {
     }
 }
 
-/// A snapshot in parts; at least one.
+/// Divides a snapshot into parts; at least one.
 fn snapshot_parts(mut records: Vec<proto::Record>, revision: Revision) -> Vec<proto::WatchReply> {
     let mut parts = Vec::new();
     loop {

@@ -24,7 +24,7 @@ async fn hub(store: &MemoryStore) -> (Hubs<MemoryStore>, Arc<Hub>) {
     (hubs, hub)
 }
 
-/// The parts of one snapshot: how many, the records together, the revision.
+/// Receives the parts of one snapshot: returns their number, the number of records together, and the revision.
 async fn snapshot(watcher: &mut Watcher) -> (usize, usize, Revision) {
     let (mut parts, mut records) = (0, 0);
     loop {
@@ -158,7 +158,7 @@ async fn a_hub_ends_with_its_last_watcher() {
     assert_eq!(client.calls(), calls, "nobody follows for nobody");
 }
 
-/// A store that was put back and has reached the same revision again.
+/// The store was put back and has reached the same revision again.
 #[tokio::test(start_paused = true)]
 async fn the_same_revision_of_another_history_is_no_place_to_go_on_from() {
     let store = MemoryStore::new();

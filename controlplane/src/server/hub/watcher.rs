@@ -1,4 +1,4 @@
-//! How far each watcher got.
+//! Watchers: the position that each has reached in its network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,30 +11,30 @@ use tokio::time::{Instant, sleep_until};
 use super::state::{PART, reply};
 use super::{Hub, PATIENCE};
 
-/// How far one watcher got.
+/// One watcher of a network, with the position it has reached.
 pub struct Watcher {
     pub(super) hub: Arc<Hub>,
     pub(super) changed: watch::Receiver<u64>,
-    /// Epoch and revision; `None`: nothing yet.
+    /// The epoch and revision it has seen; `None`: nothing yet.
     pub(super) seen: Option<(u64, Revision)>,
-    /// Whether it is still to be told that it missed nothing.
+    /// True while it is still to be told that it missed nothing.
     pub(super) resumed: bool,
-    /// A snapshot being sent, and the next part.
+    /// The snapshot being sent, and the next part.
     pub(super) parts: Option<(Arc<Vec<proto::WatchReply>>, usize)>,
     /// Changes to be sent.
     pub(super) changes: Option<proto::Batch>,
-    /// When changes were sent last.
+    /// The time at which changes were sent last.
     pub(super) sent: Option<Instant>,
 }
 
-/// Between two messages with changes. One that comes alone is sent at once; when a fleet starts, each node's message to each
-/// other one would else be a message of its own, a million for a thousand.
+/// The pause between two messages with changes. A change that comes alone is sent at once. When a fleet starts, each
+/// node's message to each other one would otherwise be a message of its own, a million for a thousand.
 const SPACING: Duration = Duration::from_millis(50);
-/// Changes in one message from which no more are added to it.
+/// The number of changes in one message from which no more are added to it.
 const CHANGES: usize = PART;
 
 impl Watcher {
-    /// What comes next; `Err`: the store is away, and why.
+    /// Returns the next news; `Err`: the store is away, with the reason.
     pub async fn next(&mut self) -> Result<proto::WatchReply, String> {
         loop {
             if let Some((parts, next)) = &mut self.parts {
@@ -68,7 +68,7 @@ impl Watcher {
         }
     }
 
-    /// Takes what there is for this watcher.
+    /// Takes what the hub has for this watcher.
     fn take(&mut self) -> Taken {
         let hub = Arc::clone(&self.hub);
         let mut state = hub.lock();

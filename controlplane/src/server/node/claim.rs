@@ -21,15 +21,15 @@ use crate::server::registry;
 use crate::store::{KeyRange, Store};
 use crate::wire::{self, refusal};
 
-/// A lease's shortest and longest time to live, seconds: the shortest as the agent's flag allows, the longest for a host that is
-/// away over a holiday. A longer one would keep a subnet from everybody for ever.
+/// A lease's shortest and longest time to live, in seconds. The shortest is what the agent's flag allows, the longest
+/// is for a host that is away over a holiday. A longer one would keep a subnet from everybody for ever.
 const TTL_SECS: std::ops::RangeInclusive<u64> = 10..=30 * 24 * 3600;
 
 /// The configuration to claim under.
 enum Under {
     /// The store's.
     Stored(ConfigState),
-    /// What the caller says: for what it holds, and nothing else.
+    /// The caller's own, for the lease it holds and nothing else.
     Offered(NetworkConfig),
 }
 
@@ -95,8 +95,8 @@ impl<S: Store> NodeService<S> {
         Ok(claim)
     }
 
-    /// The configuration to claim under: the store's; but what a node holds in a network that was changed meanwhile it may
-    /// refresh under the one it holds it under.
+    /// Returns the configuration to claim under: the store's. But a node may refresh a lease in a network that was
+    /// changed meanwhile, under the configuration that it holds the lease under.
     async fn config_for(
         &self,
         keys: &NetworkKeys,
@@ -144,9 +144,9 @@ impl<S: Store> NodeService<S> {
         Ok(Under::Stored(stored.map_or(ConfigState::Missing, ConfigState::Valid)))
     }
 
-    /// Refuses a previous subnet that is larger than those the network hands out, unless the store knows that the node held it:
-    /// it was given out before the network was changed. One that is no larger may be anybody's word, for the store may have been
-    /// wiped since.
+    /// Refuses a previous subnet that is larger than those the network hands out, unless the store knows that the node
+    /// held it: it was given out before the network was changed. A subnet that is no larger needs no proof, for the
+    /// store may have been wiped since.
     async fn check_was_held(
         &self,
         keys: &NetworkKeys,
@@ -199,8 +199,8 @@ impl<S: Store> NodeService<S> {
         }
     }
 
-    /// Refuses a public address that a living node publishes, unless the caller calls from there and the other does not: then
-    /// the other's lease, which says what is not so, is ended.
+    /// Refuses a public address that a living node publishes, unless the caller calls from there and the other does
+    /// not. The other's lease then says what is not so, and is ended.
     async fn check_address(
         &self,
         hub: &Hub,
@@ -264,12 +264,13 @@ impl<S: Store> NodeService<S> {
     }
 }
 
-/// What a publication says does not depend on the subnets it is for.
+/// The subnets to read a publication with: its content does not depend on them.
 fn any_subnets() -> Result<SubnetKey, Status> {
     wire::subnets("0.0.0.0-0")
 }
 
-/// Whether what is claimed under `stored`, `previous` if that is something, is also of the network as the node knows it.
+/// Returns true if the subnets claimed under `stored` also belong to the network as the node knows it. They are
+/// `previous`, if there is one.
 fn would_fit(stored: &NetworkConfig, known: &NetworkConfig, previous: Option<SubnetKey>) -> bool {
     match previous {
         Some(previous) => is_inside(known, previous),
@@ -287,9 +288,9 @@ fn is_inside(config: &NetworkConfig, subnets: SubnetKey) -> bool {
     })
 }
 
-/// Whether a host with `publication` would be taken for the one of `lease`, by any of the ways to either. Of a node that
-/// wrote its lease before its tunnel's address had to be its own, the address may be another's: it is believed of flanneld and
-/// permanent peers alone.
+/// Returns true if a host with `publication` would be taken for the one of `lease`, by any of the ways to either. A
+/// node's lease from before its tunnel's address had to be its own may have another's address. Such an address is
+/// believed of flanneld and permanent peers alone.
 fn shares_identity(lease: &Lease, publication: &Publication) -> bool {
     let theirs = lease.publication();
     if lease.owner.as_ref().is_some_and(|owner| check_own_addresses(owner.node, &theirs).is_err()) {
@@ -298,8 +299,8 @@ fn shares_identity(lease: &Lease, publication: &Publication) -> bool {
     ways(&theirs).any(|theirs| ways(publication).any(|ours| same_identity(theirs, ours)))
 }
 
-/// Refuses Ethernet addresses of tunnels that are not derived from the caller's id: they may be those that another node is
-/// going to have.
+/// Refuses Ethernet addresses of tunnels that are not derived from the caller's id: another node may be going to have
+/// them.
 fn check_own_addresses(node: NodeId, publication: &Publication) -> Result<(), Status> {
     let besides = publication.besides.iter().map(|besides| (&besides.data, &besides.data_v6));
     for (v4, v6) in std::iter::once((&publication.data, &publication.data_v6)).chain(besides) {

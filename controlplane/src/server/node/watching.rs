@@ -17,7 +17,7 @@ use crate::server::watches::Place;
 use crate::store::{KeyRange, Store, StoreError};
 use crate::wire::{self, refusal};
 
-/// Until it breaks, or the node may not any more.
+/// The answers to a watch, until it breaks or the node loses its rights.
 pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Result<proto::WatchReply, Status>> + Send>>;
 
 impl<S: Store> NodeService<S> {
@@ -62,13 +62,13 @@ impl<S: Store> NodeService<S> {
     }
 }
 
-/// One watch stream: ends when its node may not any more.
+/// One watch stream. It ends when its node loses its rights.
 struct Watching {
     watcher: Watcher,
-    /// Among those of its node.
+    /// Its place among the watches of its node.
     _place: Place,
     registry: Arc<Registry>,
-    /// A server that stops ends its watches: they go on at another one.
+    /// True once the server stops, which ends its watches: they go on at another one.
     stopping: watch::Receiver<bool>,
     node: NodeId,
     key_hash: String,

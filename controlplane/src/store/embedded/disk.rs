@@ -12,7 +12,7 @@ use crate::store::data::{Changes, Kept};
 
 /// Key → create revision, revision of the last change, lease (0: none), each 8 bytes big-endian, then the value.
 const KEYS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("keys");
-/// Lease → how long it lives, seconds.
+/// Lease → its time to live, in seconds.
 const LEASES: TableDefinition<i64, u64> = TableDefinition::new("leases");
 /// `format`, `revision`.
 const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
@@ -21,15 +21,15 @@ const FORMAT: i64 = 1;
 /// Pages redb may keep: the content is in memory already, and is read from the file once.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Why the file cannot be used.
+/// The reason why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be made or its directory entry not be written.
+    /// It cannot be made, or its directory entry cannot be written.
     #[error("cannot open the store {path}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -44,12 +44,12 @@ pub enum OpenError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What redb says.
+        /// The cause, as redb gives it.
         reason: String,
     },
 }
 
-/// What the disk said to a read or write.
+/// The disk's error on a read or write.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
     #[error("it is in use")]
@@ -69,7 +69,7 @@ impl<E: Into<redb::Error>> From<E> for DiskError {
 
 pub(super) struct Disk {
     path: PathBuf,
-    /// `None` after an error: redb refuses everything then.
+    /// The database; `None` after an error: redb refuses everything then.
     database: Option<Database>,
 }
 
@@ -90,7 +90,7 @@ impl Disk {
         Ok((disk, kept))
     }
 
-    /// Whether nothing was ever written into the store at `path`, which was opened just before.
+    /// Returns true if nothing was ever written into the store at `path`, which was opened just before.
     pub(super) fn is_blank(&self) -> bool {
         let meta = self.database.as_ref().and_then(|database| database.begin_read().ok());
         meta.is_some_and(|txn| matches!(txn.open_table(META), Err(redb::TableError::TableDoesNotExist(_))))
@@ -115,7 +115,7 @@ impl Disk {
         result
     }
 
-    /// A new file with all of `kept`; none if that fails.
+    /// Writes a new file with all of `kept`; there is none if that fails.
     pub(super) fn write_new(path: &Path, kept: &Kept) -> Result<(), DiskError> {
         let io = |error: std::io::Error| DiskError::Other(format!("{}: {error}", path.display()));
         drop(std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(io)?);

@@ -15,7 +15,7 @@ use crate::random::{OsRandom, Random};
 use crate::store::data::{Changes, Data};
 use crate::store::{KeyRange, RangeReply, StoreError, Txn, TxnReply};
 
-/// Where the result of a call goes.
+/// The channel for the result of a call.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// One call.
@@ -30,17 +30,18 @@ pub(super) enum Request {
     Backup(PathBuf, Answer<()>),
 }
 
-/// Calls carried out in one commit at most: what they change is then a few hundred KiB.
+/// The most calls carried out in one commit: what they change is then a few hundred KiB.
 const BATCH: usize = 512;
-/// Changes kept for watches that were away: at 600 bytes each some 12 MB.
+/// The most changes kept for watches that were away: at 600 bytes each some 12 MB.
 const HISTORY: usize = 20_000;
-/// When to look again at a disk that refused.
+/// The pause before a disk that refused is tried again.
 const DISK_RETRY: Duration = Duration::from_millis(200);
 
-/// How long a disk that refused a commit is said to refuse: a smaller one may fit into what the file has free.
+/// The time for which a disk that refused a commit counts as refusing: a smaller one may fit into what the file has
+/// free.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
 
-/// Lease ids must not come again after a restart; 62 random bits, as etcd's are random.
+/// Returns the first lease's id. Ids must not come again after a restart; 62 random bits, as etcd's are random.
 pub(super) fn first_lease() -> i64 {
     i64::try_from(OsRandom.next_u64() >> 2).unwrap_or(1)
 }
@@ -50,13 +51,13 @@ pub(super) struct Engine {
     disk: Disk,
     /// The last revision on the disk.
     durable: Revision,
-    /// The disk did not take the last commit; its content is to be read again before anything else.
+    /// Set when the disk did not take the last commit; its content is to be read again before anything else.
     broken: Option<Broken>,
 }
 
 struct Broken {
     reason: String,
-    /// Since when it cannot be read either, so that nobody's lease can be kept alive.
+    /// The time since which it cannot be read either, so that nobody's lease can be kept alive.
     unread: Option<Instant>,
 }
 
@@ -69,7 +70,7 @@ impl Engine {
         Self { shared, disk, durable, broken: None }
     }
 
-    /// Until nobody can ask any more.
+    /// Serves calls until nobody can ask any more.
     pub(super) fn run(mut self, requests: &Receiver<Request>) {
         loop {
             let due = self.shared.lock().next_due();
@@ -130,7 +131,7 @@ impl Engine {
         }
     }
 
-    /// Whether the last commit that the disk refused is a while ago.
+    /// Returns true if the last commit that the disk refused is a while ago.
     fn refused_long_ago(&self) -> bool {
         self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSED_FOR)
     }
@@ -159,8 +160,8 @@ impl Engine {
         }
     }
 
-    /// After a commit that failed: what is in memory may not be on the disk, so the disk's content is read again. Nobody
-    /// saw what it lacks.
+    /// Recovers after a commit that failed. What is in memory may not be on the disk, so the disk's content is read
+    /// again. Nobody saw what it lacks.
     fn recover(&mut self) -> Result<(), DiskError> {
         let Some(broken) = &mut self.broken else { return Ok(()) };
         let kept = self.disk.reopen().inspect_err(|error| {
@@ -184,7 +185,7 @@ impl Engine {
     }
 }
 
-/// Carries out one call; its answer, to be given when the disk has what it changed.
+/// Carries out one call. Returns its answer, to be given when the disk has what it changed.
 fn carry_out(data: &mut Data, request: Request) -> Option<Ready> {
     fn ready<T: Send + 'static>(answer: Answer<T>, result: Result<T, StoreError>) -> Option<Ready> {
         Some(Box::new(move |committed| {

@@ -1,4 +1,4 @@
-//! What etcd-client's errors mean.
+//! Translating etcd-client's errors.
 
 use std::error::Error as _;
 
@@ -17,7 +17,7 @@ const UNIMPLEMENTED: i32 = 12;
 const DATA_LOSS: i32 = 15;
 const UNAUTHENTICATED: i32 = 16;
 
-/// The store's error for one of etcd-client's, with `endpoint` named.
+/// Returns the store's error for one of etcd-client's, with `endpoint` named.
 pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
     let endpoint = endpoint.to_owned();
     match error {
@@ -60,8 +60,9 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
     }
 }
 
-/// With TLS 1.3 (RFC 8446 §4.4.2.4 and §6) a client learns that its certificate is refused after its side of the handshake is
-/// done; what remains of that here is a connection that ends before it answered anything.
+/// The error of a connection that failed. With TLS 1.3 (RFC 8446 §4.4.2.4 and §6) a client learns that its certificate
+/// is refused after its side of the handshake is done. What remains of that here is a connection that ends before it
+/// answered anything.
 fn unavailable(endpoint: String, mut reason: String) -> StoreError {
     const ENDED: [&str; 4] = ["connection closed", "connection reset", "broken pipe", "canceled"];
     let said = reason.to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! How to reach an etcd.
+//! The options for reaching an etcd.
 
 use std::io;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use super::trust;
 use crate::endpoint::{Endpoint as Address, EndpointKind, InvalidEndpoint};
 use crate::store::CALL_TIMEOUT;
 
-/// What etcd answers to a password while its authentication is off; Go's client then goes on without, and so do we.
+/// etcd's answer to a password while its authentication is off. Go's client then goes on without it, and so do we.
 const AUTH_NOT_ENABLED: &str = "authentication is not enabled";
 
-/// How long one of a name's addresses has the field to itself (RFC 8305 §5).
+/// The time for which one of a name's addresses is tried alone (RFC 8305 §5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// How to reach an etcd.
+/// The options for reaching an etcd.
 #[derive(Clone, Default)]
 pub struct EtcdOptions {
     /// `http(s)://host:port`, without a scheme http; at least one. The first is tried first.
@@ -45,7 +45,7 @@ pub struct EtcdOptions {
 pub struct Again(Arc<dyn Fn() -> Result<EtcdOptions, String> + Send + Sync>);
 
 impl Again {
-    /// By `read`; it says why it cannot.
+    /// Reads the options by `read`, which returns the reason if it cannot.
     pub fn new(read: impl Fn() -> Result<EtcdOptions, String> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
     }
@@ -55,10 +55,10 @@ impl Again {
     }
 }
 
-/// One of the files.
+/// A file of the options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum File {
-    /// The authorities'.
+    /// The authorities' certificates.
     Ca,
     /// Our certificate.
     Certificate,
@@ -72,9 +72,9 @@ pub enum File {
 pub struct InvalidOptions {
     /// The file that is to blame, if it is one.
     pub file: Option<File>,
-    /// What is wrong.
+    /// The reason.
     pub message: String,
-    /// What to do, with FILE for the file's name; empty: nothing in particular.
+    /// The hint what to do, with FILE for the file's name; empty: nothing in particular.
     pub hint: String,
 }
 
@@ -154,7 +154,8 @@ fn address(text: &str) -> Result<Address, InvalidOptions> {
     }
 }
 
-/// What the server's certificate must be for: a name without the dot that ends it, an address without its interface.
+/// Returns the name the server's certificate must be for: a name without the dot that ends it, an address without its
+/// interface.
 fn server_name(address: &Address) -> Result<ServerName<'static>, InvalidOptions> {
     let host = address.host.split('%').next().unwrap_or_default().trim_end_matches('.');
     ServerName::try_from(host.to_owned()).map_err(|_| {
@@ -166,7 +167,7 @@ fn server_name(address: &Address) -> Result<ServerName<'static>, InvalidOptions>
 }
 
 impl Endpoint {
-    /// A client of this server alone. Without a user nothing is sent yet.
+    /// Makes a client of this server alone. Without a user nothing is sent yet.
     pub(super) async fn connect(&self, user: Option<&(String, String)>) -> Result<Client, etcd_client::Error> {
         match Client::from_channel(self.channel(), Some(connect_options(user))).await {
             Err(etcd_client::Error::GRpcStatus(status)) if status.message().contains(AUTH_NOT_ENABLED) => {
@@ -195,12 +196,12 @@ impl Endpoint {
     }
 }
 
-/// What bytes go by.
+/// A stream of bytes: TCP, with or without TLS.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The first of a name's addresses that answers: none that is dead may hold up the others.
+/// Connects to the first of a name's addresses that answers: a dead one must not hold up the others.
 async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let addresses = tokio::net::lookup_host((host, port)).await?;
     let tries = (0_u32..).zip(addresses).map(|(before, address)| async move {

@@ -1,5 +1,5 @@
-//! Whom a client of etcd believes, and as whom it comes. Files are read with the TLS library before anything is spoken to:
-//! what is wrong with one of our own would otherwise be told by the far end, if at all.
+//! The authorities that a client of etcd believes, and the certificate it shows. Files are read with the TLS library
+//! before any server is spoken to. Otherwise only the far end would tell, if at all, what is wrong with one of our own.
 
 use std::sync::Arc;
 
@@ -18,10 +18,11 @@ use super::options::{File, InvalidOptions};
 /// HTTP/2 in the handshake (RFC 9113).
 const ALPN: &[u8] = b"h2";
 
-/// Blocks of a PEM file that are read: a system's whole list of authorities has a few hundred.
+/// The most blocks of a PEM file that are read: a system's whole list of authorities has a few hundred.
 const BLOCKS: usize = 10_000;
 
-/// A client that believes `ca` and shows `identity`, a certificate (with what comes after it in the file) and its key.
+/// Makes a client that believes `ca` and shows `identity`, a certificate (with what comes after it in the file) and its
+/// key.
 pub(super) fn client(ca: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<Arc<ClientConfig>, InvalidOptions> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let broken = |error: Error| InvalidOptions::new(error.to_string(), "");
@@ -41,7 +42,7 @@ pub(super) fn client(ca: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<Arc<
     Ok(Arc::new(config))
 }
 
-/// The certificates in a file: those blocks that can be read.
+/// Returns the certificates in a file: those blocks that can be read.
 fn certificates(pem: &[u8], file: File) -> Result<Vec<CertificateDer<'static>>, InvalidOptions> {
     must_be_pem(pem, "CERTIFICATE", file)?;
     let blocks = CertificateDer::pem_slice_iter(pem).take(BLOCKS).filter_map(Result::ok);
@@ -56,7 +57,7 @@ fn certificates(pem: &[u8], file: File) -> Result<Vec<CertificateDer<'static>>, 
     Ok(readable)
 }
 
-/// Our own certificate and key, tried out.
+/// Returns our own certificate and key, tried out.
 fn own(
     certificate: &[u8],
     key: &[u8],
@@ -135,7 +136,7 @@ fn must_be_pem(bytes: &[u8], label: &str, file: File) -> Result<(), InvalidOptio
 /// that file: the way of a server that signed its own.
 #[derive(Debug)]
 struct Believed {
-    /// `None`: nothing in the file can be an authority.
+    /// The verifier with the authorities; `None`: nothing in the file can be an authority.
     authorities: Option<Arc<WebPkiServerVerifier>>,
     certificates: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
@@ -151,7 +152,7 @@ impl Believed {
         Ok(Self { authorities, certificates, provider: Arc::clone(provider) })
     }
 
-    /// The certificate is one of the file's: what remains is whose it is, and until when.
+    /// Verifies a certificate that is one of the file's: what remains is whose it is, and until when.
     fn verify_known(&self, shown: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
         verify_server_name(&ParsedCertificate::try_from(shown)?, name)?;
         let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
@@ -167,7 +168,7 @@ impl Believed {
         Ok(())
     }
 
-    /// Whether any certificate of the file may sign others.
+    /// Returns true if any certificate of the file may sign others.
     fn has_authority(&self) -> bool {
         self.certificates.iter().any(|der| {
             X509Certificate::from_der(der).is_ok_and(|(_, x509)| x509.version() != X509Version::V3 || x509.is_ca())
@@ -233,7 +234,7 @@ mod tests {
         der: CertificateDer<'static>,
     }
 
-    /// Signed by itself, for `name`.
+    /// Makes a certificate signed by itself, for `name`.
     fn made(name: &str) -> Made {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();

@@ -11,23 +11,25 @@ use futures::stream::{self, Stream, StreamExt};
 use super::{ANSWER_LIMIT, EtcdStore, Inner, error, key_value};
 use crate::store::{KeyRange, StoreError, WatchBatch, WatchEvent};
 
-/// A watch that was silent this long is asked for its progress.
+/// The time after which a silent watch is asked for its progress.
 const PROBE_AFTER: Duration = Duration::from_millis(1500);
-/// How long the answer may take, an election's length (etcd's default election timeout is 1 s): with [`PROBE_AFTER`] a hung
-/// server is noticed after 3 s, which leaves 2 s of the 5 s in which another endpoint must be in use, also on a busy host.
+/// The time the answer may take, an election's length (etcd's default election timeout is 1 s). With [`PROBE_AFTER`] a
+/// hung server is noticed after 3 s. That leaves 2 s of the 5 s in which another endpoint must be in use, also on a
+/// busy host.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Watches in a row that ended because nobody told of their progress, after which silence no longer means death: etcd's own
-/// grpc-proxy never answers that question. One may be a server that hung; a second that was just opened is a habit.
+/// The number of watches in a row, ended because nothing told of their progress, after which silence no longer means
+/// death: etcd's own grpc-proxy never answers that question. One may be a server that hung; a second that was just
+/// opened is a habit.
 const DEAF: u32 = 2;
 
 struct Watch {
     inner: Arc<Inner>,
-    /// What is watched.
+    /// The range that is watched.
     range: KeyRange,
-    /// Everything up to here was told.
+    /// The revision up to which everything was told.
     told: Revision,
-    /// A key was changed after that, as the last look showed.
+    /// True if a key was changed after that, as the last look showed.
     is_behind: bool,
     generation: u64,
     endpoint: String,
@@ -88,7 +90,7 @@ impl Watch {
         }
     }
 
-    /// The next answer; probes a silent server.
+    /// Returns the next answer; probes a silent server.
     async fn answer(&mut self) -> Result<WatchResponse, StoreError> {
         let answer = loop {
             if let Ok(answer) = tokio::time::timeout(PROBE_AFTER, self.answers.message()).await {
@@ -159,7 +161,8 @@ impl Watch {
     }
 }
 
-/// Whether a key of `range` was written after `told`: a small read, which every proxy passes on. The watch was to tell of it.
+/// Returns true if a key of `range` was written after `told`, of which the watch was to tell. This is a small read,
+/// which every proxy passes on.
 async fn is_changed(inner: &Inner, range: &KeyRange, told: Revision) -> Result<bool, StoreError> {
     let connection = Box::pin(inner.connection()).await?;
     let options = GetOptions::new().with_range(range.end.clone()).with_min_mod_revision(told.saturating_add(1));

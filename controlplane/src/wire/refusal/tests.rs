@@ -1,6 +1,6 @@
 use super::*;
 
-/// Whatever the server's store says, its clients are told as much: a refusal is one, in the store's words, and what may pass by
+/// A client is told whatever the server's store answers: a refusal is one, in the store's words, and what may pass by
 /// itself is no refusal.
 #[test]
 fn a_refusal_of_the_servers_store_reaches_every_call_as_a_refusal() {

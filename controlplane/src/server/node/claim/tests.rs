@@ -1,4 +1,4 @@
-//! What a node gets while it changes its own records beside its call.
+//! Tests of the records a node gets while it changes its own records beside its call.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::server::caller::Peer;
 use crate::server::witness::Witness;
 use crate::store::memory::{Fault, MemoryStore};
 
-/// The network, and what a node says of it: another family beside, and larger subnets.
+/// The network's configuration in the store, and the one a node offers: another family beside, and larger subnets.
 const STORED: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 const OFFERED: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":18,"EnableIPv6":true,"IPv6Network":"fd50::/48","Backend":{"Type":"host-gw"}}"#;
-/// What each call of the store takes, and what of that is passed over from one try to the next.
+/// The time each call of the store takes, and the step in time from one try to the next.
 const CALL: Duration = Duration::from_millis(100);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -77,7 +77,7 @@ fn request(previous: &str, config: &str, wanted: &[&str]) -> proto::AcquireReque
     }
 }
 
-/// The lease is given back at every moment of a call that names it: between any two looks at the store.
+/// The lease is given back at every moment of a call that names it, between any two looks at the store.
 #[tokio::test(start_paused = true)]
 async fn under_a_configuration_of_its_own_making_a_node_gets_nothing_but_what_it_holds() {
     let mut refreshed = 0;

@@ -1,4 +1,4 @@
-//! Networks that are not there, and many of them.
+//! Tests with networks that are not there, and many of them.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
