@@ -1,4 +1,4 @@
-//! What the embedded store acknowledged is there after `kill -9`, in the middle of anything.
+//! Everything that the embedded store acknowledged is there after `kill -9`, in the middle of anything.
 
 #![expect(clippy::unwrap_used, reason = "these are tests: a surprise fails them")]
 
@@ -21,14 +21,14 @@ use support::ScratchDir;
 const CHILD: &str = "FLATNET_TEST_STORE";
 /// Writers of the child, each with its own keys.
 const WRITERS: u32 = 8;
-/// How often it is killed.
+/// The number of times it is killed.
 const ROUNDS: u64 = 15;
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put { key: key.to_owned(), value: value.as_bytes().to_vec(), lease: None }
 }
 
-/// The child: counts each writer's keys up by compare-and-swap and says on stdout what was acknowledged.
+/// The child: counts each writer's keys up by compare-and-swap and prints on stdout what was acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the part of another test that is killed"]
 async fn writer() {
@@ -62,7 +62,8 @@ async fn writer() {
     futures::future::join_all(tasks).await;
 }
 
-/// Runs the child on `path` for `life` and kills it; what it said was acknowledged: writer → (number, revision, lease).
+/// Runs the child on `path` for `life` and kills it. Returns what it printed as acknowledged: writer → (number,
+/// revision, lease).
 fn run_and_kill(path: &Path, life: Duration) -> BTreeMap<u32, (u64, i64, i64)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["writer", "--exact", "--ignored", "--nocapture"])
@@ -129,7 +130,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     assert!(total > 100, "the writer wrote next to nothing: {total}");
 }
 
-/// The child: its disk is full after a megabyte, and has room again later.
+/// The child whose disk is full after a megabyte, and has room again later.
 #[tokio::test]
 #[ignore = "the part of another test that fills its disk"]
 async fn filler() {

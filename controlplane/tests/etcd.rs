@@ -1,4 +1,4 @@
-//! What only a real etcd shows: races of real clients, restarts, silence.
+//! Tests of what only a real etcd shows: races of real clients, restarts, silence.
 
 #![expect(clippy::unwrap_used, reason = "these are tests: a surprise fails them")]
 
@@ -70,7 +70,7 @@ async fn followed(store: EtcdStore) -> (watch::Receiver<NetworkView>, tokio::tas
     (view, task)
 }
 
-/// Waits until the view is as wanted; how long that took.
+/// Waits until the view is as wanted; returns how long that took.
 async fn until(view: &mut watch::Receiver<NetworkView>, wanted: impl Fn(&NetworkView) -> bool) -> Duration {
     let began = Instant::now();
     tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| wanted(view))).await.unwrap().unwrap();
@@ -220,7 +220,8 @@ fn state() -> NetworkState {
     NetworkState { config: ConfigState::Valid(config), ..NetworkState::default() }
 }
 
-/// What `controlplane etcd-roles` prints, done as printed, makes a user who can be one node and nothing else.
+/// The commands that `controlplane etcd-roles` prints, run as printed, make a user who can be one node and nothing
+/// else.
 #[tokio::test]
 async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     let etcd = configured().await;

@@ -38,12 +38,13 @@ const TOKENS: u32 = 10_000;
 const IDLE: usize = 1_000;
 /// Watches that are opened and never read.
 const SLOW: usize = 100;
-/// What all of them together may cost the server, in KiB: 256 strangers and 100 streams, some 100 KiB each, twice over.
+/// The most memory that all of them together may cost the server, in KiB: 256 strangers and 100 streams, some 100 KiB
+/// each, twice over.
 const GROWTH_KIB: u64 = 96 * 1024;
-/// A loaded machine; an idle one starts in milliseconds.
+/// The time a loaded machine may take to start the server; an idle one takes milliseconds.
 const START: Duration = Duration::from_secs(60);
 
-/// A server in a process of its own; killed when dropped.
+/// A server in a process of its own, killed when dropped.
 struct Process {
     child: Child,
     address: ServerAddress,
@@ -64,7 +65,7 @@ impl Process {
         Self::start_with(65_536, &[]).await
     }
 
-    /// With at most `descriptors` open, and further arguments.
+    /// Starts a server with at most `descriptors` open, and further arguments.
     async fn start_with(descriptors: u32, further: &[&str]) -> Self {
         let dir = ScratchDir::new("hostile");
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -94,7 +95,7 @@ impl Process {
         Self { child, address, token: after("--token"), ca_hash: after("--ca-hash"), dir }
     }
 
-    /// Resident memory, in KiB.
+    /// Returns the resident memory, in KiB.
     fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -120,12 +121,12 @@ impl Process {
         (Remote::new(options).unwrap(), owner)
     }
 
-    /// The administrator on this machine.
+    /// A client for the administrator on this machine.
     fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(channel::local(&self.dir.path().join("data").join(SOCKET)))
     }
 
-    /// A connection of whoever has no certificate.
+    /// A connection without a certificate.
     fn stranger(&self) -> Channel {
         channel::tls(&self.address, tls::client(&Trust::Hash(self.ca_hash.clone()), None).unwrap()).unwrap()
     }
@@ -141,7 +142,7 @@ impl Process {
     }
 }
 
-/// A message of a megabyte of which the last bytes never come.
+/// A message of a megabyte whose last bytes never come.
 struct HalfSent {
     left: usize,
 }
@@ -179,7 +180,7 @@ impl HttpBody for HalfSent {
 async fn half_sent_messages_of_strangers_nodes_and_administrators_cost_little_and_end() {
     /// Streams a connection, as many as HTTP/2 usually allows.
     const STREAMS: usize = 128;
-    /// In KiB: what 12 strangers' connections may cost, and here all others besides.
+    /// The most memory in KiB that 12 strangers' connections may cost, and all others here as well.
     const GROWTH: u64 = 64 * 1024;
     const ACQUIRE: &str = "/flatnet.controlplane.v1.Node/Acquire";
     const CREATE: &str = "/flatnet.controlplane.v1.Admin/CreateNetwork";
@@ -234,7 +235,7 @@ async fn half_sent_messages_of_strangers_nodes_and_administrators_cost_little_an
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_sockets_by_the_thousand_keep_no_node_out() {
-    /// Sockets in all, and of them open at a time: as many as the server has places for and some.
+    /// The number of sockets in all, and of those open at a time: as many as the server has places for and some.
     const SOCKETS: u32 = 6_000;
     const OPEN: usize = 500;
     let server = Process::start_with(1024, &[]).await;

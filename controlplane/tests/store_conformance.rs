@@ -1,4 +1,4 @@
-//! One suite for every store: what the memory store promises, etcd and the embedded store do.
+//! One suite for every store: etcd and the embedded store do what the memory store promises.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests: a surprise fails them")]
 
@@ -14,14 +14,14 @@ use flatnet_model::{EtcdLease, Revision};
 use futures::{Stream, StreamExt};
 use support::{Etcd, ScratchDir};
 
-/// What the suite needs besides [`Store`].
+/// The functions the suite needs besides [`Store`].
 trait Subject: Store {
     async fn compact(&self, revision: Revision);
     /// Waits for `wait` of the store's time.
     async fn pass(&self, wait: Duration) {
         tokio::time::sleep(wait).await;
     }
-    /// Whether there are clients beside ours, which may write anything.
+    /// Returns true if there are clients beside ours, which may write anything.
     fn others_write(&self) -> bool {
         true
     }

@@ -1,4 +1,4 @@
-//! Agents: the real client, and what keeps a view equal to the store; no kernel.
+//! Agents without a kernel: the real client, and the task that keeps a view equal to the store.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -21,24 +21,24 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::processes::{DEADLINE, Etcd, Scratch, Server};
 
-/// The default of the agent.
+/// The agent's default.
 const TTL: Duration = Duration::from_secs(24 * 3600);
 
 fn keys() -> NetworkKeys {
     NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
 }
 
-/// Some that run.
+/// Agents that run.
 pub struct Fleet {
     views: Vec<watch::Receiver<NetworkView>>,
     following: Vec<JoinHandle<()>>,
 }
 
-/// Some that all have a lease and know all others.
+/// Agents that all have a lease and know all others.
 pub struct Started {
-    /// Them.
+    /// The agents.
     pub fleet: Fleet,
-    /// Since the first of them began.
+    /// The time since the first of them began.
     pub took: Duration,
 }
 
@@ -73,7 +73,7 @@ impl Fleet {
         Started { fleet, took: began.elapsed() }
     }
 
-    /// Ends them as a power cut does.
+    /// Ends them all as a power cut does.
     pub async fn drop_all(self) {
         for task in self.following {
             task.abort();
@@ -81,7 +81,7 @@ impl Fleet {
         }
     }
 
-    /// How long each of `count` new leases took to each agent.
+    /// Returns the time each of `count` new leases took to each agent.
     pub async fn changes(&self, etcd: &Etcd, count: u32) -> Vec<Duration> {
         let options =
             EtcdOptions { endpoints: vec![etcd.endpoint.clone()], ca: None, identity: None, user: None, again: None };
@@ -127,7 +127,7 @@ fn publication(number: u32) -> Publication {
     }
 }
 
-/// As the agent's tasks do: presence, the view, and a lease once the network is known.
+/// Runs the tasks of an agent: presence, the view, and a lease once the network is known.
 async fn agent(number: u32, options: RemoteOptions) -> (watch::Receiver<NetworkView>, JoinHandle<()>) {
     let owner = Owner {
         node: options.node,

@@ -1,4 +1,4 @@
-//! The embedded store: beside what the disk under it can do at all.
+//! The embedded store, compared with what the disk under it can do at all.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::processes::{Scratch, Server};
 
-/// How long each rate is measured.
+/// The time for which each rate is measured.
 const TIME: Duration = Duration::from_secs(2);
 /// Writers at a time.
 const WRITERS: usize = 64;
@@ -61,7 +61,7 @@ pub async fn measure(scratch: &Scratch) {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
-/// What the disk can do, a second.
+/// Returns the number of flushes the disk can do, a second.
 fn flushes(path: &Path) -> f64 {
     let mut file = File::create(path).unwrap();
     let (began, mut count) = (Instant::now(), 0_u32);

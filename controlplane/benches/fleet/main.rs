@@ -1,4 +1,4 @@
-//! How many agents one control plane carries: a benchmark that prints. Nothing is asserted on time.
+//! The number of agents that one control plane carries: a benchmark that prints. Nothing is asserted on time.
 //!
 //! Agents are the real client over TLS on loopback, all in this process, with no kernel behind them; the server is a
 //! process of its own before a real etcd. The method is in docs/benchmarks.md.
@@ -20,9 +20,9 @@ use std::time::Duration;
 use agents::Fleet;
 use processes::{Etcd, Scratch, Server};
 
-/// Agents when nobody says how many.
+/// The number of agents unless `--agents` says otherwise.
 const AGENTS: u32 = 1_000;
-/// Changes of which the way to every agent is timed.
+/// The number of changes whose way to every agent is timed.
 const CHANGES: u32 = 20;
 
 fn value(flag: &str) -> Option<String> {

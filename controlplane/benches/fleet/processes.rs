@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 /// Nothing waited for takes this long unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A directory that goes with the benchmark.
+/// A directory that is removed with the benchmark.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    /// In memory if there is a file system in it: disks are not what is measured, but where that is said.
+    /// Makes one in memory if there is a file system in it: disks are not what is measured, except where that is said.
     pub fn new() -> Self {
         let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
         let path = base.join(format!("flatnet-bench-{}", std::process::id()));
@@ -52,9 +52,9 @@ impl Drop for Ended {
     }
 }
 
-/// One member, its data in memory.
+/// An etcd of one member, its data in memory.
 pub struct Etcd {
-    /// Where clients come to.
+    /// The endpoint for clients.
     pub endpoint: String,
     port: u16,
     _process: Ended,
@@ -81,7 +81,7 @@ impl Etcd {
         etcd
     }
 
-    /// How many watches clients have.
+    /// Returns the number of watches that clients have, as etcd's metrics have it.
     pub fn watchers(&self) -> String {
         let metrics = self.get("/metrics").unwrap_or_default();
         let line = metrics.lines().find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total "));
@@ -99,30 +99,30 @@ impl Etcd {
 
 /// A server.
 pub struct Server {
-    /// Where agents come to.
+    /// The port at which agents connect.
     pub port: u16,
-    /// What they join with.
+    /// The token they join with.
     pub token: String,
-    /// Which authority they believe.
+    /// The hash of the authority they believe.
     pub ca_hash: String,
-    /// From its start to the line that says how to join.
+    /// The time from its start to the line that says how to join.
     pub started: Duration,
     process: Ended,
 }
 
 impl Server {
-    /// Starts one on a new data directory and waits until it says how to join.
+    /// Starts a server on a new data directory and waits until it says how to join.
     pub fn start(scratch: &Scratch, flags: &[&str], uses: u32) -> Self {
         let _ = fs::remove_dir_all(scratch.0.join("controlplane"));
         Self::start_again(scratch, flags, uses)
     }
 
-    /// Starts one on the data there is.
+    /// Starts a server on the data there is.
     pub fn start_again(scratch: &Scratch, flags: &[&str], uses: u32) -> Self {
         Self::start_in(&scratch.0.join("controlplane"), scratch, flags, uses)
     }
 
-    /// Starts one on the data in `dir`.
+    /// Starts a server on the data in `dir`.
     pub fn start_in(dir: &Path, scratch: &Scratch, flags: &[&str], uses: u32) -> Self {
         let (port, printed) = (free_port(), scratch.0.join("printed"));
         let began = Instant::now();
@@ -151,7 +151,7 @@ impl Server {
         Self { port, token: after("--token"), ca_hash: after("--ca-hash"), started, process }
     }
 
-    /// What it holds in memory.
+    /// Returns the memory it holds, in KiB.
     pub fn resident_kib(&self) -> u32 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();

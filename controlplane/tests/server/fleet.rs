@@ -46,7 +46,7 @@ pub fn keys() -> NetworkKeys {
 }
 
 impl Fleet {
-    /// With the network `default`.
+    /// Starts a server with the network `default`.
     pub async fn start() -> Self {
         let fleet = Self::start_empty().await;
         fleet.store.put(keys().config(), CONFIG, None);
@@ -54,7 +54,7 @@ impl Fleet {
         fleet
     }
 
-    /// With nothing in the store.
+    /// Starts a server with nothing in the store.
     pub async fn start_empty() -> Self {
         let (store, dir) = (MemoryStore::new(), ScratchDir::new("server"));
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -92,7 +92,8 @@ impl Fleet {
         }));
     }
 
-    /// Another server on the same store with the same authority, until the test ends; where it listens, and its administration.
+    /// Starts another server on the same store with the same authority, until the test ends; returns where it listens,
+    /// and its administration.
     pub async fn replica(&self) -> (ServerAddress, AdminClient<Channel>) {
         let data_dir = self.dir.path().join("replica");
         std::fs::create_dir_all(data_dir.join("pki")).unwrap();
@@ -174,7 +175,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// What it publishes.
+    /// The publication of the node.
     pub fn publication(&self) -> Publication {
         let vni = Vni::new(7).unwrap();
         Publication {
@@ -204,7 +205,7 @@ impl Node {
         self.try_acquire(&self.request()).await.unwrap()
     }
 
-    /// The same node by another server, with the certificate it has.
+    /// Returns this node as it reaches another server, with the certificate it has.
     pub fn at(&self, server: ServerAddress, ca_hash: &str) -> Self {
         let remote = Remote::new(RemoteOptions {
             servers: vec![server],
@@ -221,13 +222,13 @@ impl Node {
         self.remote.acquire(request, &state(), &mut OsRandom).await
     }
 
-    /// Its certificate, used by hand: for calls that no agent makes.
+    /// A client with its certificate, used by hand: for calls that no agent makes.
     pub fn raw(&self, fleet: &Fleet) -> NodeClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
         NodeClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())
     }
 
-    /// The same as administrator, which it is not.
+    /// A client with its certificate that acts as an administrator, which the node is not.
     pub fn raw_admin(&self, fleet: &Fleet) -> AdminClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
         AdminClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())

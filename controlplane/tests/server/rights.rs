@@ -1,4 +1,5 @@
-//! What a node may not do, tried with a certificate that is valid, another node's; and what nobody without one may.
+//! The calls a node may not make, tried with another node's valid certificate; and those that nobody may make without
+//! one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
 use flatnet_controlplane::store::{KeyRange, Store};
 
-/// One etcd server; killed and its data removed on drop.
+/// One etcd server, killed and its data removed on drop.
 pub struct Etcd {
     dir: PathBuf,
     client_port: u16,
@@ -26,7 +26,7 @@ impl Etcd {
         Self::start_with(&[]).await
     }
 
-    /// The same with further flags.
+    /// Starts an empty one with further flags and waits until it answers.
     pub async fn start_with(flags: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // tmpfs if there is one: etcd waits for the disk with every write.
@@ -155,7 +155,7 @@ impl ScratchDir {
         Self(dir)
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &std::path::Path {
         &self.0
     }
