@@ -20,5 +20,5 @@ pub mod controlplane {
     }
 }
 
-/// Every definition here, as an encoded `google.protobuf.FileDescriptorSet`: for the reflection service.
+/// Every definition here as an encoded `google.protobuf.FileDescriptorSet`, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

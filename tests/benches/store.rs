@@ -1,4 +1,4 @@
-//! How fast the embedded store is, beside the disk's own fsync. Prints; nothing is asserted on time.
+//! The speed of the embedded store, beside the disk's own fsync. Prints; nothing is asserted on time.
 //!
 //! `cargo bench -p flatnet-tests --bench store`. The directory of the store is `TMPDIR`'s: name one on the disk in question.
 #![expect(
@@ -17,11 +17,11 @@ use futures::StreamExt;
 
 /// Bytes of a lease's value, about.
 const VALUE: usize = 600;
-/// How long each figure is measured, a round; rounds alternate, because disks change from minute to minute.
+/// The time for which each figure is measured in a round; rounds alternate, because disks change from minute to minute.
 const ROUND: Duration = Duration::from_millis(700);
 /// Rounds of each figure; the median is printed.
 const ROUNDS: usize = 5;
-/// Leases of a large fleet.
+/// The leases of a large fleet.
 const LEASES: usize = 10_000;
 
 fn main() {
@@ -33,7 +33,8 @@ fn main() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Transactions a second by few and by many at once, beside writes of as many bytes that are waited for one by one.
+/// Measures transactions a second by few and by many at once, beside writes of as many bytes that are waited for one by
+/// one.
 async fn rates(dir: &Path) {
     let store = EmbeddedStore::open(&dir.join("rates.redb")).unwrap();
     let (mut fsync, mut one, mut many) = (Vec::new(), Vec::new(), Vec::new());
@@ -75,7 +76,7 @@ async fn put(store: &EmbeddedStore, index: u64) {
     store.txn(Txn { when: Vec::new(), then: vec![write] }).await.unwrap();
 }
 
-/// How long a server takes until it has read the store of a large fleet.
+/// Measures the time a server takes until it has read the store of a large fleet.
 async fn start(dir: &Path) {
     let path = dir.join("start.redb");
     let store = EmbeddedStore::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! An agent process on a host of a lab, to be started with any flags, ended in any way, and asked.
+//! An agent process on a host of a lab. A test can start it with any flags, end it in any way, and ask it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,13 +15,14 @@ use serde_json::Value;
 use crate::netns::{Namespace, Ran, run};
 use crate::wait::{SOON, wait_until};
 
-/// Longest run of a start that must fail: a copied identity is told from a restart only when presence (15 s) is still renewed.
+/// The longest run of a start that must fail, in seconds: a copied identity is told from a restart only when presence
+/// (15 s) is still renewed.
 const RUN_SECS: &str = "45";
 
 /// The bridge that agents own in tests that attach containers.
 pub const BRIDGE: &str = "flbr0";
 
-/// Where the agent's program is: `FLATNET_AGENT`, else beside this test program in cargo's target directory.
+/// Finds the agent's program: `FLATNET_AGENT`, else beside this test program in cargo's target directory.
 pub fn find_program() -> Result<PathBuf, String> {
     let named = std::env::var_os("FLATNET_AGENT").map(PathBuf::from);
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -108,27 +109,28 @@ impl Agent {
         self.child = Some(command.spawn().unwrap());
     }
 
-    /// `argv` as this host's own, with its own `/run/wireguard`.
+    /// Makes `argv` a command of this host, with its own `/run/wireguard`.
     pub fn on_host(&self, argv: Vec<String>) -> Command {
         let mut command = CommandLine::argv(argv).on_host(&self.host.0, &self.directory).to_command();
         command.stdin(Stdio::null());
         command
     }
 
-    /// The process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is not running.
+    /// The id of the process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is not
+    /// running.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Sends a signal and waits for the end; the exit code.
+    /// Sends a signal and waits for the end; returns the exit code.
     pub fn end(&mut self, signal: Signal) -> u8 {
         let child = self.child.as_ref().expect("the agent is not running");
         kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
         self.wait_for_end(SOON)
     }
 
-    /// Waits until it ends by itself; the exit code.
+    /// Waits until it ends by itself; returns the exit code.
     pub fn wait_for_end(&mut self, deadline: Duration) -> u8 {
         let began = Instant::now();
         let mut child = self.child.take().expect("the agent is not running");
@@ -167,7 +169,7 @@ impl Agent {
         serde_json::from_str(&self.command(&["status", "--json"]).stdout).ok()
     }
 
-    /// Waits until `accept` takes the status; the status.
+    /// Waits until `accept` takes the status; returns it.
     pub fn wait_for_status(&self, what: &str, accept: impl Fn(&Value) -> bool) -> Value {
         let what = format!("host{}: {what}", self.number);
         wait_until(&what, SOON, || match self.status() {
@@ -189,7 +191,7 @@ impl Agent {
         })
     }
 
-    /// Waits until `status` shows a problem with `code`; the problem.
+    /// Waits until `status` shows a problem with `code`; returns the problem.
     pub fn wait_for_problem(&self, code: &str) -> Value {
         let find =
             |status: &Value| status["problems"].as_array()?.iter().find(|problem| problem["code"] == code).cloned();
@@ -203,7 +205,7 @@ impl Agent {
         self.run_dir.join("subnet.env")
     }
 
-    /// Waits for `subnet.env`; what it says.
+    /// Waits for `subnet.env`; returns its contents.
     pub fn subnet(&self) -> SubnetEnv {
         wait_until(&format!("host{}: subnet.env is written", self.number), SOON, || {
             let text = fs::read_to_string(self.env_file()).map_err(|error| format!("{error}\nlog:\n{}", self.log()))?;

@@ -36,7 +36,7 @@ int gettimeofday(struct timeval *at, void *zone) {
 time_t time(time_t *at) { struct timespec now; clock_gettime(CLOCK_REALTIME, &now); if (at) *at = now.tv_sec; return now.tv_sec; }
 "#;
 
-/// The clock of whoever is started with its environment.
+/// The clock of the processes that are started with its environment.
 #[derive(Debug)]
 pub struct WallClock {
     library: PathBuf,
@@ -44,7 +44,7 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// One that is right; its files are in `directory`.
+    /// Makes a clock that is right; its files are in `directory`.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
         let source = directory.join("shim.c");
@@ -56,14 +56,14 @@ impl WallClock {
         clock
     }
 
-    /// What its processes are started with.
+    /// The environment with which its processes are started.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
         let variable = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
         vec![variable("LD_PRELOAD", &self.library), variable("SHIFT_FILE", &self.file)]
     }
 
-    /// It is ahead by so many seconds from now on.
+    /// Sets the clock ahead by so many seconds from now on.
     pub fn shift(&self, secs: i64) {
         fs::write(&self.file, secs.to_string()).unwrap();
     }

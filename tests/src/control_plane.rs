@@ -14,12 +14,12 @@ use crate::lab::Lab;
 use crate::netns::{Namespace, Ran};
 use crate::wait::wait_until;
 
-/// A cold start under load; on an idle machine it is some milliseconds.
+/// The time for a cold start under load; on an idle machine it is some milliseconds.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// The token with which a test's hosts join.
 const TOKEN_USES: &str = "--token-uses=100";
 
-/// Where the program is: `FLATNET_CONTROLPLANE`, else beside the agent's.
+/// Finds the program: `FLATNET_CONTROLPLANE`, else beside the agent's.
 pub fn find_program() -> Result<PathBuf, String> {
     let named = std::env::var_os("FLATNET_CONTROLPLANE").map(PathBuf::from);
     let beside = crate::agent::find_program()?.with_file_name("controlplane");
@@ -33,7 +33,7 @@ pub fn find_program() -> Result<PathBuf, String> {
     ))
 }
 
-/// Where a server on host `number` listens.
+/// Returns the address at which a server on host `number` listens.
 fn host_address(lab: &Lab, number: u8) -> SocketAddr {
     SocketAddr::new(lab.topology.host(number).v4.into(), lab.topology.server_address().port())
 }
@@ -51,13 +51,13 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts one for `lab` with its own store, and waits until it says how to join it.
+    /// Starts a server for `lab` with its own store, and waits until it says how to join it.
     pub fn start(lab: &Lab, flags: &[&str]) -> Self {
         let store = Namespace(lab.topology.store().namespace);
         Self::start_in(lab, store, lab.topology.server_address(), flags)
     }
 
-    /// Likewise on host `number`.
+    /// Starts a server as [`Self::start`] does, on host `number`.
     pub fn start_on(lab: &Lab, number: u8, flags: &[&str]) -> Self {
         Self::start_in(lab, lab.host(number), host_address(lab, number), flags)
     }
@@ -84,7 +84,7 @@ impl ControlPlane {
         self.replica_in(lab, self.namespace.clone(), SocketAddr::new(address.ip(), address.port() + 1))
     }
 
-    /// Likewise on host `number`.
+    /// Starts another one as [`Self::replica`] does, on host `number`.
     #[must_use]
     pub fn replica_on(&self, lab: &Lab, number: u8) -> Self {
         self.replica_in(lab, lab.host(number), host_address(lab, number))
@@ -108,13 +108,13 @@ impl ControlPlane {
         replica
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address.parse().unwrap()
     }
 
-    /// Where its data is.
+    /// The directory with its data.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.directory.join("data")
@@ -151,7 +151,7 @@ impl ControlPlane {
         fs::read_to_string(self.stdout()).unwrap_or_default()
     }
 
-    /// What it logged, over all its lives.
+    /// All that it logged, over all its lives.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
@@ -189,7 +189,8 @@ impl ControlPlane {
         self.commands()(arguments)
     }
 
-    /// The same for another thread, whatever becomes of the server meanwhile.
+    /// Makes a function that does what [`Self::command`] does. It can go to another thread, and works whatever becomes
+    /// of the server meanwhile.
     pub fn commands(&self) -> impl Fn(&[&str]) -> Ran + Send + use<> {
         let (program, dir) = (find_program().unwrap().display().to_string(), self.data_dir().display().to_string());
         let namespace = self.namespace.clone();
@@ -200,7 +201,7 @@ impl ControlPlane {
         }
     }
 
-    /// Ends it and waits for it.
+    /// Ends the server with a signal and waits for it.
     pub fn end(&mut self, signal: Signal) {
         let mut child = self.child.take().expect("the control plane is not running");
         kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
@@ -213,7 +214,7 @@ impl ControlPlane {
         if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
     }
 
-    /// A file in its data directory.
+    /// The path of a file in its data directory.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.data_dir().join(Path::new(name))

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::netns::{Namespace, Ran};
 use crate::wait::wait_until;
 
-/// A cold start under load; on an idle machine it is about a second.
+/// The time for a cold start under load; on an idle machine it is about a second.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One member with its data in the sandbox's memory. Killed when dropped.
@@ -23,13 +23,13 @@ pub struct Etcd {
     directory: PathBuf,
     /// Further flags of the next start.
     pub flags: Vec<String>,
-    /// `NAME:PASSWORD` that etcdctl gives.
+    /// The `NAME:PASSWORD` that etcdctl gives.
     pub user: Option<String>,
     child: Option<Child>,
 }
 
 impl Etcd {
-    /// Starts it and waits until it answers. `directory`: for its data and log.
+    /// Starts it and waits until it answers. Its data and log are in `directory`.
     pub fn start(namespace: Namespace, endpoint: String, directory: &Path) -> Self {
         fs::create_dir_all(directory).unwrap();
         let mut etcd =
@@ -76,7 +76,7 @@ impl Etcd {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Goes on.
+    /// Lets its clock go on.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -105,7 +105,7 @@ impl Etcd {
         assert_eq!(ran.code, 0, "put {key}: {}", ran.stderr);
     }
 
-    /// Grants a lease; its id in hexadecimal.
+    /// Grants a lease; returns its id in hexadecimal.
     pub fn grant(&self, ttl: Duration) -> String {
         let ran = self.ctl(&["lease", "grant", &ttl.as_secs().to_string()]);
         // "lease 694d…29 granted with TTL(60s)"
@@ -134,7 +134,7 @@ impl Etcd {
         assert_eq!(self.ctl(&["del", key]).code, 0);
     }
 
-    /// All that it said.
+    /// Returns all that it logged.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()

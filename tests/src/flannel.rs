@@ -1,5 +1,5 @@
-//! A host run by flannel, made by hand with `ip` and `bridge` as flannel's VXLAN backend makes it: `flannel.1` with the
-//! subnet's address, learning off, and per peer a permanent neighbour, a forwarding entry and an onlink route.
+//! A host run by flannel, made by hand with `ip` and `bridge` as flannel's VXLAN backend makes it. It has `flannel.1`
+//! with the subnet's address, learning off, and per peer a permanent neighbour, a forwarding entry and an onlink route.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use flatnet_agent::lab::command_line::CommandLine;
 /// The hand-made host's VTEP.
 pub const MAC: &str = "4e:f4:0c:52:b7:8d";
 
-/// A flannel host: third byte of its subnet 10.100.N.0/24.
+/// A flannel host; `octet` is the third byte of its subnet 10.100.N.0/24.
 #[derive(Debug)]
 pub struct FlannelHost {
     host: Namespace,

@@ -17,7 +17,7 @@ use crate::netns::{Namespace, run};
 /// Numbers the labs of this program: part of every namespace's name.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// What a lab is made of.
+/// The make-up of a lab.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// Number of hosts.
@@ -31,7 +31,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// IPv4 over VXLAN.
+    /// A network of IPv4 over VXLAN.
     #[must_use]
     pub fn vxlan(hosts: u8) -> Self {
         Self { hosts, backend: "vxlan", overlay: Families::V4, underlay: Families::V4 }
@@ -64,7 +64,7 @@ pub struct Lab {
     pub topology: Topology,
     /// The store.
     pub etcd: Etcd,
-    /// For files.
+    /// The directory for files.
     pub directory: PathBuf,
 }
 
@@ -77,13 +77,13 @@ impl Lab {
         lab
     }
 
-    /// Likewise, with an empty store.
+    /// Makes a lab as [`Self::new`] does, with an empty store.
     #[must_use]
     pub fn without_network(shape: &Shape) -> Self {
         Self::on(shape, UNDERLAY_V4)
     }
 
-    /// Likewise, with an underlay whose IPv4 addresses begin so.
+    /// Makes a lab with an empty store, on an underlay whose IPv4 addresses begin with `underlay_v4`.
     #[must_use]
     pub fn on(shape: &Shape, underlay_v4: [u8; 3]) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! A real etcd of three members, each on a host of its own, to be killed, hung, cut off and robbed of its disk.
 //!
-//! A cut is a network's: what comes from the other side is dropped without a word (nftables at the receiver's input), or
-//! the member's cable is unplugged at the switch. Nothing is killed by it, nobody is told.
+//! A cut is one of the network: packets from the other side are dropped without a word (nftables at the receiver's
+//! input), or the member's cable is unplugged at the switch. Nothing is killed by it, nobody is told.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,14 +17,14 @@ use crate::lab::Lab;
 use crate::netns::{Namespace, Ran, run};
 use crate::wait::wait_until;
 
-/// A cold start of three, and an election, under load.
+/// The time for a cold start of three, and an election, under load.
 const ANSWERS: Duration = Duration::from_secs(60);
-/// A disk for one member: two preallocated segments of its log, 64 MiB each, and room for a test's data.
+/// The size of a disk for one member: two preallocated segments of its log, 64 MiB each, and room for a test's data.
 const DISK_MIB: u32 = 192;
-/// Members.
+/// The number of members.
 pub const COUNT: usize = 3;
 
-/// One of them.
+/// One member.
 #[derive(Debug)]
 struct Member {
     namespace: Namespace,
@@ -40,7 +40,7 @@ pub struct Members {
     members: Vec<Member>,
     switch: Namespace,
     directory: PathBuf,
-    /// Namespaces that drop what comes from somewhere.
+    /// The namespaces that drop packets from somewhere.
     cut: Vec<Namespace>,
     unplugged: Option<usize>,
     hung: Option<usize>,
@@ -54,7 +54,8 @@ impl Members {
         Self::on(lab, first, None)
     }
 
-    /// Likewise; the first member has a small disk of its own, which [`Self::fill_disk`] fills.
+    /// Starts them as [`Self::start`] does. The first member has a small disk of its own, which [`Self::fill_disk`]
+    /// fills.
     #[must_use]
     pub fn start_with_a_small_disk(lab: &Lab, first: u8) -> Self {
         let disk = lab.directory.join("m0");
@@ -84,7 +85,7 @@ impl Members {
         members
     }
 
-    /// Where clients come to.
+    /// The endpoints for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("http://{}:2379", member.address)).collect()
@@ -159,7 +160,7 @@ impl Members {
         });
     }
 
-    /// Which one leads, by what they say themselves.
+    /// Returns the index of the member that leads, as the members themselves report it.
     #[must_use]
     pub fn leader(&self) -> usize {
         wait_until("etcd has a leader", ANSWERS, || {
@@ -196,7 +197,7 @@ impl Members {
         });
     }
 
-    /// Whether its process lives.
+    /// Returns true if the process of the member lives.
     pub fn is_running(&mut self, index: usize) -> bool {
         let child = &mut self.members[index].child;
         let runs = child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none());
@@ -206,7 +207,7 @@ impl Members {
         runs
     }
 
-    /// Ends it at once.
+    /// Kills the member at once.
     pub fn kill(&mut self, index: usize) {
         if let Some(mut child) = self.members[index].child.take() {
             // Ended by itself: then there is nothing to do.
@@ -215,7 +216,7 @@ impl Members {
         }
     }
 
-    /// Stops its clock: connections stay open, nothing answers.
+    /// Stops the member's clock: connections stay open, nothing answers.
     pub fn hang(&mut self, index: usize) {
         self.signal(index, Signal::SIGSTOP);
         self.hung = Some(index);
@@ -226,13 +227,13 @@ impl Members {
         kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Pulls its cable.
+    /// Pulls the member's cable.
     pub fn unplug(&mut self, index: usize) {
         self.switch.ok(&format!("ip link set {} down", self.members[index].port));
         self.unplugged = Some(index);
     }
 
-    /// Cuts these members, and what is at those addresses beside them, off from all other members and those addresses.
+    /// Cuts off `members` and the places `beside` them from all other members and from the places `others`.
     pub fn cut(&mut self, members: &[usize], beside: &[Side], others: &[Side]) {
         let side = |index: usize| Side {
             namespace: self.members[index].namespace.clone(),
@@ -283,7 +284,7 @@ impl Members {
         assert!(said.contains("no space left on device"), "it ended for another reason: {said}");
     }
 
-    /// How its log ends.
+    /// Returns the end of the member's log.
     fn last_words(&self, index: usize) -> String {
         let log = fs::read(self.log(index)).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(20_000)..]).into_owned()
@@ -310,7 +311,7 @@ impl Members {
 /// Something on the underlay besides the members.
 #[derive(Clone, Debug)]
 pub struct Side {
-    /// Where it runs.
+    /// The namespace it runs in.
     pub namespace: Namespace,
     /// Its address.
     pub address: Ipv4Addr,

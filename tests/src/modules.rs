@@ -1,14 +1,15 @@
-//! Which top-level modules of a crate name which, read from its sources: the rooms of the house, and that none of them lie in
-//! a circle.
+//! The top-level modules of a crate and the modules each of them names, read from its sources, with a check that they
+//! form no circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// Each top-level module of a crate, with those that it names.
+/// The top-level modules of a crate, each with those that it names.
 pub type Names = BTreeMap<String, BTreeSet<String>>;
 
-/// The modules below `src`; what is compiled for tests only is left out, and so are `lib` and `main`, which name all.
+/// Reads the modules below `src`. Those compiled for tests only are left out, and so are `lib` and `main`, which name
+/// all.
 #[must_use]
 pub fn names(src: &Path) -> Names {
     let mut found = Names::new();
@@ -39,7 +40,7 @@ fn visit(src: &Path, directory: &Path, found: &mut Names) {
     }
 }
 
-/// `text` without comments and without the tests at its end.
+/// Returns `text` without comments and without the tests at its end.
 fn shipped(text: &str) -> String {
     let end = text.match_indices("#[cfg(test)]\nmod ").find(|(at, _)| {
         let declaration = text[*at..].lines().nth(1).unwrap_or_default();
@@ -49,7 +50,8 @@ fn shipped(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The top-level modules that a file names, `depth` levels below the crate's root (1: a file beside lib.rs).
+/// Returns the top-level modules that a file names. The file is `depth` levels below the crate's root (1: a file beside
+/// lib.rs).
 fn named(text: &str, depth: usize) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let root = "super::".repeat(depth);
@@ -69,7 +71,7 @@ fn named(text: &str, depth: usize) -> BTreeSet<String> {
     names
 }
 
-/// The first word of each item of `a::b, c::{d, e}, f}`.
+/// Returns the first word of each item of `a::b, c::{d, e}, f}`.
 fn items(list: &str) -> BTreeSet<String> {
     let (mut depth, mut items, mut item) = (1_u32, BTreeSet::new(), String::new());
     for c in list.chars() {
@@ -96,7 +98,7 @@ fn word(text: &str) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
-/// A circle among them, if there is one: each module names the next, and the last the first.
+/// Returns a circle among them, if there is one: each module names the next, and the last the first.
 #[must_use]
 pub fn circle(names: &Names) -> Option<Vec<String>> {
     fn walk<'a>(

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// What a command in a namespace printed, and how it ended.
+/// The result of a command in a namespace: its output and its exit code.
 #[derive(Clone, Debug)]
 pub struct Ran {
     /// The exit code; 128 plus the number if a signal ended it.
@@ -20,7 +20,7 @@ pub struct Ran {
 pub struct Namespace(pub String);
 
 impl Namespace {
-    /// `argv` as a command in here; not started.
+    /// Makes `argv` a command in this namespace; not started.
     #[must_use]
     pub fn command<S: AsRef<str>>(&self, argv: &[S]) -> Command {
         let mut command = Command::new("ip");
@@ -33,7 +33,7 @@ impl Namespace {
         run(&mut self.command(argv))
     }
 
-    /// Runs a line of words that must succeed; what it printed.
+    /// Runs a line of words that must succeed; returns what it printed.
     pub fn ok(&self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         let ran = self.run(&words);

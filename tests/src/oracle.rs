@@ -1,4 +1,4 @@
-//! What the kernel has, according to tools that are not ours.
+//! The kernel's state, according to tools that are not ours.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::netns::Namespace;
 use crate::wait::{SOON, wait_until};
 
-/// The number that marks the agent's routes, neighbours and nexthops. Repeated here on purpose: it is on people's disks and
-/// in their monitoring, so a change must fail a test.
+/// The number that marks the agent's routes, neighbours and nexthops. It is repeated here on purpose: it is on people's
+/// disks and in their monitoring, so a change must fail a test.
 pub const PROTOCOL: &str = "91";
 
 /// A device as `ip -d` shows it, if it exists.
@@ -62,7 +62,7 @@ pub fn tables(host: &Namespace) -> Vec<String> {
     host.ok("nft list tables").lines().filter_map(|line| line.strip_prefix("table ")).map(str::to_owned).collect()
 }
 
-/// A bridge's timers run by themselves.
+/// Removes a bridge's timers, which run by themselves.
 fn without_timers(text: &str) -> String {
     let line = |line: &str| {
         let mut words = Vec::new();
@@ -78,8 +78,8 @@ fn without_timers(text: &str) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Everything that a namespace has, as sections of text: to be equal before and after. What changes by itself (counters,
-/// timers, learnt neighbours, interface indexes) is not in it.
+/// Returns everything that a namespace has, as sections of text, to be equal before and after. What changes by itself
+/// (counters, timers, learnt neighbours, interface indexes) is not in it.
 #[must_use]
 pub fn everything(host: &Namespace) -> BTreeMap<String, String> {
     wait_until("duplicate address detection is over, which adds routes by itself", SOON, || {

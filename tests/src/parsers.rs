@@ -1,6 +1,6 @@
 //! Every parser of bytes that somebody else wrote, as functions of any bytes: for libFuzzer (`tests/fuzz`) and for the
-//! short run of every test run. A target fails by panicking. Beside "no panic" each holds what must be true of every
-//! input: what was understood can be written, and reads back as the same.
+//! short run of every test run. A target fails by panicking. Beside "no panic" each asserts what must be true of every
+//! input: anything understood can be written, and reads back as the same.
 
 use std::sync::LazyLock;
 
@@ -25,7 +25,7 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 15] = [
     Target { name: "network_config", run: network_config },
     Target { name: "lease_value", run: lease_value },
@@ -144,7 +144,7 @@ pub fn nfnetlink(bytes: &[u8]) {
     fuzzing::nfnetlink(bytes);
 }
 
-/// What `iptables -S` prints.
+/// The output of `iptables -S`.
 pub fn iptables_listing(bytes: &[u8]) {
     fuzzing::iptables_listing(&String::from_utf8_lossy(bytes));
 }
@@ -164,7 +164,7 @@ pub fn server_answer(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::answers(bytes);
 }
 
-/// What somebody joins with.
+/// The token somebody joins with.
 pub fn join_token(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::token(bytes);
 }

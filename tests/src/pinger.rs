@@ -14,7 +14,7 @@ use crate::lab::Lab;
 use crate::netns::Namespace;
 use crate::wait::{SOON, wait_until};
 
-/// Every agent's container pings every other's, at each of its addresses, until all answer.
+/// Pings from every agent's container to every other's, at each of its addresses, until all answer.
 pub fn assert_all_pairs(lab: &Lab, agents: &[Agent]) {
     for from in agents {
         for to in agents.iter().filter(|to| to.number != from.number) {
@@ -25,7 +25,7 @@ pub fn assert_all_pairs(lab: &Lab, agents: &[Agent]) {
     }
 }
 
-/// `address` answers `from`, soon.
+/// Asserts that `address` answers `from`, soon.
 pub fn assert_reaches(from: &Namespace, address: IpAddr) {
     wait_until(&format!("{} reaches {address}", from.0), SOON, || {
         let ran = from.run(&["ping", "-n", "-c", "1", "-W", "1", &address.to_string()]);
@@ -33,7 +33,7 @@ pub fn assert_reaches(from: &Namespace, address: IpAddr) {
     });
 }
 
-/// Three pings, no answer; what `ping` said.
+/// Asserts that three pings get no answer; returns what `ping` printed.
 pub fn assert_does_not_reach(from: &Namespace, address: IpAddr) -> String {
     let ran = from.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", &address.to_string()]);
     assert_ne!(ran.code, 0, "{} reaches {address}: {}", from.0, ran.stdout);
@@ -47,19 +47,19 @@ pub struct Pinger {
     output: PathBuf,
 }
 
-/// What became of a stream.
+/// The losses of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Losses {
     /// Echo requests sent.
     pub sent: u64,
     /// Sequence numbers that were never answered.
     pub lost: Vec<u64>,
-    /// The longest that an answer took.
+    /// The longest time that an answer took.
     pub slowest: Duration,
 }
 
 impl Losses {
-    /// The most that were lost in a row.
+    /// Returns the most that were lost in a row.
     #[must_use]
     pub fn longest(&self) -> u64 {
         let mut longest = 0;
@@ -74,7 +74,7 @@ impl Losses {
 }
 
 impl Pinger {
-    /// Starts it and waits for the first answer.
+    /// Starts a stream and waits for the first answer.
     #[must_use]
     pub fn start(lab: &Lab, from: &Namespace, address: IpAddr) -> Self {
         let output = lab.directory.join(format!("ping-{}-{address}", from.0));
@@ -89,7 +89,7 @@ impl Pinger {
         pinger
     }
 
-    /// Ends it and counts.
+    /// Ends the stream and counts.
     #[must_use]
     pub fn stop(mut self) -> Losses {
         let mut child = self.child.take().unwrap();

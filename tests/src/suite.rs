@@ -1,4 +1,4 @@
-//! Runs tests inside the sandbox. A test that cannot run here is shown as ignored, and why is said on stderr.
+//! Runs tests inside the sandbox. A test that cannot run here is shown as ignored, with the reason on stderr.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use flatnet_agent::lab::sandbox;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-/// Labs at a time: each has an etcd and several agents, and machines have as few as two cores.
+/// The number of labs at a time: each has an etcd and several agents, and machines have as few as two cores.
 const AT_ONCE: usize = 2;
-/// Likewise of virtual machines: one lab fills two cores.
+/// The number of labs of virtual machines at a time: one lab fills two cores.
 const VM_LABS_AT_ONCE: usize = 1;
 
 /// Variables of the caller that pass into the sandbox, which otherwise drops what begins with `FLATNET_`.
@@ -27,19 +27,20 @@ const PASSED_ON: [&str; 7] = [
     AGAIN,
 ];
 
-/// For how many seconds tests are begun; those that are left after that are shown as ignored, and are counted.
+/// The variable with the number of seconds for which tests are begun. Those that are left after that are shown as
+/// ignored, and are counted.
 const TIME_BUDGET: &str = "FLATNET_TEST_SECS";
 
-/// How many tests of a program may fail once and are run a second time; 0 unless it is set. Real time and real packets on
-/// a machine that others use too: one such test in hundreds says nothing about the change at hand, and must not be lost
-/// either, so each is shown as FLAKY with what it said, and is counted.
+/// The variable with the number of tests of a program that may fail once and are run a second time; 0 unless it is set.
+/// Tests have real time and real packets on a machine that others use too, so one failure in hundreds says nothing
+/// about the change at hand. It must not be lost either, so each is shown as FLAKY with its message, and is counted.
 const AGAIN: &str = "FLATNET_TEST_AGAIN";
 
-/// A test: its name, a sentence in snake case, and what it does.
+/// A test: its name, a sentence in snake case, and its body.
 pub struct Test {
     /// Shown and matched by filters.
     pub name: String,
-    /// What it needs of the machine beyond the sandbox.
+    /// The things it needs of the machine beyond the sandbox.
     pub needs: Vec<Need>,
     /// Panics if it fails.
     pub body: Box<dyn Fn() + Send>,
@@ -51,7 +52,7 @@ impl Test {
         Self { name: name.into(), needs: Vec::new(), body: Box::new(body) }
     }
 
-    /// What it needs for `backend`.
+    /// Adds the needs of `backend`.
     #[must_use]
     pub fn on_backend(mut self, backend: &str) -> Self {
         if backend == "vxlan" {
@@ -66,28 +67,28 @@ impl Test {
         self
     }
 
-    /// It needs something more.
+    /// Adds a need.
     #[must_use]
     pub fn needing(mut self, need: Need) -> Self {
         self.needs.push(need);
         self
     }
 
-    /// It runs in virtual machines.
+    /// Makes the test one that runs in virtual machines.
     #[must_use]
     pub fn in_vms(mut self) -> Self {
         self.needs.push(Need::Vms);
         self
     }
 
-    /// It installs the Debian package, in virtual machines.
+    /// Makes the test one that installs the Debian package, in virtual machines.
     #[must_use]
     pub fn of_package(mut self) -> Self {
         self.needs.extend([Need::Vms, Need::Package]);
         self
     }
 
-    /// It installs the agent's and the control plane's.
+    /// Makes the test one that installs the agent's package and the control plane's.
     #[must_use]
     pub fn of_both_packages(mut self) -> Self {
         self.needs.extend([Need::Vms, Need::Package, Need::ControlPlanePackage]);
@@ -108,14 +109,14 @@ pub enum Need {
     Vms,
     /// The agent's Debian package.
     Package,
-    /// The control plane's.
+    /// The control plane's Debian package.
     ControlPlanePackage,
     /// openssl(1), to make certificates.
     Openssl,
 }
 
 impl Need {
-    /// Why it is not there, if it is not.
+    /// Returns the reason why it is not there, if it is not.
     fn missing(self) -> Option<String> {
         let can_make = |kind: &[&str]| {
             let add = ["link", "add", "probe", "type"].iter().chain(kind);
@@ -152,7 +153,7 @@ impl Need {
     }
 }
 
-/// Why there can be no virtual machines here, if there cannot.
+/// Returns the reason why there can be no virtual machines here, if there cannot.
 fn no_vms() -> Option<String> {
     if let Err(failure) = crate::vm::Image::find() {
         return Some(format!("no virtual machines: {failure} (`make setup-vm vm-image`)"));
@@ -164,7 +165,7 @@ fn no_vms() -> Option<String> {
         .then(|| format!("no network for virtual machines: `ip tuntap add`: {}: run as root", ran.stderr.trim()))
 }
 
-/// The programs every lab needs, with Debian's packages.
+/// The programs every lab needs, with their Debian packages.
 const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
@@ -175,22 +176,22 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("setpriv", "util-linux"),
 ];
 
-/// Likewise of virtual machines, outside them: all else is in their image.
+/// The programs that labs of virtual machines need outside them: all else is in their image.
 const VM_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("tcpdump", "tcpdump"), ("mkfs.ext4", "e2fsprogs")];
 
-/// How a test program runs its tests.
+/// The way a test program runs its tests.
 #[derive(Clone, Copy)]
 struct Plan {
     programs: &'static [(&'static str, &'static str)],
     at_once: usize,
 }
 
-/// The whole of a test program's `main`.
+/// Runs the tests: the whole of a test program's `main`.
 pub fn main(tests: Vec<Test>) -> ExitCode {
     launch(tests, Plan { programs: &PROGRAMS, at_once: AT_ONCE })
 }
 
-/// Likewise for tests in virtual machines.
+/// Runs tests in virtual machines: the whole of such a program's `main`.
 pub fn main_of_vms(tests: Vec<Test>) -> ExitCode {
     launch(tests, Plan { programs: &VM_PROGRAMS, at_once: VM_LABS_AT_ONCE })
 }
@@ -273,17 +274,17 @@ fn inside(tests: Vec<Test>, plan: Plan) -> ExitCode {
 }
 
 thread_local! {
-    /// Where this thread panicked last: the panic itself does not say.
+    /// The place where this thread panicked last: the panic itself does not tell it.
     static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// A number in the environment.
+/// Reads a number from the environment.
 fn number(name: &str) -> Result<Option<u64>, String> {
     let text = std::env::var(name).ok();
     text.map(|text| text.parse().map_err(|_| format!("{name}={text} is not a whole number"))).transpose()
 }
 
-/// How long tests may be begun.
+/// The time for which tests may be begun.
 #[derive(Clone, Copy)]
 struct TimeBudget {
     began: Instant,
@@ -295,14 +296,14 @@ impl TimeBudget {
         Self { began: Instant::now(), length: secs.map(Duration::from_secs) }
     }
 
-    /// Why no more tests are begun, if that is so.
+    /// Returns the reason why no more tests are begun, if the time is used up.
     fn used_up(&self) -> Option<String> {
         let length = self.length.filter(|length| self.began.elapsed() >= *length)?;
         Some(format!("the time for these tests is used up ({TIME_BUDGET}={})", length.as_secs()))
     }
 }
 
-/// Second tries that are left, and the tests that passed only by one.
+/// The second tries that are left, and the tests that passed only by one.
 struct SecondTries {
     left: AtomicU64,
     flaky: AtomicUsize,
@@ -336,7 +337,7 @@ impl SecondTries {
     }
 }
 
-/// Runs a test; a panic becomes its message, with the place, and is shown once: with the other failures at the end.
+/// Runs a test. A panic becomes its message, with the place, and is shown once: with the other failures at the end.
 fn run(body: &dyn Fn()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
         let message = panic.downcast_ref::<String>().cloned();
@@ -359,8 +360,8 @@ fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
         .then(|| format!("not installed: {}; run `make setup` (Debian: {})", programs.join(", "), packages.join(" ")))
 }
 
-/// When the launcher is gone or interrupted, standard input ends, and so does this process: number 1, with which the kernel
-/// ends all others.
+/// Ends this process when the launcher is gone or interrupted: standard input ends then. This is process 1, with which
+/// the kernel ends all others.
 pub fn end_with_the_launcher() {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Between two looks: short beside every deadline, long enough not to load the machine.
+/// The pause between two looks: short beside every deadline, long enough not to load the machine.
 const POLL: Duration = Duration::from_millis(20);
 
-/// For what takes milliseconds on an idle machine: a loaded one gets three orders of magnitude more.
+/// The time for something that takes milliseconds on an idle machine: a loaded one gets three orders of magnitude more.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// Looks until `look` gives a value, and returns it; panics with the last reason at the deadline.
@@ -22,7 +22,7 @@ pub fn wait_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> R
     }
 }
 
-/// Lets time pass: for "for so long nothing happens", never for "by then it will have happened".
+/// Lets time pass. Use it for "for so long nothing happens", never for "by then it will have happened".
 #[expect(clippy::disallowed_methods, reason = "tests have no runtime: every test is a thread of its own")]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);

@@ -1,6 +1,6 @@
-//! A real etcd of three members behind two real servers, each in a namespace of its own, while nodes come and go and
-//! everything that members are known for happens to them: nobody ever has another's subnet, nothing acknowledged is lost,
-//! and soon after each fault every view is the store.
+//! A real etcd of three members behind two real servers, each in a namespace of its own. Nodes come and go, and
+//! everything that members are known for happens to them. Nobody ever has another's subnet, nothing acknowledged is
+//! lost, and soon after each fault every view is the store.
 //!
 //! `make cluster` runs it for `CLUSTER_SECS` (300) seconds, `make test` through every fault once. The figures are in
 //! docs/reliability.md.
@@ -36,15 +36,15 @@ use tokio::runtime::{Builder, Runtime};
 use crate::fault::{Cluster, Fault};
 use crate::nodes::Load;
 
-/// Nodes that come and go.
+/// The number of nodes that come and go.
 const NODES: u8 = 12;
-/// How long a fault lasts: longer than an election (1 to 2 s) and than a silent member is waited for (3 s).
+/// The time a fault lasts: longer than an election (1 to 2 s) and than a silent member is waited for (3 s).
 const LASTS: Duration = Duration::from_secs(5);
-/// Between two faults.
+/// The pause between two faults.
 const BETWEEN: Duration = Duration::from_millis(500);
-/// When every view must be the store after etcd answers again.
+/// The time within which every view must be the store after etcd answers again.
 const HEALED: Duration = Duration::from_secs(5);
-/// When everybody must have joined at the start, on a loaded machine.
+/// The time within which everybody must have joined at the start, on a loaded machine.
 const START: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -52,35 +52,35 @@ fn main() -> ExitCode {
     suite::main(vec![Test::new(name, || in_its_own_thread(harm))])
 }
 
-/// A thread that may move to another network namespace.
+/// Runs `body` in a thread that may move to another network namespace.
 fn in_its_own_thread(body: impl FnOnce() + Send + 'static) {
     if let Err(panic) = std::thread::spawn(body).join() {
         std::panic::resume_unwind(panic);
     }
 }
 
-/// Moves this thread.
+/// Moves this thread to `namespace`.
 fn enter(namespace: &Namespace) {
     let file = File::open(format!("/run/netns/{}", namespace.0)).unwrap();
     setns(file, CloneFlags::CLONE_NEWNET).unwrap();
 }
 
-/// Threads for nodes, all in `namespace`.
+/// Makes a runtime for nodes whose threads are all in `namespace`.
 fn runtime_in(namespace: &Namespace) -> Runtime {
     let namespace = namespace.clone();
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().on_thread_start(move || enter(&namespace)).build().unwrap()
 }
 
-/// What was measured of one kind of fault.
+/// The measurements of one kind of fault.
 #[derive(Default)]
 struct Measured {
     times: u32,
-    /// The longest until etcd answered, from when the fault was undone.
+    /// The longest time until etcd answered, from when the fault was undone.
     answers: Duration,
-    /// The longest until every view was the store, from when the fault was undone.
+    /// The longest time until every view was the store, from when the fault was undone.
     exact: Duration,
-    /// Nodes that joined while it lasted.
+    /// The number of nodes that joined while it lasted.
     joins: u32,
 }
 

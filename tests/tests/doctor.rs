@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// What doctor found, as a list of checks.
+/// Runs doctor; returns its exit code and what it found, as a list of checks.
 fn examine(agent: &Agent) -> (u8, Vec<Value>) {
     let state_dir = format!("--state-dir={}", agent.state_dir.display());
     let ran = agent.command(&["doctor", "--json", &state_dir]);
@@ -36,7 +36,7 @@ fn panic_with(stdout: &str, stderr: &str, error: &serde_json::Error) -> Vec<Valu
     panic!("{error}\n{stdout}\n{stderr}")
 }
 
-/// The check `name` that is not ok; its verdict and cause.
+/// Returns the verdict and cause of the check `name`, which is not ok.
 fn found(checks: &[Value], name: &str) -> Option<(String, String)> {
     let check = checks.iter().find(|check| check["name"] == name && check["verdict"] != "ok")?;
     Some((check["verdict"].as_str()?.to_owned(), check["cause"].as_str()?.to_owned()))
@@ -62,10 +62,11 @@ fn healthy() {
     }
 }
 
-/// A fault: what it is, the commands that bring it about, the check that must say so, and a word of its cause.
+/// A fault: its name, the commands that bring it about, the check that must report it, and a word of its cause.
 type Fault = (&'static str, &'static [&'static str], &'static str, &'static str);
 
-/// In this order: each stays while the next is added. `SUBNET2`, `UNDERLAY` and `ENVFILE` stand for the host's own.
+/// The faults, in this order: each stays while the next is added. `SUBNET2`, `UNDERLAY` and `ENVFILE` stand for the
+/// host's own.
 const FAULTS: [Fault; 10] = [
     (
         "a foreign nftables table that drops tunnel packets",

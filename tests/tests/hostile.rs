@@ -1,4 +1,5 @@
-//! Hostile frames: what strangers, cut-off or lying peers, and containers send to the tunnels, and that none of it comes out.
+//! Hostile frames that strangers, cut-off or lying peers, and containers send to the tunnels. None of them may come
+//! out.
 //!
 //! `cargo test -p flatnet-tests --test hostile`. What is delivered is counted by packet sockets, not by our own counters.
 #![expect(

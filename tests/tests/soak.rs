@@ -1,5 +1,5 @@
-//! A fleet that is done harm to every second: twenty real agents and a real etcd, faults of docs/reliability.md chosen by a
-//! seed. When they stop, every host must be exactly what it was, every subnet where it was, and nothing may have leaked.
+//! A fleet that is done harm to every second: twenty real agents and a real etcd, with faults of docs/reliability.md
+//! chosen by a seed.
 //!
 //! `make soak` runs it for `SOAK_SECS` (600) seconds, `make test` for a minute; `SOAK_SEED` repeats a choice of faults,
 //! `SOAK_HOSTS` makes the fleet smaller. The figures are in docs/reliability.md.
@@ -36,7 +36,7 @@ use crate::fleet::Fleet;
 use crate::scene::figure;
 use crate::usage::Usage;
 
-/// Between two faults.
+/// The pause between two faults.
 const PACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {

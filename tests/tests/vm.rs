@@ -1,5 +1,5 @@
-//! In virtual machines with Debian's kernel: what this machine's kernel may lack, bad lines, reboots, the installed package.
-//! How to write one: `flatnet_tests::vm`. One lab at a time: it fills two cores.
+//! Tests in virtual machines with Debian's kernel: for what this machine's kernel may lack, bad lines, reboots, the
+//! installed package. `flatnet_tests::vm` tells how to write one. One lab runs at a time: it fills two cores.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

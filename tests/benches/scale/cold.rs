@@ -1,4 +1,5 @@
-//! From the start of an agent on an empty host to the last route, and a start over a kernel that is already right.
+//! The time from the start of an agent on an empty host to the last route, and of a start over a kernel that is already
+//! right.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::reference;
 use crate::routes::Routes;
 use crate::table::{Figures, Table, short};
 
-/// Where the agent serves its metrics; etcd's are at its client port.
+/// The port at which the agent serves its metrics; etcd's are at its client port.
 const METRICS: u16 = 9_100;
 const ETCD: u16 = 2_379;
 
@@ -25,7 +26,7 @@ const FLANNEL: [(u32, &str, &str, &str, &str); 4] = [
     (8_000, "1,503 / 1,803 ms", "4,380 / 5,120 ms", "2.19 / 2.56 s", "4.1 / 7.8 s"),
 ];
 
-/// Starts at `leases`.
+/// Measures starts at `leases`.
 pub fn measure(leases: u32, plan: &Plan, table: &mut Table) {
     let world = World::new(1, "vxlan", leases);
     let host = world.lab.host(1);
@@ -84,7 +85,7 @@ pub fn measure(leases: u32, plan: &Plan, table: &mut Table) {
 #[derive(Default)]
 struct Warm {
     ready: Figures,
-    /// Operations by their labels, most over all runs.
+    /// The number of operations by their labels, the most over all runs.
     writes: BTreeMap<String, u64>,
 }
 
@@ -109,7 +110,7 @@ fn warm_start(world: &World, host: &Namespace, warm: &mut Warm) -> crate::host::
     agent
 }
 
-/// Calls that etcd has begun to answer, by method.
+/// The number of calls that etcd has begun to answer, by method.
 fn etcd_calls(world: &World) -> BTreeMap<String, f64> {
     let etcd = Namespace(world.lab.topology.store().namespace);
     let metrics = page(&etcd, ETCD, "/metrics").expect("etcd has metrics").1;

@@ -1,4 +1,4 @@
-//! What packets get: containers across two hosts, against the bare hosts, alternating.
+//! The datapath that packets get: containers across two hosts, against the bare hosts, alternating.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
@@ -26,7 +26,7 @@ const FLANNEL: [(&str, [&str; 4]); 2] = [
     ("host-gw", ["30.2 (1.11 of the underlay)", "23.6 (0.89)", "142 kpps (0.83)", "8.3 µs (1.35)"]),
 ];
 
-/// Streams, packets and latency under `backend`.
+/// Measures streams, packets and latency under `backend`.
 pub fn measure(backend: &'static str, families: Families, plan: &Plan, table: &mut Table) {
     let lab = Lab::new(&Shape { backend, overlay: families, underlay: families, ..Shape::vxlan(2) });
     let agents = lab.join_all();
@@ -45,14 +45,14 @@ pub fn measure(backend: &'static str, families: Families, plan: &Plan, table: &m
     all(&what, plan, &over, &under, quoted, table);
 }
 
-/// From host to host past any tunnel.
+/// The way from host to host past any tunnel.
 fn bare(lab: &Lab, families: Families) -> Way {
     let host = lab.topology.host(2);
     let target = if families == Families::V4 { host.v4.into() } else { host.v6.into() };
     Way { from: lab.host(1), to: lab.host(2), target }
 }
 
-/// The same through Debian's wireguard-go, set up by hand between two hosts: what a tunnel in user space can do elsewhere.
+/// Measures Debian's wireguard-go, set up by hand between two hosts: what a tunnel in user space can do elsewhere.
 pub fn wireguard_go(plan: &Plan, table: &mut Table) {
     if ["wireguard-go", "wg"].iter().any(|tool| flatnet_agent::lab::tools::find(tool).is_none()) {
         table.row("wireguard-go", "NOT MEASURED: it is not installed", "", "");
@@ -86,7 +86,7 @@ pub fn wireguard_go(plan: &Plan, table: &mut Table) {
     }
 }
 
-/// Every measure of one way.
+/// Takes every measure of one way.
 fn all(backend: &str, plan: &Plan, over: &Way, under: &Way, quoted: [&str; 4], table: &mut Table) {
     flatnet_tests::pinger::assert_reaches(&over.from, over.target);
     if flatnet_agent::lab::tools::find("iperf3").is_none() {
@@ -135,7 +135,7 @@ fn compare(
     table.row(what, overlay.text(unit), reference, quoted);
 }
 
-/// From where to where.
+/// A way through the network: its two ends.
 struct Way {
     from: Namespace,
     to: Namespace,
@@ -143,7 +143,7 @@ struct Way {
 }
 
 impl Way {
-    /// Two seconds of iperf3; its report.
+    /// Runs iperf3 for two seconds; returns its report.
     fn iperf(&self, flags: &[&str]) -> Value {
         let mut server = Server::start(&self.to);
         let target = self.target.to_string();
@@ -165,7 +165,7 @@ impl Way {
         panic!("iperf3 to {target} does not work: {said}");
     }
 
-    /// One byte there and back over TCP, in microseconds.
+    /// Returns the time of one byte there and back over TCP, in microseconds.
     fn ping_pong(&self) -> f64 {
         let any: IpAddr = match self.target {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

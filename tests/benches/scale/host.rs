@@ -33,7 +33,7 @@ pub struct World {
 }
 
 impl World {
-    /// Hosts without agents, and a network with `leases` synthetic leases.
+    /// Makes hosts without agents, and a network with `leases` synthetic leases.
     pub fn new(hosts: u8, backend: &str, leases: u32) -> Self {
         let lab = Lab::without_network(&Shape::vxlan(hosts));
         let writer = Writer::new(&Namespace(lab.topology.store().namespace));
@@ -43,7 +43,7 @@ impl World {
         Self { lab, writer }
     }
 
-    /// Host `number` as if it had never had an agent: its namespace made anew.
+    /// Makes the namespace of host `number` anew, as if it had never had an agent.
     pub fn renew_host(&self, number: u8) {
         let host = self.lab.host(number);
         let _ = run(Command::new("ip").args(["netns", "del", &host.0]));
@@ -58,7 +58,7 @@ impl World {
         let _ = std::fs::remove_dir_all(self.directory(number));
     }
 
-    /// An agent on host `number` with a bridge; `flags` besides.
+    /// Starts an agent on host `number` with a bridge and the further `flags`.
     pub fn start(&self, number: u8, flags: &[&str]) -> Daemon {
         Daemon::start(&self.lab.host(number), &self.lab.topology.endpoint(), &self.directory(number), number, flags)
     }
@@ -80,11 +80,11 @@ pub fn network(address: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00)
 }
 
-/// A running agent, started without anything in between. Killed when dropped.
+/// A running agent, started without anything in between, killed when dropped.
 pub struct Daemon {
     child: Child,
     run_dir: PathBuf,
-    /// When it was started.
+    /// The time at which it was started.
     pub began: Instant,
 }
 
@@ -110,12 +110,12 @@ impl Daemon {
         Self { child: command.spawn().unwrap(), run_dir, began }
     }
 
-    /// Its process.
+    /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for `subnet.env`; when it was seen.
+    /// Waits for `subnet.env`; returns when it was seen.
     pub fn env_written(&self) -> Instant {
         let path = self.run_dir.join("subnet.env");
         while !path.exists() {

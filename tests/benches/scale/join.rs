@@ -1,4 +1,4 @@
-//! A host joins: from the start of its agent to `subnet.env` and to the first packet across.
+//! Joining: the time from the start of a host's agent to `subnet.env` and to the first packet across.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::table::{Figures, Table};
 const SUBNET: &str = "10.15.7.0/24";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 15, 7, 1);
 
-/// The second of two hosts.
+/// Measures the second of two hosts.
 pub fn second_of_two(plan: &Plan, table: &mut Table) {
     let world = World::new(2, "vxlan", 0);
     let first = world.start(1, &[]);
@@ -40,7 +40,7 @@ pub fn second_of_two(plan: &Plan, table: &mut Table) {
     table.row("second of two hosts: start → first packet answered", answered.text("ms"), "", "114 ms [73..186]");
 }
 
-/// Ten hosts at the same moment.
+/// Measures ten hosts that join at the same moment.
 pub fn ten_at_once(plan: &Plan, table: &mut Table) {
     const HOSTS: u8 = 10;
     let world = World::new(HOSTS, "vxlan", 0);

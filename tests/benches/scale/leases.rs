@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use flatnet_controlplane::store::{Txn, Write};
 use flatnet_model::WireguardKey;
 
-/// Where the network lives.
+/// The network's prefix.
 pub const PREFIX: &str = "/coreos.com/network";
-/// etcd refuses more than 128 operations a transaction.
+/// The most leases in one transaction: etcd refuses more than 128 operations.
 pub const BATCH: u32 = 100;
 /// Leases added and removed in one burst.
 pub const BURST: u32 = 1_000;
@@ -77,7 +77,7 @@ pub fn puts(from: u32, to: u32) -> Vec<Txn> {
     batches(from, to, put)
 }
 
-/// Transactions that remove them.
+/// Transactions that remove the leases `from..to`.
 pub fn deletes(from: u32, to: u32) -> Vec<Txn> {
     batches(from, to, |number| Write::Delete(key(subnet(number))))
 }

@@ -1,4 +1,4 @@
-//! A running agent beside many leases: its size, its idleness, and how soon it follows.
+//! A running agent beside many leases: its size, its use of the processor when idle, and how soon it follows.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::routes::Routes;
 use crate::table::{Figures, Table, short};
 use flatnet_agent::lab::command_line::CommandLine;
 
-/// How long the agent is left alone before its memory is read.
+/// The time the agent is left alone before its memory is read.
 const SETTLE: Duration = Duration::from_secs(6);
-/// How long its processor time is counted.
+/// The time over which its processor time is counted.
 const IDLE: Duration = Duration::from_secs(10);
-/// Between two single leases: long enough for the full pass that follows the last one.
+/// The pause between two single leases: long enough for the full pass that follows the last one.
 const PAUSE: Duration = Duration::from_millis(150);
 /// The subnet and the Ethernet address of the peer that comes and goes.
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 0);
@@ -36,7 +36,7 @@ const FLANNEL: [(u32, &str, &str, &str); 4] = [
     (8_000, "26 MB", "1.8–3.7 ms", "0.69 / 1.4 s"),
 ];
 
-/// Measures beside `leases`.
+/// Measures an agent beside `leases`.
 pub fn measure(leases: u32, plan: &Plan, table: &mut Table) {
     let quoted = FLANNEL.iter().find(|quoted| quoted.0 == leases).copied().unwrap_or_default();
     let world = World::new(2, "vxlan", leases);
@@ -59,7 +59,7 @@ pub fn measure(leases: u32, plan: &Plan, table: &mut Table) {
     table.row(format!("resident memory after that, {leases} leases"), after, "", "");
 }
 
-/// One more lease, again and again.
+/// Measures one more lease, again and again.
 fn single(leases: u32, plan: &Plan, world: &World, agent: &Daemon, routes: &Routes, quoted: &str, table: &mut Table) {
     let (host, other) = (world.lab.host(1), world.lab.host(2));
     hand_made_peer(world, &host, &other, network(agent.subnet()));
@@ -91,7 +91,7 @@ fn single(leases: u32, plan: &Plan, world: &World, agent: &Daemon, routes: &Rout
     table.row(format!("new lease → first packet answered, beside {leases}"), text(&answered), "", "");
 }
 
-/// The other host by hand: a VXLAN device with an address inside the coming peer's subnet, and the way back.
+/// Makes the other host by hand: a VXLAN device with an address inside the coming peer's subnet, and the way back.
 fn hand_made_peer(world: &World, host: &Namespace, other: &Namespace, own: Ipv4Addr) {
     let device = host.json("ip -j link show dev flat.1");
     let own_mac = device[0]["address"].as_str().unwrap();
@@ -108,7 +108,7 @@ fn hand_made_peer(world: &World, host: &Namespace, other: &Namespace, own: Ipv4A
     wire(&lines.map(|line| CommandLine::words(&line)));
 }
 
-/// Many leases at once, and their end.
+/// Measures many leases at once, and their end.
 fn burst(leases: u32, plan: &Plan, world: &World, routes: &Routes, quoted: &str, table: &mut Table) {
     let (mut added, mut removed) = (Figures::default(), Figures::default());
     for _ in 0..plan.runs {

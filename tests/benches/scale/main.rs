@@ -1,4 +1,4 @@
-//! How fast, how big: a benchmark that prints a table. Nothing is asserted on time.
+//! Speed and size: a benchmark that prints a table. Nothing is asserted on time.
 //!
 //! Real agents, a real etcd with its data in memory, synthetic leases in flannel's format; all in one sandbox of its own.
 //! Every figure stands beside a reference taken in the same run, alternating with it, because machines differ from minute
@@ -35,7 +35,7 @@ use flatnet_tests::Families;
 use flatnet_tests::suite::end_with_the_launcher;
 use table::Table;
 
-/// How much is measured.
+/// The extent of a measurement.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Numbers of leases.

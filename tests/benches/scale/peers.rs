@@ -1,4 +1,5 @@
-//! Thousands of peers under each backend: from the start of an agent on an empty host to the last route, VXLAN's beside it.
+//! Thousands of peers under each backend: the time from the start of an agent on an empty host to the last route,
+//! VXLAN's beside it.
 
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use crate::process::cpu_seconds;
 use crate::routes::Routes;
 use crate::table::{Figures, Table, short};
 
-/// Peers of each backend.
+/// The number of peers of each backend.
 const PEERS: u32 = 4_000;
 
-/// Starts with [`PEERS`] leases, the backends in turn, so that all see the same machine.
+/// Measures starts with [`PEERS`] leases, the backends in turn, so that all see the same machine.
 pub fn measure(plan: &Plan, table: &mut Table) {
     let backends = ["vxlan", "gre", "wireguard"];
     let worlds = backends.map(|backend| World::new(1, backend, PEERS));

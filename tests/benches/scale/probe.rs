@@ -11,9 +11,9 @@ use flatnet_tests::wait::pause;
 
 use crate::host::{netns, network};
 
-/// Port 7 is echo's (RFC 862).
+/// The echo service's port (RFC 862).
 const PORT: u16 = 7;
-/// Between two packets: well under what is measured.
+/// The pause between two packets: well under what is measured.
 const GAP: Duration = Duration::from_micros(500);
 
 /// Answers every datagram in one namespace.
@@ -23,7 +23,7 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Starts it.
+    /// Starts the echo.
     pub fn start(host: &Namespace) -> Self {
         let socket = netns(host).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap()).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
@@ -53,14 +53,14 @@ impl Drop for Echo {
 pub struct Prober(UdpSocket);
 
 impl Prober {
-    /// Opens it.
+    /// Opens the socket.
     pub fn new(from: &Namespace) -> Self {
         let socket = netns(from).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         Self(socket)
     }
 
-    /// Tries `target` until it answers; when the answer came.
+    /// Tries `target` until it answers; returns when the answer came.
     pub fn until_answered(&self, target: Ipv4Addr, deadline: Duration) -> Instant {
         let began = Instant::now();
         // A host answers with whichever of its addresses in that subnet its way back begins with.

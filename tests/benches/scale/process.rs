@@ -1,4 +1,4 @@
-//! What is known of a process from outside: its memory, its processor time, its metrics pages. And of the machine.
+//! A process seen from outside: its memory, its processor time, its metrics pages. Also a description of the machine.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use flatnet_tests::netns::{Namespace, run};
 
 use crate::host::netns;
 
-/// The number under which `/proc`, which is the caller's and not the sandbox's, shows our child `pid`.
+/// Returns the number under which `/proc`, which is the caller's and not the sandbox's, shows our child `pid`.
 fn outer(pid: u32) -> String {
     let own = fs::read_link("/proc/self").unwrap().display().to_string();
     let field = |status: &str, name: &str| {
@@ -28,7 +28,8 @@ fn outer(pid: u32) -> String {
     entries.find(ours).expect("/proc shows the agent").file_name().display().to_string()
 }
 
-/// A line of `/proc/PID/status` in KiB: `VmRSS` (resident now), `RssAnon` (of it not backed by a file), `VmHWM` (the most).
+/// Reads a line of `/proc/PID/status` in KiB: `VmRSS` (resident now), `RssAnon` (the part of it not backed by a file),
+/// `VmHWM` (the most).
 pub fn memory_kib(pid: u32, line: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{}/status", outer(pid))).unwrap();
     let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
@@ -44,7 +45,7 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     ticks / 100.0
 }
 
-/// A page over HTTP, from inside `namespace`; `None` if nothing answers. The code and the body.
+/// Fetches a page over HTTP, from inside `namespace`; returns the code and the body, or `None` if nothing answers.
 pub fn page(namespace: &Namespace, port: u16, path: &str) -> Option<(u16, String)> {
     let get = || {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
@@ -64,7 +65,7 @@ pub fn counter(page: &str, name: &str, label: &str) -> f64 {
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
-/// The machine in a line.
+/// Describes the machine in a line.
 pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -78,7 +79,7 @@ pub fn machine() -> String {
     format!("{model}, {cores} cores, Linux {}, {etcd}, load at the start {load}", kernel.trim())
 }
 
-/// The agent's program in a line.
+/// Describes the agent's program in a line.
 pub fn binary() -> String {
     let bytes = fs::metadata(program()).map_or(0, |metadata| metadata.len());
     format!("{}.{} MB on disk", bytes / 1_000_000, bytes / 100_000 % 10)

@@ -1,4 +1,5 @@
-//! The same kernel objects made by the kernel's own tools in batches: `ip -batch`, `bridge -batch`, `nft -f`.
+//! The reference: equal kernel objects made by the kernel's own tools in batches, `ip -batch`, `bridge -batch`, `nft
+//! -f`.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,15 +10,16 @@ use flatnet_tests::netns::Namespace;
 use crate::host::World;
 use crate::leases::{mac, public_ip, subnet};
 
-/// How long the tools took.
+/// The time the tools took.
 pub struct Took {
-    /// `ip` and `bridge`.
+    /// The time of `ip` and `bridge`.
     pub ip: Duration,
-    /// `nft`, for the same table with the same elements.
+    /// The time of `nft`, for the same table with the same elements.
     pub nft: Duration,
 }
 
-/// Makes on `host`, which has nothing yet, what `leases` peers take. `ruleset`: what `nft list` printed of an agent's table.
+/// Makes the objects that `leases` peers take on `host`, which has nothing yet. `ruleset` is what `nft list` printed of
+/// an agent's table.
 pub fn program(world: &World, host: &Namespace, leases: u32, ruleset: &str) -> Took {
     let file = |name: &str, text: &str| {
         let path = world.lab.directory.join(name);

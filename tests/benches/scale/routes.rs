@@ -1,5 +1,5 @@
-//! Watches a host's routes from outside: the kernel's own notifications, read as they come, so that looking costs next to
-//! nothing whatever their number.
+//! Watching a host's routes from outside. The kernel's own notifications are read as they come, so that looking costs
+//! next to nothing whatever their number.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ const NEW: u16 = 24;
 const DEL: u16 = 25;
 /// The number that marks the agent's routes.
 const PROTOCOL: u8 = 91;
-/// Bytes: 8,000 notifications, were they to come before the thread gets a processor.
+/// The receive buffer, in bytes: 8,000 notifications, were they to come before the thread gets a processor.
 const BUFFER: usize = 32 << 20;
 
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl Routes {
         Self { seen, stop, thread: Some(thread) }
     }
 
-    /// Waits until there are `wanted`; when the last of them came.
+    /// Waits until there are `wanted`; returns when the last of them came.
     pub fn wait(&self, wanted: u32, deadline: Duration) -> Instant {
         let (seen, changed) = &*self.seen;
         let wanted = i64::from(wanted);

@@ -1,4 +1,4 @@
-//! Figures as they come, and the table of them.
+//! The measured figures, and the table of them.
 
 use std::time::Duration;
 
@@ -20,19 +20,19 @@ impl Figures {
         sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
     }
 
-    /// The middle one.
+    /// The median.
     pub fn median(&self) -> f64 {
         self.percentile(50)
     }
 
-    /// `median [least..most] n`.
+    /// Writes `median [least..most] n`.
     pub fn text(&self, unit: &str) -> String {
         let (least, most) = (self.percentile(0), self.percentile(100));
         format!("{} {unit} [{}..{}] n{}", short(self.median()), short(least), short(most), self.0.len())
     }
 }
 
-/// Three significant digits at most after which nothing is known.
+/// Writes three significant digits at most, after which nothing is known.
 pub fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
@@ -41,7 +41,7 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// Rows under their headings, as Markdown.
+/// A table in Markdown: rows under their headings.
 #[derive(Debug, Default)]
 pub struct Table {
     notes: Vec<String>,
@@ -49,13 +49,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// A line above the table.
+    /// Adds a line above the table.
     pub fn note(&mut self, what: &str, text: &str) {
         eprintln!("{what}: {text}");
         self.notes.push(format!("{what}: {text}"));
     }
 
-    /// A measure, our figure, the reference in the same run with the ratio, and what flannel's study quotes.
+    /// Adds a row: a measure, our figure, the reference in the same run with the ratio, and what flannel's study
+    /// quotes.
     pub fn row(
         &mut self,
         measure: impl Into<String>,
@@ -68,7 +69,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// All of it.
+    /// Writes the whole table.
     pub fn render(&self) -> String {
         let mut lines = self.notes.clone();
         lines.push(String::new());

@@ -19,7 +19,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Connects.
+    /// Connects to etcd from its own namespace.
     pub fn new(etcd: &Namespace) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         let namespace = netns(etcd);
@@ -42,14 +42,14 @@ impl Writer {
         Self { jobs: Some(jobs), thread: Some(thread) }
     }
 
-    /// Writes, one transaction after the other; when the first was sent.
+    /// Writes one transaction after the other; returns when the first was sent.
     pub fn write(&self, txns: Vec<Txn>) -> Instant {
         let (reply, began) = mpsc::channel();
         self.jobs.as_ref().unwrap().send((txns, reply)).unwrap();
         began.recv().expect("etcd takes what the benchmark writes")
     }
 
-    /// Writes one thing.
+    /// Makes one write; returns when it was sent.
     pub fn write_one(&self, write: Write) -> Instant {
         self.write(vec![Txn { when: Vec::new(), then: vec![write] }])
     }

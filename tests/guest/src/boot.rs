@@ -14,7 +14,8 @@ use nix::sys::wait::wait;
 
 use crate::doing;
 
-/// Disks appear within milliseconds of their driver; this is for a machine that shares two cores with five others.
+/// The time to wait for a disk. Disks appear within milliseconds of their driver; this is for a machine that shares two
+/// cores with five others.
 const DISK_DEADLINE: Duration = Duration::from_secs(60);
 /// The disk with Debian.
 const ROOT_DISK: &str = "/dev/vda";
@@ -98,7 +99,7 @@ fn prepare_systemd() -> Result<(), String> {
     }
 }
 
-/// As switch_root(8): the mounts move along, and `/new` becomes `/`.
+/// Switches the root as switch_root(8) does: the mounts move along, and `/new` becomes `/`.
 fn switch_root() -> Result<(), String> {
     let none = None::<&str>;
     for directory in ["/proc", "/sys", "/dev"] {
@@ -111,7 +112,7 @@ fn switch_root() -> Result<(), String> {
     std::env::set_current_dir("/").map_err(doing("/"))
 }
 
-/// Process 1 of a plain machine: starts the server and buries orphans.
+/// Serves as process 1 of a plain machine: starts the server and buries orphans.
 fn serve_as_first() -> Result<(), String> {
     for directory in ["/dev/pts", "/dev/shm"] {
         fs::create_dir_all(directory).map_err(doing(directory))?;

@@ -1,8 +1,10 @@
-//! The program in a virtual machine that is not Debian's: it boots the machine, and runs what comes over a serial port.
+//! The program in a virtual machine that is not Debian's: it boots the machine, and runs the requests that come over a
+//! serial port.
 //!
-//! As `/init` of the initial RAM disk it loads modules, puts the root file system together (Debian read-only below, changes
-//! in memory or on a disk above) and becomes what `lab.boot=` on the kernel's command line names: `plain`, process 1 itself,
-//! which starts nothing else; or `systemd`, whose first service this program is. As `guest serve` it answers the port.
+//! As `/init` of the initial RAM disk it loads modules, puts the root file system together (Debian read-only below,
+//! changes in memory or on a disk above) and becomes what `lab.boot=` on the kernel's command line names. With `plain`
+//! it is process 1 itself, which starts nothing else; with `systemd` it becomes systemd, whose first service is this
+//! program. As `guest serve` it answers the port.
 //!
 //! Nothing here is part of what is tested, so it does as little as possible; what a test needs it does by its own script.
 

@@ -18,10 +18,10 @@ use crate::{doing, script};
 
 /// The port's name, set on the machine's command line; its device's name varies.
 const PORT: &str = "flatnet.lab";
-/// Requests are scripts and files of tests: anything longer is noise on the line.
+/// The longest request, in bytes: they are scripts and files of tests, and anything longer is noise on the line.
 const MAX_REQUEST_BYTES: u32 = 256 << 20;
 
-/// Answers for ever.
+/// Answers requests for ever.
 pub fn serve() -> Result<(), String> {
     let path = find_port()?;
     let mut port = File::options().read(true).write(true).open(&path).map_err(doing(path.display()))?;
@@ -83,7 +83,8 @@ fn read_number(port: &mut File) -> Result<u32, String> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// The port reads as ended while nobody is at the other end: that is waiting, not the end.
+/// Reads until `buffer` is full. The port reads as ended while nobody is at the other end: that is waiting, not the
+/// end.
 fn read_fully(port: &mut File, mut buffer: &mut [u8]) -> Result<(), String> {
     while !buffer.is_empty() {
         match port.read(buffer).map_err(doing("port"))? {

@@ -10,16 +10,17 @@ use nix::unistd::Pid;
 
 use crate::doing;
 
-/// As timeout(1) has it.
+/// The exit code of a script that took too long, as in timeout(1).
 const TIMED_OUT: u32 = 124;
-/// Between two looks at a script: short beside the 100 ms that a shell takes to start here.
+/// The pause between two looks at a script: short beside the 100 ms that a shell takes to start here.
 const POLL: Duration = Duration::from_millis(5);
-/// Where system programs are.
+/// The directories of system programs.
 const PATH: &str = "/lab:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where output goes until the script ends: a file, not a pipe, which what the script left running would keep open.
+/// The file for output until the script ends. It is no pipe, because a program that the script left running would keep
+/// that open.
 const OUTPUT: &str = "/run/lab-output";
 
-/// Runs `script` with bash; its exit code (128 plus the number if a signal ended it), and all that it printed.
+/// Runs `script` with bash. Returns its exit code (128 plus the number if a signal ended it), and all that it printed.
 pub fn run(script: &str, timeout_secs: u64) -> Result<(u32, Vec<u8>), String> {
     let output = File::create(OUTPUT).map_err(doing(OUTPUT))?;
     let copy = output.try_clone().map_err(doing(OUTPUT))?;

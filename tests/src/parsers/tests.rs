@@ -1,4 +1,4 @@
-//! The short run: every committed seed as it is, then changed at random, for as long as a test run can spare.
+//! The short run: every committed seed as it is, then changed at random, within the time a test run can spare.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::{TARGETS, Target};
 
-/// Changed inputs a target: all targets together take some seconds.
+/// The number of changed inputs for each target: all targets together take some seconds.
 const CHANGED: usize = 20_000;
-/// A slow machine stops a target earlier.
+/// The longest time for one target, at which a slow machine stops earlier.
 const LONGEST: Duration = Duration::from_secs(4);
-/// At least so many whatever the machine: fewer would prove nothing.
+/// The least number of inputs, whatever the machine: fewer would prove nothing.
 const FEWEST: usize = 200;
 
 fn fuzz_directory() -> PathBuf {
@@ -53,7 +53,7 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        /// What breaks length fields, numbers and text.
+        /// Bytes that break length fields, numbers and text.
         const AWKWARD: [u8; 12] = [0, 1, 3, 4, 0x7f, 0x80, 0xff, b'"', b'{', b'-', b'=', b'\n'];
         if self.below(2) == 0 { AWKWARD[self.below(AWKWARD.len())] } else { self.next().to_le_bytes()[0] }
     }
@@ -63,7 +63,7 @@ impl Random {
         &of[start..start + self.below(of.len() - start + 1)]
     }
 
-    /// One to four changes, or bytes that come from nowhere.
+    /// Makes one to four changes, or bytes that come from nowhere.
     fn change(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
         if self.below(16) == 0 {
             return (0..self.below(256)).map(|_| self.byte()).collect();
@@ -88,7 +88,7 @@ impl Random {
     }
 }
 
-/// How many changed inputs were tried.
+/// Runs the seeds and changed inputs; returns how many changed ones were tried.
 fn run(target: Target) -> usize {
     let seeds = seeds(target);
     for seed in &seeds {

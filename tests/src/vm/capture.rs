@@ -1,4 +1,4 @@
-//! What goes between machines, seen from outside them.
+//! Captures of the packets between machines, seen from outside them.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 use crate::netns::run;
 use crate::wait::{SOON, pause, wait_until};
 
-/// What was sent before the capture ends is in the kernel's buffer by then, and tcpdump reads it at once (`--immediate-mode`).
+/// The pause before a capture ends. What was sent by then is in the kernel's buffer, and tcpdump reads it at once
+/// (`--immediate-mode`).
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// A running tcpdump.
@@ -37,7 +38,7 @@ impl Capture {
         Self { child, packets }
     }
 
-    /// Ends it; a line a packet, with its bytes in hexadecimal and as text.
+    /// Ends it; returns a line for each packet, with its bytes in hexadecimal and as text.
     #[must_use]
     pub fn stop(mut self) -> String {
         self.end();
@@ -46,7 +47,7 @@ impl Capture {
         ran.stdout
     }
 
-    /// Ends it; the file in pcap format, which lives as long as the test program.
+    /// Ends it; returns the file in pcap format, which lives as long as the test program.
     #[must_use]
     pub fn stop_to_file(mut self) -> PathBuf {
         self.end();

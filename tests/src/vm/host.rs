@@ -14,19 +14,20 @@ use super::template::BOOTED;
 use crate::agent::BRIDGE;
 use crate::wait::wait_until;
 
-/// For a script that should take a second or two here.
+/// The time for a script that should take a second or two here.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(90);
-/// For what takes milliseconds outside: machines are ten times slower, and several share two cores with whatever else runs.
+/// The time for something that takes milliseconds outside: machines are ten times slower, and several share two cores
+/// with whatever else runs.
 pub const SOON: Duration = Duration::from_secs(240);
-/// What the agent's env file is called.
+/// The path of the agent's env file.
 const SUBNET_ENV: &str = "/run/flatnet/subnet.env";
-/// Enough to be sure that no two clones draw alike.
+/// The number of random bytes given to a clone: enough to be sure that no two draw alike.
 const SEED_BYTES: usize = 64;
 
 /// A machine with its name and addresses.
 #[derive(Debug)]
 pub struct Vm {
-    /// From 1; 0 is the master.
+    /// Its number, from 1; 0 is the master.
     pub number: u8,
     /// Its host name.
     pub name: String,
@@ -36,7 +37,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A machine that runs, not configured yet.
+    /// Wraps a machine that runs and is not configured yet.
     #[must_use]
     pub fn new(number: u8, tap: String, machine: Machine) -> Self {
         let name = if number == 0 { "master".to_owned() } else { format!("host{number}") };
@@ -55,17 +56,17 @@ impl Vm {
         format!("fd33::{}", 10 + self.number)
     }
 
-    /// Runs a script with bash; at most 90 s.
+    /// Runs a script with bash for at most 90 s.
     pub fn sh(&self, script: &str) -> Ran {
         self.sh_within(script, SCRIPT_TIMEOUT)
     }
 
-    /// Runs a script with bash; at most `timeout`.
+    /// Runs a script with bash for at most `timeout`.
     pub fn sh_within(&self, script: &str, timeout: Duration) -> Ran {
         self.machine().sh(script, timeout).unwrap_or_else(|failure| self.lost(&failure))
     }
 
-    /// Runs a script that must succeed; what it printed.
+    /// Runs a script that must succeed; returns what it printed.
     pub fn ok(&self, script: &str) -> String {
         let ran = self.sh(script);
         assert_eq!(ran.rc, 0, "`{script}` in {} failed: {}", self.name, ran.output);
@@ -78,7 +79,7 @@ impl Vm {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("`{script}` in {}: {error}: {text}", self.name))
     }
 
-    /// Runs a script again and again until it succeeds; what it printed then.
+    /// Runs a script again and again until it succeeds; returns what it printed then.
     pub fn wait_for(&self, what: &str, script: &str) -> String {
         wait_until(&format!("{}: {what}", self.name), SOON, || {
             let ran = self.sh(script);
@@ -109,7 +110,8 @@ impl Vm {
         self.start("agent", &format!("agent join {endpoint} --bridge {BRIDGE} {}", flags.join(" ")));
     }
 
-    /// Waits until the agent is converged with exactly `peers` programmed peers in its first network; its status.
+    /// Waits until the agent is converged with exactly `peers` programmed peers in its first network; returns its
+    /// status.
     pub fn wait_converged(&self, peers: usize) -> Value {
         wait_until(&format!("{}: converged with {peers} peers", self.name), SOON, || {
             let said = self.sh("agent status --json").output;
@@ -121,7 +123,7 @@ impl Vm {
         })
     }
 
-    /// What the agent wrote for container engines.
+    /// Returns what the agent wrote for container engines.
     #[must_use]
     pub fn subnet(&self) -> SubnetEnv {
         let text = self.wait_for("subnet.env is written", &format!("cat {SUBNET_ENV}"));
@@ -146,7 +148,7 @@ impl Vm {
         self.ok(&script);
     }
 
-    /// `address` answers the container `c1`, soon.
+    /// Asserts that `address` answers the container `c1`, soon.
     pub fn assert_container_reaches(&self, address: IpAddr) {
         self.wait_for(
             &format!("its container reaches {address}"),
@@ -154,7 +156,7 @@ impl Vm {
         );
     }
 
-    /// `systemctl reboot`, or what a plain machine has for it; returns when the machine answers again.
+    /// Runs `systemctl reboot`, or what a plain machine has for it; returns when the machine answers again.
     pub fn reboot(&self) {
         let mut machine = self.machine();
         // Answered or not: the machine ends.
@@ -167,7 +169,7 @@ impl Vm {
         self.machine().power_cycle().unwrap_or_else(|failure| self.lost(&failure));
     }
 
-    /// Gives it what clones must not share: random numbers first, then clock, names and addresses.
+    /// Gives the machine what clones must not share: random numbers first, then clock, names and addresses.
     pub fn configure(&self) {
         let number = 10 + self.number;
         self.seed();
@@ -184,7 +186,8 @@ impl Vm {
         ));
     }
 
-    /// Likewise for a machine with systemd: its network is configured as an administrator would, and so again at each boot.
+    /// Configures a machine with systemd: its network is configured as an administrator would, and so again at each
+    /// boot.
     pub fn configure_server(&self) {
         let number = 10 + self.number;
         self.seed();
@@ -223,7 +226,7 @@ impl Vm {
         ));
     }
 
-    /// The ends of the logs of what was started here.
+    /// Returns the ends of the logs of the programs started here.
     #[must_use]
     pub fn logs(&self) -> String {
         self.sh("cd /run; for log in *.log; do [ -e $log ] && echo \"== $log\" && tail -n 20 $log; done; \

@@ -13,45 +13,45 @@ use crate::netns::run;
 
 /// The machines' switch, in the sandbox's own network namespace, which is their default gateway and forwards nothing.
 pub const SWITCH: &str = "switch0";
-/// A disk for changes, of machines that keep them: sparse, it takes what is written.
+/// The size of a disk for changes, for machines that keep them. It is sparse and takes what is written.
 const CHANGES_DISK_BYTES: u64 = 2 << 30;
 
 /// Numbers the labs of this program, for the names of files.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// What a lab is made of.
+/// The make-up of a lab.
 #[derive(Clone, Copy, Debug)]
 pub struct VmShape {
     /// Number of machines.
     pub machines: u8,
-    /// What their process 1 is.
+    /// The kind of process 1 in them.
     pub boot: Boot,
-    /// Whether changes are kept on a disk, so that a machine can be rebooted. Such a machine is booted, never cloned.
+    /// True if changes are kept on a disk, so that a machine can be rebooted. Such a machine is booted, never cloned.
     pub disks: bool,
     /// One more machine, number 0 at 192.168.33.10, called `master`: where an etcd of its own is.
     pub master: bool,
 }
 
 impl VmShape {
-    /// Clones, in seconds.
+    /// Plain machines: clones, which are up in seconds.
     #[must_use]
     pub fn plain(machines: u8) -> Self {
         Self { machines, boot: Boot::Plain, disks: false, master: false }
     }
 
-    /// Servers as people have them, with systemd: clones too.
+    /// Servers as people have them, with systemd. They are clones too.
     #[must_use]
     pub fn servers(machines: u8) -> Self {
         Self { machines, boot: Boot::Systemd, disks: false, master: false }
     }
 
-    /// They have a disk for what is changed, and can be rebooted.
+    /// Gives the machines a disk for what is changed, so that they can be rebooted.
     #[must_use]
     pub fn with_disks(self) -> Self {
         Self { disks: true, ..self }
     }
 
-    /// One more machine for etcd.
+    /// Adds one more machine for etcd.
     #[must_use]
     pub fn with_master(self) -> Self {
         Self { master: true, ..self }
@@ -66,13 +66,13 @@ pub struct VmLab {
 }
 
 impl VmLab {
-    /// Plain machines.
+    /// Starts a lab of plain machines.
     #[must_use]
     pub fn up(machines: u8) -> Self {
         Self::new(VmShape::plain(machines))
     }
 
-    /// Machines as described, configured, on a network of their own.
+    /// Starts machines as described, configured, on a network of their own.
     #[must_use]
     pub fn new(shape: VmShape) -> Self {
         // Made first: all in this lab wait for it.
@@ -119,7 +119,7 @@ impl VmLab {
         self.each_of(&self.numbers(), work);
     }
 
-    /// Likewise on the machines of these numbers.
+    /// Does something on the machines of these numbers at the same time.
     pub fn each_of(&self, numbers: &[u8], work: impl Fn(&Vm) + Sync) {
         std::thread::scope(|scope| {
             let work = &work;
@@ -148,7 +148,8 @@ impl VmLab {
         vm.wait_for("etcd answers", "ETCDCTL_API=3 etcdctl --dial-timeout=5s endpoint health");
     }
 
-    /// Starts an etcd of one member on each machine, which find each other also over a bad line; then they have a leader.
+    /// Starts an etcd of one member on each machine. They find each other also over a bad line; then they have a
+    /// leader.
     pub fn start_etcd_cluster(&self) {
         let peer = |vm: &Vm| format!("{}=http://{}:2380", vm.name, vm.address());
         let members: Vec<String> = self.machines.iter().map(peer).collect();
@@ -175,14 +176,14 @@ impl VmLab {
         });
     }
 
-    /// Where the etcd of [`VmLab::start_etcd`] is.
+    /// The endpoint of the etcd of [`VmLab::start_etcd`].
     #[must_use]
     pub fn endpoint(&self) -> String {
         let store = self.store.get().expect("no etcd was started");
         format!("http://{}:2379", self.vm(*store).address())
     }
 
-    /// Runs etcdctl against it; what it printed.
+    /// Runs etcdctl against it; returns what it printed.
     pub fn etcdctl(&self, arguments: &str) -> String {
         let store = self.store.get().expect("no etcd was started");
         self.vm(*store).ok(&format!("ETCDCTL_API=3 etcdctl --dial-timeout=10s --command-timeout=20s {arguments}"))
@@ -198,7 +199,7 @@ impl VmLab {
         self.join_some(&self.numbers(), flags);
     }
 
-    /// Likewise on the machines of these numbers only.
+    /// Starts an agent as [`Self::join_all`] does, on the machines of these numbers only.
     pub fn join_some(&self, numbers: &[u8], flags: &[&str]) {
         let endpoint = self.endpoint();
         self.each_of(numbers, |vm| vm.join(&endpoint, flags));
@@ -210,12 +211,12 @@ impl VmLab {
         self.each(Vm::attach);
     }
 
-    /// Every container pings every other, at each of its addresses, until all answer.
+    /// Asserts that every container pings every other, at each of its addresses, until all answer.
     pub fn assert_all_pairs(&self) {
         self.assert_pairs_of(&self.numbers());
     }
 
-    /// Likewise those of the machines of these numbers.
+    /// Asserts the same of the containers of these machines.
     pub fn assert_pairs_of(&self, numbers: &[u8]) {
         let machines = numbers.iter().map(|number| self.vm(*number));
         let addresses: Vec<_> =

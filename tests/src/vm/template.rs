@@ -1,5 +1,5 @@
-//! The machines that others are clones of: booted once for the whole test program, its memory kept in the sandbox's
-//! private `/run`, so it is never older than what is tested and goes with the program.
+//! The machines that others are clones of. Each is booted once for the whole test program. Its memory is kept in the
+//! sandbox's private `/run`, so it is never older than what is tested and goes with the program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,24 +10,25 @@ use flatnet_agent::lab::vm::{Boot, Card, Image, Machine, MachinePlan, payload};
 
 use crate::netns::run;
 
-/// A plain machine's memory: the agent, etcd, a few containers, and what it writes. Part of what is saved.
+/// The memory of a plain machine: for the agent, etcd, a few containers, and the files it writes. It is part of what is
+/// saved.
 const MEMORY_MIB: u32 = 384;
-/// With systemd, and Docker on it.
+/// The memory of a machine with systemd, and Docker on it.
 const SYSTEMD_MEMORY_MIB: u32 = 768;
-/// Where everything of this program's machines is.
+/// The directory with everything of this program's machines.
 const DIRECTORY: &str = "/run/vm";
-/// Loads what tests use and reads the programs once, so that each clone has them in memory.
+/// A script that loads the modules tests use and reads the programs once, so that each clone has them in memory.
 const WARM_UP: &str = "modprobe -a vxlan ip_gre ip6_gre wireguard sch_netem sch_tbf bridge veth nf_tables nft_masq \
                        nft_ct nft_chain_nat ip6_tables ip_tables tun br_netfilter af_packet\n\
                        agent --version && etcd --version && etcdctl version && nft list ruleset && ip -j link && \
                        tc qdisc && ping -c1 127.0.0.1; ip link set lo up; wg --version; jq --version; iptables -S; true";
 
-/// Succeeds once systemd has started all that it starts by itself, also if some of that failed.
+/// A script that succeeds once systemd has started all that it starts by itself, also if some of that failed.
 pub const BOOTED: &str = "systemctl is-system-running --wait | grep -E 'running|degraded'";
-/// For each of the two: they read the disk for the first time.
+/// The time for each of the two scripts: they read the disk for the first time.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// The disk that brings the agent.
+/// Makes the disk that brings the agent.
 pub fn payload_disk() -> &'static Path {
     static DISK: OnceLock<PathBuf> = OnceLock::new();
     DISK.get_or_init(|| {
@@ -59,19 +60,19 @@ fn named_in(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|package| package.is_file())
 }
 
-/// What machines boot from; its absence was noticed before any test ran.
+/// Finds the image that machines boot from; its absence was noticed before any test ran.
 pub fn image() -> Image {
     Image::find().unwrap()
 }
 
-/// Where everything of this program's machines is.
+/// Makes the directory with everything of this program's machines.
 pub fn directory() -> &'static Path {
     let directory = Path::new(DIRECTORY);
     std::fs::create_dir_all(directory).unwrap();
     directory
 }
 
-/// How machine `name` is made, with a tap device of that name.
+/// Plans how machine `name` is made, with a tap device of that name.
 pub fn plan(name: &str, boot: Boot) -> MachinePlan {
     MachinePlan {
         name: name.to_owned(),
@@ -87,7 +88,7 @@ pub fn plan(name: &str, boot: Boot) -> MachinePlan {
     }
 }
 
-/// The saved memory of a machine without a disk for changes.
+/// Returns the saved memory of a machine without a disk for changes.
 pub fn saved(boot: Boot) -> &'static Path {
     static PLAIN: OnceLock<PathBuf> = OnceLock::new();
     static SYSTEMD: OnceLock<PathBuf> = OnceLock::new();

@@ -1,4 +1,4 @@
-//! What happens to the members.
+//! The faults that happen to the members.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl Fault {
         Self::AllKilled,
     ];
 
-    /// Whether some server reaches two members that reach each other.
+    /// Returns true if some server reaches two members that reach each other.
     pub fn leaves_a_majority(self) -> bool {
         !matches!(self, Self::MajorityCutOff | Self::AllKilled)
     }
@@ -58,16 +58,16 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The members, and who stands before them.
+/// The members, and the servers in front of them.
 pub struct Cluster {
     pub members: Members,
-    /// Where the nodes are, and whoever watches over them.
+    /// The place of the nodes, and of the test that watches over them.
     pub place: Side,
     pub servers: [Side; 2],
 }
 
 impl Cluster {
-    /// Does it. Everything is well before.
+    /// Does the fault. Everything must be well before.
     pub fn strike(&mut self, fault: Fault) {
         let leader = self.members.leader();
         match fault {

@@ -1,4 +1,4 @@
-//! Nodes that come and go, and what each knows.
+//! Nodes that come and go, and the view that each has.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,26 +25,26 @@ use flatnet_tests::wait::{pause, wait_until};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// Longer than any fault: what is lost is lost by a fault, not by time.
+/// The lease's time to live, longer than any fault: what is lost is lost by a fault, not by time.
 const TTL: Duration = Duration::from_secs(600);
 
-/// Between two looks.
+/// The pause between two looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// A cold start of all members, and an election, under load.
+/// The time for a cold start of all members, and an election, under load.
 const ANSWERS: Duration = Duration::from_secs(60);
 
 fn keys() -> NetworkKeys {
     NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)
 }
 
-/// What all of them share.
+/// The state that all nodes share.
 #[derive(Default)]
 struct Shared {
     joins: AtomicU32,
     leaves: AtomicU32,
-    /// Nobody leaves any more.
+    /// True once nobody leaves any more.
     still: watch::Sender<bool>,
-    /// What each was told that it has; one that is asking or leaving has an entry no longer.
+    /// The subnets each node was told that it has. A node that is asking or leaving has no entry.
     held: Mutex<BTreeMap<NodeId, SubnetKey>>,
 }
 
@@ -97,7 +97,7 @@ impl Load {
         self.shared.leaves.load(Ordering::Relaxed)
     }
 
-    /// From now on they come and go again.
+    /// Lets nodes come and go again.
     pub fn go_on(&self) {
         self.shared.still.send_replace(false);
     }
@@ -109,9 +109,10 @@ impl Load {
         });
     }
 
-    /// Keeps everybody who is there, and waits until everybody is there and has what it was told, and every view is what
-    /// the store says: at most `limit` after the store answers for good. An election that a member brings with it when it
-    /// comes back is the store's time. How long it took until it answered, and until that.
+    /// Keeps every node that is there. Waits until all are there with the subnets they were told, and until every view
+    /// is what the store says, at most `limit` after the store answers for good. An election that a member brings with
+    /// it when it comes back is the store's time. Returns the time until the store answered, and the time until all was
+    /// exact.
     pub fn until_exact(&self, runtime: &Runtime, store: &Arc<EtcdStore>, limit: Duration) -> (Duration, Duration) {
         self.shared.still.send_replace(true);
         let began = Instant::now();
@@ -167,7 +168,7 @@ impl Load {
         Ok(())
     }
 
-    /// Looks all the time whether somebody has what another one was told that it has.
+    /// Looks all the time for a node that has the subnet another one was told that it has.
     pub fn look_for_two_owners(&self, runtime: &Runtime, store: EtcdStore) -> Watching {
         let found = Arc::new(Mutex::new(None));
         let (shared, tell) = (Arc::clone(&self.shared), Arc::clone(&found));
@@ -192,13 +193,13 @@ impl Load {
     }
 }
 
-/// One that looks.
+/// A task that looks for two owners.
 pub struct Watching {
     found: Arc<Mutex<Option<String>>>,
 }
 
 impl Watching {
-    /// What it found so far.
+    /// Returns what it found so far.
     pub fn found(&self) -> Option<String> {
         self.found.lock().unwrap().clone()
     }
@@ -227,7 +228,7 @@ fn publication(number: u8) -> Publication {
     }
 }
 
-/// Joins, stays a while, leaves, again and again; whatever fails is tried again.
+/// Joins, stays a while and leaves, again and again; anything that fails is tried again.
 async fn come_and_go(number: u8, remote: Remote, shared: Arc<Shared>, mut view: watch::Receiver<NetworkView>) {
     let node = NodeId::new(u128::from(number));
     let owner = Owner { node, name: format!("node{number}"), nonce: InstanceNonce::new(u128::from(number) + 1000) };

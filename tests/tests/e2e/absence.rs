@@ -18,7 +18,7 @@ pub fn tests() -> Vec<Test> {
     tests
 }
 
-/// Things of somebody else's beside which we live.
+/// Objects of somebody else's, beside which ours live.
 fn foreign_objects(host: &str) -> Vec<CommandLine> {
     [
         format!("ip -n {host} link add other0 type bridge"),
@@ -70,7 +70,8 @@ fn purge_without_an_agent(shape: &Shape) {
     oracle::assert_same(&before, &oracle::everything(&host));
 }
 
-/// By another choice of the operator's, and by a purge.
+/// A bridge in use stays when the operator chooses to have none any more, and on a purge, until nothing is plugged into
+/// it.
 fn used_bridge() {
     let lab = Lab::new(&Shape::vxlan(2));
     let mut agents: Vec<_> = (1..=2).map(|number| lab.agent(number).with(&["--bridge", "flbr0"])).collect();

@@ -1,4 +1,5 @@
-//! A live network gets another backend: every pair goes on speaking, whoever follows late, and the old devices go.
+//! A live network gets another backend: every pair goes on speaking, also with a host that follows late, and the old
+//! devices go.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use flatnet_tests::wait::{SOON, pause, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Pings a second of each stream, so that many may be lost where a second may be.
+/// The pings of each stream in a second, which is how many may be lost where a second may be.
 const SECOND: usize = 100;
 
 pub fn tests() -> Vec<Test> {
@@ -36,7 +37,7 @@ fn update(agent: &Agent, options: &[&str]) {
     assert_eq!(ran.code, 0, "{options:?}: {}{}", ran.stdout, ran.stderr);
 }
 
-/// What each lease says it receives by: the backend, and how many besides.
+/// The backend that each lease says it receives by, and the number of other ways it has.
 fn published(lab: &Lab) -> Vec<(String, usize)> {
     let said = |lease: &serde_json::Value| {
         let besides = lease["Flatnet"]["Besides"].as_array().map_or(0, Vec::len);
@@ -63,7 +64,7 @@ fn wait_followed(lab: &Lab, agents: &[Agent], backend: &str, devices: &[&str]) {
     }
 }
 
-/// A stream of pings from every container to every other, in each family.
+/// Starts a stream of pings from every container to every other, in each family.
 fn streams(lab: &Lab, agents: &[Agent]) -> Vec<(String, Pinger)> {
     let mut streams = Vec::new();
     for from in agents {
@@ -78,7 +79,7 @@ fn streams(lab: &Lab, agents: &[Agent]) -> Vec<(String, Pinger)> {
     streams
 }
 
-/// Ends the streams; the most that one lost, and by how many pings that is.
+/// Ends the streams; returns the most that one lost, and by how many pings that is.
 fn most_lost(streams: Vec<(String, Pinger)>) -> (String, usize, u64) {
     let losses = streams.into_iter().map(|(name, stream)| (name, stream.stop()));
     let lost = losses.map(|(name, losses)| (name, losses.lost.len(), losses.sent));
@@ -115,7 +116,7 @@ fn changed(families: Families) {
     }
 }
 
-/// Does the update, waits until every host has followed, and says how many pings the worst stream lost.
+/// Does the update, waits until every host has followed, and returns how many pings the worst stream lost.
 fn lost_by(lab: &Lab, agents: &[Agent], options: &[&str], backend: &str, devices: &[&str]) -> usize {
     let streams = streams(lab, agents);
     let count = streams.len();
@@ -136,7 +137,8 @@ fn lost_by(lab: &Lab, agents: &[Agent], options: &[&str], backend: &str, devices
     lost
 }
 
-/// One key at two ports would be one peer that keeps moving: the new port takes the old one's place, host by host.
+/// Changes the port: one key at two ports would be one peer that keeps moving, so the new port takes the old one's
+/// place, host by host.
 fn port() {
     let lab = Lab::new(&Shape { backend: "wireguard", ..shape(Families::V4) });
     let agents = lab.join_all();

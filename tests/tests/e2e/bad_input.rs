@@ -26,7 +26,7 @@ pub fn tests() -> Vec<Test> {
     tests
 }
 
-/// Flags with which `join` ends at once.
+/// A case of flags with which `join` ends at once.
 struct Refused {
     name: &'static str,
     flags: &'static [&'static str],
@@ -56,12 +56,12 @@ fn refused(case: &Refused) {
     assert_refused(&lab, &agent, case.code, case.says);
 }
 
-/// What is in the store, but for nodes' presence, which goes by itself within 15 s.
+/// Returns what is in the store, except for nodes' presence, which goes by itself within 15 s.
 fn lasting(lab: &Lab) -> Vec<(String, String)> {
     lab.etcd.list("/").into_iter().filter(|(key, _)| !key.starts_with("/flatnet/nodes/")).collect()
 }
 
-/// It ends with the code, says why and what to do, and has changed nothing; what it said.
+/// Asserts that it ends with the code, gives the reason and a hint, and has changed nothing; returns what it printed.
 fn assert_refused(lab: &Lab, agent: &Agent, code: u8, says: &str) -> String {
     let before = oracle::everything(&agent.host);
     let stored = lasting(lab);
@@ -79,7 +79,7 @@ fn assert_refused(lab: &Lab, agent: &Agent, code: u8, says: &str) -> String {
     ran.stderr
 }
 
-/// Network configurations that nobody can use: the agent stays and says so.
+/// A network configuration that nobody can use: the agent stays and reports it.
 struct Reported {
     name: &'static str,
     config: &'static str,
@@ -159,7 +159,7 @@ fn no_right() {
     oracle::assert_same(&before, &oracle::everything(&agent.host));
 }
 
-/// A stand-in for an nft: what it says it is, and what it says to the agent's text, which it does not read.
+/// Stand-ins for nft: the version of each, and its answer to the agent's text, which it does not read.
 const UNFIT_NFTS: [(&str, &str); 4] = [
     ("0.9.3 (Topsy)", "/dev/stdin:12:21-21: Error: syntax error, unexpected &"),
     ("1.0.2 (Lester Gooch)", "/dev/stdin:12:3-8: Error: concatenation not supported with raw payload"),

@@ -1,4 +1,4 @@
-//! What an operator can choose, and what a host does when it cannot have it.
+//! The choices of an operator, and what a host does when it cannot have one.
 
 use std::net::IpAddr;
 
@@ -162,7 +162,7 @@ fn floating() {
     assert_eq!(link["linkinfo"]["info_data"]["local"], "192.168.33.11");
 }
 
-/// As with BGP down to the host: the uplink has no address.
+/// A routed host, as with BGP down to the host: the uplink has no address.
 fn routed() {
     let lab = Lab::new(&Shape::vxlan(2));
     let host = lab.host(1);

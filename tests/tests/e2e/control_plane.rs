@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 /// The network of these tests, created by the server.
 const INIT: &[&str] = &["--init=10.100.0.0/16"];
-/// How long traffic is watched while something is away, and once it is back.
+/// The time traffic is watched while something is away, and once it is back.
 const WHILE: Duration = Duration::from_secs(2);
 
 pub fn tests() -> Vec<Test> {
@@ -103,7 +103,7 @@ fn joined_by_token_file(lab: &Lab, server: &ControlPlane, token: &str, secret: &
 
 fn hundred() {
     const HOSTS: u8 = 100;
-    /// The other tests run beside it; alone it is a few seconds.
+    /// The time for all of it: the other tests run beside it; alone it takes a few seconds.
     const ALL: Duration = Duration::from_secs(120);
     let lab = Lab::without_network(&Shape::vxlan(HOSTS));
     let server = ControlPlane::start(&lab, INIT);
@@ -250,7 +250,7 @@ fn put_back() {
 }
 
 fn killed_amid_writes() {
-    /// Kills, and how long each server writes before it.
+    /// The time each server writes before it is killed, in milliseconds; one for each kill.
     const LIVES: [u64; 6] = [150, 400, 220, 310, 180, 500];
     let lab = Lab::without_network(&Shape::vxlan(1));
     let mut server = ControlPlane::start(&lab, &[]);

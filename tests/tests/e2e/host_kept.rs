@@ -1,4 +1,4 @@
-//! What turns up on a host, or in the network's configuration, takes nothing away that runs.
+//! Anything that turns up on a host, or in the network's configuration, leaves alone what runs.
 
 use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape};
@@ -16,7 +16,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Devices, where routes lead, tables.
+/// Returns the host's devices, the destinations of its routes, and its tables.
 fn has(agent: &Agent) -> (Vec<String>, Vec<String>, Vec<String>) {
     let routes = oracle::own_routes(&agent.host).into_keys().collect();
     (oracle::own_links(&agent.host), routes, oracle::tables(&agent.host))
@@ -77,7 +77,7 @@ fn nothing_is_taken_away() {
     pinger::assert_all_pairs(&lab, &agents);
 }
 
-/// flannel's example, in which hosts and store live as well.
+/// A network beside hosts: flannel's example, whose range also has the hosts and the store.
 fn beside_hosts() {
     let bounded = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"vxlan"}}"#;
     let lab = Lab::on(&Shape::vxlan(2), [10, 240, 0]);

@@ -1,4 +1,4 @@
-//! What must not get through: unknown addresses inside the network, and one network's packets in another.
+//! Packets that must not get through: from unknown addresses inside the network, and from one network in another.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Whose address others see: containers their own inside the network, the host's outside of it.
+//! The source address others see of containers: their own inside the network, the host's outside of it.
 
 use std::net::IpAddr;
 

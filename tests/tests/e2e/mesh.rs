@@ -98,7 +98,7 @@ fn assert_tunnel(host: &Namespace, family: &str, local: &str, peers: &[&(String,
     assert_eq!((neighbours.len(), fdb.len()), (peers.len(), peers.len()), "{neighbours:?} {fdb:?}");
 }
 
-/// As `wg` sees it: each peer of the store with its key, its address and its subnet, and nobody else.
+/// Asserts what `wg` sees: each peer of the store with its key, its address and its subnet, and nobody else.
 fn assert_wireguard(agent: &Agent, family: &str, peers: &[&(String, Value)]) {
     let (device, data, public_ip, port, mtu) = match family {
         "v4" => ("flatwg.51820", "BackendData", "PublicIP", 51820, 1440),
@@ -122,7 +122,8 @@ fn assert_wireguard(agent: &Agent, family: &str, peers: &[&(String, Value)]) {
     }
 }
 
-/// One device, and to each peer a route that names the tunnel's ends, or in the kernel's IPv4 tunnel a neighbour that does.
+/// Asserts that there is one device, and to each peer a route that names the tunnel's ends, or in the kernel's IPv4
+/// tunnel a neighbour that does.
 fn assert_gre(host: &Namespace, family: &str, local: &str, peers: &[&(String, Value)]) {
     let (device, flag, kind, public_ip, mtu) = match family {
         "v4" => ("flatgre0", "-4", "ip", "PublicIP", 1476),

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::for_each_shape;
 
-/// How long the agent is away, and how long it is watched once it is back.
+/// The time for which the agent is away, and for which it is watched once it is back.
 const WHILE: Duration = Duration::from_millis(500);
 
 pub fn tests() -> Vec<Test> {

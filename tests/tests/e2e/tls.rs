@@ -27,8 +27,8 @@ pub fn tests() -> Vec<Test> {
 struct Certificates(PathBuf);
 
 impl Certificates {
-    /// Two authorities, a server's certificate for `address`, and clients': `client`, `expired`, and `stranger` of the
-    /// other authority.
+    /// Makes two authorities, a server's certificate for `address`, and clients': `client`, `expired`, and `stranger`
+    /// of the other authority.
     fn make(directory: &Path, address: &str) -> Self {
         std::fs::create_dir_all(directory).unwrap();
         let made = Self(directory.to_owned());
@@ -104,7 +104,7 @@ impl Secured {
         self.start_as("server", trusted);
     }
 
-    /// Likewise; it shows the certificate called `server`.
+    /// Starts etcd as [`Self::start`] does, with the certificate called `server`.
     fn start_as(&mut self, server: &str, trusted: &str) {
         let (directory, files) = (&self.lab.directory, &self.certificates);
         let peer = "http://127.0.0.1:2480";
@@ -181,7 +181,7 @@ impl Secured {
         agent.with(&flags.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// `agent network ls` likewise, on host 1.
+    /// Runs `agent network ls` with `flags` against the second etcd, on host 1.
     fn network_ls(&self, flags: &[String]) -> Ran {
         let program = flatnet_tests::agent::program().display().to_string();
         let argv = [program, "network".to_owned(), "ls".to_owned(), format!("--endpoint={}", self.endpoint)];
@@ -189,8 +189,8 @@ impl Secured {
         self.lab.host(1).run(&argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// The command ends as "unavailable" and the agent stays, says a problem with the store, and has done nothing. What
-    /// both say is about certificates.
+    /// Asserts that the command ends as "unavailable" and that the agent stays, reports a problem with the store, and
+    /// has done nothing. The messages of both are about certificates.
     fn assert_kept_out(&self, ca: &str, client: &str) -> Agent {
         let ran = self.network_ls(&self.certificates.flags(ca, client));
         assert_eq!(ran.code, 5, "{}", ran.stderr);

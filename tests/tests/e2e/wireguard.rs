@@ -46,7 +46,7 @@ fn shape(hosts: u8) -> Shape {
     Shape { hosts, backend: "wireguard", overlay: Families::V4, underlay: Families::V4 }
 }
 
-/// `wg show DEVICE …` on the agent's host.
+/// Runs `wg show DEVICE …` on the agent's host.
 fn wg(agent: &Agent, arguments: &[&str]) -> String {
     let argv = ["wg", "show"].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
     let ran = run(&mut agent.on_host(argv));
@@ -95,7 +95,8 @@ impl Underlay {
         Self { child, file }
     }
 
-    /// Ends it; how many packets were WireGuard's, and the lines of those in clear with an address of the network.
+    /// Ends it; returns how many packets were WireGuard's, and the lines of those in clear with an address of the
+    /// network.
     fn stop(mut self) -> (usize, Vec<String>) {
         pause(Duration::from_millis(200));
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
@@ -224,7 +225,7 @@ fn received(container: &Namespace) -> u64 {
     rows[1].split_whitespace().nth(at).unwrap().parse().unwrap()
 }
 
-/// The longest that a packet may wait for a handshake under a new key.
+/// The longest time that a packet may wait for a handshake under a new key.
 const PAUSE: Duration = Duration::from_millis(300);
 
 fn rotated() {
@@ -351,7 +352,7 @@ fn back_soon() {
     }
 }
 
-/// Where our routes lead. Whether their device has a carrier just now is none of theirs.
+/// Returns where our routes lead. Whether their device has a carrier just now is left out.
 fn destinations(host: &Namespace) -> BTreeMap<String, String> {
     oracle::own_routes(host)
         .into_iter()

@@ -1,4 +1,4 @@
-//! An etcd of three members of which one hangs, dies, or is cut off from the others.
+//! An etcd of three members, one of which hangs, dies, or is cut off from the others.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::process::cpu_time;
 use crate::scene::{agent, figure, ms, shell};
 use crate::store::until_programmed;
 
-/// The bar: over to another member.
+/// The longest time until the agent is over at another member.
 const OVER: Duration = Duration::from_secs(5);
 
 pub fn tests() -> Vec<Test> {

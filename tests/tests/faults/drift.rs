@@ -9,10 +9,11 @@ use flatnet_tests::suite::Test;
 
 use crate::scene::{SECOND, Scene, assert_exact, drift, figure, ms, settled, shell, until_exact};
 
-/// Someone else's doing: what to call it, the kind it is counted as, and a script.
+/// A change by somebody else: its name, the kind it is counted as, and a script.
 type Doing = (&'static str, &'static str, &'static str);
 
-/// With `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our tunnel's address), `$SET` and `$CHAIN` of our table.
+/// The changes, with `$PEER` and `$PEER6` (the peer's subnets), `$NET` and `$NET6` (the network's), `$OWN` (our
+/// tunnel's address), `$SET` and `$CHAIN` of our table.
 const VXLAN: [Doing; 36] = [
     ("route deleted", "route", "ip route del $PEER"),
     ("route replaced", "route", "ip route replace $PEER dev eth0 proto 91"),
@@ -170,7 +171,8 @@ fn each_is_repaired(shape: &Shape, doings: &[Doing]) {
     assert!(slow.is_empty(), "later than a second, or not counted:\n{}", slow.join("\n"));
 }
 
-/// A device that lost our mark is no longer known as ours: said as a conflict, and right again once it is gone or marked.
+/// A device that lost our mark is no longer known as ours: it is reported as a conflict, and is right again once it is
+/// gone or marked.
 fn alias() {
     let scene = Scene::new(&Shape::vxlan(2));
     let host = scene.lab.host(1);

@@ -46,7 +46,8 @@ fn nft_flush() {
     assert_exact(&host, &before);
 }
 
-/// As `firewall-cmd --complete-reload` does where firewalld flushes all: everything goes, its own tables come back.
+/// A reload as `firewall-cmd --complete-reload` does it where firewalld flushes all: everything goes, its own tables
+/// come back.
 fn firewalld_reload() {
     let scene = Scene::new(&Shape::vxlan(2));
     let host = scene.lab.host(1);

@@ -19,7 +19,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Keys below the subnets and their values; `half`: of the network, with an agent's subnet in it.
+/// Returns keys below the subnets and their values. `half` is half of the network, with an agent's subnet in it.
 fn keys(half: &str) -> Vec<(String, String)> {
     let lease = |ip: &str, mac: &str| {
         json!({ "PublicIP": ip, "PublicIPv6": null, "BackendType": "vxlan", "BackendData": { "VNI": 1, "VtepMAC": mac } })

@@ -1,4 +1,5 @@
-//! `leave` and `leave --purge` in every state an agent can be in: no trace of ours, all of what is not ours.
+//! `leave` and `leave --purge` in every state an agent can be in: no trace of ours is left, and everything that is not
+//! ours.
 
 use std::collections::BTreeMap;
 
@@ -77,7 +78,7 @@ pub fn tests() -> Vec<Test> {
         .collect()
 }
 
-/// The kernel's ways: a firewall's tables once looked at stay named, empty.
+/// Everything on a host, but for the kernel's ways: a firewall's tables once looked at stay named, empty.
 fn everything(host: &flatnet_tests::netns::Namespace) -> BTreeMap<String, String> {
     oracle::everything(host)
 }

@@ -1,4 +1,4 @@
-//! What a process uses, according to the kernel.
+//! The resources a process uses, according to the kernel.
 
 use std::fs;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub fn memory_kib(pid: u32, what: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Open descriptors.
+/// The number of open descriptors.
 pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(proc().join(pid.to_string()).join("fd")).unwrap().count()
 }

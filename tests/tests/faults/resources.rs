@@ -21,7 +21,7 @@ use crate::process::{cpu_time, descriptors, memory_kib};
 use crate::scene::{SECOND, Scene, agent, assert_exact, figure, has_problem, ms, settled, shell, until_exact};
 use crate::store::{put_lease, until_programmed};
 
-/// Seconds.
+/// A day, in seconds.
 const DAY: i64 = 86_400;
 
 pub fn tests() -> Vec<Test> {
@@ -92,10 +92,10 @@ fn clock() {
     assert!(losses.lost.is_empty(), "{losses:?}");
 }
 
-/// Peers refuse handshakes that are older than the last they have seen: until the agent has another key, a host whose clock
-/// went back a day starts none for a day.
+/// A host whose clock went back. Peers refuse handshakes that are older than the last they have seen, so until the
+/// agent has another key, such a host starts none for a day.
 fn wireguard_clock() {
-    /// A look every 5 s, and a rotation.
+    /// The time for a look, every 5 s, and a rotation.
     const NOTICED: Duration = Duration::from_secs(20);
     let lab = Lab::new(&Shape { backend: "wireguard", ..Shape::vxlan(2) });
     let clock = WallClock::new(&lab.directory);
@@ -331,7 +331,8 @@ fn hog() {
     assert!(losses.lost.len() <= 100, "{losses:?}");
 }
 
-/// Peers of the memory row: as many /28 are in the range for tests between hosts (RFC 2544), where no host has its resolver.
+/// The peers of the memory row: as many /28 are in the range for tests between hosts (RFC 2544), where no host has its
+/// resolver.
 const PEERS: u32 = 8000;
 /// etcd's own limit of operations in one transaction.
 const PER_TXN: u32 = 125;

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::scene::{Scene, assert_exact, figure, kernel_writes, metric, ms, settled};
 
-/// Ends and starts of each kind.
+/// The number of ends and starts of each kind.
 const ROUNDS: u32 = 5;
 
 pub fn tests() -> Vec<Test> {
@@ -69,9 +69,9 @@ fn restart(shape: &Shape, signal: Signal, upgrade: bool) {
     assert_exact(&host, &before);
 }
 
-/// Without an agent.
+/// The time without an agent.
 const ABSENT: Duration = Duration::from_millis(300);
-/// From the start of an agent until it carries packets again.
+/// The longest time from the start of an agent until it carries packets again.
 const CARRIED_AGAIN: Duration = Duration::from_secs(1);
 
 /// A tunnel that the agent itself carries stands still while no agent runs; one of the kernel's loses nothing.

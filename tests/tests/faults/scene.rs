@@ -1,5 +1,5 @@
-//! What every fault's test begins with, and how it measures: hosts that reach each other, a picture of a host's whole state
-//! taken by foreign tools, and the time until that picture is back.
+//! The scene with which every fault's test begins, and its measurements: hosts that reach each other, a picture of a
+//! host's whole state taken by foreign tools, and the time until that picture is back.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,17 @@ use flatnet_tests::pinger::{self, Pinger};
 use flatnet_tests::wait::{SOON, pause};
 use serde_json::Value;
 
-/// The bar of most rows.
+/// The longest time that most rows allow.
 pub const SECOND: Duration = Duration::from_secs(1);
-/// Where every agent's pages are, each in its own host.
+/// The port of every agent's pages, each in its own host.
 pub const HTTP_PORT: u16 = 9191;
-/// Between two pictures of a host.
+/// The pause between two pictures of a host.
 const LOOK: Duration = Duration::from_millis(15);
-/// How long a state must stay exact to count as such in the end: longer than a quick pass waits for its check.
+/// The time for which a state must stay exact to count as such in the end: longer than a quick pass waits for its
+/// check.
 const STAYS: Duration = Duration::from_millis(700);
 
-/// One row's figure, in one line that scripts collect.
+/// Prints one row's figure, in one line that scripts collect.
 pub fn figure(row: &str, text: impl AsRef<str>) {
     println!("figure: {row}: {}", text.as_ref());
 }
@@ -36,12 +37,12 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// All reach each other.
+    /// Makes a scene in which all reach each other.
     pub fn new(shape: &Shape) -> Self {
         Self::with(shape, &[])
     }
 
-    /// Likewise, with further flags for every agent.
+    /// Makes a scene as [`Self::new`] does, with further flags for every agent.
     pub fn with(shape: &Shape, flags: &[&str]) -> Self {
         let lab = Lab::new(shape);
         let mut agents = Vec::new();
@@ -58,7 +59,7 @@ impl Scene {
         Self { agents, lab }
     }
 
-    /// A stream from the first container to the second.
+    /// Starts a stream from the first container to the second.
     pub fn stream(&self) -> Pinger {
         let address = self.agents[1].subnet().container_addresses().next().unwrap();
         Pinger::start(&self.lab, &self.lab.container(1), address)
@@ -71,9 +72,9 @@ pub fn agent(lab: &Lab, number: u8, flags: &[&str]) -> Agent {
     lab.agent(number).with(&["--bridge", BRIDGE, "--http-listen", &listen]).with(flags)
 }
 
-/// A host's whole state but for what changes by itself: counters, timers, what a bridge learnt, whose packets were dropped
-/// (the sets `seen…` of our table), interface indexes and the order they bring, link-local addresses under duplicate address
-/// detection.
+/// Takes a picture of a host's whole state, except for what changes by itself: counters, timers, what a bridge learnt,
+/// whose packets were dropped (the sets `seen…` of our table), interface indexes and the order they bring, link-local
+/// addresses under duplicate address detection.
 pub fn picture(host: &Namespace) -> String {
     let script = r#"
         s() { echo "== $*"; "$@" 2>/dev/null; }
@@ -108,7 +109,7 @@ pub fn picture(host: &Namespace) -> String {
     lines.into_iter().map(|(_, line)| line + "\n").collect()
 }
 
-/// The part of a line that somebody set; `None` if nobody did.
+/// Returns the part of a line that somebody set; `None` if nobody did.
 fn stable(section: &str, line: &str) -> Option<String> {
     let line_local = ["fe80:", "33:33:", "01:00:5e:", "ff00::/8", "tentative"];
     if !section.starts_with("nft")
@@ -137,7 +138,7 @@ fn stable(section: &str, line: &str) -> Option<String> {
     Some(words.join(" "))
 }
 
-/// Waits until `host` is as it was in `before`; the time since `since` until it was seen so.
+/// Waits until `host` is as it was in `before`; returns the time since `since` until it was seen so.
 pub fn until_exact(what: &str, host: &Namespace, before: &str, since: Instant) -> Duration {
     loop {
         let now = picture(host);
@@ -150,7 +151,7 @@ pub fn until_exact(what: &str, host: &Namespace, before: &str, since: Instant) -
     }
 }
 
-/// The state is exact now and stays so.
+/// Asserts that the state is exact now and stays so.
 pub fn assert_exact(host: &Namespace, before: &str) {
     until_exact("at the end", host, before, Instant::now());
     pause(STAYS);
@@ -158,7 +159,7 @@ pub fn assert_exact(host: &Namespace, before: &str) {
     assert!(now == before, "{} did not stay as it was:\n{}", host.0, differences(before, &now));
 }
 
-/// A picture that no longer changes.
+/// Returns a picture that no longer changes.
 pub fn settled(host: &Namespace) -> String {
     let mut last = picture(host);
     let began = Instant::now();
@@ -180,7 +181,7 @@ pub fn differences(before: &str, now: &str) -> String {
     if lines.is_empty() { "the same lines in another order or number".to_owned() } else { lines.join("\n") }
 }
 
-/// A page of the agent on `host`.
+/// Fetches a page of the agent on `host`.
 pub fn page(host: &Namespace, path: &str) -> String {
     let script = format!(
         "exec 3<>/dev/tcp/127.0.0.1/{HTTP_PORT} && printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && timeout 5 cat <&3"
@@ -201,12 +202,12 @@ pub fn metric(host: &Namespace, metric: &str, labels: &[&str]) -> u64 {
     page.lines().filter_map(value).sum()
 }
 
-/// Objects of `kind` repaired so far.
+/// Returns the number of objects of `kind` repaired so far.
 pub fn drift(host: &Namespace, kind: &str) -> u64 {
     metric(host, "flatnet_drift_repairs_total", &[&format!("kind=\"{kind}\"")])
 }
 
-/// Changes made to the kernel by this run of the agent but for swaps of the ruleset.
+/// Returns the number of changes made to the kernel by this run of the agent, except for swaps of the ruleset.
 pub fn kernel_writes(host: &Namespace) -> u64 {
     metric(host, "flatnet_reconcile_ops_total", &[])
         - metric(host, "flatnet_reconcile_ops_total", &["kind=\"ruleset\""])
@@ -219,7 +220,7 @@ pub fn shell(host: &Namespace, script: &str) -> String {
     ran.stdout
 }
 
-/// Whether a status lists a problem with `code`.
+/// Returns true if a status lists a problem with `code`.
 pub fn has_problem(status: &Value, code: &str) -> bool {
     status["problems"].as_array().is_some_and(|problems| problems.iter().any(|problem| problem["code"] == code))
 }

@@ -1,5 +1,5 @@
-//! An agent starts on a host that is not as it was: the underlay lacks a family, the network cannot be used, the store's
-//! name cannot be resolved. What the agent before it left must stay.
+//! An agent starts on a host that is not as it was: the underlay lacks a family, the network cannot be used, the
+//! store's name cannot be resolved. The objects that the agent before it left must stay.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// A host's picture without its own interface, which the test changes.
+/// Returns a host's picture without its own interface, which the test changes.
 fn without_underlay(picture: &str) -> String {
     picture.lines().filter(|line| !line.contains("eth0")).map(|line| format!("{line}\n")).collect()
 }
@@ -120,7 +120,7 @@ fn network() {
     assert!(losses.lost.is_empty(), "{losses:?}");
 }
 
-/// An agent that finds the store by [`STORE`], and names in the file `hosts` alone.
+/// Makes an agent that finds the store by [`STORE`], and names in the file `hosts` alone.
 fn by_name(lab: &Lab, hosts: &Path) -> Agent {
     let mut agent = agent(lab, 1, &[]);
     agent.arguments[1] = format!("http://{STORE}:2379");

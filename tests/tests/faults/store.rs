@@ -15,10 +15,10 @@ use serde_json::json;
 use crate::process::cpu_time;
 use crate::scene::{SECOND, Scene, agent, assert_exact, figure, has_problem, metric, ms, settled, shell, until_exact};
 
-/// How long etcd stays away: a whole reboot of its machine.
+/// The time etcd stays away: a whole reboot of its machine.
 const OUTAGE: Duration = Duration::from_secs(60);
 
-/// A new snapshot on disk takes at most its spacing and its wait at the start.
+/// The longest time until a new snapshot is on disk: at most its spacing and its wait at the start.
 const SNAPSHOT_WRITTEN: Duration = Duration::from_secs(7);
 
 pub fn tests() -> Vec<Test> {
@@ -40,7 +40,7 @@ pub fn put_lease(lab: &Lab, octet: u8, address: u8, mac: &str) {
     lab.etcd.put(&format!("/coreos.com/network/subnets/10.100.{octet}.0-24"), &value.to_string(), None);
 }
 
-/// The time until the lease of [`put_lease`] is in the kernel as it was put.
+/// Returns the time until the lease of [`put_lease`] is in the kernel as it was put.
 pub fn until_programmed(host: &Namespace, octet: u8, address: u8, mac: &str, since: Instant) -> Duration {
     loop {
         let fdb = oracle::fdb(host, "flat.1");
@@ -200,12 +200,12 @@ fn compaction(refused: bool) {
     scene.agents[0].wait_converged(2);
 }
 
-/// Keys of the leases with their owners.
+/// Returns the keys of the leases with their owners.
 fn owners(lab: &Lab) -> Vec<(String, String)> {
     lab.etcd.subnets().into_iter().map(|(key, value)| (key, value["Flatnet"]["Node"].to_string())).collect()
 }
 
-/// Waits until the store has `owners` again; since when.
+/// Waits until the store has the owners `wanted` again; returns the time since `since`.
 fn until_owned(lab: &Lab, wanted: &[(String, String)], since: Instant) -> Duration {
     wait_until("every node has its subnet in the store again", SOON, || {
         let now = owners(lab);
@@ -318,7 +318,7 @@ fn restored() {
     until_programmed(&hosts[0], 250, 98, "02:00:00:00:00:98", Instant::now());
 }
 
-/// The message of the problem `code`, once it is there and `accept` takes it.
+/// Returns the message of the problem `code`, once it is there and `accept` takes it.
 fn said(agent: &Agent, code: &str, accept: impl Fn(&str) -> bool) -> String {
     let of = |status: &serde_json::Value| {
         let problems = status["problems"].as_array().cloned().unwrap_or_default();

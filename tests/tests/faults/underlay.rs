@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::scene::{SECOND, Scene, figure, ms, shell};
 
-/// Until a connection to the store whose own address is gone is given up, and another made.
+/// The time until a connection to the store whose own address is gone is given up, and another made.
 const RECONNECTED: Duration = Duration::from_secs(6);
 
 pub fn tests() -> Vec<Test> {

@@ -1,5 +1,5 @@
-//! Router advertisements from a container, and from a guest of a host that is a router: neither may become this host's way
-//! out.
+//! Router advertisements from a container, and from a guest of a host that is a router. Neither may become this host's
+//! way out.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,7 +25,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Says "I am a router, of high preference, this is your prefix, your MTU is 1280" (RFC 4861 §4.2) into one device.
+/// Sends "I am a router, of high preference, this is your prefix, your MTU is 1280" (RFC 4861 §4.2) into one device.
 struct Advertiser {
     socket: OwnedFd,
     device: u32,
@@ -47,7 +47,7 @@ impl Advertiser {
         Self { socket, device }
     }
 
-    /// Until `host` has counted one more.
+    /// Sends advertisements until `host` has counted one more.
     fn advertise(&self, host: &Namespace) {
         // Type 134, code, checksum (the kernel's), hop limit, high preference, lifetime; two timers; a prefix; an MTU.
         let mut packet = [&[134, 0, 0, 0, 64, 0x08, 0x07, 0x08][..], &[0; 8]].concat();
@@ -63,14 +63,14 @@ impl Advertiser {
     }
 }
 
-/// How many arrived at a host, by the kernel's own count.
+/// Returns how many arrived at a host, by the kernel's own count.
 fn advertisements(host: &Namespace) -> u64 {
     let statistics = host.ok("cat /proc/net/snmp6");
     let line = statistics.lines().find(|line| line.starts_with("Icmp6InRouterAdvertisements")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// What advertisements brought to a host: routes, and addresses in their prefix.
+/// Returns what advertisements brought to a host: routes, and addresses in their prefix.
 fn believed(host: &Namespace) -> String {
     host.ok("ip -6 route show proto ra") + &host.ok("ip -6 -o addr show to 2001:db8:bad::/64")
 }
@@ -79,7 +79,7 @@ fn setting(host: &Namespace, path: &str) -> String {
     host.ok(&format!("cat /proc/sys/net/{path}")).trim().to_owned()
 }
 
-/// A cable from a host to a guest's place, which is the underlay's namespace.
+/// Lays a cable from a host to a guest's place, which is the underlay's namespace.
 fn guest(lab: &Lab) -> Advertiser {
     let (host, place) = (lab.host(1), lab.underlay());
     host.ok(&format!("ip link add guest0 type veth peer name guest1 netns {}", place.0));
@@ -88,7 +88,7 @@ fn guest(lab: &Lab) -> Advertiser {
     Advertiser::new(&place, "guest1")
 }
 
-/// Also on a host whose new devices do not forward, as some are set up.
+/// An advertisement from a container, also on a host whose new devices do not forward, as some are set up.
 fn container() {
     let lab = Lab::new(&Shape::vxlan(2));
     let host = lab.host(1);

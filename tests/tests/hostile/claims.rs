@@ -1,5 +1,6 @@
-//! Whose packets those that are dropped claimed to be is said: by status, doctor and metrics, with where they came from and what
-//! that peer publishes. And whoever makes up sources neither gets past what remembers them nor keeps the agent busy.
+//! Dropped packets are reported with the peer they claimed to be from: by status, doctor and metrics, with where they
+//! came from and what that peer publishes. A sender that makes up sources neither gets past the sets that remember them
+//! nor keeps the agent busy.
 
 use std::net::IpAddr;
 
@@ -20,9 +21,9 @@ use crate::generate::crafted;
 use crate::packet::{GRE, MAGIC, gre, ip, udp_ip};
 use crate::sender::Sender;
 
-/// Where the agents serve their pages.
+/// The address at which the agents serve their pages.
 const HTTP: &str = "127.0.0.1:9192";
-/// Made-up sources: more than a set remembers (64).
+/// The number of made-up sources: more than a set remembers (64).
 const MADE_UP: u8 = 200;
 
 pub fn tests() -> Vec<Test> {
@@ -32,7 +33,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// What the host says of itself at `/metrics`: the value of the series that begins so; 0 if there is none.
+/// Returns the value of the series at the host's `/metrics` that begins with `series`; 0 if there is none.
 fn metric(host: &Namespace, series: &str) -> u64 {
     let (address, port) = HTTP.split_once(':').unwrap();
     let script = format!(
@@ -46,7 +47,7 @@ fn metric(host: &Namespace, series: &str) -> u64 {
         .sum()
 }
 
-/// The cause of doctor's check of what was dropped, and its hint.
+/// Returns the cause of doctor's check of dropped packets, and its hint.
 fn examined(agent: &Agent) -> (String, String) {
     let state_dir = format!("--state-dir={}", agent.state_dir.display());
     let checks: Value = serde_json::from_str(&agent.command(&["doctor", "--json", &state_dir]).stdout).unwrap();

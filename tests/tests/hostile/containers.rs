@@ -113,7 +113,7 @@ fn containers() {
     });
 }
 
-/// As with plain Docker beside us: its bridge's subnet is masqueraded, and so becomes a peer's address.
+/// A bridge as with plain Docker beside us: its subnet is masqueraded, and so becomes a peer's address.
 fn foreign_bridge() {
     let field = Field::new(Families::V4);
     assert_all_pairs(&field.lab, &field.agents);

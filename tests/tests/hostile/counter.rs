@@ -1,4 +1,5 @@
-//! What arrives, as packet sockets see it: on every device of a namespace, before any firewall.
+//! A counter of the frames that arrive, as packet sockets see them: on every device of a namespace, before any
+//! firewall.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
@@ -38,7 +39,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Begins. `underlay`: names of devices to be passed over.
+    /// Begins to count. `underlay`: names of devices to be passed over.
     pub fn start(namespace: &Namespace, underlay: &[&str]) -> Self {
         let opened = inside(namespace, || {
             let socket =
@@ -83,13 +84,13 @@ impl Counter {
         counter
     }
 
-    /// What arrived until now, and what is still under way.
+    /// Returns what arrived until now, and what is still under way.
     pub fn arrivals(&self) -> Vec<Arrival> {
         flatnet_tests::wait::pause(Duration::from_millis(200));
         self.arrivals.lock().unwrap().clone()
     }
 
-    /// All frames counted on a device, ours or not: shows that it was looked at.
+    /// Returns the number of all frames counted on a device, ours or not: it shows that the device was looked at.
     pub fn seen(&self, device: &str) -> u64 {
         self.seen.lock().unwrap().get(device).copied().unwrap_or_default()
     }

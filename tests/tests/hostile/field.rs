@@ -26,7 +26,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// Over VXLAN.
+    /// Makes a field over VXLAN.
     pub fn new(families: Families) -> Self {
         Self::with("vxlan", families)
     }

@@ -14,10 +14,10 @@ use crate::generate::{Aim, Random, allowed};
 use crate::packet::{MAGIC, udp_ip};
 use crate::sender::Sender;
 
-/// Attacks, half of them a family; one in five of them is several packets.
+/// The number of attacks, half of them a family; one in five of them is several packets.
 const ATTACKS: u32 = 100_000;
-/// Between pauses, so that the queue of the wire (`net.core.netdev_max_backlog`, 1,000 packets) is never the one that
-/// drops: what is measured is the guard.
+/// The packets between pauses, so few that the queue of the wire (`net.core.netdev_max_backlog`, 1,000 packets) is
+/// never the one that drops: what is measured is the guard.
 pub const BURST: u32 = 32;
 pub const PAUSE: Duration = Duration::from_millis(4);
 
@@ -95,8 +95,8 @@ fn flood() {
     }
 }
 
-/// Plain VXLAN has no authentication: who can put a peer's address on the wire is that peer. Said in docs/security.md; this
-/// shows both that it is so and how far it goes.
+/// A forged peer. Plain VXLAN has no authentication: a sender that can put a peer's address on the wire is that peer,
+/// as docs/security.md says. This shows both that it is so and how far it goes.
 fn forged_peer() {
     let field = Field::new(Families::V4);
     assert_all_pairs(&field.lab, &field.agents);

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::field::{FRIEND, Field, LIAR, PORT, STRANGER, VICTIM, VNI, mac, tunnel};
 use crate::packet::{GRE, MAGIC, UDP, ethernet, gre, ip, octets, udp, udp_ip, vxlan};
 
-/// Marsaglia's xorshift64: the same packets in every run.
+/// A random source, Marsaglia's xorshift64: the same packets in every run.
 pub struct Random(pub u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// What there is to aim at, in one family.
+/// The targets to aim at, in one family.
 pub struct Aim {
     pub family: IpFamily,
     pub victim: IpAddr,
@@ -65,7 +65,7 @@ impl Aim {
         aim
     }
 
-    /// At tunnels that carry IP packets.
+    /// Aims at tunnels that carry IP packets.
     pub fn without_ethernet(field: &Field, family: IpFamily) -> Self {
         let host = field.host(VICTIM);
         let peers = [FRIEND, LIAR].map(|peer| (field.outer(peer, family), field.subnet(peer, family)));
@@ -80,7 +80,7 @@ impl Aim {
         }
     }
 
-    /// Who attacks, and with which address.
+    /// Chooses the attacker and the address it sends with.
     fn attacker(&self, random: &mut Random) -> (u8, IpAddr) {
         match random.below(7) {
             0 | 1 => (STRANGER, self.stranger),
@@ -139,7 +139,7 @@ impl Aim {
         Attack { by, packets: self.outer(random, outer, UDP, &datagram) }
     }
 
-    /// An address on the wire that is nobody's.
+    /// Returns an address on the wire that is nobody's.
     fn nobody(&self, random: &mut Random) -> IpAddr {
         let host_part = u8::try_from(100 + random.below(100)).unwrap();
         match self.stranger {
@@ -151,7 +151,7 @@ impl Aim {
         }
     }
 
-    /// An inner source that `outer` may not use.
+    /// Returns an inner source that `outer` may not use.
     fn source(&self, random: &mut Random, outer: IpAddr) -> IpAddr {
         let lease = self.peers.iter().find(|(address, _)| *address == outer).map(|(_, subnet)| *subnet);
         loop {
@@ -183,7 +183,7 @@ impl Aim {
         }
     }
 
-    /// What is inside.
+    /// Makes the inner frame.
     fn frame(&self, random: &mut Random, outer: IpAddr) -> Vec<u8> {
         let to = random.pick(&self.macs);
         let other = match self.family {
@@ -219,7 +219,7 @@ impl Aim {
         }
     }
 
-    /// An IP packet of the tunnel's family with a source that is not allowed.
+    /// Makes an IP packet of the tunnel's family with a source that is not allowed.
     fn packet(&self, random: &mut Random, outer: IpAddr) -> Vec<u8> {
         let source = self.source(random, outer);
         let to = match random.below(6) {
@@ -258,7 +258,7 @@ impl Aim {
         [&[0, 1, 8, 0, 6, 4, 0, operation][..], &crate::packet::MARK, &spoofed, &[0; 6], &target, MAGIC].concat()
     }
 
-    /// The outer packet, whole or in pieces.
+    /// Makes the outer packet, whole or in pieces.
     fn outer(&self, random: &mut Random, from: IpAddr, protocol: u8, datagram: &[u8]) -> Vec<Vec<u8>> {
         if datagram.len() < 16 || !random.one_in(5) {
             return vec![ip(from, self.victim, protocol, None, datagram)];
@@ -283,7 +283,7 @@ impl Aim {
     }
 }
 
-/// An IP packet of a family that the tunnel does not carry.
+/// Makes an IP packet of a family that the tunnel does not carry.
 fn other_family(random: &mut Random, family: IpFamily) -> Vec<u8> {
     match family {
         IpFamily::V4 => udp_ip("10.100.1.9".parse().unwrap(), "10.100.1.2".parse().unwrap(), 1, 2, MAGIC),
@@ -307,7 +307,7 @@ fn ethertype(family: IpFamily) -> u16 {
     }
 }
 
-/// Some address of `subnet`.
+/// Returns some address of `subnet`.
 pub fn within(subnet: IpNet, random: &mut Random) -> IpAddr {
     match subnet.network() {
         IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() | u32::from(random.byte())).into(),
@@ -315,13 +315,13 @@ pub fn within(subnet: IpNet, random: &mut Random) -> IpAddr {
     }
 }
 
-/// The tunnel device's own address.
+/// Returns the tunnel device's own address.
 fn first(subnet: IpNet) -> IpAddr {
     subnet.network()
 }
 
-/// A frame for `to`'s container from within `lease_of`'s lease: allowed from there, and from nowhere else. Where it is, it
-/// arrives, so that "nothing arrived" means something.
+/// Makes a frame for `to`'s container from within `lease_of`'s lease: allowed from there, and from nowhere else. Sent
+/// from there it arrives, so that "nothing arrived" means something.
 pub fn allowed(field: &Field, to: u8, lease_of: u8, family: IpFamily) -> Vec<u8> {
     let source = within(field.subnet(lease_of, family), &mut Random(7));
     crafted(VNI, mac(&field.host(to), tunnel(family)), source, field.container(to, family))

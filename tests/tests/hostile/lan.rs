@@ -18,12 +18,12 @@ pub fn tests() -> Vec<Test> {
     vec![Test::new(name, lan).on_backend("vxlan")]
 }
 
-/// Where the service listens.
+/// The port at which the service listens.
 const SERVICE: u16 = 7;
-/// How long what was sent last may be under way.
+/// The time for which the last packet sent may be under way.
 const UNDER_WAY: Duration = Duration::from_millis(200);
 
-/// A datagram that says whom it is from; whether it got to the service.
+/// Sends a datagram that says whom it is from; returns true if it got to the service.
 fn gets_in(service: &UdpSocket, by: &Namespace, from: IpAddr, to: IpAddr) -> bool {
     let said = from.to_string();
     inside(by, || {

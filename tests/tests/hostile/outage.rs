@@ -1,4 +1,4 @@
-//! The guard while nobody looks after it: the agent killed, stopped, started again; the ruleset flushed under it.
+//! The guard while no agent looks after it: the agent killed, stopped, started again; the ruleset flushed under it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// How often the ruleset is flushed.
+/// The number of times the ruleset is flushed.
 const ROUNDS: usize = 5;
 
-/// One packet a millisecond from a stranger.
+/// A stream of one packet a millisecond from a stranger.
 struct Stream {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -39,7 +39,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Frames with an inner source that would be a peer's.
+    /// Starts a stream of frames with an inner source that would be a peer's.
     fn start(field: &Field) -> Self {
         let family = IpFamily::V4;
         let victim = field.outer(VICTIM, family);
@@ -47,7 +47,7 @@ impl Stream {
         Self::of(field, victim, udp_ip(field.outer(STRANGER, family), victim, 9, PORT, &payload))
     }
 
-    /// `packet` towards `to`.
+    /// Starts a stream of `packet` towards `to`.
     fn of(field: &Field, to: IpAddr, packet: Vec<u8>) -> Self {
         let sender = Sender::new(&field.host(STRANGER));
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -102,7 +102,7 @@ fn agent_away() {
     );
 }
 
-/// Whether the kernel lets a process own a table (Linux 5.12), which a flush then leaves.
+/// Returns true if the kernel lets a process own a table (Linux 5.12), which a flush then leaves.
 fn owners() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.trim().split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
@@ -115,8 +115,8 @@ fn owners() -> bool {
     has
 }
 
-/// `nft flush ruleset` takes every table but that which the agent holds: nothing comes out, at no moment. With the agent dead
-/// it takes all, which shows that the frames are such as would come out.
+/// `nft flush ruleset` takes every table except the one that the agent holds: nothing comes out, at no moment. With the
+/// agent dead it takes all, which shows that the frames would come out.
 fn flushed() {
     let mut field = Field::new(Families::V4);
     assert_all_pairs(&field.lab, &field.agents);
@@ -126,7 +126,8 @@ fn flushed() {
     flush_again_and_again("VXLAN", &mut field, &counter, stream, victim);
 }
 
-/// Likewise what comes in clear with a peer's container's address, where a network is encrypted or dropped.
+/// A flush of the ruleset lets in no packet in clear with a peer's container's address, where a network is encrypted or
+/// dropped.
 fn flushed_wireguard() {
     let mut field = Field::with("wireguard", Families::V4);
     assert_all_pairs(&field.lab, &field.agents);

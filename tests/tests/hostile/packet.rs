@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// In every payload: what carries it anywhere was made here.
+/// The mark in every payload: a packet that carries it was made here.
 pub const MAGIC: &[u8; 16] = b"flatnet-hostile!";
 /// The inner source of every frame made here: no peer has it.
 pub const MARK: [u8; 6] = [0x06, 0xde, 0xad, 0xbe, 0xef, 0x01];

@@ -22,7 +22,7 @@ impl Sender {
         Self { v4, v6 }
     }
 
-    /// Sends `packet` towards `to`; `false`: this kernel would not.
+    /// Sends `packet` towards `to`; returns `false` if this kernel would not.
     pub fn send(&self, to: IpAddr, packet: &[u8]) -> bool {
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         let address = SockaddrStorage::from(SocketAddr::new(to, 0));

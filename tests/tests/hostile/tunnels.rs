@@ -17,7 +17,7 @@ use crate::sender::Sender;
 
 /// Attacks in each test.
 const ATTACKS: u32 = 30_000;
-/// Between pauses: see the flood of VXLAN frames.
+/// The packets between pauses: see the flood of VXLAN frames.
 const BURST: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(4);
 /// WireGuard's default port.
@@ -30,7 +30,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Sends what `attack` makes, beside a friend's pings; packets sent, and what became of the pings.
+/// Sends what `attack` makes, beside a friend's pings; returns the number of packets sent, and the losses of the pings.
 fn flood(field: &Field, family: IpFamily, mut attack: impl FnMut(&mut Random) -> Attack) -> (u64, Losses) {
     let pinger = Pinger::start(&field.lab, &field.lab.container(FRIEND), field.container(VICTIM, family));
     let senders = [STRANGER, LIAR].map(|number| (number, Sender::new(&field.host(number))));
@@ -48,8 +48,8 @@ fn flood(field: &Field, family: IpFamily, mut attack: impl FnMut(&mut Random) ->
     (sent, pinger.stop())
 }
 
-/// A tunnel carried by a process loses what comes faster than it gets to run: a machine that is busy otherwise may cost some
-/// pings, which is not what this is about.
+/// Asserts that the friend's pings go on. A tunnel carried by a process loses packets that come faster than it gets to
+/// run. A machine that is busy otherwise may cost some pings, which is not what this is about.
 fn assert_alive(losses: &Losses) {
     assert!(losses.lost.len() * 10 < usize::try_from(losses.sent).unwrap(), "a peer's pings suffered: {losses:?}");
 }
@@ -87,7 +87,7 @@ fn hostile_gre() {
     }
 }
 
-/// Messages of every type and none, in clear too: nobody but a holder of a peer's key gets anything in.
+/// Messages of every type and none, in clear too: only a holder of a peer's key gets anything in.
 fn hostile_wireguard() {
     let field = Field::with("wireguard", Families::V4);
     assert_all_pairs(&field.lab, &field.agents);

@@ -1,5 +1,5 @@
-//! A host has several networks, and one that goes on beside two that cannot be programmed for now: what keeps strangers out of
-//! those and their packets in stays, and whoever is removed is out of all three.
+//! A host has several networks: one goes on beside two that cannot be programmed for now. The rules that keep strangers
+//! out of those and their packets in stay, and a peer that is removed is out of all three.
 
 use std::net::IpAddr;
 
@@ -26,7 +26,7 @@ pub fn tests() -> Vec<Test> {
     vec![Test::new(name, waiting).on_backend("vxlan").on_backend("wireguard")]
 }
 
-/// The one that goes on; one over VXLAN and one that encrypts, which need more of the underlay.
+/// The networks: the one that goes on; one over VXLAN and one that encrypts, which need more of the underlay.
 const NETWORKS: [(&str, &str, &str); 3] = [
     ("default", "/coreos.com/network/config", r#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":1}}"#),
     (
@@ -41,7 +41,7 @@ const NETWORKS: [(&str, &str, &str); 3] = [
     ),
 ];
 const BLUE: u32 = 2;
-/// Enough for an IPv4 network, too little for the 1,280 bytes of an IPv6 one in a tunnel.
+/// An MTU that is enough for an IPv4 network, and too little for the 1,280 bytes of an IPv6 one in a tunnel.
 const SMALL: u32 = 1300;
 
 struct Scene {
@@ -65,7 +65,7 @@ impl Scene {
         scene
     }
 
-    /// Every network of a host has its peers.
+    /// Waits until every network of a host has its peers.
     fn wait_for_peers(&self, index: usize, peers: usize) {
         self.agents[index].wait_for_status(&format!("{peers} peers in each network"), |status| {
             let programmed = |network: usize| {
@@ -76,7 +76,7 @@ impl Scene {
         });
     }
 
-    /// What a host has leased in a network, IPv4.
+    /// Returns the subnet a host has leased in a network, IPv4.
     fn subnet(&self, number: u8, network: &str) -> IpNet {
         let file = if network == "default" { "subnet.env".to_owned() } else { format!("{network}.env") };
         let text = std::fs::read_to_string(self.agents[usize::from(number - 1)].run_dir.join(file)).unwrap();
@@ -91,7 +91,7 @@ impl Scene {
         self.lab.host(1).ok(&format!("ip link set eth0 mtu {mtu}"));
     }
 
-    /// Two networks wait, and one goes on.
+    /// Waits until two networks wait, and one goes on.
     fn wait_until_refused(&self) {
         self.agents[0].wait_for_status("blue and green wait, default goes on", |status| {
             let waits = |name: &str| {
@@ -103,7 +103,7 @@ impl Scene {
         });
     }
 
-    /// Peers of host 1's encrypting tunnel, with what each may send.
+    /// Returns the peers of host 1's encrypting tunnel, with what each may send.
     fn wireguard_peers(&self) -> String {
         let argv = ["wg", "show", "flatwg.51820", "allowed-ips"].map(str::to_owned).into();
         let ran = run(&mut self.agents[0].on_host(argv));
@@ -112,7 +112,7 @@ impl Scene {
     }
 }
 
-/// Frames with an IPv4 packet for `address`.
+/// Returns the number of frames with an IPv4 packet for `address`.
 fn sent_to(counter: &Counter, address: IpAddr) -> usize {
     // EtherType after two addresses, then the destination at byte 16 of the IPv4 header.
     let is_for = |frame: &[u8]| frame[12..14] == [8, 0] && frame[30..34] == *octets(address);

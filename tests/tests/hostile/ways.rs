@@ -1,6 +1,6 @@
-//! By which way a packet comes decides whether its source is believed: every sender, posing as everybody, to every target, over
-//! every backend and family, whatever reverse-path filtering and a policy of FORWARD do. Each combination is a cell of one
-//! table, which is printed.
+//! The way by which a packet comes decides whether its source is believed. Every sender poses as everybody to every
+//! target, over every backend and family, whatever reverse-path filtering and a policy of FORWARD do. Each combination
+//! is a cell of one table, which is printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,14 +31,14 @@ pub fn tests() -> Vec<Test> {
     ["vxlan", "gre", "wireguard", "host-gw"].map(of).into()
 }
 
-/// Where services listen.
+/// The port at which services listen.
 const SERVICE: u16 = 7;
 /// A port that leads to one of them.
 const PUBLISHED: u16 = 9998;
-/// How long what was sent last may be under way.
+/// The time for which the last packet sent may be under way.
 const UNDER_WAY: Duration = Duration::from_millis(300);
 
-/// Who sends.
+/// The sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     /// A machine on the link that no agent runs on; the host is its router towards the network.
@@ -49,7 +49,7 @@ enum By {
     Container,
 }
 
-/// Whose address it sends with.
+/// The owner of the address it sends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum As {
     /// A container of the host that is attacked.
@@ -64,7 +64,7 @@ enum As {
     Itself,
 }
 
-/// To whom.
+/// The target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum To {
     /// A container of the host.
@@ -113,16 +113,16 @@ impl Cell {
         cells
     }
 
-    /// Whether it cannot be told from a peer's: with direct routes every machine on the link looks alike. Where FORWARD drops
-    /// we let pass what is for this host's containers, and what passes from peer to peer only where the network is its whole
-    /// range; the lab's IPv4 has bounds.
+    /// Returns true if the packet arrives because it cannot be told from a peer's: with direct routes every machine on
+    /// the link looks alike. Where FORWARD drops, our rules let pass packets for this host's containers, and packets
+    /// from peer to peer only where the network is its whole range; the lab's IPv4 has bounds.
     fn arrives(&self, backend: &str) -> bool {
         let is_let_pass = self.policy != "DROP" || self.to != To::Remote || self.family == IpFamily::V6;
         backend == "host-gw" && self.by == By::Stranger && self.posing == As::Remote && is_let_pass
     }
 }
 
-/// What listens: containers by packet sockets, the host by a service.
+/// The targets that listen: containers by packet sockets, the host by a service.
 struct Targets {
     local: Counter,
     remote: Counter,
@@ -144,7 +144,7 @@ impl Targets {
         }
     }
 
-    /// The numbers of the cells whose packets arrived, wherever.
+    /// Returns the numbers of the cells whose packets arrived, wherever.
     fn arrived(&self) -> BTreeSet<u32> {
         pause(UNDER_WAY);
         let mut numbers: BTreeSet<u32> = [&self.local, &self.remote]
@@ -160,7 +160,7 @@ impl Targets {
     }
 }
 
-/// What a packet is told by, wherever it turns up.
+/// Returns the payload by which a packet is told, wherever it turns up.
 fn payload(number: u32) -> Vec<u8> {
     [&MAGIC[..], &number.to_be_bytes()].concat()
 }
@@ -170,7 +170,8 @@ fn number(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().unwrap()))
 }
 
-/// A bridge of another engine on the host with a guest, in the container's namespace of the machine without an agent.
+/// Makes a bridge of another engine on the host with a guest, in the container's namespace of the machine without an
+/// agent.
 fn guest(field: &Field) -> Namespace {
     let (host, guest) = (field.host(VICTIM), field.lab.container(STRANGER));
     let (h, g) = (&host.0, &guest.0);
@@ -275,7 +276,7 @@ fn matrix(backend: &'static str) {
     });
 }
 
-/// What somebody published is for everybody, also where it is an address of the network that does the publishing.
+/// A published port is for everybody, also where it is an address of the network that does the publishing.
 fn published(field: &Field, stranger: &Sender, targets: &Targets) {
     configure(field, "ACCEPT", 2);
     let host = field.host(VICTIM);
@@ -308,7 +309,7 @@ fn published(field: &Field, stranger: &Sender, targets: &Targets) {
     });
 }
 
-/// A peer's packets that are for other addresses of this host than its own in the network: a service at every address does not
+/// A peer's packets to addresses of this host other than its own in the network: a service at every address does not
 /// get them, only those for the one.
 fn out_of_the_tunnel(field: &Field, targets: &Targets) {
     let liar = Sender::new(&field.host(LIAR));
@@ -400,7 +401,7 @@ fn opened(field: &mut Field, senders: &[Sender], targets: &Targets) {
     }
 }
 
-/// The address a cell's sender poses with.
+/// Returns the address a cell's sender poses with.
 fn source(field: &Field, cell: &Cell) -> IpAddr {
     let nth = |number: u8| field.subnet(number, cell.family).trunc().hosts().nth(76).unwrap();
     match cell.posing {

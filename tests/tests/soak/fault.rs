@@ -1,4 +1,4 @@
-//! The faults: what each does, and to whom.
+//! The faults: the harm that each does, and the host or store it is done to.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub enum Fault {
     StoreKilled,
 }
 
-/// Done to a host.
+/// The faults done to a host.
 const ON_HOSTS: [Fault; 15] = [
     Fault::DeviceDeleted,
     Fault::DevicesDownAndUp,
@@ -54,7 +54,7 @@ const ON_HOSTS: [Fault; 15] = [
     Fault::AgentEnded,
 ];
 
-/// Done in or to a store that answers.
+/// The faults done in or to a store that answers.
 const ON_THE_STORE: [Fault; 7] = [
     Fault::LeaseDeleted,
     Fault::LeaseRevoked,
@@ -66,12 +66,12 @@ const ON_THE_STORE: [Fault; 7] = [
 ];
 
 impl Fault {
-    /// One that can be done now.
+    /// Chooses a fault that can be done now.
     pub fn choose(random: &mut SeededRandom, fleet: &Fleet) -> Self {
         if fleet.paused || below(random, 3) > 0 { pick(random, &ON_HOSTS) } else { pick(random, &ON_THE_STORE) }
     }
 
-    /// Does it; the number of the host it was done to.
+    /// Does the fault; returns the number of the host it was done to.
     pub fn strike(self, random: &mut SeededRandom, fleet: &mut Fleet) -> Option<u8> {
         let index = below(random, fleet.agents.len());
         match self.script() {
@@ -85,7 +85,7 @@ impl Fault {
         Some(fleet.agents[index].number)
     }
 
-    /// What is done with a shell on the host. What it wants to harm may be gone already, by an earlier fault.
+    /// Returns the script that is run with a shell on the host. Its target may be gone already, by an earlier fault.
     fn script(self) -> Option<&'static str> {
         Some(match self {
             Self::DeviceDeleted => "ip link del flat.1 || ip link del flat6.1",

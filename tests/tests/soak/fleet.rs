@@ -11,10 +11,10 @@ use flatnet_tests::wait::{SOON, wait_until};
 
 use crate::scene::{self, shell};
 
-/// Hosts at the front whose agents are never ended: their memory is compared.
+/// The number of hosts at the front whose agents are never ended: their memory is compared.
 pub const VETERANS: usize = 4;
 
-/// What is still to be put back, and when.
+/// A change that is still to be undone.
 pub enum Undo {
     /// An agent is started.
     Start(usize),
@@ -30,7 +30,7 @@ pub enum Undo {
 pub struct Fleet {
     pub agents: Vec<Agent>,
     pub lab: Lab,
-    /// Whether etcd is stopped.
+    /// True while etcd is stopped.
     pub paused: bool,
     undo: Vec<(Instant, Undo)>,
     pictures: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Everybody converged and pinging, and what that looks like.
+    /// Makes a fleet, everybody converged and pinging, with the pictures of that.
     pub fn new(hosts: u8) -> Self {
         let shape = Shape { hosts, backend: "vxlan", overlay: Families::Dual, underlay: Families::Dual };
         let lab = Lab::new(&shape);
@@ -94,8 +94,8 @@ impl Fleet {
         }
     }
 
-    /// Waits until every agent is converged and would change nothing, and every host looks as at the start; how long that
-    /// took from `since`.
+    /// Waits until every agent is converged and would change nothing, and every host looks as at the start; returns how
+    /// long that took from `since`.
     pub fn wait_until_exact(&self, since: Instant) -> Duration {
         for agent in &self.agents {
             agent.wait_converged(self.agents.len() - 1);
@@ -116,7 +116,7 @@ impl Fleet {
         took
     }
 
-    /// Nobody was renumbered, the store has what it had, and containers reach each other.
+    /// Asserts that nobody was renumbered, the store has what it had, and containers reach each other.
     pub fn assert_nothing_else_changed(&self) {
         for (agent, before) in self.agents.iter().zip(&self.subnets) {
             assert_eq!(agent.subnet(), *before, "host{} was renumbered", agent.number);
@@ -129,7 +129,7 @@ impl Fleet {
         self.assert_ring();
     }
 
-    /// Every container reaches the next one and the one on the other side, in both families.
+    /// Asserts that every container reaches the next one and the one on the other side, in both families.
     fn assert_ring(&self) {
         let count = self.agents.len();
         for (index, agent) in self.agents.iter().enumerate() {
@@ -143,7 +143,7 @@ impl Fleet {
     }
 }
 
-/// A picture in which the elements of nftables' sets are sorted: they are listed in the order in which peers came.
+/// Sorts the elements of nftables' sets in a picture: they are listed in the order in which peers came.
 fn unordered(picture: &str) -> String {
     let is_element = |line: &&str| line.starts_with("nft") && line.contains(" . 0x");
     let (elements, rest): (Vec<&str>, Vec<&str>) = picture.lines().partition(is_element);

@@ -1,4 +1,4 @@
-//! What agents use, and that it does not grow.
+//! The resources agents use, which must not grow.
 
 use flatnet_tests::agent::Agent;
 
@@ -6,7 +6,7 @@ use crate::fleet::{Fleet, VETERANS};
 use crate::process::{descriptors, memory_kib};
 use crate::scene::{figure, metric};
 
-/// One agent's.
+/// The usage of one agent.
 #[derive(Clone, Copy, Debug)]
 struct Each {
     /// Resident memory in KiB.
@@ -17,13 +17,14 @@ struct Each {
     tasks: u64,
 }
 
-/// Every agent's that runs.
+/// The usage of every agent that runs.
 #[derive(Clone, Debug)]
 pub struct Usage(Vec<Option<Each>>);
 
-/// Descriptors and tasks that come and go: a connection to the store that is being replaced, this test's own questions.
+/// The descriptors and tasks that come and go: a connection to the store that is being replaced, this test's own
+/// questions.
 const PASSING: u64 = 4;
-/// Memory that may be on its way: an allocator keeps what a burst needed, 20 views and dumps of some 10 KiB each.
+/// The memory that may be on its way: an allocator keeps what a burst needed, 20 views and dumps of some 10 KiB each.
 const SLACK_KIB: u64 = 4096;
 
 impl Usage {
@@ -31,7 +32,7 @@ impl Usage {
         Self(fleet.agents.iter().map(each).collect())
     }
 
-    /// This, at the end, is what was used by a `fresh` fleet, and no more memory than by one that was `warm`.
+    /// Asserts that this usage, at the end, is that of a `fresh` fleet, with no more memory than that of a `warm` one.
     pub fn assert_flat(&self, fresh: &Self, warm: &Self) {
         let memory =
             |usage: &Self| usage.0.iter().take(VETERANS).flatten().map(|each| each.memory).max().unwrap_or_default();

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// A ping each way is lost with the square of what one way keeps; so many in a row are not chance (below 10⁻⁹ each).
 const NOT_CHANCE: [(u8, usize); 2] = [(1, 6), (20, 45)];
-/// An election (3 s) and an agent's turn to another endpoint, on slow machines over a slow line.
+/// The time for an election (3 s) and an agent's turn to another endpoint, on slow machines over a slow line.
 const FAILOVER: Duration = Duration::from_secs(20);
 
 pub fn tests() -> Vec<Test> {
@@ -78,7 +78,7 @@ fn join_through_a_restart(loss: u8) {
     pings.assert_no_gap(loss);
 }
 
-/// 50 ms and `loss` percent on all that a machine sends: twice that on a round trip.
+/// Adds 50 ms and `loss` percent on all that a machine sends: twice that on a round trip.
 fn spoil_lines(lab: &VmLab, loss: u8) {
     lab.each(|vm| {
         vm.ok(&format!("tc qdisc add dev eth0 root netem delay 50ms loss {loss}%"));
@@ -89,7 +89,7 @@ fn spoil_lines(lab: &VmLab, loss: u8) {
     assert!(millis >= 100, "netem does nothing: {millis} ms");
 }
 
-/// The number of the machine with etcd's leader.
+/// Returns the number of the machine with etcd's leader.
 fn leader(lab: &VmLab) -> u8 {
     wait_until("etcd has a leader", Duration::from_secs(60), || {
         let ask = "ETCDCTL_API=3 etcdctl --dial-timeout=10s --command-timeout=20s endpoint status --cluster -w json";
@@ -120,7 +120,7 @@ impl<'a> Pings<'a> {
         Self { from }
     }
 
-    /// What was lost was lost by chance.
+    /// Asserts that lost pings were lost by chance.
     fn assert_no_gap(&self, loss: u8) {
         self.from.end("ping", "INT");
         let output = self.from.ok("cat /run/ping.log");

@@ -8,16 +8,16 @@ pub fn tests() -> Vec<Test> {
     vec![Test::new(name, package).of_both_packages()]
 }
 
-/// What the service's process is.
+/// The command that prints the id of the service's process.
 const PID: &str = "systemctl show -p MainPID --value flatnet-controlplane";
-/// Succeeds if a unit's limits are in force: 1 GiB of memory, and so many tasks.
+/// Makes a script that succeeds if a unit's limits are in force: 1 GiB of memory, and so many tasks.
 fn limits(unit: &str, tasks: u32) -> String {
     format!(
         "[ \"$(systemctl show -p MemoryMax -p TasksMax --value {unit} | sort | xargs)\" = \"$(printf '1073741824\\n{tasks}\\n' | sort | xargs)\" ]"
     )
 }
 
-/// Its data, through the link that systemd makes for a user of the moment.
+/// The directory of its data, through the link that systemd makes for a user of the moment.
 const DATA: &str = "/var/lib/flatnet-controlplane";
 const READY: &str = "[ $(systemctl is-active flatnet-controlplane) = active ] && curl -sf http://127.0.0.1:9470/readyz";
 
@@ -96,7 +96,7 @@ fn package() {
     ));
 }
 
-/// `--token T --ca-hash H`, as printed.
+/// Reads `--token T --ca-hash H`, as printed.
 fn read(said: &str) -> (&str, &str) {
     let words: Vec<&str> = said.split_whitespace().collect();
     assert_eq!((words[0], words[2]), ("--token", "--ca-hash"), "{said}");
@@ -107,7 +107,7 @@ fn secret(token: &str) -> &str {
     token.split_once('.').unwrap().1
 }
 
-/// With the token in a file: nobody sees it in a list of processes.
+/// Joins with the token in a file: nobody sees it in a list of processes.
 fn join(vm: &Vm, token: &str, hash: &str) {
     vm.ok("dpkg -i /lab/flatnet-agent.deb");
     vm.put("/etc/flatnet/token", 0o600, format!("{token}\n").as_bytes());

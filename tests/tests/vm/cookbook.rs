@@ -8,7 +8,7 @@ use flatnet_tests::netns::run;
 use flatnet_tests::suite::Test;
 use flatnet_tests::vm::VmLab;
 
-/// Two ways of a recipe, with hosts made and removed for each.
+/// The time for two ways of a recipe, with hosts made and removed for each.
 const RECIPE: Duration = Duration::from_secs(400);
 
 pub fn tests() -> Vec<Test> {

@@ -22,8 +22,9 @@ const DEVICE: &str = "flatgre0";
 /// Machines with an agent; the one after them is set up by hand.
 const AGENTS: [u8; 3] = [1, 2, 3];
 const BY_HAND: u8 = 4;
-/// Between the removal of the device in user space and the last route into the kernel's, nothing is carried: a pass of the
-/// reconciler, a few milliseconds on a real machine and up to 700 in an emulated one beside others (seen: 3 to 14 pings, at 20 a second).
+/// The pings that may be lost while the kernel takes over. Between the removal of the device in user space and the last
+/// route into the kernel's, nothing is carried. This is a pass of the reconciler, a few milliseconds on a real machine
+/// and up to 700 in an emulated one beside others (seen: 3 to 14 pings, at 20 a second).
 const TAKEOVER_LOST: u64 = 40;
 
 pub fn tests() -> Vec<Test> {
@@ -88,7 +89,7 @@ fn mesh() {
     assert!(left.lines().any(|line| line == "0") && !left.contains("inet flatnet"), "{left}");
 }
 
-/// What keeps the kernel from GRE until it is taken back, and what does that.
+/// The script that keeps the kernel from GRE until it is taken back, and the one that takes it back.
 const WITHOUT_MODULES: &str = "printf 'install ip_gre /bin/false\ninstall ip6_gre /bin/false\n' > /etc/modprobe.d/no-gre.conf; \
                                modprobe -r ip_gre ip6_gre; [ ! -e /sys/module/ip_gre ] && [ ! -e /sys/module/ip6_gre ]";
 const MODULES_TURN_UP: &str =
@@ -141,7 +142,7 @@ fn is_carried_by(vm: &Vm, datapath: &str) {
     vm.wait_converged(1);
 }
 
-/// Of the devices over IPv4 and over IPv6.
+/// Returns the kinds of the devices over IPv4 and over IPv6.
 fn kinds(vm: &Vm) -> [String; 2] {
     [DEVICE, "flat6gre"].map(|device| {
         let link = vm.json(&format!("ip -j -d link show {device}"));

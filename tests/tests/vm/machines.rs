@@ -1,4 +1,4 @@
-//! The harness itself: what a test may rely on.
+//! Tests of the harness itself: what a test may rely on.
 
 use std::collections::BTreeSet;
 

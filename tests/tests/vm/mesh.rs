@@ -29,7 +29,8 @@ fn vxlan() {
     assert_eq!(tunnelled, 2, "{routes}");
 }
 
-/// Prints the name of each chain of the held copy; fails at the first whose rules are not the original's.
+/// A script that prints the name of each chain of the held copy; it fails at the first whose rules are not the
+/// original's.
 const COMPARE: &str = r#"
     rules() { nft -s list chain inet $1 $2 | grep -v 'flags owner\|comment "flatnet\|type filter hook' | tail -n +2; }
     for chain in $(nft list table inet flatnet_held | sed -n 's/^\tchain \(.*\) {/\1/p'); do
@@ -38,8 +39,8 @@ const COMPARE: &str = r#"
     done
 "#;
 
-/// On Debian's kernel, which lists and takes intervals its own way: every chain that filters is in the copy, also after a
-/// flush, and the copy goes with the agent.
+/// A flush on Debian's kernel, which lists and takes intervals its own way: every chain that filters is in the copy,
+/// also after a flush, and the copy goes with the agent.
 fn flushed() {
     let lab = VmLab::up(2);
     lab.start_etcd(1);

@@ -6,15 +6,15 @@ use std::time::Duration;
 use flatnet_tests::vm::Vm;
 use flatnet_tests::wait::pause;
 
-/// Pings 20 times a second from the container of `vm`, in the background. An emulated machine takes a second for what takes
-/// a real one 50 ms, and the kernel keeps 128 packets for a WireGuard peer that has no session (drivers/net/wireguard:
-/// `MAX_STAGED_PACKETS`): at 100 a second two streams would fill that.
+/// Pings 20 times a second from the container of `vm`, in the background. An emulated machine takes a second for what
+/// takes a real one 50 ms. The kernel keeps 128 packets for a WireGuard peer that has no session
+/// (drivers/net/wireguard: `MAX_STAGED_PACKETS`), which two streams of 100 a second would fill.
 pub fn start(vm: &Vm, name: &str, to: IpAddr) {
     vm.start(name, &format!("ip netns exec c1 ping -n -i 0.05 -W 2 {to}"));
     vm.wait_for("the first ping is answered", &format!("grep -q 'bytes from' /run/{name}.log"));
 }
 
-/// Ends it: how many were sent, how many never answered, and the longest an answer took, in milliseconds.
+/// Ends it; returns how many were sent, how many never answered, and the longest an answer took, in milliseconds.
 pub fn end(vm: &Vm, name: &str) -> (u64, u64, f64) {
     // Those on their way come in.
     pause(Duration::from_millis(500));

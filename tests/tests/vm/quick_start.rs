@@ -9,7 +9,7 @@ pub fn tests() -> Vec<Test> {
     vec![Test::new("the_quick_start_of_the_readme_works_as_written_with_docker", quick_start).in_vms()]
 }
 
-/// A line of the README: the host it is typed on, and what.
+/// A line of the README: the host it is typed on, and its text.
 #[derive(Debug, PartialEq)]
 struct Step {
     host: u8,
@@ -54,7 +54,8 @@ fn quick_start() {
     lab.vm(1).ok("agent doctor");
 }
 
-/// What the text around the steps says: the program is in its place; and an image, as there is no registry here.
+/// Prepares what the text around the steps says: the program is in its place; and an image, as there is no registry
+/// here.
 fn prepare(vm: &Vm) {
     vm.ok("install -m 755 /lab/agent /usr/local/bin/agent");
     // An overlay on an overlay is refused by the kernel: the disk below is one.
@@ -63,7 +64,7 @@ fn prepare(vm: &Vm) {
          ln -s busybox /tmp/image/bin/$applet; done; tar -C /tmp/image -c . | docker import - alpine");
 }
 
-/// The lines that begin with a host's prompt, without their remarks.
+/// Returns the lines that begin with a host's prompt, without their remarks.
 fn steps(readme: &str) -> Vec<Step> {
     let step = |line: &str| {
         let (host, command) = line.strip_prefix("host")?.split_once("# ")?;

@@ -39,7 +39,7 @@ fn package() {
     lab.vm(1).wait_converged(0);
 }
 
-/// As docs/operations.md has it.
+/// Installs the package as docs/operations.md has it.
 fn install(vm: &Vm, endpoint: &str) {
     vm.ok("dpkg -i /lab/flatnet-agent.deb");
     let settings = format!(
@@ -49,7 +49,8 @@ fn install(vm: &Vm, endpoint: &str) {
     vm.ok("systemctl enable --now flatnet-agent");
 }
 
-/// Nobody logs in: the same subnet, converged, and its containers are reached once they are there again.
+/// Asserts that the machine comes back although nobody logs in: with the same subnet, converged, and its containers are
+/// reached once they are there again.
 fn comes_back(lab: &VmLab, before: &flatnet_agent::lab::subnet_env::SubnetEnv) {
     let vm = lab.vm(2);
     vm.wait_converged(1);

@@ -20,15 +20,15 @@ const PEERS: u32 = 4_000;
 /// Operations that etcd takes in one transaction (`--max-txn-ops`).
 const TXN: usize = 128;
 
-/// What one backend calls things, and the tools' way to the same objects.
+/// One backend: its names for things, and the tools' way to the same objects.
 struct Kind {
     backend: &'static str,
     device: &'static str,
-    /// How the objects of a device are counted: one for each peer.
+    /// The command that counts the objects of a device: one for each peer.
     count: &'static str,
-    /// A device `reference` in another namespace, and what programs it from the files of [`Reference`].
+    /// The script that makes a device `reference` in another namespace and programs it from the files of [`Reference`].
     make: &'static str,
-    /// How often that is measured: at 4,000 peers of WireGuard an emulated machine takes half a minute.
+    /// The number of times that is measured: at 4,000 peers of WireGuard an emulated machine takes half a minute.
     rounds: usize,
     program: &'static str,
 }
@@ -62,7 +62,8 @@ fn underlay(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 1).to_bits() + number)
 }
 
-/// A key nobody has the private half of: 43 characters and the padding are 32 bytes, the last two bits of them zero.
+/// Returns a key nobody has the private half of: 43 characters and the padding are 32 bytes, the last two bits of them
+/// zero.
 fn key(number: u32) -> String {
     format!("flat{number:05}{:A>34}=", "")
 }
@@ -114,7 +115,7 @@ fn round_trip(vm: &Vm, to: IpAddr) -> f64 {
     said.split('/').nth(4).and_then(|average| average.parse().ok()).unwrap_or_else(|| panic!("{said}"))
 }
 
-/// Milliseconds that `script` takes in the machine.
+/// Returns the milliseconds that `script` takes in the machine.
 fn took(vm: &Vm, script: &str) -> u64 {
     let said = vm.ok(&format!(
         "began=$(date +%s%N); {{ {script}; }} >/run/said 2>&1 || {{ tail -n 3 /run/said; exit 1; }}; \

@@ -7,7 +7,7 @@ use std::time::Duration;
 use flatnet_tests::suite::Test;
 use flatnet_tests::vm::{Vm, VmLab, VmShape};
 
-/// A script installs a package, starts services and waits for the overlay.
+/// The time for a script that installs a package, starts services and waits for the overlay.
 const SCRIPT: Duration = Duration::from_secs(400);
 
 pub fn tests() -> Vec<Test> {
@@ -39,7 +39,7 @@ fn run(vm: &Vm, script: &Path) {
     assert_eq!(ran.rc, 0, "{} on {}: {}\n{}", script.display(), vm.name, ran.output, vm.logs());
 }
 
-/// What the Vagrantfile brings: the scripts and the package.
+/// Prepares what the Vagrantfile brings: the scripts and the package.
 fn prepare(vm: &Vm) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant");
     for script in scripts(&directory) {

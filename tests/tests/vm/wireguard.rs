@@ -1,4 +1,4 @@
-//! The kernel's WireGuard, on Debian's kernel: what the agent only sets up, and so does not end with it.
+//! The kernel's WireGuard, on Debian's kernel: it is only set up by the agent, and so does not end with it.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -20,14 +20,16 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// What goes between the machines and is a tunnel's, or should have been in one.
+/// The filter for packets between the machines that are a tunnel's, or should have been in one.
 const TUNNEL_OR_CLEAR: &str = "net 10.100.0.0/16 or ip6 net fd00:100::/56 or udp port 51820";
-/// A session is renewed by its user after this long (`REKEY_AFTER_TIME`, WireGuard §6.1), less what clocks round.
+/// The seconds after which a session is renewed by its user (`REKEY_AFTER_TIME`, WireGuard §6.1), less what clocks
+/// round.
 const RENEWED_AFTER_SECS: u64 = 118;
-/// Without a session nothing is carried: until the device is there again, and for one handshake, which is not left to the
-/// other end: that would notice after 15 s (`KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`). At 20 pings a second.
+/// The pings that may be lost, at 20 a second, until there is a session anew. Without one nothing is carried: until the
+/// device is there again, and for one handshake. The handshake is not left to the other end, which would notice after
+/// 15 s (`KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`).
 const ANEW_LOST: u64 = 80;
-/// Within which a kernel whose module turned up carries what the agent carried.
+/// The time within which a kernel whose module turned up carries what the agent carried.
 const TAKEN_OVER: Duration = Duration::from_secs(90);
 
 fn up(machines: u8) -> VmLab {
@@ -87,7 +89,7 @@ fn mesh() {
     assert_nothing_in_clear(capture);
 }
 
-/// The capture has packets of the tunnel, and none with an address of the network.
+/// Asserts that the capture has packets of the tunnel, and none with an address of the network.
 fn assert_nothing_in_clear(capture: Capture) {
     let seen = capture.stop();
     assert!(seen.contains("51820"), "no tunnel packets: the capture is no proof");
@@ -142,7 +144,7 @@ fn restart() {
     assert_nothing_in_clear(capture);
 }
 
-/// Peers take handshakes of a host whose clock was set back for replayed ones: under another key it has no past.
+/// A clock set back: peers take the host's handshakes for replayed ones, but under another key it has no past.
 fn clock_set_back(lab: &VmLab, one: IpAddr, two: IpAddr) {
     let before = lab.vm(1).ok(&format!("wg show {DEVICE} public-key"));
     let since = Instant::now();
@@ -164,7 +166,7 @@ fn clock_set_back(lab: &VmLab, one: IpAddr, two: IpAddr) {
     );
 }
 
-/// When the newest session began, in seconds since 1970.
+/// Returns when the newest session began, in seconds since 1970.
 fn handshake(vm: &Vm) -> u64 {
     let said = vm.ok(&format!("wg show {DEVICE} latest-handshakes"));
     said.split_whitespace().nth(1).and_then(|secs| secs.parse().ok()).unwrap_or_else(|| panic!("{said}"))

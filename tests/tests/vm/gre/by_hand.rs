@@ -1,4 +1,4 @@
-//! A host without an agent, as the cookbook has it, and what it can be up to.
+//! A host without an agent, as the cookbook has it, and the harm it can do.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use flatnet_tests::vm::Vm;
 use flatnet_tests::wait::{SOON, pause, wait_until};
 use ipnet::{IpNet, Ipv4Net};
 
-/// What a forger sends has arrived, or will not.
+/// The time after which a forger's packets have arrived, or will not.
 const ARRIVED: Duration = Duration::from_secs(1);
 
 /// A host with a tunnel to each agent, all made by hand, and a container.
@@ -16,7 +16,7 @@ pub struct HandMade {
 }
 
 impl HandMade {
-    /// `ip tunnel add` and a route for each peer, a bridge, the container `c1`.
+    /// Makes it with `ip tunnel add` and a route for each peer, a bridge, and the container `c1`.
     pub fn up(vm: &Vm, peers: &[&Vm]) -> Self {
         // Agents choose theirs by chance.
         let taken: Vec<IpNet> = peers.iter().filter_map(|peer| peer.subnet().v4).map(|net| net.trunc()).collect();
@@ -45,13 +45,13 @@ impl HandMade {
         self.subnet
     }
 
-    /// Its container's.
+    /// The address of its container.
     pub fn address(&self) -> IpAddr {
         self.subnet.hosts().nth(1).unwrap().into()
     }
 }
 
-/// One of the network's, by its number.
+/// Returns one of the network's subnets, by its number.
 fn subnet(number: u8) -> Ipv4Net {
     Ipv4Net::new(Ipv4Addr::new(10, 100, number, 0), 24).unwrap()
 }
@@ -67,12 +67,13 @@ impl<'a> Forger<'a> {
         Self { from, to }
     }
 
-    /// What it sends with the inner source `source` is dropped before decapsulation, and counted there.
+    /// Asserts that packets it sends with the inner source `source` are dropped before decapsulation, and counted
+    /// there.
     pub fn assert_refused(&self, source: IpAddr, victim: IpAddr) {
         self.assert_refused_while(source, victim, || pause(ARRIVED));
     }
 
-    /// Likewise during `meanwhile`.
+    /// Asserts the same during `meanwhile`.
     pub fn assert_refused_while(&self, source: IpAddr, victim: IpAddr, meanwhile: impl FnOnce()) {
         let (arrived, refused) = (self.arrived(), self.refused());
         self.from.ok(&format!("ip addr replace {source}/32 dev lo"));
@@ -87,14 +88,14 @@ impl<'a> Forger<'a> {
         assert_eq!(self.arrived(), arrived, "forged packets came out of the tunnel");
     }
 
-    /// Requests that the victim's container has seen.
+    /// Returns the number of requests that the victim's container has seen.
     fn arrived(&self) -> u64 {
         let script = "ip netns exec c1 awk '/^IcmpMsg:/ && !n { split($0, names); n = 1; next } \
                       /^IcmpMsg:/ { for (i in names) if (names[i] == \"InType8\") print $i }' /proc/net/snmp";
         self.to.ok(script).trim().parse().unwrap_or(0)
     }
 
-    /// What the guard has dropped.
+    /// Returns the number of packets that the guard has dropped.
     fn refused(&self) -> u64 {
         let rules = self.to.ok("nft list table inet flatnet | grep 'not a peer sending from its own subnet'");
         let counts = rules.split("counter packets ").skip(1);

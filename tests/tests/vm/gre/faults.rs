@@ -1,4 +1,4 @@
-//! What somebody does to the kernel's tunnel, and how long it takes until it is as it was.
+//! Faults that somebody does to the kernel's tunnel, and the time until it is as it was.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const FAULTS: [(&str, &str); 7] = [
     ("MTU changed", "ip link set flatgre0 mtu 1400"),
 ];
 
-/// Does each to the first machine, under pings; each heals by itself.
+/// Does each fault to the first machine, under pings; each heals by itself.
 pub fn all(lab: &VmLab) {
     for (name, harm) in FAULTS {
         pings::start(lab.vm(1), "fault", container(lab.vm(2)));
@@ -30,7 +30,8 @@ pub fn all(lab: &VmLab) {
     }
 }
 
-/// Does it and waits until all that is in the tunnel is what it was; prints how many milliseconds that took.
+/// Makes a script that does it and waits until all that is in the tunnel is what it was; it prints how many
+/// milliseconds that took.
 fn script(harm: &str) -> String {
     // The number of a device is the kernel's own choice.
     format!(

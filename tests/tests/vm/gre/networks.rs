@@ -9,7 +9,8 @@ use flatnet_tests::vm::{Vm, VmLab};
 const NETWORKS: [(&str, &str); 2] = [("default", "subnet"), ("blue", "blue")];
 const AGENTS: [u8; 2] = [1, 2];
 const BY_HAND: u8 = 3;
-/// The hand-made host's subnets in the network `blue` are the first of this number on that no agent has drawn.
+/// The least number of the hand-made host's subnets in the network `blue`: it takes the first from there on that no
+/// agent has drawn.
 const ITS_NUMBER: u8 = 200;
 
 pub fn two_by_key() {
@@ -56,7 +57,7 @@ pub fn two_by_key() {
     by_hand(&lab, key);
 }
 
-/// A host with tunnels of its own, to the network with the key, over both families.
+/// Makes a host with tunnels of its own, to the network with the key, over both families.
 fn by_hand(lab: &VmLab, key: u32) {
     let vm = lab.vm(BY_HAND);
     let taken = AGENTS.map(|number| subnet(lab.vm(number), "blue"));
@@ -122,7 +123,7 @@ fn reaches(vm: &Vm, network: &str, address: IpAddr, flags: &str) {
     );
 }
 
-/// What ping may send in a packet of `mtu` bytes: less the headers of IP and of ICMP.
+/// Returns the bytes that ping may send in a packet of `mtu` bytes: less the headers of IP and of ICMP.
 fn payload(mtu: u32, to: IpAddr) -> u32 {
     mtu - if to.is_ipv4() { 28 } else { 48 }
 }
@@ -133,7 +134,7 @@ fn subnet(vm: &Vm, network: &str) -> SubnetEnv {
     SubnetEnv::parse(&text).unwrap_or_else(|| panic!("{}: {text}", vm.name))
 }
 
-/// A container of the network on a cable of its own, `c<network>`.
+/// Makes a container of the network on a cable of its own, `c<network>`.
 fn attach(vm: &Vm, network: &str) {
     let found = subnet(vm, network);
     let (name, mtu) = (format!("c{network}"), found.mtu);
