@@ -19,7 +19,7 @@ pub enum EndpointKind {
 pub struct Endpoint {
     /// The kind of server there.
     pub kind: EndpointKind,
-    /// In one form whatever was written: `http://host:2379`, `grpcs://host:7443`; IPv6 in brackets.
+    /// The endpoint in one form, whatever was written: `http://host:2379`, `grpcs://host:7443`; IPv6 in brackets.
     pub url: String,
     /// Host name or address; of a link-local one with its interface (`fe80::1%eth0`).
     pub host: String,

@@ -124,8 +124,9 @@ const RENEWALS: u32 = 2;
 /// Claims the presence of `who`, whose host uses `ranges` itself. A presence that is held already publishes them from
 /// then on.
 ///
-/// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its lease
-/// is renewed meanwhile, or the key still there after its TTL, somebody lives who has a copy of our state directory.
+/// Another copy's key is waited out once: after a reboot it is this machine's own, with the nonce of before. When its
+/// lease is renewed meanwhile, or the key is still there after its TTL, another machine lives that has a copy of our
+/// state directory.
 pub async fn announce<S: Store>(store: &S, who: &Owner, ranges: &HostRanges) -> Result<Presence, PresenceError> {
     announce_from(store, who, ranges, None).await
 }

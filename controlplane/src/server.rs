@@ -478,7 +478,7 @@ async fn probe<S: Store>(context: Arc<Context<S>>) {
     }
 }
 
-/// Makes a join token in the store of a server. It is the first token, for whoever starts the server.
+/// Makes a join token in the store of a server: the first one, for the administrator who starts the server.
 pub async fn create_token<S: Store>(store: &S, ttl: Duration, uses: u32) -> Result<NewToken, StoreError> {
     tokens::create(store, ttl, uses, None).await
 }

@@ -80,8 +80,8 @@ pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
     serde_json::to_vec(&file).unwrap_or_default()
 }
 
-/// Reads a snapshot of the network of `keys`: a view with [`Source::Disk`]. Leases in it that cannot be read are skipped
-/// and listed as rejected.
+/// Reads a snapshot of the network of `keys`: a view with [`Source::Disk`]. Leases in it that cannot be read are
+/// skipped and listed as rejected.
 pub fn decode(keys: &NetworkKeys, bytes: &[u8]) -> Result<NetworkView, InvalidSnapshot> {
     if bytes.len() > LIMIT {
         return Err(InvalidSnapshot(format!("it has {} bytes, more than the {LIMIT} allowed", bytes.len())));

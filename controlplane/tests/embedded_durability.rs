@@ -17,7 +17,7 @@ use flatnet_controlplane::store::{Compare, KeyRange, Store, StoreError, Txn, Txn
 use futures::StreamExt;
 use support::ScratchDir;
 
-/// Set for the process that writes until it is killed: the store's file.
+/// The variable with the store's file, set for the process that writes until it is killed.
 const CHILD: &str = "FLATNET_TEST_STORE";
 /// Writers of the child, each with its own keys.
 const WRITERS: u32 = 8;

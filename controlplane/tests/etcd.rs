@@ -364,7 +364,8 @@ async fn a_store_whose_quota_is_full_refuses_and_is_there() {
         then: vec![Write::Put { key: key.to_owned(), value, lease: Some(lease) }],
     };
     let mut refused = None;
-    // etcd counts what it has committed, which it does ten times a second: as many as are written in between get past it.
+    // etcd counts what it has committed, which it does ten times a second: as many as are written in between get past
+    // it.
     for number in 0..512 {
         tokio::time::sleep(Duration::from_millis(10)).await;
         if let Err(error) = store.txn(put(&format!("/junk/{number}"), vec![b'x'; 200_000])).await {

@@ -1,6 +1,7 @@
 //! The speed of the embedded store, beside the disk's own fsync. Prints; nothing is asserted on time.
 //!
-//! `cargo bench -p flatnet-tests --bench store`. The directory of the store is `TMPDIR`'s: name one on the disk in question.
+//! `cargo bench -p flatnet-tests --bench store`. The directory of the store is `TMPDIR`'s: name one on the disk in
+//! question.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,

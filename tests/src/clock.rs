@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::netns::run;
 
-/// Shifts the wall clock of a process by the seconds in the file `SHIFT_FILE`, read at every call; the monotonic clock is
-/// left alone, as the kernel leaves it when somebody sets the time.
+/// Shifts the wall clock of a process by the seconds in the file `SHIFT_FILE`, read at every call. The monotonic clock
+/// is left alone, as the kernel leaves it when somebody sets the time.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <stdio.h>

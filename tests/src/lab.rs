@@ -166,7 +166,7 @@ impl Drop for Lab {
     }
 }
 
-/// Runs wiring commands, all of which must succeed.
+/// Runs wiring commands, which must all succeed.
 pub fn wire(commands: &[CommandLine]) {
     for command in commands {
         let ran = run(&mut command.to_command());

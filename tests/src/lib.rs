@@ -1,7 +1,8 @@
 //! The harness of the tests that cross crates: hosts as network namespaces, a real etcd, real agents, real packets.
 //!
-//! Everything happens in one sandbox per test program ([`flatnet_agent::lab::sandbox`]): a pid, network and mount namespace,
-//! and without root a user namespace. So nothing that a test leaves behind outlives the program, whatever ends it.
+//! Everything happens in one sandbox per test program ([`flatnet_agent::lab::sandbox`]): a pid, network and mount
+//! namespace, and without root a user namespace. So nothing that a test leaves behind outlives the program, whatever
+//! ends it.
 //!
 //! State is asserted with foreign tools ([`oracle`]): never with our own dump.
 //!

@@ -265,7 +265,8 @@ impl Members {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
     }
 
-    /// Fills the first member's disk to the last byte, and keeps writing to etcd until that member has noticed: it ends.
+    /// Fills the first member's disk to the last byte, and keeps writing to etcd until that member has noticed: it
+    /// ends.
     pub fn fill_disk(&mut self) {
         let disk = self.disk.clone().expect("the first member has a disk of its own");
         let mut filler = File::create(disk.join("filler")).unwrap();

@@ -360,8 +360,8 @@ fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
         .then(|| format!("not installed: {}; run `make setup` (Debian: {})", programs.join(", "), packages.join(" ")))
 }
 
-/// Ends this process when the launcher is gone or interrupted: standard input ends then. This is process 1, with which
-/// the kernel ends all others.
+/// Ends this process when the launcher is gone or interrupted: standard input ends then. This is process 1, and when it
+/// ends the kernel ends all others.
 pub fn end_with_the_launcher() {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());

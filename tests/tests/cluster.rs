@@ -153,8 +153,8 @@ fn harm() {
     );
     assert!(load.joins() > 50 && load.leaves() > 50, "there was hardly any load");
     for (fault, of) in &measured {
-        // Where two members and a server speak with each other, the network goes on; once, on a busy machine, the fault may be
-        // over before everybody has gone over.
+        // Where two members and a server speak with each other, the network goes on. On a busy machine, a fault that
+        // was done only once may be over before everybody has gone over.
         assert!(!fault.leaves_a_majority() || of.joins > 0 || of.times == 1, "{fault}: nobody joined while it lasted");
     }
     runtime.shutdown_background();

@@ -153,7 +153,8 @@ fn inject(lab: &mut Lab, agent: &mut Agent, (what, commands, ..): Fault) {
     }
 }
 
-/// A peer whose packets come from another address than it publishes; another tool's rule that takes packets before our routes.
+/// A peer whose packets come from another address than it publishes, and another tool's rule that takes packets before
+/// our routes.
 fn astray() {
     let lab = Lab::new(&Shape { overlay: Families::Dual, underlay: Families::Dual, ..Shape::vxlan(2) });
     let agents = lab.join_all();

@@ -1,6 +1,6 @@
-//! Every fault that an operator, another program, a kernel, a network or a store is known for, done to a running overlay:
-//! real agents, a real etcd, real packets. Each test prints what it measured as one line `figure: ROW: …`; docs/reliability.md
-//! holds them.
+//! Every fault that an operator, another program, a kernel, a network or a store is known for, done to a running
+//! overlay: real agents, a real etcd, real packets. Each test prints what it measured as one line `figure: ROW: …`;
+//! docs/reliability.md holds them.
 //!
 //! `cargo test -p flatnet-tests --test faults -- FILTER` runs some of them; `--list` names them.
 #![expect(

@@ -1,7 +1,8 @@
 //! Hostile frames that strangers, cut-off or lying peers, and containers send to the tunnels. None of them may come
 //! out.
 //!
-//! `cargo test -p flatnet-tests --test hostile`. What is delivered is counted by packet sockets, not by our own counters.
+//! `cargo test -p flatnet-tests --test hostile`. What is delivered is counted by packet sockets, not by our own
+//! counters.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

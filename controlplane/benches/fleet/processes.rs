@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Nothing waited for takes this long unless it is broken.
+/// The time after which anything waited for counts as broken.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A directory that is removed with the benchmark.

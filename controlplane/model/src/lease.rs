@@ -159,8 +159,8 @@ impl Lease {
         }
     }
 
-    /// The lease as the network had it under `backend`: what its node can receive by that, if it can, and whether it may
-    /// still send by it.
+    /// Returns the lease as the network had it under `backend`: the data by which its node can receive, if it can, and
+    /// whether it may still send by it.
     #[must_use]
     pub fn under(&self, backend: &BackendConfig) -> Option<(Self, bool)> {
         if receives(&self.backend, [&self.data, &self.data_v6], backend) {

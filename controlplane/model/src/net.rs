@@ -77,8 +77,8 @@ impl fmt::Display for Vni {
 #[error("VNI {0} is not in 1..=16777215 (RFC 7348: 24 bits)")]
 pub struct InvalidVni(pub u64);
 
-/// The key of GRE packets (RFC 2890): all 32 bits are usable, but 0 here means *no key at all*, which is what tunnels
-/// made by hand have; a packet with a key of 0 is another thing and never sent.
+/// The key of GRE packets (RFC 2890). All 32 bits are usable, but 0 here means *no key at all*, which is what tunnels
+/// made by hand have. A packet with a key of 0 is another thing and never sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GreKey(u32);
 
@@ -157,7 +157,7 @@ pub struct InvalidMtu(pub u64);
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// From the six octets in wire order.
+    /// Makes an address from the six octets in wire order.
     #[must_use]
     pub const fn new(octets: [u8; 6]) -> Self {
         Self(octets)
@@ -248,8 +248,8 @@ impl IfName {
     /// `IFNAMSIZ` (16) less the terminating NUL.
     pub const MAX_LEN: usize = 15;
 
-    /// Parses and checks `name`. Of what the kernel takes, quotes, backslashes and asterisks are refused: in a rule of nft
-    /// the first ends the name, and the last makes it a pattern that other interfaces match too.
+    /// Parses and checks `name`. Quotes, backslashes and asterisks are refused although the kernel takes them. In a
+    /// rule of nft the first end the name, and the last makes it a pattern that other interfaces match too.
     pub fn new(name: &str) -> Result<Self, InvalidIfName> {
         let valid = !name.is_empty()
             && name.len() <= Self::MAX_LEN

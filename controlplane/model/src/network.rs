@@ -69,8 +69,8 @@ pub struct NetworkConfig {
     pub v6: Option<Pool>,
     /// The backend: how packets travel.
     pub backend: BackendConfig,
-    /// `Flatnet.Before`: how they did before a change that not all hosts may have followed, the latest first. A host that joins
-    /// meanwhile receives also by those of them that leases still name.
+    /// `Flatnet.Before`: the backends before a change that not all hosts may have followed, the latest first. A host
+    /// that joins meanwhile also receives by those of them that leases still name.
     pub before: Vec<BackendConfig>,
     /// `Flatnet.ReachableFrom`: ranges outside of the network from which anybody may open connections into it.
     pub reachable_from: Vec<IpNet>,

@@ -33,7 +33,7 @@ fn parse(text: &str) -> Result<u128, InvalidIdentity> {
 macro_rules! identity {
     ($name:ident) => {
         impl $name {
-            /// From 128 bits, as the random source gave them.
+            /// Makes an id from 128 bits, as the random source gave them.
             #[must_use]
             pub const fn new(bits: u128) -> Self {
                 Self(bits)

@@ -145,7 +145,8 @@ impl Pool {
         let bits = self.family().bits();
         let mut prefixes = Vec::new();
         while start <= end {
-            // The largest block that begins here and ends in time; never all addresses, since that is the network itself.
+            // The largest block that begins here and ends in time; never all addresses, since that is the network
+            // itself.
             let block = start.trailing_zeros().min(((end - start).saturating_add(1)).ilog2());
             let Ok(length) = u8::try_from(u32::from(bits).saturating_sub(block)) else { break };
             prefixes.extend(IpNet::new(from_bits(self.family(), start), length));

@@ -17,7 +17,7 @@ pub struct SubnetKey {
 }
 
 impl SubnetKey {
-    /// At least one of the two, each without host bits.
+    /// Makes a key of at least one of the two, each without host bits.
     pub fn new(v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) -> Result<Self, InvalidSubnetKey> {
         let canonical = v4.is_none_or(|net| net == net.trunc()) && v6.is_none_or(|net| net == net.trunc());
         if (v4.is_none() && v6.is_none()) || !canonical {

@@ -1,8 +1,8 @@
 //! Escapes text of others on its way to a terminal or a log: only visible characters are written as they are.
 //!
-//! Whoever writes the store, answers in a server's place or names a node chooses text that people read. Control characters
-//! move the cursor, retitle the window or begin a line of their own; directional ones and those without a width make a line
-//! read as what it is not.
+//! Anybody who writes the store, answers in a server's place or names a node chooses text that people read. Control
+//! characters move the cursor, retitle the window or begin a line of their own; directional ones and those without a
+//! width make a line read as what it is not.
 
 /// The replacement for a character that is not shown.
 const REPLACEMENT: char = '\u{fffd}';

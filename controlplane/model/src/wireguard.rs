@@ -1,4 +1,5 @@
-//! WireGuard's keys and options as the store has them (<https://www.wireguard.com/protocol/>, flannel's `wireguard` backend).
+//! WireGuard's keys and options as the store has them (<https://www.wireguard.com/protocol/>, flannel's `wireguard`
+//! backend).
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +20,8 @@ pub struct WireguardKey([u8; 32]);
 pub struct InvalidWireguardKey;
 
 impl WireguardKey {
-    /// From its bytes. All zeros is no point of use to anybody: every exchange with it ends in zeros (RFC 7748 §6.1).
+    /// Makes a key from its bytes. All zeros is no point of use to anybody: every exchange with it ends in zeros (RFC
+    /// 7748 §6.1).
     pub fn new(bytes: [u8; 32]) -> Result<Self, InvalidWireguardKey> {
         if bytes == [0; 32] { Err(InvalidWireguardKey) } else { Ok(Self(bytes)) }
     }
@@ -56,13 +58,13 @@ impl fmt::Debug for WireguardKey {
 pub struct PresharedKey([u8; 32]);
 
 impl PresharedKey {
-    /// From its bytes; all zeros is WireGuard's "none".
+    /// Makes a key from its bytes; all zeros is WireGuard's "none".
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Option<Self> {
         (bytes != [0; 32]).then_some(Self(bytes))
     }
 
-    /// Its bytes, for whoever programs it.
+    /// Returns the bytes, to program the key into a device.
     #[must_use]
     pub const fn bytes(self) -> [u8; 32] {
         self.0
@@ -113,7 +115,7 @@ pub enum WireguardMode {
 }
 
 impl WireguardMode {
-    /// flannel's word for it.
+    /// Returns flannel's word for the mode.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -124,7 +126,7 @@ impl WireguardMode {
         }
     }
 
-    /// From flannel's word.
+    /// Reads flannel's word for the mode.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Separate, Self::Auto, Self::Ipv4, Self::Ipv6].into_iter().find(|mode| mode.as_str() == name)

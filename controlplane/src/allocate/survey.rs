@@ -41,7 +41,7 @@ pub(super) struct Seen {
 /// The leases of a network as known to somebody who follows the store.
 #[derive(Clone, Debug)]
 pub struct KnownLeases {
-    /// With the record itself only where the node may have to do with it: thousands are other nodes'.
+    /// The leases. Each has its record only where the node may have to do with it: thousands are other nodes'.
     seen: Vec<Seen>,
     revision: Revision,
 }

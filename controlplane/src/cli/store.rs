@@ -90,8 +90,8 @@ fn unusable(error: &OpenError) -> Failure {
 pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
     if args.dir.is_served() {
-        // The server's service may write nowhere else, and has a /tmp of its own: it writes beside its store, and what it
-        // wrote is taken from there.
+        // The server's service may write nowhere else, and has a /tmp of its own: it writes beside its store, and what
+        // it wrote is taken from there.
         let dir = std::path::absolute(&args.dir.data_dir).unwrap_or_else(|_| args.dir.data_dir.clone());
         let written = dir.join(format!("backup-{}.redb", std::process::id()));
         let message = flatnet_proto::controlplane::v1::BackupRequest { path: written.display().to_string() };

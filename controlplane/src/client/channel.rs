@@ -34,7 +34,8 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// A connection to `server`, made with the first call and again after it broke; `shown`: the certificate in `config`.
+    /// Makes a connection to `server` with the first call, and again after it broke. `shown` is the certificate in
+    /// `config`.
     pub fn channel(
         &self,
         server: &ServerAddress,
@@ -52,7 +53,7 @@ impl Transport {
     }
 }
 
-/// A connection to `server`, made with the first call and again after it broke.
+/// Makes a connection to `server` with the first call, and again after it broke.
 pub fn tls(server: &ServerAddress, config: Arc<ClientConfig>) -> Result<Channel, Box<dyn Error + Send + Sync>> {
     let connector = TlsConnector::from(config);
     let name = tls::server_name()?;

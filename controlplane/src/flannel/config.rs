@@ -252,8 +252,9 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
     Ok(WireguardConfig { port, port_v6, mtu, keepalive_secs, mode, psk })
 }
 
-/// A UDP port that tunnels listen on. Every host opens it, so it is none that a service of the host may have: those below
-/// 1024 are privileged (net.ipv4.ip_unprivileged_port_start), and DNS, portmap and SNMP are among them.
+/// Reads a UDP port that tunnels listen on. Every host opens it, so it must be none that a service of the host may
+/// have. Those below 1024 are privileged (net.ipv4.ip_unprivileged_port_start), and DNS, portmap and SNMP are among
+/// them.
 fn read_port(name: &str, port: u64) -> Result<u16, String> {
     let number = u16::try_from(port).ok().filter(|port| *port != 0);
     let port = number.ok_or_else(|| format!("Backend.{name} {port} is not in {LEAST_PORT}..=65535"))?;

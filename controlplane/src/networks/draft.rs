@@ -15,7 +15,7 @@ const FIRST_VNI: u32 = 4097;
 /// The distance from one WireGuard network's ports to the next one's: each may need one for either family.
 const PORT_STEP: usize = 2;
 
-/// The first GRE key of networks other than `default`, likewise clear of the keys people give tunnels of their own.
+/// The first GRE key of networks other than `default`, clear of the keys people give tunnels of their own.
 const FIRST_KEY: u32 = 4097;
 
 /// The value and meaning of a new network's configuration.
@@ -237,8 +237,8 @@ fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
     (FIRST_VNI..).find(|vni| !used.contains(vni)).unwrap_or(FIRST_VNI)
 }
 
-/// None for the network at flannel's prefix, so that tunnels made by hand fit it, else the lowest free from [`FIRST_KEY`]
-/// up.
+/// Returns no key for the network at flannel's prefix, so that tunnels made by hand fit it, else the lowest free from
+/// [`FIRST_KEY`] up.
 fn free_key(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
     let used: Vec<u32> = configs(others).flat_map(backends).filter_map(key).collect();
     if name.is_default() && !used.contains(&0) {

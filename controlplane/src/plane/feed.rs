@@ -9,7 +9,8 @@ use crate::store::{KeyRange, RangeReply, Store, StoreError, WatchBatch};
 
 /// A follower's position: the revision it has read up to, and the records it holds by then.
 ///
-/// The revision alone says nothing: a store that was wiped or put back may have reached the same one by another history.
+/// The revision alone says nothing: a store that was wiped or put back may have reached the same one by another
+/// history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The revision up to which everything is known.

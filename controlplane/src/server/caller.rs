@@ -66,8 +66,8 @@ pub struct NodeCaller {
 pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
-        // Also when its certificate has ended since: it can be revoked, which ends its rights at once, and one that could not
-        // be renewed in time is renewed over the connection that is there.
+        // Also when its certificate has ended since: it can be revoked, which ends its rights at once, and one that
+        // could not be renewed in time is renewed over the connection that is there.
         Peer::Remote { address, holder: Some(Holder { identity: Identity::Node(node), key_hash, .. }) } => {
             Ok(NodeCaller { node: *node, key_hash: key_hash.clone(), address: *address, peer: peer.clone() })
         }

@@ -1,7 +1,8 @@
 //! The hubs: each follows one network once, for however many agents watch it.
 //!
 //! A hub holds the network's records and its last changes; a watcher holds only how far it got. So a slow watcher costs
-//! nothing but its connection: what it has not read is not kept for it, and when it is too far behind it gets a snapshot.
+//! nothing but its connection: what it has not read is not kept for it, and when it is too far behind it gets a
+//! snapshot.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -28,8 +29,8 @@ pub use watcher::Watcher;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The time a call waits for a network to be read.
 pub const FIRST_READ: Duration = Duration::from_secs(2);
-/// The most networks followed at a time. They are those of an administrator's making, and the names that nodes may make
-/// up, of which each node has a small share ([`super::watches`]).
+/// The most networks followed at a time: those that administrators made, and names that nodes make up. Each node has a
+/// small share of them ([`super::watches`]).
 const HUBS: usize = 4096;
 
 /// The hubs of the networks that somebody watches.

@@ -1,8 +1,8 @@
 //! A store in one file, for a control plane without etcd: durable, one process.
 //!
-//! One thread owns the content and the file. Calls queue up for it; all that wait at once are carried out and written in
-//! one commit, and answered when the disk has it. Nobody sees a change, by reading or watching, that a crash could take
-//! back. Its content is in memory as a whole; the file is read once, when it is opened.
+//! One thread owns the content and the file. Calls queue up for it; all that wait at once are carried out and written
+//! in one commit, and answered when the disk has it. Nobody sees a change, by reading or watching, that a crash could
+//! take back. Its content is in memory as a whole; the file is read once, when it is opened.
 //!
 //! The history is in memory only: after a restart a watch from an older revision is told that it is compacted.
 

@@ -28,7 +28,7 @@ pub use options::{Again, EtcdOptions, File, InvalidOptions};
 
 /// The largest answer taken, in bytes. 20,000 leases of 600 bytes each (key, value, revisions) are 12 MB in the one
 /// range read of a start; tonic's default of 4 MB ends at 7,000. The rest is room for values of others that will be
-/// skipped, of which etcd allows 1.5 MB each.
+/// skipped; etcd allows 1.5 MB for each.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
 /// The time for which a password that was not accepted is not tried again, unless another one is read. Checking one

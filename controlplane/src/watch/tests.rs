@@ -205,7 +205,8 @@ async fn an_old_backup_that_has_grown_past_what_was_known_prunes_nobody_who_clai
     tokio::time::sleep(MISSING).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 1), (2, 2), (3, 8)], None), "claimed again");
 
-    // Cut off once more while it keeps one, it keeps that no longer than before; another that is gone by then is kept as well.
+    // Cut off once more while it keeps one, it keeps that no longer than before; another that is gone by then is kept
+    // as well.
     followed.client.set_link(Link::Down);
     followed.settle().await;
     delete(&followed.store, 2);

@@ -75,7 +75,8 @@ async fn a_node_cannot_draw_anothers_packets_by_its_tunnels_address() {
     request.publication = stolen;
     let refused = thief.try_acquire(&request);
     assert!(refused.await.is_err());
-    // Nor the one that it is going to have: in another network, of another family, beside another way, without a number.
+    // Nor the one that it is going to have: in another network, of another family, beside another way, without a
+    // number.
     let vni = Vni::new(9).unwrap();
     let (v4, v6) = (vtep_mac(NodeId::new(3), vni, IpFamily::V4), vtep_mac(NodeId::new(3), vni, IpFamily::V6));
     let data = |vni, mac| BackendData::Vxlan { vni, mac };

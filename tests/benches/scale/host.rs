@@ -16,7 +16,7 @@ use flatnet_tests::wait::pause;
 use crate::leases;
 use crate::writer::Writer;
 
-/// Nothing measured takes this long unless it is broken.
+/// The time after which anything measured counts as broken.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The namespace that `ip netns` knows by a name.

@@ -1,8 +1,8 @@
 //! Speed and size: a benchmark that prints a table. Nothing is asserted on time.
 //!
-//! Real agents, a real etcd with its data in memory, synthetic leases in flannel's format; all in one sandbox of its own.
-//! Every figure stands beside a reference taken in the same run, alternating with it, because machines differ from minute
-//! to minute: believe the ratios. The method is in docs/benchmarks.md.
+//! Real agents, a real etcd with its data in memory, synthetic leases in flannel's format; all in one sandbox of its
+//! own. Every figure stands beside a reference taken in the same run, alternating with it, because machines differ from
+//! minute to minute: believe the ratios. The method is in docs/benchmarks.md.
 //!
 //! `make bench`, or `cargo bench -p flatnet-tests --bench scale -- [--quick] [--only PART] [--leases N,N…]`.
 #![expect(

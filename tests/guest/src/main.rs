@@ -6,7 +6,8 @@
 //! it is process 1 itself, which starts nothing else; with `systemd` it becomes systemd, whose first service is this
 //! program. As `guest serve` it answers the port.
 //!
-//! Nothing here is part of what is tested, so it does as little as possible; what a test needs it does by its own script.
+//! Nothing here is part of what is tested, so it does as little as possible; what a test needs it does by its own
+//! script.
 
 mod boot;
 mod port;

@@ -130,8 +130,8 @@ impl Vm {
         SubnetEnv::parse(&text).unwrap_or_else(|| panic!("{}: {text}", self.name))
     }
 
-    /// Makes the container `c1`: a network namespace with a cable to the agent's bridge, the second address of each of the
-    /// host's subnets, and the first as its gateway.
+    /// Makes the container `c1`: a network namespace with a cable to the agent's bridge. It has the second address of
+    /// each of the host's subnets, and the first as its gateway.
     pub fn attach(&self) {
         let subnet = self.subnet();
         let mtu = subnet.mtu;

@@ -189,8 +189,8 @@ fn wiped() {
     }
     assert_eq!(subnets(&agents), before);
 
-    // Everything, the authority too: hosts join the new one with what it prints, and keep what they have. It never saw a
-    // network, so it is told of it as the first time.
+    // Everything, the authority too: hosts join the new one with what it prints, and keep what they have. It never saw
+    // a network, so it is told of it as the first time.
     server.end(Signal::SIGKILL);
     server.remove("");
     server.flags = INIT.iter().map(|flag| (*flag).to_owned()).collect();

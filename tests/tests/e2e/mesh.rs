@@ -1,5 +1,5 @@
-//! Three hosts, every backend and family: everybody reaches everybody, and the kernel has exactly what flannel's own layout
-//! says, as foreign tools see it.
+//! Three hosts, every backend and family: everybody reaches everybody, and the kernel has exactly what flannel's own
+//! layout says, as foreign tools see it.
 
 use flatnet_tests::Families;
 use flatnet_tests::agent::Agent;

@@ -15,8 +15,8 @@ const WHILE: Duration = Duration::from_millis(500);
 
 pub fn tests() -> Vec<Test> {
     let mut tests = for_each_shape(2, "a_restart_loses_no_packet", a_restart_loses_no_packet);
-    // Carried by the agent itself, as here, WireGuard and GRE stand still without it: see WireGuard's own tests, and those
-    // in virtual machines for the kernel's.
+    // Carried by the agent itself, as here, WireGuard and GRE stand still without it: see WireGuard's own tests, and
+    // those in virtual machines for the kernel's.
     tests.retain(|test| !test.name.contains("wireguard") && !test.name.contains("gre"));
     tests
 }

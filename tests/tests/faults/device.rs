@@ -110,7 +110,7 @@ fn wireguard() -> Shape {
     Shape { backend: "wireguard", ..Shape::vxlan(2) }
 }
 
-/// A removed peer, of which nothing tells: the agent looks by itself.
+/// A removed peer. No notification tells of it: the agent finds out by looking.
 fn removed_peer() {
     let scene = Scene::new(&wireguard());
     let peers = || {

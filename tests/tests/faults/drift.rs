@@ -1,5 +1,5 @@
-//! Every kind of our objects deleted or changed by somebody else, one after the other: repaired within a second and counted
-//! by kind.
+//! Every kind of our objects deleted or changed by somebody else, one after the other: repaired within a second and
+//! counted by kind.
 
 use std::time::{Duration, Instant};
 

@@ -128,7 +128,8 @@ fn leave(state: &State) {
     if running {
         if state.name == "degraded_with_the_store_away" {
             lab.etcd.start_again();
-            // Nobody could give these back; else this host, purged and so another node now, would have to wait for them.
+            // Nobody could give these back. Otherwise this host, purged and so another node now, would have to wait for
+            // them.
             assert_eq!(lab.etcd.ctl(&["del", "--prefix", "/flatnet/nodes/"]).code, 0);
             for (key, value) in lab.etcd.subnets() {
                 if value["Flatnet"]["Name"] == "host1" {

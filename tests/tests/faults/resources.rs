@@ -112,7 +112,8 @@ fn wireguard_clock() {
     let losses = stream.stop();
     scene.agents[0].wait_converged(1);
 
-    // With its process its sessions are gone, and what counted on from the old time: what it starts now says what time it is.
+    // Its sessions are gone with its process, and so is what counted on from the old time. What it starts now says what
+    // time it is.
     let target = scene.agents[1].subnet().container_addresses().next().unwrap();
     let mut back = Vec::new();
     for days in [0, -1] {
@@ -246,12 +247,12 @@ fn descriptors_gone() {
     let before = settled(&host);
     let idle = descriptors(pid);
     let stream = scene.stream();
-    // Connections that ask nothing take every descriptor there is: at the agent's own socket, since its pages take no more
-    // connections than a part of them.
+    // Connections that ask nothing take every descriptor there is: at the agent's own socket, since its pages take no
+    // more connections than a part of them.
     let socket = scene.agents[0].run_dir.join("agent.sock");
     let hogs: Vec<UnixStream> = (0..limit).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    // By its own words: a thread that waits in accept(2) has taken a descriptor that /proc does not show yet, and what the
-    // test itself inherited counts too.
+    // The agent's own words count: a thread that waits in accept(2) has taken a descriptor that /proc does not show
+    // yet, and what the test itself inherited counts too.
     wait_until("no descriptor is left", SECOND * 20, || {
         if scene.agents[0].log().contains("Too many open files") {
             Ok(())
@@ -362,7 +363,8 @@ fn memory() {
         );
         assert!(out.contains("SUCCESS"), "{out}");
     }
-    // Anonymous memory, stacks and heaps: what a service manager's MemoryMax would count against it but for shared pages.
+    // Anonymous memory, stacks and heaps: what a service manager's MemoryMax would count against it but for shared
+    // pages.
     let mut agent = agent(&lab, 1, &[]);
     let wrapper = lab.directory.join("limited");
     let limit_kib = 64 * 1024;

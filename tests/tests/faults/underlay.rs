@@ -44,8 +44,8 @@ fn moved(shape: &Shape, row: &str, address: &str, script: &str) {
     let underlay = scene.lab.underlay();
     underlay.ok(&format!("ip link add second1 type veth peer name eth1 netns {}", one.0));
     underlay.ok("ip link set second1 master br0 up");
-    // Two cards on one link, of which the second would answer for the first one's address; without a tunnel, packets of peers
-    // are believed on the underlay's card only.
+    // There are two cards on one link, and the second would answer for the first one's address. Without a tunnel,
+    // packets of peers are believed on the underlay's card only.
     shell(&one, "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore");
     one.ok("ip link set eth1 up");
     pause(SECOND);

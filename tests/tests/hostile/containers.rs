@@ -95,8 +95,8 @@ fn containers() {
         send(own, remote.network(), PORT, &into_friend);
     }
     for counter in &counters {
-        // What comes out of a tunnel still has its inner Ethernet source. (The friend's own addresses inside the network may
-        // be spoken to at any port, and may answer that nothing listens there.)
+        // What comes out of a tunnel still has its inner Ethernet source. (The friend's own addresses inside the
+        // network may be spoken to at any port, and may answer that nothing listens there.)
         let decapsulated = counter.arrivals().into_iter().filter(|arrival| arrival.frame[6..12] == MARK);
         let first = decapsulated.clone().next().map(|arrival| format!("{}: {:02x?}", arrival.device, arrival.frame));
         assert_eq!(decapsulated.count(), 0, "{first:?}");

@@ -98,8 +98,8 @@ impl Aim {
         let protocol = ethertype(self.family);
         let inner = self.packet(random, outer);
         let mut payload = match random.below(8) {
-            // Under a key that is none of ours, with what we do not speak (checksum, sequence, routing, a version), as another
-            // protocol, with Ethernet inside.
+            // Under a key that is none of ours, with what we do not speak (checksum, sequence, routing, a version), as
+            // another protocol, with Ethernet inside.
             0 => gre(0x2000, protocol, Some(u32::from(random.byte())), &inner),
             1 => gre(u16::from_be_bytes([random.byte(), random.byte()]), protocol, Some(0), &inner),
             2 => gre(0, random.pick(&[0x6558, 0x88be, 0x0800, 0x86dd, 0x880b, 0, 0xffff]), None, &inner),

@@ -1,5 +1,5 @@
-//! Machines of the LAN beside an IPv6 network over an IPv6 underlay: they open connections into it only if they are named, and
-//! containers reach the store only if they may.
+//! Machines of the LAN beside an IPv6 network over an IPv6 underlay: they open connections into it only if they are
+//! named, and containers reach the store only if they may.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;

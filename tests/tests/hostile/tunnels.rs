@@ -1,5 +1,5 @@
-//! Generated packets at the tunnels that carry IP packets: GRE, which knows its peers by their addresses, and WireGuard, which
-//! knows them by their keys.
+//! Generated packets at the tunnels that carry IP packets: GRE, which knows its peers by their addresses, and
+//! WireGuard, which knows them by their keys.
 
 use std::time::Duration;
 

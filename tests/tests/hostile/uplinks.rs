@@ -1,7 +1,7 @@
 //! A host with two cards on the underlay: a peer's packets that come in by another way than the answers go.
 //!
-//! Both cards are veths here, so the second one is like a container's interface: what a card without a kind, a bond or a VLAN is
-//! taken for beside it is shown by the rule's own tests.
+//! Both cards are veths here, so the second one is like a container's interface. The rule's own tests show what a card
+//! without a kind, a bond or a VLAN beside it is taken for.
 
 use flatnet_agent::lab::command_line::CommandLine;
 use flatnet_tests::lab::{Lab, Shape, wire};

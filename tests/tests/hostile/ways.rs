@@ -196,8 +196,8 @@ fn guest(field: &Field) -> Namespace {
     guest
 }
 
-/// Sets how sources are checked on every device of the host, and what FORWARD does; waits until members still reach each
-/// other.
+/// Sets how sources are checked on every device of the host, and the policy of FORWARD. Waits until members still reach
+/// each other.
 fn configure(field: &Field, policy: &str, rp_filter: u8) {
     let host = field.host(VICTIM);
     let set = format!("for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo {rp_filter} > $file; done");
@@ -348,8 +348,8 @@ fn out_of_the_tunnel(field: &Field, targets: &Targets) {
     assert!(wrong.is_empty(), "out of the tunnel to {wrong:?}");
 }
 
-/// The host's user opens the network to the stranger and the guest, and the store to containers: they get there, whatever
-/// FORWARD's policy is. Before, containers and guests do not reach the store.
+/// The host's user opens the network to the stranger and the guest, and the store to containers. They get there,
+/// whatever FORWARD's policy is. Before, containers and guests do not reach the store.
 fn opened(field: &mut Field, senders: &[Sender], targets: &Targets) {
     let store: SocketAddr = "192.168.33.10:2379".parse().unwrap();
     let reaches_store = |namespace: &Namespace| {

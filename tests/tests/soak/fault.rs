@@ -114,7 +114,8 @@ impl Fault {
     fn strike_host(self, random: &mut SeededRandom, fleet: &mut Fleet, index: usize) -> Option<u8> {
         let number = fleet.agents[index].number;
         match self {
-            // Addresses of one family and the default routes go with the link: the host's network manager brings them back.
+            // Addresses of one family and the default routes go with the link: the host's network manager brings them
+            // back.
             Self::NicDownAndUp => {
                 let v6 = fleet.lab.topology.host(number).v6;
                 let script = format!(

@@ -1,4 +1,5 @@
-//! VXLAN over lines that delay and lose packets: hosts join, the store fails over and restarts, and the datapath goes on.
+//! VXLAN over lines that delay and lose packets: hosts join, the store fails over and restarts, and the datapath goes
+//! on.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The kernel's GRE, on Debian's kernel: meshes, hosts set up by hand beside them, strangers, user space beside the kernel.
+//! The kernel's GRE, on Debian's kernel: meshes, hosts set up by hand beside them, strangers, user space beside the
+//! kernel.
 
 #[path = "gre/by_hand.rs"]
 mod by_hand;

@@ -236,7 +236,7 @@ async fn a_store_that_has_grown_past_what_was_known_since_it_was_wiped_is_shown_
     assert_eq!(snapshot(&mut watcher).await.1, 11, "and not as ten departures and ten arrivals");
 }
 
-/// The store's revision moves with what is written elsewhere in it, of which a network's watch says nothing.
+/// The store's revision moves with writes elsewhere in it, which a network's watch does not show.
 #[tokio::test(start_paused = true)]
 async fn whoever_knows_of_a_later_revision_than_this_server_does_not_wait_for_the_next_change() {
     let store = MemoryStore::new();

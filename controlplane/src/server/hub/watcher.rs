@@ -30,7 +30,7 @@ pub struct Watcher {
 /// The pause between two messages with changes. A change that comes alone is sent at once. When a fleet starts, each
 /// node's message to each other one would otherwise be a message of its own, a million for a thousand.
 const SPACING: Duration = Duration::from_millis(50);
-/// The number of changes in one message from which no more are added to it.
+/// A message with this many changes gets no more of them.
 const CHANGES: usize = PART;
 
 impl Watcher {

@@ -83,8 +83,8 @@ impl<S: Store> NodeService<S> {
             allocate::acquire(self.store(), &request, &state, &mut OsRandom).await
         };
         let claim = claim.map_err(|error| refusal::acquire(&error))?;
-        // Whoever drained or revoked the node since it was looked at, perhaps at another replica, may have looked for its
-        // leases before this one was there.
+        // Whoever drained or revoked the node since it was looked at, perhaps at another replica, may have looked for
+        // its leases before this one was there.
         if let Err(refused) = registry::check_may_hold(self.store(), caller.node).await {
             if refused.code() == Code::PermissionDenied {
                 let released = allocate::release(self.store(), &request.keys, &claim).await;
@@ -125,8 +125,8 @@ impl<S: Store> NodeService<S> {
                 return Ok(Under::Offered(offered.clone()));
             }
             if let Some(stored) = &stored {
-                // Of a family that the network has no more, or has beside, the library would choose a new subnet: containers
-                // live in this one.
+                // Of a family that the network has no more, or has beside, the library would choose a new subnet:
+                // containers live in this one.
                 return Err(refusal::acquire(&allocate::AcquireError::Moved {
                     subnets: previous,
                     network: keys.network().to_string(),
@@ -137,8 +137,8 @@ impl<S: Store> NodeService<S> {
         if let (Some(stored), Some(offered)) = (&stored, &offered)
             && !would_fit(stored, offered, previous)
         {
-            // The node has not read yet that the network was changed: it would hold a subnet that is not in the network it
-            // knows. It asks again.
+            // The node has not read yet that the network was changed: it would hold a subnet that is not in the network
+            // it knows. It asks again.
             return Err(refusal::acquire(&allocate::AcquireError::Busy(1)));
         }
         Ok(Under::Stored(stored.map_or(ConfigState::Missing, ConfigState::Valid)))

@@ -33,8 +33,8 @@ impl<S: Store> NodeService<S> {
         if let Some(kv) = reply.kvs.first() {
             self.context.witness.saw(keys.network(), &kv.value, reply.revision);
         }
-        // A network that is not there has a hub too, since it may be made at any moment: what keeps made-up names from taking
-        // all there are is that each node has its share.
+        // A network that is not there has a hub too, since it may be made at any moment: what keeps made-up names from
+        // taking all there are is that each node has its share.
         let place = self.context.watches.take(caller.node, keys.network())?;
         let hub = self.hub(&keys)?;
         if let Some(position) = &position

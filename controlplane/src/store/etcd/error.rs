@@ -39,8 +39,8 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
                 INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
                     StoreError::Rejected { endpoint, reason }
                 }
-                // A full quota (NOSPACE) and a corrupt member are answers of a store that is there, and stay until somebody
-                // clears the alarm. Too many requests at once pass by themselves.
+                // A full quota (NOSPACE) and a corrupt member are answers of a store that is there, and stay until
+                // somebody clears the alarm. Too many requests at once pass by themselves.
                 RESOURCE_EXHAUSTED if reason.contains("database space exceeded") => {
                     StoreError::Rejected { endpoint, reason }
                 }

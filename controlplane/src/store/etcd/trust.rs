@@ -132,8 +132,8 @@ fn must_be_pem(bytes: &[u8], label: &str, file: File) -> Result<(), InvalidOptio
     ))
 }
 
-/// Believes what the authorities in the CA file have signed, and, as Go's library does, any certificate that is itself in
-/// that file: the way of a server that signed its own.
+/// Believes what the authorities in the CA file have signed. Like Go's library it also believes any certificate that is
+/// itself in that file: the way of a server that signed its own.
 #[derive(Debug)]
 struct Believed {
     /// The verifier with the authorities; `None`: nothing in the file can be an authority.

@@ -161,7 +161,7 @@ impl Watch {
     }
 }
 
-/// Returns true if a key of `range` was written after `told`, of which the watch was to tell. This is a small read,
+/// Returns true if a key of `range` was written after `told`; the watch should have told of it. This is a small read,
 /// which every proxy passes on.
 async fn is_changed(inner: &Inner, range: &KeyRange, told: Revision) -> Result<bool, StoreError> {
     let connection = Box::pin(inner.connection()).await?;
