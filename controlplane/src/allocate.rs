@@ -198,7 +198,7 @@ pub async fn refresh<S: Store>(
     let Some(config) = state.valid_config() else {
         return Err(AcquireError::NoConfig { network: request.keys.network().to_string() });
     };
-    // What is known may be old: that the lease is there is read.
+    // What is known may be old, so the store is read to see that the lease is there.
     let attempt =
         Attempt { store, request, config, refresh_only: true, granted: None, known: None, outcome_unknown: false };
     attempt.end(random).await
@@ -292,7 +292,7 @@ impl<S: Store> Attempt<'_, S> {
         match plan::decide(self.store, self.request, self.config, &survey, random).await {
             Ok(plan) => Ok(Some((survey, plan))),
             Err(AcquireError::Store(error)) => Err(error.into()),
-            // Before it is said that there is none, or who has it, the store itself is read.
+            // A refusal may rest on old knowledge, so the store itself is read before one is given.
             Err(_) => Ok(None),
         }
     }

@@ -119,7 +119,7 @@ impl Remote {
     /// Reads the credentials there are and connects over `transport`, with the first call.
     pub fn over(transport: Transport, options: RemoteOptions) -> Result<Self, credentials::CredentialsError> {
         let credentials = Credentials::read(&options.dir)?.filter(|found| {
-            // Told to believe another authority: what this one signed counts for nothing.
+            // The options name another authority, so what this one signed counts for nothing.
             let known = options.ca_hash.as_ref().is_none_or(|hash| *hash == found.authority_hash());
             known && found.is_for(options.node)
         });
@@ -269,7 +269,7 @@ impl Inner {
             }
             Err(status) => {
                 if status.code() != Code::Unavailable {
-                    // Answered: the next one is made for whatever key there is by then.
+                    // The request was answered. The next one is made for the key that there is by then.
                     state.request = None;
                 }
                 if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) {
@@ -293,7 +293,7 @@ impl Inner {
 
     /// Decides from the end of a call whether the connection it used is kept.
     fn after_error(&self, generation: u64, status: &Status) {
-        // Said by a server that is there; its store may not be, but another server's is the same one.
+        // A server that is there gave this answer. Its store may be away, but another server has the same store.
         let is_answer = !status.details().is_empty();
         let is_over = matches!(refusal::read_store("", status), StoreError::Unavailable { .. }) && !is_answer;
         if !is_over {
@@ -427,7 +427,7 @@ impl ControlPlane for Remote {
         let reply = self.call(CALL_TIMEOUT, async |mut client| client.restore_network(message).await).await;
         match reply {
             Ok(reply) => Ok(reply.written),
-            // An administrator is to put it back; what is here stays.
+            // An administrator has to put it back; the configuration here stays.
             Err(failed) if failed.status.code() == Code::PermissionDenied => {
                 tracing::warn!(network = %keys.network(), reason = failed.status.message(), "the configuration was not taken");
                 Ok(false)

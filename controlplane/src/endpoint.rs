@@ -170,7 +170,7 @@ fn host_name(host: &str) -> Result<String, String> {
     if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && host.parse::<Ipv4Addr>().is_err() {
         return Err(format!("{host} is no IPv4 address"));
     }
-    // Underscores are in no host name by the letter (RFC 952), but in every one that a compose project makes.
+    // By RFC 952 no host name has underscores, but every one that a compose project makes does.
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if let Some(odd) = host.chars().find(|c| !plain(*c)) {
         return Err(format!("there is a {odd:?} in the host name; an international one is written as xn--…"));

@@ -121,7 +121,7 @@ pub async fn create<S: Store>(
     for _ in 0..ATTEMPTS {
         let catalog = Catalog::read(store, flannel_prefix).await?;
         if let Some(found) = catalog.find(name) {
-            // Ours, if an answer was lost and it is just what we would write.
+            // The network is ours if an answer was lost and it is just what we would write.
             let written = draft::create(name, spec, &catalog.others(name)).map(|(value, _)| value);
             let is_ours = outcome_unknown && written.is_ok_and(|value| value == found.config_value);
             return if is_ours { Ok(found.clone()) } else { Err(NetworkError::Exists(name.clone())) };
@@ -161,7 +161,7 @@ pub async fn restore<S: Store>(store: &S, keys: &NetworkKeys, value: Vec<u8>) ->
                 Compare::ModRevision(keys.config(), 0),
                 Compare::ModRevision(CATALOG.to_owned(), catalog.map_or(0, |kv| kv.mod_revision)),
             ],
-            // Whoever is about to create a network looks again.
+            // The changed record makes everybody who is about to create a network look again.
             then: vec![put(keys.config(), value.clone()), put(CATALOG.to_owned(), record.to_vec())],
         };
         if let TxnReply::Done(_) = store.txn(txn).await? {
@@ -221,7 +221,7 @@ pub async fn update<S: Store>(
         match store.txn(catalog.change(guard, put(keys.config(), value))).await {
             Ok(TxnReply::Done(_)) => return inspect(store, flannel_prefix, name).await,
             Ok(TxnReply::Refused(_)) => {}
-            // Asked again, it either happened (then nothing is left to change) or is tried again.
+            // When asked again, either it happened (then nothing is left to change) or it is tried again.
             Err(error) if error.can_retry() => {}
             Err(error) => return Err(error.into()),
         }
@@ -284,7 +284,7 @@ pub async fn remove<S: Store>(
                 return Err(NetworkError::InUse { name: name.clone(), leases: held });
             }
             delete_range(store, &subnets).await?;
-            // A host that joins meanwhile is not removed unseen.
+            // The transaction fails if a host joins meanwhile, so that none is removed unseen.
             txn.when.push(Compare::Absent(subnets));
         }
         match store.txn(txn).await {
@@ -321,7 +321,7 @@ async fn delete_range<S: Store>(store: &S, range: &KeyRange) -> Result<(), Store
         let known = chunk.iter().filter_map(|kv| Some((String::from_utf8(kv.key.clone()).ok()?, kv.mod_revision)));
         let (when, then) =
             known.map(|(key, revision)| (Compare::ModRevision(key.clone(), revision), Write::Delete(key))).unzip();
-        // Refused: something changed meanwhile; the caller looks again.
+        // A refusal means that something changed meanwhile; the caller looks again.
         store.txn(Txn { when, then }).await?;
     }
     Ok(())
@@ -412,7 +412,7 @@ pub async fn remove_peer<S: Store>(
         let Some(kv) = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next() else {
             return if attempt == 0 { Err(none()) } else { Ok(()) };
         };
-        // One whose value cannot be read is nobody's either.
+        // A lease whose value cannot be read has no owner either.
         let owned = decode_lease(subnets, &kv).is_ok_and(|lease| lease.owner.is_some());
         if kv.lease.is_some() || owned {
             return Err(none());

@@ -159,7 +159,7 @@ impl Authority {
             let certificate = params.self_signed(&key)?;
             files::create_dir(dir, 0o700).map_err(io("create", dir))?;
             files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600).map_err(io("write", &key_path))?;
-            // Last: it is what says that the authority is there.
+            // The certificate is written last: it shows that the authority is complete.
             files::replace(&certificate_path, certificate.pem().as_bytes(), 0o644)
                 .map_err(io("write", &certificate_path))?;
         }
@@ -226,7 +226,8 @@ impl Authority {
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr)).map_err(invalid)?;
         let issued = self.sign(identity, &request.public_key, lifetime)?;
-        // A key of one kind signed with another kind's hash is written down as that other kind's: nobody could use it.
+        // A key of one kind signed with another kind's hash is written down as that other kind's, which nobody could
+        // use.
         let written = validity(&issued.certificate).map(|(_, key)| sha256(&key));
         if written.is_none() || written != request_key_hash(csr) {
             return Err(PkiError::Invalid(
@@ -346,7 +347,7 @@ pub fn holder(certificate: &[u8]) -> Option<Holder> {
         x509_parser::extensions::GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    // Exactly one: nobody is two.
+    // There must be exactly one: nobody is two.
     let identity = Identity::parse(uris.next()?)?;
     if uris.next().is_some() {
         return None;

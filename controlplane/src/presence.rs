@@ -90,7 +90,7 @@ impl Record {
 #[must_use]
 pub fn read(value: &[u8]) -> Option<(String, HostRanges)> {
     let record: Record = serde_json::from_slice(value).ok()?;
-    // Bounded before they are looked at: whoever can write the store can write anything.
+    // The number is bounded before they are parsed: a client that can write the store can write anything.
     let routes = record.routes.iter().take(HostRanges::PREFIXES).filter_map(|text| text.parse().ok());
     let resolvers = record.resolvers.iter().take(HostRanges::RESOLVERS).filter_map(|text| text.parse().ok());
     let endpoints = record.endpoints.iter().take(HostRanges::ENDPOINTS).filter_map(|text| text.parse().ok());
@@ -108,7 +108,7 @@ pub async fn moved<S: Store>(store: &S, node: NodeId, kv: &KeyValue, from: IpAdd
     let (Ok(mut record), Some(lease)) = (serde_json::from_slice::<Record>(&kv.value), kv.lease) else { return Ok(()) };
     record.from = Some(from);
     let key = flatnet_model::keys::presence(node);
-    // Refused: it was written meanwhile, by the node itself.
+    // A refusal means that it was written meanwhile, by the node itself.
     put(store, key, kv.mod_revision, node, &record, lease).await.map(drop)
 }
 
@@ -200,7 +200,7 @@ impl SignsOfLife {
                 "another instance has this node's identity; waiting whether it is this machine before a reboot, or a copy that lives"
             );
         }
-        // What cannot be read now is looked at again, or waited out.
+        // A lease that cannot be read now is looked at again, or waited out.
         let Ok(left) = store.lease_time_left(lease).await else { return Sign::None };
         match self.last.replace((lease, left)) {
             Some((known, before)) if known != lease || left > before => {
@@ -222,7 +222,7 @@ async fn attempt<S: Store>(
     let found = store.range(&KeyRange::key(&key)).await?.kvs.into_iter().next();
     if let Some(kv) = &found
         && let Some(lease) = kv.lease
-        // Without a lease, or unreadable, nobody can be keeping it alive.
+        // Nobody can be keeping a record alive that has no lease or is unreadable.
         && let Ok(record) = serde_json::from_slice::<Record>(&kv.value)
     {
         if record.nonce != new.nonce {
@@ -230,7 +230,7 @@ async fn attempt<S: Store>(
         }
         match store.lease_keep_alive(lease).await {
             Ok(_) if record.says_the_same(new) => return Ok(Attempt::Held(Presence { node, lease })),
-            // It goes on under its lease, and says what is true now.
+            // The presence goes on under its lease, with the new record.
             Ok(_) => return put(store, key, kv.mod_revision, node, new, lease).await,
             Err(StoreError::LeaseGone(_)) => {}
             Err(error) => return Err(error),

@@ -111,7 +111,7 @@ impl<G: Eq + Hash + Clone> Taken<G> {
     fn evict(&mut self, group: &G) {
         if let Some((_, tell)) = self.groups.get_mut(group).and_then(VecDeque::pop_front) {
             self.total -= 1;
-            // Gone by itself just now.
+            // The holder may have ended by itself just now.
             let _ = tell.send(());
         }
         self.tidy(group);

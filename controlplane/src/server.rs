@@ -226,7 +226,7 @@ impl<S: Store> Context<S> {
                 other => StoreError::Unavailable { endpoint: "store".to_owned(), reason: other.to_string() },
             })?;
             let all = all.iter().map(|info| (info.keys.network(), info.config_value.as_slice()));
-            // What nodes put back is not all yet.
+            // While nodes are putting networks back, not all are there yet.
             self.witness.saw_these(all, !look.is_restored);
             looks.written = Some(look.written);
         }
@@ -305,7 +305,7 @@ impl<S: Store> Server<S> {
     pub fn looked(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut ready = self.context.ready.subscribe();
         async move {
-            // A server that is gone is waited for by nobody.
+            // If the server is gone, nobody waits for this.
             let _ = ready.wait_for(Result::is_ok).await;
         }
     }
@@ -320,7 +320,7 @@ impl<S: Store> Server<S> {
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServerError> {
         let stopped = self.context.stopping.subscribe();
         let until = |mut stopped: watch::Receiver<bool>| async move {
-            // Dropped is stopped too.
+            // A dropped sender stops the server too.
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
         let mut tasks = tokio::task::JoinSet::new();
@@ -363,7 +363,7 @@ impl<S: Store> Server<S> {
         let path = self.socket_path;
         tasks.spawn(local.map_err(|source| ServerError::Io { path: path.clone(), source })?);
         stop.await;
-        // Watches end by this, and with them what holds connections open.
+        // This ends the watches, and with them what holds connections open.
         self.context.stopping.send_replace(true);
         let _ = tokio::time::timeout(LAST_ANSWERS, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
@@ -442,7 +442,7 @@ async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig
     loop {
         tokio::time::sleep(LOOK_AT_CERTIFICATE).await;
         let now = clock::now();
-        // Made in what is the future now: it may not be good yet.
+        // The certificate was made at a time that is in the future now: it may not be good yet.
         if now.duration_since(made).is_ok_and(|age| age < RENEW_CERTIFICATE) {
             continue;
         }
@@ -459,7 +459,7 @@ async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig
 /// Asks the store every second whether it answers. It does so by reading, which takes a quorum.
 async fn probe<S: Store>(context: Arc<Context<S>>) {
     loop {
-        // Each look counts, also when no node offers anything: it may be that the store goes back between two of them.
+        // Each look counts, also when no node offers anything: the store may go back between two of them.
         let answer = match context.was_wiped().await {
             Ok(_) => context.store.refuses_changes().map_or(Ok(()), Err),
             Err(error) => Err(error.to_string()),

@@ -55,7 +55,7 @@ struct Record {
 #[must_use]
 pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    // What is only missing is gone for whoever is started next.
+    // Leases that are only missing count as gone after a restart.
     let suspect = view.suspect.as_ref().filter(|suspect| suspect.sign > Sign::Missing);
     let kept = suspect.map(|suspect| &suspect.kept);
     let leases = view.state.leases.values().map(|lease| Record {

@@ -35,7 +35,7 @@ pub fn server(
         .allow_unauthenticated()
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
-    // The authority's is sent along: a host that joins knows only its hash.
+    // The authority's certificate is sent along: a host that joins knows only its hash.
     let chain = vec![certificate, authority.clone()];
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?

@@ -244,7 +244,7 @@ impl<P: ControlPlane> Follower<P> {
             self.contents.apply(event);
         }
         if batch.events.is_empty() {
-            // Only how far the store is: nobody needs to be woken for that.
+            // The batch only tells how far the store is: nobody needs to be woken for that.
             self.view.send_if_modified(|view| {
                 view.state.revision = view.state.revision.max(batch.revision);
                 false

@@ -236,7 +236,7 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
         let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
         let with_password = format!("{user}:secret");
         if words[..2] == ["user", "add"] {
-            // Asked for on a terminal otherwise.
+            // The command would ask for it on a terminal otherwise.
             words[2] = &with_password;
         }
         etcd.ctl(&words);
@@ -251,7 +251,7 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     })
     .unwrap();
 
-    // It is its node: a lease on the subnet reserved, kept alive, changed, given back; presence; the view.
+    // The user is its node: a lease on the subnet reserved, kept alive, changed, given back; presence; the view.
     let wish = ClaimRequest { wanted: vec![subnet], ..mine.clone() };
     let claim = acquire(&store, &wish, &state(), &mut OsRandom).await.unwrap();
     assert_eq!(claim.lease.subnets.to_string(), "10.100.77.0-24");
@@ -265,7 +265,7 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     until(&mut view, |view| view.state.leases.len() == 2).await;
     following.abort();
 
-    // And nothing else.
+    // It is nothing else.
     let denied = |result: Result<flatnet_controlplane::store::TxnReply, StoreError>| {
         assert!(matches!(result, Err(StoreError::Denied { .. })), "{result:?}");
     };
@@ -318,7 +318,7 @@ async fn a_changed_password_is_said_ends_no_presence_and_is_read_again() {
     let store = args.open(vec![etcd.url()]).unwrap();
     let owner = request(1).owner;
     let held = presence::announce(&store, &owner, &HostRanges::default()).await.unwrap();
-    // As interactively: the new password is not an argument.
+    // The command is given as interactively: the new password is not an argument.
     let passwd = format!(
         "printf 'two\\ntwo\\n' | ETCDCTL_API=3 etcdctl --endpoints {} --user root:secret user passwd fl --interactive=false",
         etcd.url()
@@ -342,7 +342,7 @@ async fn a_changed_password_is_said_ends_no_presence_and_is_read_again() {
     let there = || etcd.ctl(&["--user", "root:secret", "get", "--keys-only", "--prefix", "/flatnet/nodes/"]);
     assert!(there().contains(&owner.node.to_string()), "its presence went on without a password");
 
-    // Half written: what was read before counts until there is a file again.
+    // While the file is half written, what was read before counts until there is a file again.
     std::fs::remove_file(&file).unwrap();
     assert!(presence::announce(&store, &owner, &HostRanges::default()).await.is_err());
     std::fs::write(&file, "two\n").unwrap();
@@ -364,8 +364,7 @@ async fn a_store_whose_quota_is_full_refuses_and_is_there() {
         then: vec![Write::Put { key: key.to_owned(), value, lease: Some(lease) }],
     };
     let mut refused = None;
-    // etcd counts what it has committed, which it does ten times a second: as many as are written in between get past
-    // it.
+    // etcd counts what it has committed, which it does ten times a second. Writes in between get past the quota.
     for number in 0..512 {
         tokio::time::sleep(Duration::from_millis(10)).await;
         if let Err(error) = store.txn(put(&format!("/junk/{number}"), vec![b'x'; 200_000])).await {
@@ -374,7 +373,7 @@ async fn a_store_whose_quota_is_full_refuses_and_is_there() {
         }
     }
     assert!(matches!(&refused, Some(StoreError::Rejected { reason, .. }) if reason.contains("space")), "{refused:?}");
-    // In every call that writes; what writes nothing goes on.
+    // The refusal comes in every call that writes; calls that write nothing go on.
     let owner = request(1).owner;
     let announced = presence::announce(&store, &owner, &HostRanges::default()).await.unwrap_err();
     assert!(matches!(&announced, presence::PresenceError::Store(error) if error.is_refusal()), "{announced:?}");
@@ -412,7 +411,7 @@ async fn a_quiet_watch_through_a_proxy_is_not_taken_for_dead() {
     until(&mut view, |view| view.state.leases.len() == 1).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(view.borrow().connection, Connection::Connected);
-    // Gone, it is noticed as ever.
+    // Once the proxy is gone, it is noticed as ever.
     proxy.kill().unwrap();
     proxy.wait().unwrap();
     until(&mut view, |view| matches!(view.connection, Connection::Lost { .. })).await;

@@ -253,7 +253,7 @@ async fn silent_sockets_by_the_thousand_keep_no_node_out() {
             let connecting = tokio::time::timeout(Duration::from_millis(500), socket.connect(address));
             if let Ok(Ok(mut stream)) = connecting.await {
                 if number % 3 == 0 {
-                    // A handshake's first bytes, which announce more.
+                    // These are a handshake's first bytes, which announce more.
                     let _ = stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1]).await;
                 }
                 open.push_back(stream);
@@ -334,7 +334,7 @@ async fn thousands_of_bad_tokens_silent_connections_and_unread_watches_cost_a_bo
     let server = Process::start().await;
     let (honest, owner) = server.node(1).await;
     let presence = honest.announce(&owner, &HostRanges::default()).await.expect("an honest node joins");
-    // Before the bad tokens: whoever shares an address with their sender waits a minute.
+    // This comes before the bad tokens: a node that shares an address with their sender waits a minute.
     let (slow, slow_owner) = server.node(2).await;
     slow.announce(&slow_owner, &HostRanges::default()).await.expect("another one joins");
     let before = server.resident();

@@ -87,7 +87,7 @@ struct Measured {
 fn harm() {
     let secs = std::env::var("CLUSTER_SECS").map_or(0, |text| text.parse().expect("CLUSTER_SECS is a number"));
     let mut lab = Lab::without_network(&Shape::vxlan(5));
-    // The lab's own is not used; nodes, and who watches over them, live in its namespace.
+    // The lab's own etcd is not used; the nodes and the test's own clients live in its namespace.
     lab.etcd.end_if_running();
     let place = Side { namespace: Namespace(lab.topology.store().namespace), address: lab.topology.store().v4 };
     enter(&place.namespace);

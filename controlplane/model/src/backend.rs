@@ -86,7 +86,7 @@ impl BackendConfig {
         match (self, new) {
             (Self::Vxlan(old), Self::Vxlan(new)) => old.vni != new.vni,
             (Self::Gre(old), Self::Gre(new)) => old.key != new.key,
-            // One key at two ports is one peer that keeps moving.
+            // One key at two ports would be one peer that keeps moving.
             (Self::Wireguard(_), Self::Wireguard(_)) => false,
             (Self::Unsupported(_), _) => false,
             _ => self.kind() != new.kind(),

@@ -164,7 +164,7 @@ impl Pool {
         }
         let (first, last) = span(net);
         let is_within = |(start, end)| start <= first && last <= end;
-        // Asked of every lease, and nearly all are between the bounds, whatever those mean.
+        // This is asked of every lease. Nearly all are between the bounds, whatever those mean.
         is_within((to_bits(self.min), to_bits(self.max))) || is_within(self.ends())
     }
 
@@ -397,7 +397,7 @@ mod tests {
                 next = last + 1;
             }
             prop_assert_eq!(next, to_bits(at(high)) + size);
-            // As few as will do: no two of them are the halves of one that would do.
+            // The prefixes are as few as will do: no two of them are the halves of one that would do.
             let halves = |pair: &[IpNet]| pair[0].prefix_len() == pair[1].prefix_len() && pair[0].supernet() == pair[1].supernet();
             prop_assert!(!prefixes.windows(2).any(halves), "{:?}", prefixes);
             prop_assert!(!pool().hands_out(network));

@@ -63,7 +63,7 @@ impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.v4 {
             Some(v4) => write!(f, "{}-{}", v4.addr(), v4.prefix_len())?,
-            // What flannel writes for a lease without IPv4: the zero value of its subnet type.
+            // flannel writes this for a lease without IPv4: it is the zero value of its subnet type.
             None => f.write_str("0.0.0.0-0")?,
         }
         match self.v6 {

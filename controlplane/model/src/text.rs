@@ -58,7 +58,7 @@ pub fn json(document: &str) -> String {
         if is_shown(c) || c == '\n' {
             out.push(c);
         } else {
-            // Outside of its strings there is none of these.
+            // None of these characters occurs outside of the document's strings.
             c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
         }
     }

@@ -32,7 +32,8 @@ mod tests {
 
     #[test]
     fn a_vtep_mac_never_changes() {
-        // What leases in stores hold: if this fails, every restarted agent would cut itself off until its peers follow.
+        // Leases in stores hold these addresses. If this fails, every restarted agent would cut itself off until its
+        // peers follow.
         let macs = [(1, IpFamily::V4), (1, IpFamily::V6), (2, IpFamily::V4)]
             .map(|(vni, family)| vtep_mac(NODE, Vni::new(vni).unwrap(), family).to_string());
         assert_eq!(macs, ["6a:56:e4:0a:ca:da", "ea:4d:f0:0a:b9:cc", "b2:9d:bc:ca:a7:7e"]);

@@ -49,7 +49,8 @@ pub(super) async fn decide<S: Store>(
 ) -> Result<Plan, AcquireError> {
     let decision = Decision { store, request, config, survey };
     let mut own = survey.own(request.owner.node);
-    // What containers live in counts: a store that was put back may have another lease of this node's, from before.
+    // The lease that containers live in comes first: a store that was put back may have another lease of this node's,
+    // from before.
     own.sort_by_key(|seen| Some(seen.subnets) != request.previous);
     if let Some((first, extra)) = own.split_first() {
         return match decision.held_instead_of(&own) {
@@ -316,7 +317,8 @@ impl Plan {
         match &self.replaces {
             Some(replaced) => when.push(Compare::ModRevision(key.clone(), replaced.mod_revision)),
             None => {
-                // Of the leases removed below one may be another form of the same key: all the others must be absent.
+                // One of the leases removed below may be another form of the same key: all the other forms must be
+                // absent.
                 let mut removed: Vec<String> = self.extra.iter().map(|(subnets, _)| keys.lease(subnets)).collect();
                 removed.sort_unstable();
                 let (start, end) = keys.lease_forms(&self.subnets);

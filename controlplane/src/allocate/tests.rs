@@ -321,7 +321,7 @@ async fn all_at_once(store: &MemoryStore, hosts: u8, seed: u64) -> Vec<Claim> {
                 client.clear_faults();
                 client.fault_next(before.into_iter().chain([fault]));
                 let mut asking = request(host);
-                // What it knows is old: the others began at the same moment.
+                // What it knows may be old: the others began at the same moment.
                 asking.known = known(&state, &asking).filter(|_| random.next_u64().is_multiple_of(2));
                 match acquire(&client, &asking, &state, &mut random).await {
                     Ok(claim) => return claim,
@@ -409,7 +409,7 @@ async fn what_a_node_lives_in_comes_before_an_older_lease_of_its_own_that_a_back
     assert_eq!((claim.lease.subnets, claim.origin), (held, Origin::Reclaimed));
     let left: Vec<SubnetKey> = leases(&store).await.iter().map(|lease| lease.subnets).collect();
     assert_eq!(left, [held]);
-    // Another has it meanwhile: that is said, and the node is not moved to its older lease.
+    // Another node has it meanwhile: the error says so, and the node is not moved to its older lease.
     release(&store, &keys(), &claim).await.unwrap();
     ask(&store, &request(1)).await.unwrap();
     let taker = ask(&store, &ClaimRequest { previous: Some(held), ..request(2) }).await.unwrap();
@@ -425,10 +425,10 @@ async fn a_node_that_follows_the_store_does_not_read_all_leases_again() {
     let before = state(&store).await;
     let mut asking = request(2);
     asking.known = known(&before, &asking);
-    // A lease it does not know of stands in the way of nothing it can choose, and is seen by the transaction alone.
+    // A lease it does not know of is in the way of none it can choose; only the transaction sees it.
     let claim = acquire(&store, &asking, &before, &mut SeededRandom::new(3)).await.unwrap();
     assert_eq!(claim.origin, Origin::Chosen);
-    // Its own claim of a moment ago is younger than what it knows: it is found all the same, not made twice.
+    // Its own claim of a moment ago is younger than what it knows. It is found all the same, and not made twice.
     let again = acquire(&store, &asking, &before, &mut SeededRandom::new(4)).await.unwrap();
     assert_eq!((again.origin, again.lease.subnets), (Origin::Refreshed, claim.lease.subnets));
     assert_eq!(leases(&store).await.len(), 2);
@@ -444,7 +444,7 @@ async fn a_backups_lease_that_shares_one_half_with_what_a_node_lives_in_does_not
     assert_eq!((claim.lease.subnets, claim.origin), (held, Origin::Reclaimed));
     let left: Vec<SubnetKey> = leases(&store).await.iter().map(|lease| lease.subnets).collect();
     assert_eq!(left, [held]);
-    // One form of the key more, somebody else's, and nothing is written.
+    // With one more form of the key, somebody else's, nothing is written.
     release(&store, &keys(), &claim).await.unwrap();
     ask(&store, &ClaimRequest { previous: Some(old), ..request(1) }).await.unwrap();
     flanneld(&store, "10.100.8.0-24&fd00:0:0:5::-64", 9).await;

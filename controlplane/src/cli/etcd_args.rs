@@ -43,7 +43,7 @@ impl EtcdArgs {
     /// Reads the options from the flags, with the files as they are now.
     fn options(&self, endpoints: Vec<String>) -> Result<EtcdOptions, Failure> {
         let file = |flag, path: &Option<PathBuf>| path.as_ref().map(|path| read_file(flag, path)).transpose();
-        // Values of a file of settings are not held against each other by the command line.
+        // The command line does not check the values of a settings file against each other.
         self.check_pairs()?;
         let certificate = file("etcd-certfile", &self.etcd_certfile)?;
         let key = file("etcd-keyfile", &self.etcd_keyfile)?;

@@ -266,7 +266,7 @@ pub async fn admin(command: AdminCommand) -> Result<(), Failure> {
             Ok(())
         }
         Err(failure) => {
-            // Empty, and ours.
+            // The directory is empty, and ours.
             let _ = std::fs::remove_file(&args.output);
             Err(failure)
         }

@@ -121,15 +121,15 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let (ca_hash, prepare_args, prefix) = (server.ca_hash(), args.clone(), args.etcd.etcd_prefix.clone());
     let looked = server.looked();
     let (failed, mut failure) = tokio::sync::mpsc::channel(1);
-    // Beside the server: an etcd that is away for now keeps nobody from being told so.
+    // This runs beside the server: while an etcd is away, clients can be told so.
     let prepare = tokio::spawn(async move {
-        // Not before the server knows whether the store was blank: nodes may then put networks back.
+        // Wait until the server knows whether the store was blank: only then may nodes put networks back.
         looked.await;
         if let Err(error) = prepare(store.as_ref(), &prefix, &prepare_args, &ca_hash, address).await {
-            // Whoever listens ends with the process.
+            // The receiver ends with the process.
             let _ = failed.send(error).await;
         }
-        // Not ended: a channel that closes is not a failure.
+        // Do not end: a channel that closes is not a failure.
         std::future::pending::<()>().await;
     });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -173,7 +173,7 @@ async fn prepare(
     }
     for (name, spec) in specs {
         loop {
-            // Hosts that live in it may be there already: a store that was lost gets its networks back.
+            // Hosts that live in it may be there already: networks are also created again in a store that was lost.
             match networks::create(store, prefix, &name, &spec, Force::Yes).await {
                 Ok(_) => break tracing::info!(network = %name, "network created"),
                 Err(NetworkError::Exists(_)) => break,

@@ -90,13 +90,13 @@ fn unusable(error: &OpenError) -> Failure {
 pub async fn backup(args: BackupArgs) -> Result<(), Failure> {
     let file = std::path::absolute(&args.file).unwrap_or(args.file);
     if args.dir.is_served() {
-        // The server's service may write nowhere else, and has a /tmp of its own: it writes beside its store, and what
-        // it wrote is taken from there.
+        // The server's service may write nowhere else, and has a /tmp of its own. So it writes beside its store, and
+        // the file is taken from there.
         let dir = std::path::absolute(&args.dir.data_dir).unwrap_or_else(|_| args.dir.data_dir.clone());
         let written = dir.join(format!("backup-{}.redb", std::process::id()));
         let message = flatnet_proto::controlplane::v1::BackupRequest { path: written.display().to_string() };
         let mut admin = args.dir.admin()?;
-        // Refused before the server does anything.
+        // A file that is there already is refused before the server does anything.
         let target = new_file(&file)?;
         let taken = match admin.backup(message).await {
             Ok(_) => take(&written, target, &file),
@@ -151,7 +151,8 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
         Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error)
     };
     crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
-    // Held until the new one is in its place: a server that started meanwhile would go on with the one before.
+    // The store is held until the new one is in its place: a server that started meanwhile would go on with the old
+    // one.
     let _before = match path.exists().then(|| EmbeddedStore::open(&path)) {
         Some(Err(error @ (OpenError::InUse { .. } | OpenError::Io { .. }))) => return Err(unusable(&error)),
         Some(Err(error @ OpenError::Unusable { .. })) => {
@@ -168,7 +169,7 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        // There is a store at any time: a server that found none would begin with an empty one.
+        // There must be a store at any time: a server that found none would begin with an empty one.
         std::fs::hard_link(&path, &before).map_err(io)?;
     }
     crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
@@ -190,7 +191,7 @@ async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
     let marked = async {
         let store = EmbeddedStore::open_existing(scratch).map_err(|error| failure(error.to_string()))?;
         migrate::make_networks_anew(&store).await.map_err(|error| failure(error.to_string()))?;
-        // Some may have been used since.
+        // Some of the backup's tokens may have been used since.
         let tokens = store.range(&KeyRange::prefix(TOKENS)).await.map_err(|error| failure(error.to_string()))?;
         for kv in tokens.kvs {
             let delete = Write::Delete(String::from_utf8_lossy(&kv.key).into_owned());
@@ -252,7 +253,8 @@ mod tests {
         store.txn(put("/later", "")).await.unwrap();
         drop(store);
 
-        // A service's directory is its user's. Only root can give it away; whoever is not has it, and so the file.
+        // A service's directory belongs to its user. Only root can give it away; otherwise this user keeps it, and so
+        // the file.
         let _ = std::os::unix::fs::chown(&data_dir, Some(65_534), Some(65_534));
         restore(RestoreArgs { file, dir: DataDir { data_dir: data_dir.clone() } }).await.unwrap();
         let owner = |path: &Path| std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
@@ -294,7 +296,7 @@ mod tests {
         assert_eq!(kvs.iter().map(|kv| kv.key.as_slice()).collect::<Vec<_>>(), [b"/key"]);
         assert_eq!(std::fs::read(path.with_extension("redb.before")).unwrap(), b"not a store");
 
-        // The disk was full, or the machine stopped: a file of the database's, with nothing in it.
+        // The disk was full, or the machine stopped, and left a file of the database's with nothing in it.
         let half = dir.join("half");
         drop(EmbeddedStore::open(&half).unwrap());
         assert_eq!(restore(args(&half)).await.unwrap_err().exit(), Exit::InvalidConfig);

@@ -58,7 +58,7 @@ pub fn tls(server: &ServerAddress, config: Arc<ClientConfig>) -> Result<Channel,
     let connector = TlsConnector::from(config);
     let name = tls::server_name()?;
     let ServerAddress { host, port } = server.clone();
-    // Only for the request's header; where it goes is the connector's.
+    // This URL is only for the request's header; the connector decides where it goes.
     let endpoint = Endpoint::from_shared(format!("http://{}:{port}", tls_authority(&host)))?
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
@@ -108,7 +108,7 @@ pub fn with_causes(status: Status) -> Status {
     }
     causes.dedup();
     match causes.last() {
-        // The transport's own layers say nothing; the last one is what happened.
+        // The transport's own layers say nothing; the last cause is what happened.
         Some(cause) => Status::new(status.code(), cause.clone()),
         None => status,
     }

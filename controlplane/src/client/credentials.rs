@@ -64,7 +64,7 @@ impl Credentials {
     pub fn read(dir: &Path) -> Result<Option<Self>, CredentialsError> {
         let Some(key) = read_key(dir)? else { return Ok(None) };
         let Some(pem) = read_text(&dir.join(CERTIFICATE_FILE))? else { return Ok(None) };
-        // A pair that does not fit, after a crash between the two: joining again puts it right.
+        // After a crash between the two writes the pair may not fit: joining again puts it right.
         Ok(Self::of(key, &pem).ok())
     }
 

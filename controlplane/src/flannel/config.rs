@@ -157,7 +157,7 @@ where
         (false, None) => return Ok(None),
     };
     if network != network.trunc() {
-        // flannel takes the range that is meant (net.ParseCIDR), so a cluster may run with it.
+        // flannel takes the range that contains the address (net.ParseCIDR), so a cluster may run with it.
         warnings.push(ConfigWarning {
             code: "range-has-host-bits",
             message: format!("{} {network} has host bits set and is read as {}", names.network, network.trunc()),
@@ -220,7 +220,7 @@ fn read_vxlan(mut fields: Fields, warnings: &mut Vec<ConfigWarning>) -> Result<V
 fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
     let mut port = |name: &str, default: u16| match fields.number(name)? {
         None => Ok(default),
-        // Peers must know where to send: a port of the kernel's choosing is another after every start.
+        // Peers must know where to send: a port of the kernel's choosing would be another one after every start.
         Some(port) => read_port(name, port),
     };
     let (port, port_v6) =
@@ -242,7 +242,7 @@ fn read_wireguard(mut fields: Fields) -> Result<WireguardConfig, String> {
             "Backend.ListenPort and Backend.ListenPortV6 are both {port}: one port carries one tunnel"
         ));
     }
-    // What is wrong with it is not shown: it is a secret all the same.
+    // The error does not show the value: it is a secret all the same.
     let psk = match fields.text("PSK")?.filter(|psk| !psk.is_empty()) {
         None => None,
         Some(psk) => {

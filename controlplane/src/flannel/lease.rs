@@ -49,7 +49,7 @@ fn decode(subnets: SubnetKey, kv: &KeyValue) -> Result<Lease, String> {
     if let Some(ip) = public_ipv6.filter(|ip| !is_usable_v6(*ip)) {
         return Err(format!("PublicIPv6 {ip} is not an address a host can have"));
     }
-    // flannel omits an empty type: reservations made by hand have none.
+    // flannel omits an empty type, and reservations made by hand have none.
     let backend = BackendKind::from_name(&fields.text("BackendType")?.unwrap_or_default());
     let (data, data_v6) = read_data(&backend, &mut fields)?;
     let (owner, besides) = match fields.object("Flatnet", "Flatnet.")? {

@@ -37,7 +37,7 @@ pub(super) fn update(
     found: &NetworkInfo,
     others: &[&NetworkInfo],
 ) -> Result<(Vec<u8>, NetworkConfig), InvalidConfig> {
-    // One that cannot be read is written anew rather than repaired: the request must then be complete.
+    // A configuration that cannot be read is written anew rather than repaired: the request must then be complete.
     let (map, previous) = match (serde_json::from_slice(&found.config_value), &found.config) {
         (Ok(Value::Object(map)), Ok(previous)) => (map, Some(previous)),
         _ => (Map::new(), None),
@@ -233,7 +233,7 @@ fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
     if name.is_default() && !used.contains(&1) {
         return 1;
     }
-    // Fewer are used than there are: one of the first `used.len() + 1` is free.
+    // There are more numbers than are used: one of the first `used.len() + 1` is free.
     (FIRST_VNI..).find(|vni| !used.contains(vni)).unwrap_or(FIRST_VNI)
 }
 

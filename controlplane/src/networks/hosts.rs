@@ -20,7 +20,7 @@ pub(super) async fn check<S: Store>(
     before: Option<&NetworkConfig>,
 ) -> Result<(), NetworkError> {
     let had: Vec<IpNet> = before.into_iter().flat_map(NetworkConfig::pools).flat_map(Pool::handed_out).collect();
-    // What a network does not hand out it does not take: hosts may live there.
+    // Addresses that a network does not hand out are not taken by it: hosts may live there.
     let new: Vec<IpNet> = config.pools().flat_map(Pool::handed_out).filter(|net| !had.contains(net)).collect();
     if new.is_empty() {
         return Ok(());
@@ -30,7 +30,7 @@ pub(super) async fn check<S: Store>(
     for kv in store.range(&KeyRange::prefix(NODES)).await?.kvs {
         let Some((host, ranges)) = presence::read(&kv.value) else { continue };
         let Some(found) = new.iter().find_map(|net| ranges.overlapping(*net).find(is_news)) else { continue };
-        // The key is what a node cannot choose.
+        // The node's id comes from the key, which a node cannot choose.
         let node = String::from_utf8_lossy(kv.key.strip_prefix(NODES.as_bytes()).unwrap_or_default()).into_owned();
         hosts.push(format!("{host} ({node}) {found}"));
     }

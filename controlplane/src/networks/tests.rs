@@ -83,7 +83,7 @@ async fn gre_networks_have_a_key_each_and_the_default_one_none() {
 #[tokio::test]
 async fn a_range_that_hosts_use_themselves_is_refused_by_their_names_unless_forced() {
     let store = MemoryStore::new();
-    // Of an earlier release; with nothing that clashes; with a route; with a resolver; with both families.
+    // Presences of an earlier release; with nothing that clashes; with a route; with a resolver; with both families.
     present(&store, 1, "");
     present(&store, 2, r#","routes":["192.168.33.0/24","0.0.0.0/0"],"resolvers":["127.0.0.53"]"#);
     present(&store, 3, r#","routes":["192.168.33.0/24","10.20.30.0/24"]"#);
@@ -110,7 +110,7 @@ async fn a_range_that_hosts_use_themselves_is_refused_by_their_names_unless_forc
 async fn a_change_answers_only_for_the_range_it_brings() {
     let store = MemoryStore::new();
     make(&store, "blue", &spec("10.20.0.0/16")).await.unwrap();
-    // What hosts have in the range that is there already is theirs to say.
+    // Hosts may use what they like in the range that is there already: the change does not answer for that.
     present(&store, 1, r#","routes":["10.20.30.0/24","10.0.0.0/8","10.40.0.0/24"]"#);
     let mtu = NetworkSpec { mtu: Some(1400), ..NetworkSpec::default() };
     update(&store, FLANNEL_PREFIX, &name("blue"), &mtu, Force::No).await.unwrap();
@@ -155,7 +155,7 @@ async fn hosts_may_use_what_a_network_does_not_hand_out() {
     change(to("10.239.240.0")).await.unwrap();
     let error = change(to("10.240.0.0")).await.unwrap_err();
     assert!(matches!(&error, NetworkError::UsedByHosts { hosts, .. } if hosts.len() == 1), "{error}");
-    // Narrower, then as wide as before: what hosts have beside it is in nobody's way.
+    // Narrower, then as wide as before: the addresses that hosts use beside it are in nobody's way.
     change(NetworkSpec { cidr: Some("10.0.0.0/9".parse().unwrap()), ..bounds("10.10.0.0", "10.99.0.0") })
         .await
         .unwrap();

@@ -117,7 +117,7 @@ async fn one_that_says_nothing_new_writes_nothing() {
 #[test]
 fn records_of_others_are_read_as_far_as_they_can_be() {
     let record = |more: &str| format!(r#"{{"version":1,"name":"host1","nonce":"{:032x}"{more}}}"#, 7);
-    // An agent that says nothing of its host.
+    // An agent may publish nothing about its host.
     assert_eq!(read(record("").as_bytes()), Some(("host1".to_owned(), HostRanges::default())));
     let some = record(r#","routes":["10.1.0.0/16","not one","0.0.0.0/0"],"resolvers":["::1","10.9.0.53"],"later":[1]"#);
     let expected = HostRanges::new(["10.1.0.0/16".parse().unwrap()], ["10.9.0.53".parse().unwrap()]);

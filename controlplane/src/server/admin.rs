@@ -110,17 +110,17 @@ impl<S: Store> AdminService<S> {
     async fn end_node(&self, id: &str, forget: bool) -> Result<proto::Nothing, Status> {
         let id = wire::node(id)?;
         let failed = |error: StoreError| refusal::store(&error);
-        // First: from here on it can write nothing that would have to be removed again.
+        // The rights end first: from here on the node can write nothing that would have to be removed again.
         let known = registry::end(self.store(), id, forget).await.map_err(failed)?;
         removal::leases(self.store(), &self.context.prefix, id).await?;
         removal::presence(self.store(), id).await?;
-        // Whoever revokes means that it is nobody's from now on, which it is.
+        // An administrator who revokes a node wants it to be nobody's from now on, which it is.
         if known || !forget { Ok(proto::Nothing {}) } else { Err(Status::not_found(format!("no node {id} joined"))) }
     }
 
     async fn drain(&self, id: &str, undo: bool) -> Result<proto::Nothing, Status> {
         let id = wire::node(id)?;
-        // First: from here on it gets none that would have to be removed again.
+        // This comes first: from here on the node gets no lease that would have to be removed again.
         let known = registry::change(self.store(), id, |found| found.drained = !undo).await;
         if !known.map_err(|error| refusal::store(&error))? {
             return Err(Status::not_found(format!("no node {id} joined")));

@@ -102,7 +102,7 @@ impl Audit {
         text.push(b'\n');
         for log in [Some(&self.all), is_admin.then_some(&self.of_admins)].into_iter().flatten() {
             if let Err(error) = log.write(&text) {
-                // What was done is done; that it is not in the log must at least be seen.
+                // The change has been made; that it is not in the log must at least be seen.
                 tracing::error!(path = %log.path.display(), %error, action, object, "the audit log cannot be written");
             }
         }
@@ -169,7 +169,7 @@ impl Log {
     fn put_aside(&self, file: &mut File) -> std::io::Result<()> {
         if file.metadata()?.len() > LIMIT {
             match std::fs::rename(&self.path, self.path.with_extension("log.1")) {
-                // Put aside before, when the new one could not be opened.
+                // The file was put aside before, when the new one could not be opened.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -208,7 +208,7 @@ mod tests {
         let refused = || Err::<(), _>(Status::permission_denied("not this node's"));
         audit.note(&Peer::Local, "revoke-node", "x", &ok());
         let long = "\u{10ffff}".repeat(200);
-        // What two nodes, and a stranger, are refused and what they are given, for ten minutes.
+        // Two nodes and a stranger are refused calls and granted calls, for ten minutes.
         let stranger = Peer::Remote { address: Ipv4Addr::LOCALHOST.into(), holder: None };
         for _ in 0..10 {
             for peer in [node(1), node(2), stranger.clone()] {

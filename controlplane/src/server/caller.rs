@@ -66,8 +66,8 @@ pub struct NodeCaller {
 pub fn node<T>(request: &Request<T>) -> Result<NodeCaller, Status> {
     let peer = Peer::of(request.extensions())?;
     match peer {
-        // Also when its certificate has ended since: it can be revoked, which ends its rights at once, and one that
-        // could not be renewed in time is renewed over the connection that is there.
+        // A node may call also when its certificate has ended since. It can be revoked, which ends its rights at once,
+        // and a certificate that could not be renewed in time is renewed over the connection that is there.
         Peer::Remote { address, holder: Some(Holder { identity: Identity::Node(node), key_hash, .. }) } => {
             Ok(NodeCaller { node: *node, key_hash: key_hash.clone(), address: *address, peer: peer.clone() })
         }
@@ -81,7 +81,8 @@ pub fn admin<T>(request: &Request<T>) -> Result<Peer, Status> {
     match peer {
         Peer::Local => Ok(peer.clone()),
         Peer::Remote { holder: Some(holder @ Holder { identity: Identity::Admin(_), .. }), .. } => {
-            // TLS looks at it once, a connection may last for weeks, and nothing else ends an administrator's rights.
+            // TLS looks at the certificate once, a connection may last for weeks, and nothing else ends an
+            // administrator's rights.
             if holder.is_over(clock::now()) {
                 return Err(Status::unauthenticated("the certificate shown when this connection began has ended"));
             }

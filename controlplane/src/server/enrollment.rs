@@ -28,7 +28,8 @@ impl<S: Store> Enrollment for EnrollmentService<S> {
         if code.is_some_and(|code| code != Code::Unavailable) {
             context.failures.failed(address);
         }
-        // What nobody's agent sends is no attempt to note: by such a stranger could roll what was done out of the log.
+        // A request that no agent sends is not noted: with such requests a stranger could push the real entries out of
+        // the log.
         if code != Some(Code::InvalidArgument) {
             context.audit.note(&peer, "join", &flatnet_model::text::excerpt(&message.node), &result);
         }
@@ -41,7 +42,7 @@ async fn join<S: Store>(context: &Context<S>, message: &proto::JoinRequest) -> R
     let name = wire::node_name(&message.name)?;
     let too_long = || Status::invalid_argument("the certificate request is too long");
     let csr = Some(&message.csr).filter(|csr| csr.len() <= CSR_LIMIT).ok_or_else(too_long)?;
-    // Signed first: a request that cannot be signed uses no token.
+    // The certificate is signed first: a request that cannot be signed uses no token.
     let credentials = context.issue(&Identity::Node(node), csr, context.node_lifetime)?;
     let key_hash = pki::holder(&credentials.certificate).map(|holder| holder.key_hash).unwrap_or_default();
     tokens::use_for(context.store.as_ref(), &context.line, &message.token, node, &name, &key_hash).await?;

@@ -75,7 +75,7 @@ impl Gate {
                         "on the server's machine: controlplane …; elsewhere: --credentials with what `controlplane admin create` printed",
                     )),
                     NODE => self.registry.check(*node, key_hash).map(|()| Some(Who::Node(*node))),
-                    // One whose rights have ended is a stranger again.
+                    // A node whose rights have ended is a stranger again.
                     _ if self.registry.check(*node, key_hash).is_err() => Ok(Some(Who::Source(source(*address)))),
                     _ => Ok(Some(Who::Node(*node))),
                 }

@@ -148,7 +148,7 @@ async fn session<S: Store>(store: &S, keys: &NetworkKeys, hub: &Weak<Hub>) -> En
         let Some(hub) = hub.upgrade() else { return End::Unwatched };
         match news {
             News::Snapshot(reply) => hub.read(keys, reply),
-            // A store itself never says so.
+            // Only a server resumes; a store never does.
             News::Resumed => {}
             News::Batch(batch) => hub.apply(keys, &batch),
         }
@@ -191,7 +191,7 @@ impl Hub {
 
     fn apply(&self, keys: &NetworkKeys, batch: &WatchBatch) {
         if batch.events.is_empty() {
-            // Only how far the store is.
+            // The batch only tells how far the store is.
             self.lock().revision = batch.revision;
         } else {
             self.modify(|state| state.apply(keys, batch));
@@ -221,7 +221,7 @@ impl Hub {
                     }
                     is_followed
                 };
-                // The revision moves without a change too.
+                // The revision also moves without a change to this network.
                 let waited = tokio::time::timeout(ON_ITS_WAY, changed.changed()).await;
                 if is_followed && waited.is_err() {
                     self.behind.notify_one();

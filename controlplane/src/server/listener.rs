@@ -94,13 +94,13 @@ pub fn tls(listener: TcpListener, config: SharedConfig, registry: Arc<Registry>)
     let places = Arc::new(Places::of(descriptors()));
     tokio::spawn(async move {
         loop {
-            // Free within moments: whoever loses its place ends at once.
+            // A descriptor is free within moments: a handshake that loses its place ends at once.
             let Ok(accepted) = Arc::clone(&places.accepted).acquire_owned().await else { return };
             let (tcp, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        // Out of descriptors, or a connection that is gone already: the next one may do better.
+                        // There are no descriptors left, or the connection is gone already: the next one may do better.
                         tracing::debug!(%error, "cannot accept");
                         sleep(Duration::from_millis(50)).await;
                         continue;
@@ -118,7 +118,7 @@ pub fn tls(listener: TcpListener, config: SharedConfig, registry: Arc<Registry>)
                     let (stream, holder) = shake_hands(tcp, config, address).await?;
                     let connection = places.seat(stream, address, holder, &registry).await?;
                     let sender = if connection.is_known { &known } else { &strangers };
-                    // Closed: the server is stopping.
+                    // A closed channel means that the server is stopping.
                     sender.send(Ok(connection)).await.ok()
                 };
                 tokio::select! {
@@ -137,7 +137,7 @@ async fn shake_hands(
     config: Arc<ServerConfig>,
     address: IpAddr,
 ) -> Option<(TlsStream<TcpStream>, Option<Holder>)> {
-    // Small answers wait for nothing.
+    // Small answers must not wait to be sent together.
     let _ = tcp.set_nodelay(true);
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
     let shaken = match timeout(HELLO_TIMEOUT, hello).await {
@@ -177,7 +177,7 @@ impl Places {
         };
         let (is_known, ends): (bool, Ends) = match known {
             Some((identity, most, rights)) => {
-                // `None`: a descriptor for everybody who has more than one is there no more.
+                // `None`: all places are taken, and nobody has more of them.
                 let seat = self.known.take(&identity, most)?;
                 (true, Box::pin(end_of_known(seat, rights, Arc::clone(registry))))
             }
@@ -246,7 +246,7 @@ impl TlsConnection {
         match self.ends.as_mut().poll(cx) {
             Poll::Pending => Ok(()),
             Poll::Ready(()) => {
-                // Not to be asked again, and the place stays its own until it is dropped, which is next.
+                // The future must not be polled again. The place stays its own until it is dropped, which is next.
                 self.ends = Box::pin(std::future::ready(()));
                 Err(Error::new(ErrorKind::TimedOut, "its time is up, or its place another one's"))
             }

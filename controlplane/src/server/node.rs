@@ -84,7 +84,8 @@ impl<S: Store> NodeService<S> {
             Ok(found_lease) if found_lease.is_owned_by(node) && found.lease == Some(EtcdLease(lease)) => {
                 Ok(found_lease)
             }
-            // Its own is not there any more, whoever has the subnets now: it has to learn that by claiming them again.
+            // The lease is not there any more, whoever has the subnets now. The node has to learn that by claiming them
+            // again.
             Ok(_) if found.lease != Some(EtcdLease(lease)) => Err(gone()),
             _ => Err(not_yours(keys, subnets)),
         }

@@ -196,7 +196,7 @@ impl Registry {
             Some(found) if found.key_sha256 != key_hash => {
                 Err(refusal::not_allowed(format!("node {node} joined again with another key"), "join with a token"))
             }
-            // Unknown to a store that was wiped: the authority vouches for it.
+            // A store that was wiped does not know the node: the authority vouches for it.
             Some(_) | None => Ok(()),
         }
     }
@@ -231,7 +231,7 @@ pub async fn register_again<S: Store>(store: &S, node: NodeId, name: &str, key_h
         when: vec![Compare::ModRevision(key(node), 0)],
         then: vec![Write::Put { key: key(node), value: Registration::new(name, key_hash).encode(), lease: None }],
     };
-    // Refused: another call of the node's was faster.
+    // A refusal means that another call of the node's was faster.
     store.txn(txn).await.map(drop)
 }
 
@@ -268,7 +268,7 @@ pub async fn own_wireguard_key<S: Store>(store: &S, known: &Known, node: NodeId,
             found.wireguard_keys.drain(..too_many);
         }
     });
-    // A node that a wiped store does not know yet has it written down when it publishes again.
+    // A node that a wiped store does not know yet has its key recorded when it publishes again.
     changed.await.map(drop).map_err(|error| refusal::store(&error))
 }
 

@@ -15,7 +15,7 @@ pub(super) async fn leases<S: Store>(store: &S, prefix: &str, node: NodeId) -> R
     let all = networks::list(store, prefix).await.map_err(|error| refusal::network(&error))?;
     for network in &all {
         for lease in network.leases.iter().filter(|lease| lease.is_owned_by(node)) {
-            // Of one that never expires there is no store's lease to end.
+            // A lease that never expires has no lease of the store's to end.
             let etcd_lease = lease.etcd_lease.unwrap_or(EtcdLease(0));
             let claim = Claim { lease: lease.clone(), etcd_lease, origin: Origin::Refreshed };
             allocate::release(store, &network.keys, &claim).await.map_err(failed)?;

@@ -132,7 +132,7 @@ impl Found {
         let found = store.range(&KeyRange::key(&format!("{TOKENS}{id}"))).await;
         let found = found.map_err(|error| refusal::store(&error))?.kvs.into_iter().next();
         let record = found.as_ref().and_then(|kv| serde_json::from_slice::<TokenRecord>(&kv.value).ok());
-        // Compared also when there is none, so that both take the same time.
+        // The hash is compared also when there is no record, so that both take the same time.
         let expected = record.as_ref().map_or_else(|| sha256(b""), |record| record.secret_sha256.clone());
         let matches = is_same(&expected, &sha256(secret.as_bytes()));
         let (Some(kv), Some(record), true) = (found, record, matches) else { return Err(bad()) };
@@ -166,11 +166,11 @@ pub async fn use_for<S: Store>(
         found = left;
     }
     for _ in 0..ATTEMPTS {
-        // Of one that was removed nothing counts.
+        // The registration of a node that was removed counts for nothing.
         if let Some((_, registered)) = known.as_ref().filter(|(_, registered)| !registered.removed) {
             let is_same_key = registered.key_sha256 == key_hash;
             if is_same_key && !registered.revoked {
-                // The answer was lost: that takes no second use.
+                // The answer to an earlier use was lost: that takes no second use.
                 return Ok(());
             }
             if registered.revoked && found.record.node.is_none() {
@@ -203,7 +203,7 @@ pub async fn use_for<S: Store>(
                 *before = Some(Found { revision, ..found });
                 return Ok(());
             }
-            // Another replica's use, or a token that was revoked.
+            // Another replica used the token, or the token was revoked.
             Ok(TxnReply::Refused(_)) => {
                 found = Found::read(store, token, node).await?;
                 known = registration(store, node).await?;

@@ -343,7 +343,7 @@ impl Data {
     }
 
     pub(super) fn wipe(&mut self) {
-        // Lease ids are random in etcd; here they must merely not come again.
+        // Lease ids are random in etcd; here it is enough that they do not come again.
         *self = Self { epoch: self.epoch + 1, next_lease: self.next_lease, ..Self::default() };
     }
 

@@ -73,7 +73,7 @@ impl Drop for Inner {
         // The thread ends when nobody can ask it any more; the file is free again when this returns.
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did there is nothing to save here.
+            // The thread does not panic; if it did there is nothing to save here.
             let _ = thread.join();
         }
     }
@@ -103,11 +103,11 @@ impl EmbeddedStore {
     /// Opens the file at `path`, which must be there.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        // Empty is how a new one begins.
+        // A new store begins as an empty file.
         if std::fs::metadata(path).map_err(io)?.len() == 0 {
             return Err(io(std::io::ErrorKind::InvalidData.into()));
         }
-        // So is what a backup leaves that ended before its content was on the disk.
+        // A backup that ended before its content was on the disk leaves a blank store.
         let (disk, _) = Disk::open(path)?;
         if disk.is_blank() {
             return Err(OpenError::Unusable {

@@ -238,7 +238,7 @@ impl Inner {
     /// Decides from the end of a call whether the connection it used is kept.
     fn after_error(&self, generation: u64, error: &StoreError) {
         let known_as_before = match error {
-            // It knows us: only another user or certificate has other rights, not another connection.
+            // The server knows us: only another user or certificate has other rights, not another connection.
             StoreError::Denied { reason, .. } if reason.contains("permission denied") => !self.read_again(),
             _ => false,
         };
@@ -252,8 +252,8 @@ impl Inner {
                 (current.client, current.keeper, current.denied) = (None, None, None);
                 current.generation += 1;
             }
-            // A token may have expired or the password changed: authenticate anew with the next call. Leases are kept
-            // alive meanwhile ([`Self::connection_to_keep_alive`]).
+            // A token may have expired or the password may have changed: authenticate anew with the next call. Leases
+            // are kept alive meanwhile ([`Self::connection_to_keep_alive`]).
             StoreError::Denied { .. } if known_as_before => {}
             StoreError::Denied { .. } => {
                 current.client = None;
@@ -329,7 +329,7 @@ impl Store for EtcdStore {
     async fn lease_time_left(&self, lease: EtcdLease) -> Result<Duration, StoreError> {
         let left = self.call(|client| async move { client.lease_client().time_to_live(lease.0, None).await });
         let left = left.await.map_err(|error| error::name_lease(error, Some(lease.0)))?.ttl();
-        // etcd answers -1 for one that does not exist.
+        // etcd answers -1 for a lease that does not exist.
         u64::try_from(left).map(Duration::from_secs).map_err(|_| StoreError::LeaseGone(lease.0))
     }
 

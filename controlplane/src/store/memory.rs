@@ -178,7 +178,7 @@ impl MemoryStore {
             let sooner = data.next_due().is_some_and(|due| before.1.is_none_or(|before| due < before));
             (result, data.version() != before.0 || sooner)
         };
-        // Reading wakes nobody.
+        // A read wakes no watch.
         if news {
             self.shared.changed.send_modify(|count| *count = count.wrapping_add(1));
         }

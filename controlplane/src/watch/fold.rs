@@ -15,7 +15,7 @@ use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
 pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &RangeReply) {
     let config = reply.kvs.iter().find(|kv| kv.key == keys.config().as_bytes());
     let went_back = went_back(keys, view, reply, config);
-    // Whoever was started meanwhile takes what it finds.
+    // A follower that was started meanwhile takes what it finds.
     let followed_before = view.source == Source::Store;
     let mut state = NetworkState { revision: reply.revision, ..NetworkState::default() };
     for kv in &reply.kvs {
@@ -34,7 +34,7 @@ pub(super) fn snapshot(keys: &NetworkKeys, view: &mut NetworkView, reply: &Range
     let known = view.suspect.take();
     view.source = Source::Store;
     view.rewinds += u64::from(went_back.is_some());
-    // What was missing before, or never usable, was not lost and is not written back.
+    // A configuration that was missing before, or never usable, was not lost and is not written back.
     let knows_config = before.config != ConfigState::Missing && view.config_value.is_some();
     let kept_config = config.is_none() && went_back.is_some() && knows_config;
     if kept_config {
@@ -170,7 +170,7 @@ fn one(keys: &NetworkKeys, view: &mut NetworkView, event: &WatchEvent) {
         Some(Change::LeaseGone(subnets)) => {
             view.state.rejected.remove(&show_key(key));
             match &mut view.suspect {
-                // Everything is being deleted together with the configuration: that is a wipe, not a departure.
+                // Everything is being deleted together with the configuration, which is a wipe and not a departure.
                 Some(suspect) if suspect.kept_config && view.state.leases.contains_key(&subnets) => {
                     suspect.kept.insert(subnets);
                 }

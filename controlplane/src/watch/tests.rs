@@ -205,8 +205,8 @@ async fn an_old_backup_that_has_grown_past_what_was_known_prunes_nobody_who_clai
     tokio::time::sleep(MISSING).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 1), (2, 2), (3, 8)], None), "claimed again");
 
-    // Cut off once more while it keeps one, it keeps that no longer than before; another that is gone by then is kept
-    // as well.
+    // The node is cut off once more while it keeps a lease: it keeps that no longer than before. Another lease that is
+    // gone by then is kept as well.
     followed.client.set_link(Link::Down);
     followed.settle().await;
     delete(&followed.store, 2);
@@ -274,7 +274,7 @@ async fn a_wipe_is_noticed_also_by_an_agent_started_after_it() {
     let first = Followed::started(&[(1, 1), (2, 2)]).await;
     first.store.wipe();
     first.settle().await;
-    // Started again in the middle of the grace: what was kept is still kept.
+    // The node is started again in the middle of the grace: what was kept is still kept.
     let disk = crate::snapshot::decode(&keys(), &crate::snapshot::encode(&keys(), &first.view())).unwrap();
     let again = Followed::of(&first.store, disk);
     again.settle().await;

@@ -46,7 +46,8 @@ pub fn store(error: &StoreError) -> Status {
         StoreError::LeaseGone(lease) => {
             status(Code::NotFound, message, Refusal { number: *lease, ..of(Kind::StoreLeaseGone) })
         }
-        // Of the server, not of whoever asks: a client is told that the store refuses, in the store's words.
+        // The refusal is of the server, not of its caller: a client is told that the store refuses, in the store's
+        // words.
         StoreError::Denied { .. } | StoreError::Rejected { .. } => {
             status(Code::Internal, message, of(Kind::StoreRejected))
         }

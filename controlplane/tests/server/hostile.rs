@@ -64,7 +64,7 @@ async fn idle_connections_and_garbage_are_bounded_and_honest_nodes_get_through()
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let mut rest = Vec::new();
-    // Whoever talked nonsense was hung up on.
+    // The server hung up on the clients that talked nonsense.
     let _ = tokio::time::timeout(Duration::from_secs(10), idle[0].read_to_end(&mut rest)).await.expect("closed");
 }
 
@@ -87,7 +87,7 @@ async fn a_stranger_who_asks_and_never_reads_is_gone_within_its_time_all_the_sam
     let pings = PING.repeat(1000);
     let error = loop {
         assert!(began.elapsed() < Duration::from_secs(30), "it is still served");
-        // Full: the server reads no more, as it cannot answer.
+        // The window is full: the server reads no more, as it cannot answer.
         match tokio::time::timeout(Duration::from_secs(1), stream.write_all(&pings)).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => break error,

@@ -55,7 +55,7 @@ async fn nobody_joins_an_authority_that_is_not_the_one_of_the_hash() {
     let (fleet, other) = (Fleet::start().await, Fleet::start().await);
     let token = fleet.token(1).await;
     let mut mistaken = Fleet::start_empty().await;
-    // What a host is told names one authority, and whoever answers at the address is another one.
+    // The host is told of one authority, and another one answers at the address.
     mistaken.ca_hash = fleet.ca_hash.clone();
     let node = mistaken.newcomer(1, Some(&token));
     let error = node.remote.announce(&node.owner, &HostRanges::default()).await.unwrap_err().to_string();

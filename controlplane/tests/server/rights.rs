@@ -75,8 +75,8 @@ async fn a_node_cannot_draw_anothers_packets_by_its_tunnels_address() {
     request.publication = stolen;
     let refused = thief.try_acquire(&request);
     assert!(refused.await.is_err());
-    // Nor the one that it is going to have: in another network, of another family, beside another way, without a
-    // number.
+    // It may not take the address that the other is going to have either: in another network, of another family, beside
+    // another way, without a number.
     let vni = Vni::new(9).unwrap();
     let (v4, v6) = (vtep_mac(NodeId::new(3), vni, IpFamily::V4), vtep_mac(NodeId::new(3), vni, IpFamily::V6));
     let data = |vni, mac| BackendData::Vxlan { vni, mac };
@@ -143,7 +143,7 @@ async fn a_node_gets_no_more_than_a_subnet_by_naming_it_its_previous_one() {
     let refused = ask(&node, "10.50.128.0-17").await.unwrap_err().to_string();
     assert!(refused.contains("10.50.128.0/17 is larger than the subnets of network default"), "{refused}");
     assert!(!fleet.store.dump().keys().any(|key| String::from_utf8_lossy(key).contains("10.50.128.0")));
-    // What the network handed out when its subnets were larger is known to be whose it was.
+    // The store knows whose a larger subnet was, from when the network handed out such.
     fleet.store.put(keys().config(), r#"{"Network":"10.50.0.0/16","SubnetLen":20,"Backend":{"Type":"host-gw"}}"#, None);
     let claim = ask(&node, "10.50.64.0-20").await.unwrap();
     assert_eq!(claim.lease.subnets.to_string(), "10.50.64.0-20");
@@ -153,7 +153,7 @@ async fn a_node_gets_no_more_than_a_subnet_by_naming_it_its_previous_one() {
     assert!(ask(&other, "10.50.64.0-20").await.is_err());
     let again = ask(&node, "10.50.64.0-20").await.unwrap();
     assert_eq!(again.lease.subnets, claim.lease.subnets);
-    // Given back, it is nobody's.
+    // Once given back, it is nobody's.
     node.remote.release(&keys(), &again).await.unwrap();
     assert!(ask(&node, "10.50.64.0-20").await.is_err());
 }
@@ -318,7 +318,7 @@ async fn a_removed_node_comes_back_with_a_token_only() {
     let node = fleet.node(1).await;
     node.acquire().await;
     let id = || proto::NodeRequest { id: node.owner.node.to_string() };
-    // Tidied away: what was revoked stays so.
+    // After the leases are removed, what was revoked stays so.
     fleet.admin().revoke_node(id()).await.unwrap();
     fleet.admin().remove_node(id()).await.unwrap();
     assert!(fleet.admin().list_nodes(proto::Nothing {}).await.unwrap().into_inner().nodes.is_empty());
@@ -356,7 +356,7 @@ async fn a_node_says_what_its_own_host_uses_and_is_named_by_its_id_where_that_is
     let record = |node: &Node| fleet.store.dump().remove(presence(node.owner.node).as_bytes()).unwrap().value;
     let (before, own) = (record(&victim), record(&liar));
     let mut raw = liar.raw(&fleet);
-    // There is no field for whose host it is; the victim's name and nonce make it no other's.
+    // There is no field for the host that calls; the victim's name and nonce do not make a caller another one.
     let instance = proto::Instance { name: victim.owner.name.clone(), nonce: liar.owner.nonce.to_string() };
     let say = |routes: Vec<String>, resolvers: Vec<String>| proto::AnnounceRequest {
         instance: Some(instance.clone()),
@@ -386,7 +386,7 @@ async fn a_node_says_what_its_own_host_uses_and_is_named_by_its_id_where_that_is
     let names = [format!("node1 ({})", liar.owner.node), "10.61.7.0/24".to_owned()];
     assert!(names.iter().all(|name| refused.message().contains(name)), "{}", refused.message());
     assert!(wire::refusal::details(&refused).hint.contains("--force"));
-    // An administrator decides; and what a node says goes with it.
+    // An administrator decides; and what a node publishes goes with the node.
     spec.force = true;
     fleet.admin().create_network(spec.clone()).await.unwrap();
     let remove = proto::NetworkRequest { name: "blue".to_owned(), force: false };
@@ -441,7 +441,8 @@ async fn a_node_drained_at_one_replica_while_it_claims_at_another_ends_without_a
             admin.drain_node(drain(false)),
             other_admin.drain_node(drain(false)),
         );
-        // Both at once may be one too many for a record that is compared: said, and done by the other.
+        // Both at once may be one too many for a record that is compared. The one that fails is told so, and the other
+        // has done it.
         assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
         let prefix = keys().subnets().into_bytes();
         let left: Vec<_> = fleet.store.dump().into_keys().filter(|key| key.starts_with(&prefix)).collect();
@@ -474,7 +475,7 @@ async fn every_change_is_in_the_audit_log_and_no_secret_is() {
     assert_eq!(actions, ["join", "acquire", "create-network"]);
     let of_admins = std::fs::read_to_string(fleet.dir.path().join("data/audit-admin.log")).unwrap();
     assert_eq!(of_admins, log.lines().skip(2).map(|line| format!("{line}\n")).collect::<String>());
-    // What no agent sends is no attempt to note, and does not go on for ever.
+    // A request that no agent sends is not noted, and does not go on for ever.
     let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
     let stranger = channel::tls(&fleet.server(), config).unwrap();
     let mut codes = Vec::new();

@@ -125,7 +125,7 @@ fn lost_by(lab: &Lab, agents: &[Agent], options: &[&str], backend: &str, devices
     update(&agents[0], options);
     wait_followed(lab, agents, backend, devices);
     let took = since.elapsed();
-    // What a pair loses that comes together late is counted too.
+    // The loss of a pair that comes together late is counted too.
     pinger::assert_all_pairs(lab, agents);
     pause(Duration::from_millis(300));
     let (stream, lost, sent) = most_lost(streams);
@@ -200,7 +200,7 @@ fn impossible() {
         if followed == 2 { Ok(()) } else { Err(format!("{said:?}\n{}", agents[0].log())) }
     });
     pinger::assert_all_pairs(&lab, &agents);
-    // One that joins amid the change has the network's earlier backend from its configuration.
+    // A host that joins amid the change has the network's earlier backend from its configuration.
     agents.push(lab.join(4));
     agents[3].wait_converged(3);
     lab.attach_all(&agents[3..]);

@@ -163,7 +163,7 @@ fn no_right() {
 const UNFIT_NFTS: [(&str, &str); 4] = [
     ("0.9.3 (Topsy)", "/dev/stdin:12:21-21: Error: syntax error, unexpected &"),
     ("1.0.2 (Lester Gooch)", "/dev/stdin:12:3-8: Error: concatenation not supported with raw payload"),
-    // New enough by its number, and good for nothing.
+    // This one is new enough by its number, and good for nothing.
     ("1.1.3 (Commodore Bullmoose)", "Error: cache initialization failed: Operation not supported"),
     ("1.1.3 (Commodore Bullmoose)", "/dev/stdin:7:9-11: Error: Could not process rule: Operation not supported"),
 ];
@@ -182,7 +182,8 @@ fn no_nft() {
     agent.environment.push(("PATH".to_owned(), bin.display().to_string()));
     assert_refused(&lab, &agent, 4, "nftables");
 
-    // One that is there and cannot read what guards the tunnels: named with its version, its words and what is needed.
+    // An nft that is there and cannot read what guards the tunnels is named with its version, its words and what is
+    // needed.
     for (version, words) in UNFIT_NFTS {
         let script = format!(
             "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo \"nftables v{version}\"; exit 0; }}\n\

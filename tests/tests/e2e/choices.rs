@@ -130,7 +130,7 @@ fn dropping(program: &str) {
     assert_eq!(let_in(), before, "what is no tunnel's was let in");
     pinger::assert_all_pairs(&lab, &agents);
     assert!(let_in() > before, "what peers send goes on coming in");
-    // With a container in it the bridge would stay, and be said.
+    // With a container in it the bridge would stay, and status would say so.
     host.ok("ip link del c1");
     let ran = agents[0].command(&["leave", "--purge"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -145,7 +145,8 @@ fn published(lab: &Lab) -> Vec<String> {
 fn floating() {
     let lab = Lab::new(&Shape::vxlan(1));
     let host = lab.host(1);
-    // What keepalived gives to whoever serves the store just now; here the store is behind it by a translation.
+    // keepalived gives this address to the machine that serves the store just now; here the store is behind it by a
+    // translation.
     host.ok("ip addr add 192.168.33.200/32 dev eth0");
     for rule in ["add table ip vip", "add chain ip vip out { type nat hook output priority -100 ; }"] {
         host.ok(&format!("nft {rule}"));

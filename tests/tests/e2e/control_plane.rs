@@ -171,7 +171,7 @@ fn wiped() {
     let to = agents[1].subnet().container_addresses().next().unwrap();
     let stream = Pinger::start(&lab, &lab.container(1), to);
 
-    // The store alone: nodes put network and leases back, with the certificates they have.
+    // The store alone is lost: nodes put network and leases back, with the certificates they have.
     server.end(Signal::SIGKILL);
     server.flags.clear();
     server.remove("store.redb");
@@ -189,8 +189,8 @@ fn wiped() {
     }
     assert_eq!(subnets(&agents), before);
 
-    // Everything, the authority too: hosts join the new one with what it prints, and keep what they have. It never saw
-    // a network, so it is told of it as the first time.
+    // Everything is lost, the authority too: hosts join the new server with what it prints, and keep what they have. It
+    // never saw a network, so it is told of it as the first time.
     server.end(Signal::SIGKILL);
     server.remove("");
     server.flags = INIT.iter().map(|flag| (*flag).to_owned()).collect();
@@ -305,7 +305,7 @@ fn replicas() {
     let to = agents[1].subnet().container_addresses().next().unwrap();
     let stream = Pinger::start(&lab, &lab.container(1), to);
 
-    // The one that all use goes, without a word; who comes now finds the other one, and all hear of it.
+    // The server that all use goes, without a word. A host that comes now finds the other one, and all hear of it.
     first.end(Signal::SIGKILL);
     let began = std::time::Instant::now();
     agents[2].start();
@@ -421,7 +421,7 @@ fn hosts_own_routes() {
     for told in ["host2", "10.60.7.0/24", "--force"] {
         assert!(refused.stderr.contains(told), "{told}: {}", refused.stderr);
     }
-    // The same by who writes etcd directly.
+    // A command that writes etcd directly is refused the same.
     let directly = agents[0].command(&["network", "create", "blue", "--cidr", "10.60.0.0/16", "--endpoint", &etcd]);
     assert_eq!(directly.code, 6, "{}", directly.stderr);
     assert!(directly.stderr.contains("host2") && directly.stderr.contains("--force"), "{}", directly.stderr);
@@ -432,7 +432,7 @@ fn hosts_own_routes() {
     lab.host(2).ok("ip route del 10.60.7.0/24");
     say("10.60.7.0/24", 0);
     assert_eq!(create("blue", "10.60.0.0/16", &[]).code, 0);
-    // With the host goes what it said.
+    // When the host leaves, what it published goes too.
     assert_eq!(agents[1].command(&["leave"]).code, 0);
     agents[1].wait_for_end(SOON);
     say("192.168.33.0/24", 1);

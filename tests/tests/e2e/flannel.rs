@@ -58,7 +58,7 @@ fn reservation() {
         "PublicIP": "192.168.33.11", "PublicIPv6": null, "BackendType": "vxlan",
         "BackendData": { "VNI": 1, "VtepMAC": MAC }
     });
-    // The agent's own address, but no etcd lease: a reservation, which is not ours to take.
+    // The lease has the agent's own address, but no etcd lease: it is a reservation, which is not ours to take.
     lab.etcd.put("/coreos.com/network/subnets/10.100.9.0-24", &flannel_like.to_string(), None);
     let agent = lab.join(1);
     let subnet = agent.subnet();

@@ -59,7 +59,7 @@ fn nothing_is_taken_away() {
     }
     assert_eq!(lab.etcd.list(CONFIG), good, "a refused command writes nothing");
 
-    // Whoever writes it all the same: the host keeps what it has, says so, and reads the correction.
+    // Somebody writes it all the same: the host keeps what it has, reports it, and reads the correction.
     lab.etcd.put(CONFIG, r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#, None);
     let problem = agents[0].wait_for_problem("network-covers-host");
     assert!(problem.to_string().contains("stays in force"), "{problem}");

@@ -472,7 +472,7 @@ fn rotated_beside_flannel() {
         assert_eq!(lost, 0, "{out:?} {back:?}");
         assert!(slowest <= PAUSE, "{direction}: {slowest:?}");
     }
-    // One that has not read the new key is still received, by the sessions it has; not any more once its lease is gone.
+    // A host that has not read the new key is still received, by the sessions it has, until its lease is gone.
     let arrive = || {
         let before = received(&lab.container(1));
         lab.host(2).run(&["ping", "-n", "-c", "5", "-i", "0.05", "-W", "1", &ours.to_string()]);

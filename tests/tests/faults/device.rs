@@ -156,7 +156,8 @@ fn repaired(shape: &Shape, row: &str, script: &str) {
     let scene = Scene::new(shape);
     let host = scene.lab.host(1);
     let before = settled(&host);
-    // Of every kind: of a device that is up again before anybody looked, only what went with it is missing.
+    // Repairs of every kind count: of a device that is up again before anybody looked, only what went with it is
+    // missing.
     let repairs = || metric(&host, "flatnet_drift_repairs_total", &[]);
     let repaired = repairs();
     let stream = scene.stream();

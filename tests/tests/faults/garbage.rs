@@ -41,7 +41,7 @@ fn keys(half: &str) -> Vec<(String, String)> {
         ("300.1.1.0-24", good.clone()),
         ("", good.clone()),
         ("\u{1b}[31m10.100.19.0-24\u{7}", good.clone()),
-        // Where it has no business: the whole network, another one, over others' subnets.
+        // These keys are where they have no business: the whole network, another one, over others' subnets.
         ("10.100.0.0-16", lease("192.168.33.92", "02:00:00:00:00:93")),
         ("0.0.0.0-0", lease("192.168.33.93", "02:00:00:00:00:94")),
         ("172.16.0.0-24", lease("192.168.33.94", "02:00:00:00:00:95")),

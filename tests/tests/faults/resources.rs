@@ -363,8 +363,8 @@ fn memory() {
         );
         assert!(out.contains("SUCCESS"), "{out}");
     }
-    // Anonymous memory, stacks and heaps: what a service manager's MemoryMax would count against it but for shared
-    // pages.
+    // This is anonymous memory, stacks and heaps: what a service manager's MemoryMax would count against it, except for
+    // shared pages.
     let mut agent = agent(&lab, 1, &[]);
     let wrapper = lab.directory.join("limited");
     let limit_kib = 64 * 1024;

@@ -134,7 +134,7 @@ fn by_name(lab: &Lab, hosts: &Path) -> Agent {
 fn name() {
     let lab = Lab::new(&Shape::vxlan(2));
     let (one, underlay) = (lab.host(1), lab.underlay());
-    // The default route leads elsewhere: without the store's address that is where the underlay is looked for.
+    // The default route leads elsewhere: that is where the underlay is looked for without the store's address.
     underlay.ok(&format!("ip link add second1 type veth peer name eth1 netns {}", one.0));
     underlay.ok("ip link set second1 up");
     shell(

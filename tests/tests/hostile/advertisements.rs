@@ -104,7 +104,7 @@ fn container() {
     }
     Advertiser::new(&lab.container(1), "eth0").advertise(&host);
     assert_eq!(believed(&host), "", "a container's advertisement");
-    // Elsewhere this host does believe them: what was sent is a good one.
+    // Elsewhere this host does believe them, which shows that the advertisement is a good one.
     wait_until("the host has a router", SOON, || {
         guest.advertise(&host);
         let believed = believed(&host);
@@ -118,7 +118,7 @@ fn router() {
     let host = lab.host(1);
     let guest = guest(&lab);
     let accept_ra = |device: &str| setting(&host, &format!("ipv6/conf/{device}/accept_ra"));
-    // One that forwards by its owner's will hears no advertisements, and goes on not hearing them.
+    // A host that forwards by its owner's will hears no advertisements, and goes on not hearing them.
     host.ok("sysctl -qw net.ipv6.conf.all.forwarding=1");
     let mut agent = lab.join(1);
     agent.wait_converged(0);
@@ -126,8 +126,8 @@ fn router() {
     assert_eq!((believed(&host).as_str(), accept_ra("guest0").as_str()), ("", "1"));
     assert_eq!(agent.command(&["leave", "--purge"]).code, 0);
     agent.wait_for_end(SOON);
-    // One that had its default route from an advertisement, and forwards because of us, keeps it; other interfaces are
-    // left as they are.
+    // A host that had its default route from an advertisement, and forwards because of us, keeps the route. Other
+    // interfaces are left as they are.
     host.ok("sysctl -qw net.ipv6.conf.all.forwarding=0");
     wait_until("the host has a router", SOON, || {
         guest.advertise(&host);

@@ -144,7 +144,8 @@ fn named(backend: &'static str, families: Families) {
     });
     counter.assert_none("from whoever posed as a peer");
 
-    // More sources than are remembered: of none of them anything comes out, and what is left out is said to be.
+    // There are more sources than are remembered. Nothing comes out of any of them, and the report says that some are
+    // left out.
     let IpAddr::V4(gateway) = field.subnet(FRIEND, IpFamily::V4).addr() else { unreachable!("of that family") };
     let [a, b, c, _] = gateway.octets();
     let victim = field.outer(VICTIM, IpFamily::V4);

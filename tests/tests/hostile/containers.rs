@@ -74,8 +74,8 @@ fn containers() {
                 send(outer(FRIEND), to, port, &into_own);
             }
         }
-        // Another host: as itself, which masquerading would make its host's address; with the address of a container
-        // elsewhere, which it would too; with a peer's; with its own host's.
+        // Another host is tried as itself, which masquerading would make its host's address; with the address of a
+        // container elsewhere, which it would too; with a peer's; with its own host's.
         for (from, payload) in [
             (own, &into_friend),
             (field.container(LIAR, family), &into_friend),
@@ -164,7 +164,7 @@ fn foreign_bridge() {
         counter.assert_none("from a foreign bridge");
     }
     eprintln!("a foreign bridge posing as a tunnel's end: 300 packets, 0 came out of a tunnel");
-    // What has no address of this host on its way is somebody else's tunnel, though it has our number.
+    // A packet that has no address of this host on its way is somebody else's tunnel, though it has our number.
     host.ok("nft delete table ip foreign");
     let theirs = Counter::start(&field.host(STRANGER), &[]);
     let stranger = field.outer(STRANGER, family);

@@ -72,7 +72,8 @@ fn flood() {
         assert!(losses.lost.is_empty(), "a peer's pings suffered: {losses:?}");
     }
     assert!(refused * 10 < packets, "{refused} of {packets} packets never left");
-    // Nothing escaped the packet socket: it saw exactly what the kernel says that the devices received, the pings.
+    // Nothing escaped the packet socket: it saw exactly as many pings as the devices received by the kernel's own
+    // count.
     for (family, before) in IpFamily::BOTH.into_iter().zip(before) {
         let seen = counters[0].seen(tunnel(family));
         assert_eq!(seen, received(&host, tunnel(family)) - before, "{}", tunnel(family));

@@ -182,8 +182,8 @@ fn flush_again_and_again(what: &str, field: &mut Field, counter: &Counter, strea
     if owners() {
         assert!(frames.iter().all(|frames| *frames == 0), "{windows:?}\n{}", field.agents[0].log());
     } else {
-        // By what came out, not by when a listing shows the table: on a busy machine the listing is the slower of the
-        // two.
+        // The window is judged by what came out, not by when a listing shows the table: on a busy machine the listing
+        // is the slower of the two.
         assert!(windows.iter().all(|(_, window)| *window <= Duration::from_secs(1)), "{windows:?}");
     }
     assert!(losses.lost.is_empty(), "a peer's pings suffered: {losses:?}\n{}", field.agents[0].log());

@@ -185,7 +185,7 @@ fn waiting() {
     assert_eq!(sent_to(&in_clear, to), 0, "of an encrypted network in clear");
     host1.ok(&format!("ip route del {to} via {} dev eth0", outers[1]));
 
-    // Of the networks that wait too the guard comes back as it was wanted.
+    // The guard comes back as it was wanted for the networks that wait, too.
     host1.ok("nft flush ruleset");
     wait_until("the guard is back", SOON, || {
         let tables = oracle::tables(&host1);
@@ -194,7 +194,7 @@ fn waiting() {
     arrives("a peer's frame after a flush", &|| frame(2, BLUE, of2[1]));
     stay_out("forged frames after a flush", &forged);
 
-    // And what refuses unknown addresses comes back.
+    // The routes that refuse unknown addresses come back.
     host1.ok(&format!("ip route flush proto {} type unreachable", oracle::PROTOCOL));
     for (network, address) in nobody.iter().enumerate() {
         wait_until("unknown addresses lead nowhere again", SOON, || {
@@ -202,7 +202,7 @@ fn waiting() {
         });
     }
 
-    // A restart: nobody remembers the guard of what waits, so the loaded one is kept.
+    // After a restart nobody remembers the guard of what waits, so the loaded one is kept.
     scene.agents[0].end(Signal::SIGTERM);
     scene.agents[0].start();
     scene.wait_until_refused();
@@ -210,7 +210,7 @@ fn waiting() {
     stay_out("forged frames after a restart", &forged);
     assert!(nobody.iter().all(|address| leads_nowhere(address)), "unknown addresses lead somewhere");
 
-    // Whoever leaves is gone from the network that goes on and from those that wait.
+    // A host that leaves is gone from the network that goes on and from those that wait.
     scene.set_mtu(1500);
     scene.wait_for_peers(0, 2);
     scene.set_mtu(SMALL);

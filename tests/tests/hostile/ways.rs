@@ -103,7 +103,8 @@ impl Cell {
         for (policy, rp_filter) in ["ACCEPT", "DROP"].into_iter().flat_map(|policy| (0..3).map(move |n| (policy, n))) {
             for family in IpFamily::BOTH {
                 for (by, posing) in SENDERS.into_iter().flat_map(|by| POSES.map(|posing| (by, posing))) {
-                    // Posing as a container of its own host a container says who it is, as far as can be told there.
+                    // A container that poses as a container of its own host says who it is, as far as can be told
+                    // there.
                     let is_told = by != By::Container || !matches!(posing, As::Local | As::Itself);
                     let targets = TARGETS.into_iter().filter(|to| is_told && (by, *to) != (By::Container, To::Local));
                     cells.extend(targets.map(|to| Self { by, posing, to, family, policy, rp_filter }));

@@ -212,7 +212,7 @@ async fn a_server_that_had_to_connect_again_tells_its_watchers_what_changed_and_
     let mut away = hub.watch(Some(&known));
     assert!(matches!(away.next().await.unwrap().news, Some(Wire::Resumed(_))));
     assert_eq!(batch(&mut away).await, changed);
-    // Nobody saw whether what it lacks now was removed: that, each of them judges for itself.
+    // Nobody saw whether the records it lacks now were removed: each watcher judges that for itself.
     client.set_link(Link::Down);
     tokio::time::sleep(Duration::from_millis(500)).await;
     store.delete(key(2));

@@ -86,7 +86,7 @@ impl Watcher {
                     taken.changes.extend(past.batch.changes.iter().cloned());
                     taken.revision = past.batch.revision;
                     if taken.changes.len() >= CHANGES {
-                        // What is not taken stays with the hub.
+                        // Changes that are not taken stay with the hub.
                         break;
                     }
                 }

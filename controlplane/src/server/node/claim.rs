@@ -66,7 +66,7 @@ impl<S: Store> NodeService<S> {
         self.check_address(&hub, &keys, caller, &publication).await?;
         let request = ClaimRequest {
             known: hub.look(|state| KnownLeases::of(state, caller.node, &publication)).flatten(),
-            // A lease of this host's from before: only the host itself calls from its address.
+            // Such a lease is this host's from before: only the host itself calls from its address.
             adopt: publication.public_ip.map(IpAddr::V4) == Some(caller.address)
                 || publication.public_ipv6.map(IpAddr::V6) == Some(caller.address),
             wanted: if refresh_only { Vec::new() } else { wire::wanted(&message.wanted)? },
@@ -83,8 +83,8 @@ impl<S: Store> NodeService<S> {
             allocate::acquire(self.store(), &request, &state, &mut OsRandom).await
         };
         let claim = claim.map_err(|error| refusal::acquire(&error))?;
-        // Whoever drained or revoked the node since it was looked at, perhaps at another replica, may have looked for
-        // its leases before this one was there.
+        // The node may have been drained or revoked since its rights were checked, perhaps at another replica. Its
+        // leases may then have been looked for before this one was there.
         if let Err(refused) = registry::check_may_hold(self.store(), caller.node).await {
             if refused.code() == Code::PermissionDenied {
                 let released = allocate::release(self.store(), &request.keys, &claim).await;
@@ -125,7 +125,7 @@ impl<S: Store> NodeService<S> {
                 return Ok(Under::Offered(offered.clone()));
             }
             if let Some(stored) = &stored {
-                // Of a family that the network has no more, or has beside, the library would choose a new subnet:
+                // The families of the network have changed, and the library would choose a new subnet although
                 // containers live in this one.
                 return Err(refusal::acquire(&allocate::AcquireError::Moved {
                     subnets: previous,
@@ -138,7 +138,7 @@ impl<S: Store> NodeService<S> {
             && !would_fit(stored, offered, previous)
         {
             // The node has not read yet that the network was changed: it would hold a subnet that is not in the network
-            // it knows. It asks again.
+            // it knows. It has to ask again.
             return Err(refusal::acquire(&allocate::AcquireError::Busy(1)));
         }
         Ok(Under::Stored(stored.map_or(ConfigState::Missing, ConfigState::Valid)))
@@ -216,7 +216,7 @@ impl<S: Store> NodeService<S> {
             let leases = hub.look(|state| state.leases.values().filter(|lease| publishes(lease)).cloned().collect());
             let leases: Vec<Lease> = leases.unwrap_or_default();
             if leases.iter().any(|lease| lease.is_owned_by(caller.node)) {
-                // It does so already: that is no news.
+                // The caller publishes it already: that is no news.
                 continue;
             }
             for lease in leases {

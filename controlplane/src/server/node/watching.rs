@@ -28,13 +28,13 @@ impl<S: Store> NodeService<S> {
     ) -> Result<WatchStream, Status> {
         let keys = self.keys(&message.network)?;
         let position = message.position.as_ref().map(wire::read_position);
-        // That the store answers now, and not only its old watch: a snapshot must not be older than what was seen.
+        // The store must answer now, not only its old watch: a snapshot must not be older than what was seen.
         let reply = self.store().range(&KeyRange::key(&keys.config())).await.map_err(|error| refusal::store(&error))?;
         if let Some(kv) = reply.kvs.first() {
             self.context.witness.saw(keys.network(), &kv.value, reply.revision);
         }
-        // A network that is not there has a hub too, since it may be made at any moment: what keeps made-up names from
-        // taking all there are is that each node has its share.
+        // A network that is not there has a hub too, since it may be made at any moment. Each node has its share of
+        // them, which keeps made-up names from taking all.
         let place = self.context.watches.take(caller.node, keys.network())?;
         let hub = self.hub(&keys)?;
         if let Some(position) = &position

@@ -119,7 +119,7 @@ async fn a_fleet_joins_at_once_with_one_token_and_few_calls() {
     let token = token(&store, NODES, None).await;
     let line = Line::default();
     let before = store.calls();
-    // All read the token before anybody has written it.
+    // All nodes read the token before anybody has written it.
     let took = Duration::from_millis(2);
     store.fault_next((0..NODES * 9).map(|_| Fault::Delay(took)));
     let all = (0..NODES).map(|who| {

@@ -77,7 +77,7 @@ impl Disk {
     pub(super) fn open(path: &Path) -> Result<(Self, Kept), OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let is_new = !path.exists();
-        // The owner's alone from the first moment: it holds networks' keys and the tokens' hashes.
+        // The file is the owner's alone from the first moment: it holds networks' keys and the tokens' hashes.
         drop(std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(io)?);
         if is_new && let Some(dir) = path.parent() {
             std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
@@ -121,7 +121,7 @@ impl Disk {
         drop(std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(io)?);
         let written = Self::fill(path, kept);
         if written.is_err() {
-            // It could be taken for a whole one.
+            // An incomplete file could be taken for a whole one.
             let _ = std::fs::remove_file(path);
         }
         written
@@ -168,7 +168,7 @@ fn read(database: &Database) -> Result<Kept, DiskError> {
     let mut kept = Kept { revision: 1, ..Kept::default() };
     let meta = match txn.open_table(META) {
         Ok(meta) => meta,
-        // New: as a new etcd, at revision 1.
+        // The file is new: like a new etcd, it is at revision 1.
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(kept),
         Err(error) => return Err(error.into()),
     };

@@ -115,7 +115,8 @@ impl Engine {
             answer(committed.clone().map_err(|reason| self.shared.unavailable(reason)));
         }
         if changes.is_empty() && self.refused_long_ago() {
-            // Nobody waits for this one, which shows whether the disk takes changes again; why not is said already.
+            // Nobody waits for this commit. It only shows whether the disk takes changes again; the reason why not has
+            // been reported.
             let _ = self.commit(&changes);
         }
         for (revision, answer) in compactions {
@@ -173,7 +174,8 @@ impl Engine {
         let mut data = Data::of(kept, first_lease(), now);
         let mut before = self.shared.lock();
         let stood = broken.unread.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        // One that is over is tried to be ended only now and then: that fails with all that is asked at the same time.
+        // Ending a lease that is over is a change, too, and while the disk refuses changes it fails together with all
+        // calls made at the same time. So it is tried only now and then.
         data.keep_deadlines(&before, stood, now, now + REFUSED_FOR);
         *before = data;
         drop(before);
@@ -189,7 +191,7 @@ impl Engine {
 fn carry_out(data: &mut Data, request: Request) -> Option<Ready> {
     fn ready<T: Send + 'static>(answer: Answer<T>, result: Result<T, StoreError>) -> Option<Ready> {
         Some(Box::new(move |committed| {
-            // Whoever asked may have given up waiting.
+            // The caller may have given up waiting.
             let _ = answer.send(committed.and(result));
         }))
     }
@@ -204,7 +206,7 @@ fn carry_out(data: &mut Data, request: Request) -> Option<Ready> {
             data.revoke(lease);
             ready(answer, Ok(()))
         }
-        // Taken out before.
+        // These were taken out before.
         Request::Compact(..) | Request::Backup(..) => None,
     }
 }

@@ -32,14 +32,14 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
                 {
                     StoreError::Denied { endpoint, reason }
                 }
-                // The token is from before the users were changed: the next connection has a new one.
+                // The token is from before the users were changed: the next connection gets a new one.
                 INVALID_ARGUMENT if reason.contains("auth store is old") => {
                     StoreError::Unavailable { endpoint, reason }
                 }
                 INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
                     StoreError::Rejected { endpoint, reason }
                 }
-                // A full quota (NOSPACE) and a corrupt member are answers of a store that is there, and stay until
+                // A full quota (NOSPACE) and a corrupt member are answers of a store that is there, and last until
                 // somebody clears the alarm. Too many requests at once pass by themselves.
                 RESOURCE_EXHAUSTED if reason.contains("database space exceeded") => {
                     StoreError::Rejected { endpoint, reason }

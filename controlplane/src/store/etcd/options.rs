@@ -125,7 +125,7 @@ impl EtcdOptions {
             |_| InvalidOptions::new(format!("{url} is no address that can be spoken to"), InvalidEndpoint::HINT);
         let authority = address.authority();
         let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|_| invalid(()))?;
-        // With http it is left to the connector to encrypt; what the server is told is the origin.
+        // The transport's URL has http because encrypting is left to the connector; the server is told the origin.
         let transport = Transport::from_shared(format!("http://{authority}")).map_err(|_| invalid(()))?;
         let transport = transport.origin(origin).connect_timeout(CALL_TIMEOUT);
         Ok(Endpoint { url: url.clone(), transport, tls, address })
@@ -223,7 +223,7 @@ fn connect_options(user: Option<&(String, String)>) -> ConnectOptions {
     // No HTTP/2 pings: an etcd server drops a client that pings more often than every 5 s
     // (`--grpc-keepalive-min-time`). Calls have their deadline, and a quiet watch is probed (`watch.rs`).
     let options = ConnectOptions::new()
-        // A member cut off from the majority answers no one rather than staying silent.
+        // A member cut off from the majority then refuses calls rather than staying silent.
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     match user {

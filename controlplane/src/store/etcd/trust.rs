@@ -73,7 +73,7 @@ fn own(
         ));
     }
     if first.is_some_and(|(_, x509)| !x509.validity().is_valid()) {
-        // Not refused: at boot the clock may be wrong.
+        // It is not refused: at boot the clock may be wrong.
         tracing::warn!("by this host's clock our certificate for etcd has expired, or is not valid yet");
     }
     if String::from_utf8_lossy(key).contains("ENCRYPTED") {

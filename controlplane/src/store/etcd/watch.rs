@@ -46,7 +46,8 @@ pub(super) async fn open(
     from: Revision,
 ) -> Result<impl Stream<Item = Result<WatchBatch, StoreError>> + Send + Unpin + 'static, StoreError> {
     let (start, end) = (range.start.clone(), range.end.clone());
-    // Read before: if the connection changes meanwhile, the watch ends with an old generation and harms nothing.
+    // The generation is read first: if the connection changes meanwhile, the watch ends with an old generation and
+    // harms nothing.
     let generation = store.inner.lock().generation;
     let endpoint = store.endpoint();
     let (requests, answers, first) = store
@@ -137,9 +138,10 @@ impl Watch {
         let events: Vec<WatchEvent> = answer.events().iter().filter_map(event).collect();
         let last = answer.events().iter().filter_map(|event| event.kv()).map(|kv| kv.mod_revision()).max();
         Ok(match last {
-            // While a watch catches up, the header is ahead of the events: only they say how far it is.
+            // While a watch catches up, the header is ahead of the events: only the events tell how far it is.
             Some(revision) => Some(WatchBatch { events, revision }),
-            // The answer to a probe can overtake events (etcd before 3.4.25 and 3.5.8): it shows life, nothing more.
+            // The answer to a probe can overtake events (etcd before 3.4.25 and 3.5.8): it shows life, and nothing
+            // more.
             None if answer.created() || answer.watch_id() < 0 => None,
             None => answer.header().map(|header| WatchBatch { events, revision: header.revision() }),
         })

@@ -26,7 +26,7 @@ pub(in crate::server::node) fn service(name: &str, store: &MemoryStore) -> NodeS
     let authority = Authority::open(&dir).unwrap();
     let kept = (Audit::open(&dir).unwrap(), Witness::open(&dir));
     let context = Context::new(Arc::new(store.client()), "memory", "/coreos.com/network".to_owned(), authority, kept);
-    // What is open stays so.
+    // Open files stay open.
     std::fs::remove_dir_all(&dir).unwrap();
     NodeService { context: Arc::new(context) }
 }
@@ -139,13 +139,13 @@ async fn an_address_is_whose_who_calls_from_it_and_nobody_squats_it() {
     };
     announce(&victim).await;
     let presence = announce(&squatter).await;
-    // Nobody else does: a host may publish another address than the one it calls from.
+    // Nobody else publishes the address yet: a host may publish another address than the one it calls from.
     let squatted = acquire(&squatter, theirs).await.unwrap();
     let claim = acquire(&victim, theirs).await.unwrap();
     let gave_way = !store.dump().contains_key(keys().lease(&squatted.lease.subnets).as_bytes());
     // The other may have been given the very subnet that came free.
     assert!(gave_way || claim.lease.subnets == squatted.lease.subnets, "it gives way");
-    // Neither by claiming nor by publishing, once the other is there.
+    // The squatter gets it neither by claiming nor by publishing, once the other is there.
     assert_eq!(acquire(&squatter, theirs).await.unwrap_err().code(), Code::Aborted);
     let own = acquire(&squatter, other).await.unwrap();
     let message = proto::PublishRequest {
@@ -156,7 +156,7 @@ async fn an_address_is_whose_who_calls_from_it_and_nobody_squats_it() {
     };
     assert_eq!(service.do_publish(&squatter, &message).await.unwrap_err().code(), Code::Aborted);
     assert!(store.dump().contains_key(keys().lease(&claim.lease.subnets).as_bytes()));
-    // It moves, and that is seen with its next sign of life.
+    // The node moves, and the server sees that with its next sign of life.
     let at_home = caller(2, Ipv4Addr::new(192, 0, 2, 67));
     let kv = service.check_presence(at_home.node, presence.0).await.unwrap();
     presence::moved(&store, at_home.node, &kv, at_home.address).await.unwrap();

@@ -42,7 +42,7 @@ async fn made_up_networks_keep_nobody_from_a_real_one_and_one_that_is_made_is_se
     assert!(empty.records.is_empty() && !empty.more);
     store.put(keys().config(), CONFIG, None);
     assert!(!matches!(next(&mut waiting).await, News::Snapshot(_)), "what is made is a change");
-    // Dropped, they are given back.
+    // Dropped places are given back.
     held.clear();
     assert!(service.do_watch(&greedy, &request("default")).await.is_ok());
 }
@@ -57,7 +57,7 @@ async fn nodes_put_back_what_the_server_saw_go_and_nothing_else_and_not_for_ever
         let message = proto::RestoreNetworkRequest { network: network.to_owned(), config: config.as_bytes().to_vec() };
         service.do_restore(&node, &message).await.map_err(|status| status.code())
     };
-    // Never used is not wiped.
+    // A store that was never used does not count as wiped.
     assert!(!context.was_wiped().await.unwrap());
     assert_eq!(restore("default", CONFIG).await, Err(Code::PermissionDenied));
     store.put(keys().config(), CONFIG, None);
