@@ -314,7 +314,7 @@ impl Failed {
     }
 }
 
-/// The error for an answer that no server of ours gives.
+/// Makes the error for an answer that no server of ours gives.
 fn odd(server: &str) -> StoreError {
     StoreError::Rejected { endpoint: server.to_owned(), reason: "the answer makes no sense".to_owned() }
 }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-/// The time now, of this host or of the simulation that runs here.
+/// Returns the time now, of this host or of the simulation that runs here.
 pub(crate) fn now() -> SystemTime {
     #[cfg(feature = "simulation")]
     return crate::simulation::time_of_day();

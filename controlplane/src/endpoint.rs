@@ -142,7 +142,7 @@ fn host_and_port(authority: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-/// An IPv6 address and its interface.
+/// Reads an IPv6 address and its interface.
 fn v6(text: &str) -> Option<(Ipv6Addr, Option<&str>)> {
     match text.split_once('%') {
         // In a URL the percent sign is itself escaped (RFC 6874).

@@ -61,7 +61,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure in one sentence.
+    /// Makes a failure of one sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), hint: None, source: None }
     }
@@ -88,7 +88,7 @@ impl Failure {
         self
     }
 
-    /// The kind.
+    /// Returns the kind.
     #[must_use]
     pub fn exit(&self) -> Exit {
         self.exit
@@ -129,7 +129,7 @@ impl Error for Failure {
     }
 }
 
-/// An error with its causes, in one line.
+/// Returns an error with its causes, in one line.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -91,7 +91,7 @@ pub fn token(bytes: &[u8]) {
     assert!(used.is_some_and(|used| used.is_err()), "{text}");
 }
 
-/// A certificate that a client shows, and a request for one.
+/// Reads `bytes` as a certificate that a client shows, and as a request for one.
 pub fn certificate(bytes: &[u8]) {
     let (_, _) = (pki::holder(bytes), pki::request_key_hash(bytes));
 }

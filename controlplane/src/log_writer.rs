@@ -45,7 +45,7 @@ impl Lines {
     }
 }
 
-/// The length of the colour (ECMA-48's SGR) that `text` begins with; 0: none.
+/// Returns the length of the colour (ECMA-48's SGR) that `text` begins with; 0: none.
 fn colour(text: &str) -> usize {
     let Some(rest) = text.strip_prefix("\u{1b}[") else { return 0 };
     let parameters = rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b';').count();

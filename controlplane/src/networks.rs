@@ -243,7 +243,7 @@ fn stranded(found: &NetworkInfo, config: &NetworkConfig) -> Vec<String> {
     refused.iter().filter(|lease| held_now.contains(&lease.subnets)).map(|lease| lease.subnets.to_string()).collect()
 }
 
-/// One network with its leases.
+/// Reads one network with its leases.
 pub async fn inspect<S: Store>(
     store: &S,
     flannel_prefix: &str,
@@ -254,7 +254,7 @@ pub async fn inspect<S: Store>(
     read(keys, &reply.kvs).map(|(info, _)| info).ok_or_else(|| NetworkError::NotFound(name.clone()))
 }
 
-/// All networks, `default` first, then by name.
+/// Lists all networks, `default` first, then by name.
 pub async fn list<S: Store>(store: &S, flannel_prefix: &str) -> Result<Vec<NetworkInfo>, NetworkError> {
     Ok(Catalog::read(store, flannel_prefix).await?.networks.into_iter().map(|(info, _)| info).collect())
 }
@@ -297,7 +297,7 @@ pub async fn remove<S: Store>(
     Err(NetworkError::Busy(ATTEMPTS))
 }
 
-/// The keys of leases that a host keeps alive.
+/// Returns the keys of leases that a host keeps alive.
 fn held_by_hosts(found: &NetworkInfo) -> Vec<String> {
     found.leases.iter().filter(|lease| !is_permanent(lease)).map(|lease| lease.subnets.to_string()).collect()
 }

@@ -197,19 +197,19 @@ impl Authority {
         Ok(Self { issuer, certificate, not_after })
     }
 
-    /// Its certificate.
+    /// Returns the authority's certificate.
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The time at which the authority's certificate ends.
+    /// Returns the time at which the authority's certificate ends.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// The hash that `--ca-hash` names.
+    /// Returns the hash that `--ca-hash` names.
     #[must_use]
     pub fn hash(&self) -> String {
         certificate_hash(&self.certificate)
@@ -283,33 +283,33 @@ fn params(
     Ok(params)
 }
 
-/// A new key, and the request for a certificate for it.
+/// Makes a new key, and the request for a certificate for it.
 pub fn new_request() -> Result<(KeyPair, Vec<u8>), PkiError> {
     let key = KeyPair::generate()?;
     let request = request_for(&key)?;
     Ok((key, request))
 }
 
-/// The request for a certificate for `key`, DER.
+/// Makes the request for a certificate for `key`, DER.
 pub fn request_for(key: &KeyPair) -> Result<Vec<u8>, PkiError> {
     let request = CertificateParams::new(Vec::new())?.serialize_request(key)?;
     Ok(request.der().to_vec())
 }
 
-/// The first certificate in a PEM text.
+/// Returns the first certificate in a PEM text.
 #[must_use]
 pub fn certificate_of_pem(pem: &str) -> Option<CertificateDer<'static>> {
     use rustls::pki_types::pem::PemObject;
     CertificateDer::from_pem_slice(pem.as_bytes()).ok()
 }
 
-/// A certificate as PEM.
+/// Writes a certificate as PEM.
 #[must_use]
 pub fn certificate_pem(certificate: &[u8]) -> String {
     pem("CERTIFICATE", certificate)
 }
 
-/// RFC 7468: lines of 64 characters.
+/// Writes PEM as RFC 7468 has it: lines of 64 characters.
 #[must_use]
 pub fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
@@ -325,13 +325,13 @@ pub fn pem(label: &str, der: &[u8]) -> String {
     out
 }
 
-/// `sha256:` and the hash of the certificate's DER, hexadecimal.
+/// Returns `sha256:` and the hash of the certificate's DER, hexadecimal.
 #[must_use]
 pub fn certificate_hash(certificate: &[u8]) -> String {
     format!("sha256:{}", sha256(certificate))
 }
 
-/// SHA-256, hexadecimal.
+/// Returns the SHA-256, hexadecimal.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
@@ -375,7 +375,7 @@ fn validity(certificate: &[u8]) -> Option<(SystemTime, Vec<u8>)> {
     Some((timestamp(parsed.validity().not_after.timestamp()), parsed.public_key().raw.to_vec()))
 }
 
-/// The hash of the key that a request is for, as in [`Holder::key_hash`].
+/// Returns the hash of the key that a request is for, as in [`Holder::key_hash`].
 #[must_use]
 pub fn request_key_hash(csr: &[u8]) -> Option<String> {
     use x509_parser::prelude::FromDer;

@@ -54,7 +54,7 @@ pub struct Seat<G: Eq + Hash + Clone> {
 }
 
 impl<G: Eq + Hash + Clone> Seats<G> {
-    /// `limit` places, none taken.
+    /// Makes `limit` places, none taken.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         let taken = Taken { next: 0, total: 0, groups: HashMap::new() };
@@ -77,7 +77,7 @@ impl<G: Eq + Hash + Clone> Seats<G> {
         self.freed.notified()
     }
 
-    /// The number of places taken.
+    /// Returns the number of places taken.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.lock().total

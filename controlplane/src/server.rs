@@ -296,7 +296,7 @@ impl<S: Store> Server<S> {
         Ok(Self { context, listener, http, socket, socket_path, tls })
     }
 
-    /// The address on which it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -310,7 +310,7 @@ impl<S: Store> Server<S> {
         }
     }
 
-    /// `sha256:…` of the authority's certificate.
+    /// Returns `sha256:…` of the authority's certificate.
     #[must_use]
     pub fn ca_hash(&self) -> String {
         self.context.authority.hash()

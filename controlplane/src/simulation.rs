@@ -23,7 +23,7 @@ pub fn follow_tokios_clock() {
     BEGAN.get_or_init(|| (tokio::time::Instant::now(), SystemTime::now()));
 }
 
-/// The simulated time of day; the real one if nobody has begun to simulate it.
+/// Returns the simulated time of day; the real one if nobody has begun to simulate it.
 #[must_use]
 pub fn time_of_day() -> SystemTime {
     let Some((instant, time)) = BEGAN.get() else { return SystemTime::now() };
@@ -40,7 +40,7 @@ pub trait Dial: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<DuplexStream>>;
 }
 
-/// A connection to `server`, made with the first call and again after it broke; pinged every `keep_alive`.
+/// Makes a connection to `server` with the first call, and again after it broke; pinged every `keep_alive`.
 pub fn channel(
     dial: &Arc<dyn Dial>,
     server: &ServerAddress,

@@ -26,13 +26,14 @@ pub struct KeyRange {
 }
 
 impl KeyRange {
-    /// Exactly one key.
+    /// Makes the range of exactly one key.
     #[must_use]
     pub fn key(key: &str) -> Self {
         Self { start: key.to_owned(), end: format!("{key}\0") }
     }
 
-    /// Every key that begins with `prefix`, which ends in an ASCII character other than DEL, as all of ours do.
+    /// Makes the range of every key that begins with `prefix`, which ends in an ASCII character other than DEL, as all
+    /// of ours do.
     #[must_use]
     pub fn prefix(prefix: &str) -> Self {
         let mut end = prefix.to_owned();
@@ -175,7 +176,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The error of a server that has not got as far as the revision before `from`.
+    /// Makes the error of a server that has not got as far as the revision before `from`.
     pub(crate) fn behind(endpoint: &str, at: Revision, from: Revision) -> Self {
         let reason = format!("it is at revision {at}, behind {}: it was put back, or lags", from - 1);
         Self::Unavailable { endpoint: endpoint.to_owned(), reason }

@@ -25,7 +25,7 @@ fn roots(authority: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, Erro
     Ok(Arc::new(roots))
 }
 
-/// A server's side: clients may have a certificate of `authority` or none.
+/// Configures a server's side: clients may have a certificate of `authority` or none.
 pub fn server(
     authority: &CertificateDer<'static>,
     certificate: CertificateDer<'static>,
@@ -56,7 +56,7 @@ pub enum Trust {
     Hash(String),
 }
 
-/// A client's side, with a certificate or without.
+/// Configures a client's side, with a certificate or without.
 pub fn client(
     trust: &Trust,
     identity: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
@@ -77,7 +77,7 @@ pub fn client(
     Ok(Arc::new(config))
 }
 
-/// The name by which every server is looked for.
+/// Returns the name by which every server is looked for.
 pub fn server_name() -> Result<ServerName<'static>, Error> {
     ServerName::try_from(SERVER_NAME).map_err(|error| Error::General(error.to_string()))
 }

@@ -24,7 +24,7 @@ pub mod refusal;
 /// The longest publication taken, in bytes; one of ours has some 200.
 const PUBLICATION_LIMIT: usize = 8 * 1024;
 
-/// The refusal of a message that is not what it should be.
+/// Makes the refusal of a message that is not what it should be.
 fn invalid(what: &str, text: &str) -> Status {
     refusal::status(
         tonic::Code::InvalidArgument,

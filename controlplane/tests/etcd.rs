@@ -214,7 +214,7 @@ async fn a_password_is_needed_and_an_expired_token_renewed() {
     last.unwrap();
 }
 
-/// The network as an agent knows it.
+/// Returns the network as an agent knows it.
 fn state() -> NetworkState {
     let (config, _) = decode_config(CONFIG.as_bytes()).unwrap();
     NetworkState { config: ConfigState::Valid(config), ..NetworkState::default() }

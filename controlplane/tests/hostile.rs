@@ -121,17 +121,17 @@ impl Process {
         (Remote::new(options).unwrap(), owner)
     }
 
-    /// A client for the administrator on this machine.
+    /// Makes a client for the administrator on this machine.
     fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(channel::local(&self.dir.path().join("data").join(SOCKET)))
     }
 
-    /// A connection without a certificate.
+    /// Makes a connection without a certificate.
     fn stranger(&self) -> Channel {
         channel::tls(&self.address, tls::client(&Trust::Hash(self.ca_hash.clone()), None).unwrap()).unwrap()
     }
 
-    /// A connection with the certificate of a node that joined.
+    /// Makes a connection with the certificate of a node that joined.
     fn raw(&self, number: u8) -> NodeClient<Channel> {
         NodeClient::new(self.channel(number))
     }

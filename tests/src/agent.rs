@@ -36,7 +36,7 @@ pub fn find_program() -> Result<PathBuf, String> {
     }
 }
 
-/// The program found by [`find_program`].
+/// Returns the program found by [`find_program`].
 pub fn program() -> PathBuf {
     find_program().unwrap()
 }
@@ -64,7 +64,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent with its files in `directory` and the usual flags; not started.
+    /// Makes an agent with its files in `directory` and the usual flags; not started.
     #[must_use]
     pub fn new(number: u8, host: Namespace, endpoint: &str, directory: &Path) -> Self {
         fs::create_dir_all(directory).unwrap();
@@ -116,8 +116,8 @@ impl Agent {
         command
     }
 
-    /// The id of the process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is not
-    /// running.
+    /// Returns the id of the process: `ip netns exec` becomes the program, so it is the agent itself. `None` if it is
+    /// not running.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
@@ -164,7 +164,7 @@ impl Agent {
         run(&mut self.on_host(argv.into_iter().map(str::to_owned).collect()))
     }
 
-    /// `agent status --json`; `None` if no agent answers.
+    /// Runs `agent status --json`; `None` if no agent answers.
     pub fn status(&self) -> Option<Value> {
         serde_json::from_str(&self.command(&["status", "--json"]).stdout).ok()
     }
@@ -199,7 +199,7 @@ impl Agent {
         find(&status).unwrap()
     }
 
-    /// The path of `subnet.env`.
+    /// Returns the path of `subnet.env`.
     #[must_use]
     pub fn env_file(&self) -> PathBuf {
         self.run_dir.join("subnet.env")
@@ -213,7 +213,7 @@ impl Agent {
         })
     }
 
-    /// All that it logged, over all its lives.
+    /// Returns all that it logged, over all its lives.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

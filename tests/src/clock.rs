@@ -56,7 +56,7 @@ impl WallClock {
         clock
     }
 
-    /// The environment with which its processes are started.
+    /// Returns the environment with which its processes are started.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
         let variable = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());

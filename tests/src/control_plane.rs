@@ -108,13 +108,13 @@ impl ControlPlane {
         replica
     }
 
-    /// The address at which it listens.
+    /// Returns the address at which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address.parse().unwrap()
     }
 
-    /// The directory with its data.
+    /// Returns the directory with its data.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.directory.join("data")
@@ -145,26 +145,26 @@ impl ControlPlane {
         });
     }
 
-    /// All that it printed on stdout since it was last started.
+    /// Returns all that it printed on stdout since it was last started.
     #[must_use]
     pub fn printed(&self) -> String {
         fs::read_to_string(self.stdout()).unwrap_or_default()
     }
 
-    /// All that it logged, over all its lives.
+    /// Returns all that it logged, over all its lives.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// The arguments after `agent` that it printed.
+    /// Returns the arguments after `agent` that it printed.
     #[must_use]
     pub fn join_arguments(&self) -> Vec<String> {
         let printed = self.printed();
         printed.trim_end().strip_prefix("agent ").unwrap().split(' ').map(str::to_owned).collect()
     }
 
-    /// An agent with a bridge on host `number` that joins as printed; not started.
+    /// Makes an agent with a bridge on host `number` that joins as printed; not started.
     #[must_use]
     pub fn agent(&self, lab: &Lab, number: u8) -> Agent {
         let arguments = self.join_arguments();
@@ -214,7 +214,7 @@ impl ControlPlane {
         if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
     }
 
-    /// The path of a file in its data directory.
+    /// Returns the path of a file in its data directory.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.data_dir().join(Path::new(name))

@@ -112,7 +112,7 @@ impl Etcd {
         ran.stdout.split_whitespace().nth(1).unwrap_or_else(|| panic!("no lease: {}", ran.stderr)).to_owned()
     }
 
-    /// Keys under `prefix`, with their values.
+    /// Returns the keys under `prefix`, with their values.
     pub fn list(&self, prefix: &str) -> Vec<(String, String)> {
         let ran = self.ctl(&["get", "--prefix", prefix]);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -120,7 +120,7 @@ impl Etcd {
         lines.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
     }
 
-    /// The subnet keys of the network `default` with their parsed values.
+    /// Returns the subnet keys of the network `default` with their parsed values.
     pub fn subnets(&self) -> Vec<(String, Value)> {
         let prefix = "/coreos.com/network/subnets/";
         let parse = |(key, value): (String, String)| {

@@ -39,13 +39,13 @@ impl FlannelHost {
         Self { host, number, octet, public_ip }
     }
 
-    /// The key under `subnets/`.
+    /// Returns the key under `subnets/`.
     #[must_use]
     pub fn key(&self) -> String {
         format!("/coreos.com/network/subnets/10.100.{}.0-24", self.octet)
     }
 
-    /// The lease exactly as flannel writes it.
+    /// Returns the lease exactly as flannel writes it.
     #[must_use]
     pub fn lease(&self) -> Value {
         json!({
@@ -71,13 +71,13 @@ impl FlannelHost {
         ]));
     }
 
-    /// The address of its containers' bridge, which answers as they would.
+    /// Returns the address of its containers' bridge, which answers as they would.
     #[must_use]
     pub fn container_address(&self) -> std::net::IpAddr {
         std::net::Ipv4Addr::new(10, 100, self.octet, 1).into()
     }
 
-    /// The host's number in the lab.
+    /// Returns the host's number in the lab.
     #[must_use]
     pub fn number(&self) -> u8 {
         self.number

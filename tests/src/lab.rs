@@ -31,14 +31,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A network of IPv4 over VXLAN.
+    /// Makes the shape of a network of IPv4 over VXLAN.
     #[must_use]
     pub fn vxlan(hosts: u8) -> Self {
         Self { hosts, backend: "vxlan", overlay: Families::V4, underlay: Families::V4 }
     }
 
-    /// The network's configuration as flannel has it. Its agents get subnets from 10.100.40.0 to 10.100.199.0, so that
-    /// tests can put leases and garbage beside them.
+    /// Returns the network's configuration as flannel has it. Its agents get subnets from 10.100.40.0 to 10.100.199.0,
+    /// so that tests can put leases and garbage beside them.
     #[must_use]
     pub fn config(&self) -> Value {
         let mut config = json!({ "Backend": { "Type": self.backend } });
@@ -101,25 +101,25 @@ impl Lab {
         Self { topology, etcd, directory }
     }
 
-    /// Host `number`, from 1.
+    /// Returns host `number`, from 1.
     #[must_use]
     pub fn host(&self, number: u8) -> Namespace {
         Namespace(self.topology.host(number).namespace)
     }
 
-    /// The namespace of the underlay's bridge, every host's default gateway.
+    /// Returns the namespace of the underlay's bridge, every host's default gateway.
     #[must_use]
     pub fn underlay(&self) -> Namespace {
         Namespace(self.topology.underlay_namespace())
     }
 
-    /// The container of host `number`.
+    /// Returns the container of host `number`.
     #[must_use]
     pub fn container(&self, number: u8) -> Namespace {
         Namespace(self.topology.container(number))
     }
 
-    /// An agent for host `number`, not started.
+    /// Makes an agent for host `number`, not started.
     #[must_use]
     pub fn agent(&self, number: u8) -> Agent {
         let directory = self.directory.join(format!("host{number}"));

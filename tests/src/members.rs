@@ -85,13 +85,13 @@ impl Members {
         members
     }
 
-    /// The endpoints for clients.
+    /// Returns the endpoints for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("http://{}:2379", member.address)).collect()
     }
 
-    /// The namespace of one member.
+    /// Returns the namespace of one member.
     #[must_use]
     pub fn namespace(&self, index: usize) -> &Namespace {
         &self.members[index].namespace

@@ -11,14 +11,14 @@ use crate::wait::{SOON, wait_until};
 /// disks and in their monitoring, so a change must fail a test.
 pub const PROTOCOL: &str = "91";
 
-/// A device as `ip -d` shows it, if it exists.
+/// Returns a device as `ip -d` shows it, if it exists.
 #[must_use]
 pub fn link(host: &Namespace, name: &str) -> Option<Value> {
     let links = host.json("ip -j -d link show");
     links.as_array()?.iter().find(|link| link["ifname"] == name).cloned()
 }
 
-/// Names of devices with the agent's alias.
+/// Returns the names of devices with the agent's alias.
 #[must_use]
 pub fn own_links(host: &Namespace) -> Vec<String> {
     let links = host.json("ip -j -d link show");
@@ -26,7 +26,8 @@ pub fn own_links(host: &Namespace) -> Vec<String> {
     links.as_array().unwrap().iter().filter(ours).map(|link| text(link, "ifname")).collect()
 }
 
-/// The agent's routes of both families: destination to the whole route, the one that wins where there are several.
+/// Returns the agent's routes of both families: destination to the whole route, the one that wins where there are
+/// several.
 #[must_use]
 pub fn own_routes(host: &Namespace) -> BTreeMap<String, Value> {
     let mut routes = BTreeMap::new();
@@ -40,14 +41,14 @@ pub fn own_routes(host: &Namespace) -> BTreeMap<String, Value> {
     routes
 }
 
-/// Permanent neighbours on `device`: address to Ethernet address.
+/// Returns the permanent neighbours on `device`: address to Ethernet address.
 #[must_use]
 pub fn neighbours(host: &Namespace, device: &str) -> BTreeMap<String, String> {
     let listed = host.json(&format!("ip -j neigh show dev {device} nud permanent"));
     listed.as_array().unwrap().iter().map(|entry| (text(entry, "dst"), text(entry, "lladdr"))).collect()
 }
 
-/// Forwarding entries with a remote on `device`: Ethernet address to underlay address.
+/// Returns the forwarding entries with a remote on `device`: Ethernet address to underlay address.
 #[must_use]
 pub fn fdb(host: &Namespace, device: &str) -> BTreeMap<String, String> {
     let listed = host.json(&format!("bridge -j fdb show dev {device}"));
@@ -55,7 +56,7 @@ pub fn fdb(host: &Namespace, device: &str) -> BTreeMap<String, String> {
     listed.as_array().unwrap().iter().filter(remote).map(|entry| (text(entry, "mac"), text(entry, "dst"))).collect()
 }
 
-/// The names of the nftables tables, each with its family.
+/// Returns the names of the nftables tables, each with its family.
 #[must_use]
 pub fn tables(host: &Namespace) -> Vec<String> {
     // Not as JSON: nft before 1.1.0 garbles that of a table with a flag.

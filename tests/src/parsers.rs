@@ -52,7 +52,7 @@ fn key_value(key: &[u8], value: &[u8]) -> KeyValue {
     KeyValue { key: key.to_vec(), value: value.to_vec(), create_revision: 1, mod_revision: 2, lease: None }
 }
 
-/// flannel's configuration of a network.
+/// Reads flannel's configuration of a network.
 pub fn network_config(bytes: &[u8]) {
     let Ok((config, _)) = decode_config(bytes) else { return };
     for previous in [None, Some(bytes)] {
@@ -63,7 +63,7 @@ pub fn network_config(bytes: &[u8]) {
     }
 }
 
-/// The value of a lease.
+/// Reads the value of a lease.
 pub fn lease_value(bytes: &[u8]) {
     let subnets: SubnetKey = "10.0.40.0-24&fd00:0:0:28::-64".parse().expect("flannel's form");
     let Ok(lease) = decode_lease(subnets, &key_value(b"", bytes)) else { return };
@@ -73,7 +73,7 @@ pub fn lease_value(bytes: &[u8]) {
     assert_eq!(again, lease, "{}", String::from_utf8_lossy(&written));
 }
 
-/// The key of a lease, with a usable value, written and deleted.
+/// Reads the key of a lease, with a usable value, written and deleted.
 pub fn lease_key(bytes: &[u8]) {
     let value = br#"{"PublicIP":"192.168.33.1","BackendType":"host-gw"}"#;
     let prefixed = [keys().subnets().as_bytes(), bytes].concat();
@@ -98,7 +98,7 @@ pub fn lease_key(bytes: &[u8]) {
     }
 }
 
-/// The snapshot on disk.
+/// Reads the snapshot on disk.
 pub fn snapshot_file(bytes: &[u8]) {
     let Ok(view) = snapshot::decode(&keys(), bytes) else { return };
     let again = snapshot::decode(&keys(), &snapshot::encode(&keys(), &view)).expect("what was read can be written");
@@ -106,7 +106,7 @@ pub fn snapshot_file(bytes: &[u8]) {
     assert_eq!((&again.usable_config, again.suspect.is_some()), (&view.usable_config, view.suspect.is_some()));
 }
 
-/// `agent join --config`.
+/// Reads the file of `agent join --config`.
 pub fn config_file(bytes: &[u8]) {
     static AGENT: LazyLock<Command> = LazyLock::new(flatnet_agent::cli::command);
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -115,7 +115,7 @@ pub fn config_file(bytes: &[u8]) {
     }
 }
 
-/// `subnet.env`, flannel's or ours.
+/// Reads `subnet.env`, flannel's or ours.
 pub fn env_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Some(env) = SubnetEnv::parse(text) {
@@ -129,47 +129,47 @@ pub fn env_file(bytes: &[u8]) {
     assert!(!options.contains(['$', '`', ';', '&', '|', '\\', '(']), "{options}");
 }
 
-/// Answers of rtnetlink: datagrams, each after its length.
+/// Reads answers of rtnetlink: datagrams, each after its length.
 pub fn rtnetlink(bytes: &[u8]) {
     fuzzing::rtnetlink(bytes);
 }
 
-/// A datagram of rtnetlink's notifications.
+/// Reads a datagram of rtnetlink's notifications.
 pub fn rtnetlink_notice(bytes: &[u8]) {
     fuzzing::rtnetlink_notice(bytes);
 }
 
-/// Answers of nf_tables: datagrams, each after its length.
+/// Reads answers of nf_tables: datagrams, each after its length.
 pub fn nfnetlink(bytes: &[u8]) {
     fuzzing::nfnetlink(bytes);
 }
 
-/// The output of `iptables -S`.
+/// Reads the output of `iptables -S`.
 pub fn iptables_listing(bytes: &[u8]) {
     fuzzing::iptables_listing(&String::from_utf8_lossy(bytes));
 }
 
-/// The entries of the older ip_tables.
+/// Reads the entries of the older ip_tables.
 pub fn legacy_table(bytes: &[u8]) {
     fuzzing::legacy_table(bytes);
 }
 
-/// A message of a node or an administrator.
+/// Reads a message of a node or an administrator.
 pub fn node_request(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::requests(bytes);
 }
 
-/// A message of a server.
+/// Reads a message of a server.
 pub fn server_answer(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::answers(bytes);
 }
 
-/// The token somebody joins with.
+/// Reads the token somebody joins with.
 pub fn join_token(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::token(bytes);
 }
 
-/// A certificate, or a request for one.
+/// Reads a certificate, or a request for one.
 pub fn certificate(bytes: &[u8]) {
     flatnet_controlplane::fuzzing::certificate(bytes);
 }

@@ -47,7 +47,7 @@ pub struct Test {
 }
 
 impl Test {
-    /// A test that needs nothing special.
+    /// Makes a test that needs nothing special.
     pub fn new(name: impl Into<String>, body: impl Fn() + Send + 'static) -> Self {
         Self { name: name.into(), needs: Vec::new(), body: Box::new(body) }
     }

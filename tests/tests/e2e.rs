@@ -79,7 +79,7 @@ fn main() -> ExitCode {
     suite::main(groups.into_iter().flatten().collect())
 }
 
-/// Every backend with every family of the overlay; the underlay has what the overlay needs.
+/// Returns every backend with every family of the overlay; the underlay has what the overlay needs.
 fn shapes(hosts: u8) -> Vec<(String, Shape)> {
     let mut shapes = Vec::new();
     for backend in ["vxlan", "gre", "wireguard", "host-gw"] {
@@ -91,7 +91,7 @@ fn shapes(hosts: u8) -> Vec<(String, Shape)> {
     shapes
 }
 
-/// One test for each of [`shapes`].
+/// Makes one test for each of [`shapes`].
 fn for_each_shape(hosts: u8, sentence: &str, body: fn(&Shape)) -> Vec<Test> {
     let test = |(name, shape): (String, Shape)| {
         let backend = shape.backend;

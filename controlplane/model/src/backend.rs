@@ -33,7 +33,7 @@ impl BackendKind {
         }
     }
 
-    /// The store's spelling.
+    /// Returns the store's spelling.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -68,7 +68,7 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// The type's name.
+    /// Returns the type's name.
     #[must_use]
     pub fn kind(&self) -> BackendKind {
         match self {

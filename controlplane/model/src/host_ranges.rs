@@ -71,19 +71,19 @@ impl HostRanges {
         &self.prefixes
     }
 
-    /// The resolvers the host asks for names.
+    /// Returns the resolvers the host asks for names.
     #[must_use]
     pub fn resolvers(&self) -> &[IpAddr] {
         &self.resolvers
     }
 
-    /// The addresses at which the host reaches the store.
+    /// Returns the addresses at which the host reaches the store.
     #[must_use]
     pub fn endpoints(&self) -> &[IpAddr] {
         &self.endpoints
     }
 
-    /// The ranges and addresses that share an address with `range`.
+    /// Returns the ranges and addresses that share an address with `range`.
     pub fn overlapping(&self, range: IpNet) -> impl Iterator<Item = HostRange> {
         let routes = self.prefixes.iter().filter(move |net| overlap(**net, range)).map(|net| HostRange::Route(*net));
         let resolvers = self.resolvers.iter().filter(move |address| range.contains(*address));

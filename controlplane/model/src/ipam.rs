@@ -14,8 +14,8 @@ pub struct Exhausted {
     pub capacity: u128,
 }
 
-/// A free subnet of `pool`: one that overlaps nothing in `leased` nor, as long as another is free, in `remembered`
-/// (subnets whose lease expired but whose owner may come back).
+/// Chooses a free subnet of `pool`: one that overlaps nothing in `leased` nor, as long as another is free, in
+/// `remembered` (subnets whose lease expired but whose owner may come back).
 ///
 /// `random` picks among *all* free ones, so that agents choosing at once seldom choose the same; the last free subnet
 /// is always found.
@@ -27,7 +27,7 @@ pub fn choose(pool: &Pool, leased: &[IpNet], remembered: &[IpNet], random: u64) 
         .ok_or(Exhausted { network: pool.network(), capacity: pool.capacity() })
 }
 
-/// The runs of subnet numbers `[first, last]` that `nets` overlap.
+/// Returns the runs of subnet numbers `[first, last]` that `nets` overlap.
 fn occupied(pool: &Pool, nets: &[IpNet]) -> Vec<(u128, u128)> {
     let (Some(first), size) = (pool.nth(0), 1_u128 << (pool.family().bits() - pool.subnet_len())) else {
         return Vec::new();
@@ -45,7 +45,7 @@ fn occupied(pool: &Pool, nets: &[IpNet]) -> Vec<(u128, u128)> {
         .collect()
 }
 
-/// The `random`-th of the subnets outside all `occupied` runs.
+/// Returns the `random`-th of the subnets outside all `occupied` runs.
 fn pick(pool: &Pool, mut occupied: Vec<(u128, u128)>, random: u64) -> Option<IpNet> {
     occupied.sort_unstable();
     let mut gaps = Vec::new();

@@ -28,7 +28,7 @@ pub struct NetworkKeys {
 }
 
 impl NetworkKeys {
-    /// The keys of `name`; `flannel_prefix` is where the network `default` lives.
+    /// Makes the keys of `name`; `flannel_prefix` is where the network `default` lives.
     #[must_use]
     pub fn new(name: &NetworkName, flannel_prefix: &str) -> Self {
         let prefix = if name.is_default() {
@@ -39,37 +39,37 @@ impl NetworkKeys {
         Self { name: name.clone(), prefix }
     }
 
-    /// The name of the network whose keys these are.
+    /// Returns the name of the network whose keys these are.
     #[must_use]
     pub fn network(&self) -> &NetworkName {
         &self.name
     }
 
-    /// `<prefix>/`: everything of the network, for one range read and one watch.
+    /// Returns `<prefix>/`: everything of the network, for one range read and one watch.
     #[must_use]
     pub fn all(&self) -> String {
         format!("{}/", self.prefix)
     }
 
-    /// The network's configuration.
+    /// Returns the key of the network's configuration.
     #[must_use]
     pub fn config(&self) -> String {
         format!("{}/config", self.prefix)
     }
 
-    /// `<prefix>/subnets/`: the network's leases.
+    /// Returns `<prefix>/subnets/`: the network's leases.
     #[must_use]
     pub fn subnets(&self) -> String {
         format!("{}/subnets/", self.prefix)
     }
 
-    /// The lease of `subnets`.
+    /// Returns the key of the lease of `subnets`.
     #[must_use]
     pub fn lease(&self, subnets: &SubnetKey) -> String {
         format!("{}/subnets/{subnets}", self.prefix)
     }
 
-    /// `[start, end)` of every key form a lease on the same IPv4 subnet can have: `K` itself and `K&<IPv6>`.
+    /// Returns `[start, end)` of every key form a lease on the same IPv4 subnet can have: `K` itself and `K&<IPv6>`.
     /// `'` is the character after `&`.
     #[must_use]
     pub fn lease_forms(&self, subnets: &SubnetKey) -> (String, String) {
@@ -81,28 +81,28 @@ impl NetworkKeys {
         (start, end)
     }
 
-    /// The record of the last holder of `subnet`, kept when the lease expires. It guards one half of a lease against
-    /// other agents, and lets an expired subnet wait for its owner while another is free.
+    /// Returns the key of the record of the last holder of `subnet`, which is kept when the lease expires. It guards
+    /// one half of a lease against other agents, and lets an expired subnet wait for its owner while another is free.
     #[must_use]
     pub fn claim(&self, subnet: IpNet) -> String {
         format!("{}{}", self.claims(), key_form(subnet))
     }
 
-    /// The record of the subnets that `node` claimed last in this network. Every claim of the node compares and changes
-    /// it, so that a claim with an outcome it never learnt cannot happen beside a later one.
+    /// Returns the key of the record of the subnets that `node` claimed last in this network. Every claim of the node
+    /// compares and changes it, so that a claim with an outcome it never learnt cannot happen beside a later one.
     #[must_use]
     pub fn node_claim(&self, node: NodeId) -> String {
         format!("{}{node}", self.claims())
     }
 
-    /// All claims of the network.
+    /// Returns the prefix of all claims of the network.
     #[must_use]
     pub fn claims(&self) -> String {
         format!("/flatnet/claims/{}/", self.name)
     }
 }
 
-/// A node's presence: there while the node is alive and connected.
+/// Returns the key of a node's presence, which is there while the node is alive and connected.
 #[must_use]
 pub fn presence(node: NodeId) -> String {
     format!("{NODES}{node}")

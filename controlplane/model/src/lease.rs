@@ -43,7 +43,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The underlay address of `family`.
+    /// Returns the underlay address of `family`.
     #[must_use]
     pub fn public_address(&self, family: IpFamily) -> Option<IpAddr> {
         match family {
@@ -52,7 +52,7 @@ impl Lease {
         }
     }
 
-    /// The data needed to reach the node over an underlay of `family`.
+    /// Returns the data needed to reach the node over an underlay of `family`.
     #[must_use]
     pub fn backend_data(&self, family: IpFamily) -> &BackendData {
         match family {

@@ -19,7 +19,7 @@ impl IpFamily {
     /// Both families, in the order in which they are planned and printed.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of `address`.
+    /// Returns the family of `address`.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -54,12 +54,12 @@ impl Vni {
     /// flannel's default (`vxlan.go`: `defaultVNI`).
     pub const FLANNEL_DEFAULT: Self = Self(1);
 
-    /// `value` in 1..=16,777,215.
+    /// Checks that `value` is in 1..=16,777,215.
     pub fn new(value: u32) -> Result<Self, InvalidVni> {
         if value == 0 || value > Self::MAX { Err(InvalidVni(u64::from(value))) } else { Ok(Self(value)) }
     }
 
-    /// The number itself.
+    /// Returns the number itself.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -86,13 +86,13 @@ impl GreKey {
     /// No key.
     pub const NONE: Self = Self(0);
 
-    /// 0 for no key.
+    /// Makes a key of the number; 0 for no key.
     #[must_use]
     pub const fn new(key: u32) -> Self {
         Self(key)
     }
 
-    /// The number; 0 for no key.
+    /// Returns the number; 0 for no key.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -123,12 +123,12 @@ impl Mtu {
     /// The largest an interface can have here: a 16-bit IP length.
     pub const MAX: u32 = 65_535;
 
-    /// `bytes` in 68..=65,535.
+    /// Checks that `bytes` is in 68..=65,535.
     pub fn new(bytes: u32) -> Result<Self, InvalidMtu> {
         if (Self::MIN_IPV4..=Self::MAX).contains(&bytes) { Ok(Self(bytes)) } else { Err(InvalidMtu(u64::from(bytes))) }
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -163,7 +163,7 @@ impl Mac {
         Self(octets)
     }
 
-    /// A unicast, locally administered address (IEEE 802: bit 1 of the first octet set, bit 0 clear) from `seed`.
+    /// Makes a unicast, locally administered address (IEEE 802: bit 1 of the first octet set, bit 0 clear) from `seed`.
     #[must_use]
     pub const fn local(seed: [u8; 6]) -> Self {
         let mut octets = seed;
@@ -171,7 +171,7 @@ impl Mac {
         Self(octets)
     }
 
-    /// The six octets in wire order.
+    /// Returns the six octets in wire order.
     #[must_use]
     pub const fn octets(self) -> [u8; 6] {
         self.0
@@ -266,7 +266,7 @@ impl IfName {
         Ok(Self { bytes, len })
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         // `new` admits ASCII only, so this cannot fail.

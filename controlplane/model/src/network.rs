@@ -18,7 +18,7 @@ impl NetworkName {
     /// The network at flannel's own prefix.
     pub const DEFAULT: &'static str = "default";
 
-    /// The network at flannel's own prefix.
+    /// Returns the name of the network at flannel's own prefix.
     #[must_use]
     pub fn default_network() -> Self {
         Self(Self::DEFAULT.to_owned())
@@ -30,7 +30,7 @@ impl NetworkName {
         self.0 == Self::DEFAULT
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -77,7 +77,7 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// The pool of `family`.
+    /// Returns the pool of `family`.
     #[must_use]
     pub fn pool(&self, family: IpFamily) -> Option<&Pool> {
         match family {
@@ -86,7 +86,7 @@ impl NetworkConfig {
         }
     }
 
-    /// Its pools, IPv4 first.
+    /// Returns the pools, IPv4 first.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.v4.iter().chain(self.v6.iter())
     }

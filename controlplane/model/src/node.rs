@@ -39,7 +39,7 @@ macro_rules! identity {
                 Self(bits)
             }
 
-            /// The 128 bits.
+            /// Returns the 128 bits.
             #[must_use]
             pub const fn bits(self) -> u128 {
                 self.0

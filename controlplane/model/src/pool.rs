@@ -127,7 +127,7 @@ impl Pool {
         Ok(Self { network, subnet_len, min, max })
     }
 
-    /// The whole range: what containers on all hosts share.
+    /// Returns the whole range, which the containers on all hosts share.
     #[must_use]
     pub fn network(&self) -> IpNet {
         self.network
@@ -168,7 +168,7 @@ impl Pool {
         is_within((to_bits(self.min), to_bits(self.max))) || is_within(self.ends())
     }
 
-    /// The first and the last address of what it hands out.
+    /// Returns the first and the last address of what it hands out.
     fn ends(&self) -> (u128, u128) {
         let (first, last) = span(self.network);
         let size = self.subnet_size();
@@ -197,37 +197,37 @@ impl Pool {
         Ok(())
     }
 
-    /// Length of each subnet's prefix, in bits.
+    /// Returns the length of each subnet's prefix, in bits.
     #[must_use]
     pub fn subnet_len(&self) -> u8 {
         self.subnet_len
     }
 
-    /// First address of the first subnet that may be handed out.
+    /// Returns the first address of the first subnet that may be handed out.
     #[must_use]
     pub fn min(&self) -> IpAddr {
         self.min
     }
 
-    /// First address of the last subnet that may be handed out.
+    /// Returns the first address of the last subnet that may be handed out.
     #[must_use]
     pub fn max(&self) -> IpAddr {
         self.max
     }
 
-    /// The family of the range.
+    /// Returns the family of the range.
     #[must_use]
     pub fn family(&self) -> IpFamily {
         IpFamily::of(self.network.addr())
     }
 
-    /// The number of subnets between the bounds, free or not.
+    /// Returns the number of subnets between the bounds, free or not.
     #[must_use]
     pub fn capacity(&self) -> u128 {
         (to_bits(self.max) - to_bits(self.min)) / self.subnet_size() + 1
     }
 
-    /// The subnet number `index`, counted from `min`.
+    /// Returns the subnet number `index`, counted from `min`.
     #[must_use]
     pub fn nth(&self, index: u128) -> Option<IpNet> {
         if index >= self.capacity() {
@@ -246,25 +246,25 @@ impl Pool {
             && (self.min..=self.max).contains(&subnet.addr())
     }
 
-    /// Addresses in one subnet.
+    /// Returns the number of addresses in one subnet.
     fn subnet_size(&self) -> u128 {
         1_u128 << (self.family().bits() - self.subnet_len)
     }
 }
 
-/// flannel's bounds where none are given: the second subnet and the last one.
+/// Returns flannel's bounds where none are given: the second subnet and the last one.
 fn usual_bounds(network: IpNet, subnet_size: u128) -> (u128, u128) {
     let (first, last) = span(network);
     (first + subnet_size, last / subnet_size * subnet_size)
 }
 
-/// The first and the last address of `net`, as numbers.
+/// Returns the first and the last address of `net`, as numbers.
 fn span(net: IpNet) -> (u128, u128) {
     (to_bits(net.network()), to_bits(net.broadcast()))
 }
 
-/// The addresses of each family that are set aside for a purpose no network can share (from IANA's special-purpose
-/// registries), with that purpose.
+/// Returns the addresses of each family that are set aside for a purpose no network can share (from IANA's
+/// special-purpose registries), with that purpose.
 fn special() -> impl Iterator<Item = (IpNet, &'static str)> {
     let v4 = |a, b, length, what| (IpNet::new(Ipv4Addr::new(a, b, 0, 0).into(), length), what);
     let v6 = |first, length, what| (IpNet::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0).into(), length), what);
@@ -281,7 +281,7 @@ fn special() -> impl Iterator<Item = (IpNet, &'static str)> {
     all.into_iter().filter_map(|(range, what)| Some((range.ok()?, what)))
 }
 
-/// An address as a number: IPv4 in the low 32 bits.
+/// Returns an address as a number: IPv4 in the low 32 bits.
 pub(crate) fn to_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),

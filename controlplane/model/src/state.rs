@@ -105,7 +105,7 @@ impl NetworkState {
         }
     }
 
-    /// The usable configuration, if there is one.
+    /// Returns the usable configuration, if there is one.
     #[must_use]
     pub fn valid_config(&self) -> Option<&NetworkConfig> {
         match &self.config {

@@ -26,19 +26,19 @@ impl SubnetKey {
         Ok(Self { v4, v6 })
     }
 
-    /// The IPv4 subnet, if the lease has one.
+    /// Returns the IPv4 subnet, if the lease has one.
     #[must_use]
     pub fn v4(&self) -> Option<Ipv4Net> {
         self.v4
     }
 
-    /// The IPv6 subnet, if the lease has one.
+    /// Returns the IPv6 subnet, if the lease has one.
     #[must_use]
     pub fn v6(&self) -> Option<Ipv6Net> {
         self.v6
     }
 
-    /// The subnet of `family`, if the lease has one.
+    /// Returns the subnet of `family`, if the lease has one.
     #[must_use]
     pub fn of(&self, family: IpFamily) -> Option<IpNet> {
         match family {
@@ -47,7 +47,7 @@ impl SubnetKey {
         }
     }
 
-    /// Its subnets, IPv4 first.
+    /// Returns the subnets, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpNet> {
         self.v4.map(IpNet::V4).into_iter().chain(self.v6.map(IpNet::V6))
     }

@@ -20,13 +20,13 @@ pub fn is_shown(c: char) -> bool {
             | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// `text` as a part of one line.
+/// Escapes `text` as a part of one line.
 #[must_use]
 pub fn line(text: &str) -> String {
     text.chars().map(|c| if is_shown(c) { c } else { REPLACEMENT }).collect()
 }
 
-/// `text` cut to what may stand in an error or a log line: hostile input is never printed whole.
+/// Cuts `text` to what may stand in an error or a log line: hostile input is never printed whole.
 #[must_use]
 pub fn excerpt(text: &str) -> String {
     /// Characters kept: enough to recognise any key or address we write, too few to flood a log.
@@ -38,19 +38,20 @@ pub fn excerpt(text: &str) -> String {
     out
 }
 
-/// `text` of several lines, made of parts that are lines already.
+/// Escapes `text` of several lines, made of parts that are lines already.
 #[must_use]
 pub fn lines(text: &str) -> String {
     text.chars().map(|c| if is_shown(c) || c == '\n' { c } else { REPLACEMENT }).collect()
 }
 
-/// `text` after the beginning of a line: what follows its own line breaks is set in, so that it begins no line.
+/// Sets in `text` after the beginning of a line: what follows its own line breaks is indented, so that it begins no
+/// line.
 #[must_use]
 pub fn set_in(text: &str) -> String {
     lines(text.trim_end_matches('\n')).replace('\n', "\n    ")
 }
 
-/// A JSON document that says the same with escapes.
+/// Returns a JSON document that says the same with escapes.
 #[must_use]
 pub fn json(document: &str) -> String {
     let mut out = String::with_capacity(document.len());

@@ -2,11 +2,11 @@
 
 use crate::{IpFamily, Mac, NodeId, Vni};
 
-/// The Ethernet address of `node`'s device for `vni` over an underlay of `family`: the same after every restart, so
-/// that peers' entries stay right. Each device has another one, since one host has several.
+/// Returns the Ethernet address of `node`'s device for `vni` over an underlay of `family`. It is the same after every
+/// restart, so that peers' entries stay right. Each device has another one, since one host has several.
 ///
-/// FNV-1a (64 bits) over the node id (16 bytes, big endian), the VNI (4 bytes, big endian) and the family (4 or 6), its
-/// bits spread by MurmurHash3's finaliser, the low 48 taken. Leases in stores hold the result: never change it.
+/// It is FNV-1a (64 bits) over the node id (16 bytes, big endian), the VNI (4 bytes, big endian) and the family (4 or
+/// 6), its bits spread by MurmurHash3's finaliser, the low 48 taken. Leases in stores hold the result: never change it.
 #[must_use]
 pub fn vtep_mac(node: NodeId, vni: Vni, family: IpFamily) -> Mac {
     /// FNV-1a's offset basis and prime for 64 bits (RFC 9923).

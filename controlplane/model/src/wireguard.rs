@@ -26,7 +26,7 @@ impl WireguardKey {
         if bytes == [0; 32] { Err(InvalidWireguardKey) } else { Ok(Self(bytes)) }
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     #[must_use]
     pub const fn bytes(self) -> [u8; 32] {
         self.0
@@ -156,7 +156,7 @@ impl WireguardConfig {
     /// flannel's default.
     pub const DEFAULT_PORT_V6: u16 = 51821;
 
-    /// The port of the tunnel that carries `family`.
+    /// Returns the port of the tunnel that carries `family`.
     #[must_use]
     pub fn port_of(&self, family: IpFamily) -> u16 {
         match (self.mode, family) {

@@ -90,7 +90,7 @@ impl<S: Store> Decision<'_, S> {
         (whole && own.iter().all(|seen| seen.subnets != previous)).then_some(previous)
     }
 
-    /// A plan that claims what was held before and removes the leases `own`.
+    /// Makes a plan that claims what was held before and removes the leases `own`.
     async fn take_back(&self, previous: SubnetKey, own: &[&Seen]) -> Result<Plan, AcquireError> {
         let is_own = |seen: &Seen| own.iter().any(|own| own.subnets == seen.subnets);
         let in_the_way = |seen: &&Seen| !is_own(seen) && previous.iter().any(|net| seen.overlaps(net));
@@ -114,7 +114,7 @@ impl<S: Store> Decision<'_, S> {
         self.replace(first, Origin::Refreshed, extra).await
     }
 
-    /// A plan that writes over `seen`.
+    /// Makes a plan that writes over `seen`.
     async fn replace(&self, seen: &Seen, origin: Origin, extra: &[&Seen]) -> Result<Plan, AcquireError> {
         let former = seen.lease.as_ref().and_then(|lease| lease.owner.as_ref()).map(|owner| owner.node);
         Ok(Plan {
@@ -133,7 +133,7 @@ impl<S: Store> Decision<'_, S> {
         })
     }
 
-    /// Leases that publish this host's address. A living node among them is a conflict.
+    /// Returns the leases that publish this host's address. A living node among them is a conflict.
     async fn same_host(&self) -> Result<Vec<&Seen>, AcquireError> {
         let mut here = Vec::new();
         for seen in &self.survey.seen {
@@ -161,7 +161,7 @@ impl<S: Store> Decision<'_, S> {
         v4.or_else(|| ours.public_ipv6.filter(|ip| lease.public_ipv6 == Some(*ip)).map(IpAddr::V6))
     }
 
-    /// The lease of `here` to take over: the one named, or the oldest if nothing is named.
+    /// Returns the lease of `here` to take over: the one named, or the oldest if nothing is named.
     fn adoptable<'s>(&self, here: &[&'s Seen], named: &[Named]) -> Option<&'s Seen> {
         let fits = |seen: &&&Seen| {
             self.is_inside(seen.subnets) && named.iter().all(|named| seen.subnets.iter().any(|net| net == named.net))
@@ -194,7 +194,7 @@ impl<S: Store> Decision<'_, S> {
         Ok(named)
     }
 
-    /// A plan that claims what is named and chooses the rest.
+    /// Makes a plan that claims what is named and chooses the rest.
     async fn take(&self, named: Vec<Named>, random: &mut impl Random) -> Result<Plan, AcquireError> {
         for named in &named {
             if let Some(other) = self.survey.seen.iter().find(|seen| seen.overlaps(named.net)) {
@@ -228,7 +228,7 @@ impl<S: Store> Decision<'_, S> {
         Ok(Plan { subnets, halves, origin, replaces: None, extra: Vec::new(), absent_node: None })
     }
 
-    /// A free subnet that nobody remembers, if there is one.
+    /// Chooses a free subnet that nobody remembers, if there is one.
     async fn choose(&self, pool: &Pool, random: &mut impl Random) -> Result<Half, AcquireError> {
         let claims = read_claims(self.store, self.request, &KeyRange::prefix(&self.request.keys.claims())).await?;
         let remembered: Vec<IpNet> =
@@ -275,7 +275,7 @@ fn is_inside_pool(pool: &Pool, net: IpNet) -> bool {
 }
 
 impl Plan {
-    /// The store's lease under the lease refreshed.
+    /// Returns the store's lease under the lease that is refreshed.
     pub(super) fn reusable_lease(&self) -> Option<EtcdLease> {
         self.replaces.as_ref().and_then(|replaced| replaced.etcd_lease)
     }
@@ -368,7 +368,7 @@ impl Plan {
     }
 }
 
-/// `[start, end)` without the sorted keys `holes`.
+/// Returns the parts of `[start, end)` without the sorted keys `holes`.
 fn around(start: String, end: String, mut holes: Vec<String>) -> impl Iterator<Item = KeyRange> {
     holes.retain(|hole| *hole >= start && *hole < end);
     // The first key after another is that key and a zero byte.
@@ -377,7 +377,7 @@ fn around(start: String, end: String, mut holes: Vec<String>) -> impl Iterator<I
     starts.into_iter().zip(ends).filter(|(start, end)| start < end).map(|(start, end)| KeyRange { start, end })
 }
 
-/// A write of a record that lasts for ever: our records are not under a lease.
+/// Writes a record that lasts for ever: our records are not under a lease.
 fn record(key: String, value: &impl serde::Serialize) -> Write {
     // Strings and numbers only: this cannot fail.
     Write::Put { key, value: serde_json::to_vec(value).unwrap_or_default(), lease: None }

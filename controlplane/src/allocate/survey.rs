@@ -154,7 +154,7 @@ impl Survey {
         }
     }
 
-    /// This node's leases, the oldest first.
+    /// Returns this node's leases, the oldest first.
     pub(super) fn own(&self, node: NodeId) -> Vec<&Seen> {
         let mut own: Vec<&Seen> =
             self.seen.iter().filter(|seen| seen.lease.as_ref().is_some_and(|lease| lease.is_owned_by(node))).collect();
@@ -162,7 +162,7 @@ impl Survey {
         own
     }
 
-    /// Everything that is leased.
+    /// Returns everything that is leased.
     pub(super) fn leased(&self) -> Vec<IpNet> {
         self.seen.iter().flat_map(|seen| seen.subnets.iter().collect::<Vec<_>>()).collect()
     }

@@ -84,7 +84,7 @@ fn tls_authority(host: &str) -> String {
     if host.contains(':') { format!("[{}]", host.split('%').next().unwrap_or(host)) } else { host.to_owned() }
 }
 
-/// A connection to the server on this machine whose socket is at `path`.
+/// Makes a connection to the server on this machine whose socket is at `path`.
 pub fn local(path: &Path) -> Channel {
     let path: PathBuf = path.to_owned();
     // A socket has no name to put into the request.

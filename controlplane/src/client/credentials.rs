@@ -134,7 +134,7 @@ impl Credentials {
         pki::request_for(&self.key)
     }
 
-    /// `sha256:…` of the authority's certificate.
+    /// Returns `sha256:…` of the authority's certificate.
     #[must_use]
     pub fn authority_hash(&self) -> String {
         pki::certificate_hash(&self.authority)
@@ -146,18 +146,18 @@ impl Credentials {
         self.holder.identity == Identity::Node(node)
     }
 
-    /// The holder of the certificate, with the time at which it ends.
+    /// Returns the holder of the certificate, with the time at which it ends.
     #[must_use]
     pub fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// The certificate.
+    /// Returns the certificate.
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The TLS configuration of a client that shows them.
+    /// Returns the TLS configuration of a client that shows them.
     #[must_use]
     pub fn client_config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config)

@@ -430,7 +430,7 @@ fn write_wireguard(out: &mut Writer, wireguard: &WireguardConfig) {
     }
 }
 
-/// The fields of `Backend` that are ours to set for a type.
+/// Returns the fields of `Backend` that are ours to set for a type.
 fn known_options(kind: &BackendKind) -> &'static [&'static str] {
     match kind {
         BackendKind::Vxlan => &["VNI", "Port", "MTU", "DirectRouting"],

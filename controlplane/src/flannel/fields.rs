@@ -27,7 +27,7 @@ impl Fields {
         }
     }
 
-    /// The objects in the array `name`, at most `limit`; none if it is not there.
+    /// Takes the objects in the array `name`, at most `limit`; none if it is not there.
     pub(super) fn objects(&mut self, name: &str, limit: usize, path: &'static str) -> Result<Vec<Self>, String> {
         let outer = self.path;
         let values = match self.take(name)? {
@@ -60,7 +60,7 @@ impl Fields {
         Ok(value.filter(|value| !value.is_null()))
     }
 
-    /// A whole number that is not negative.
+    /// Takes a whole number that is not negative.
     pub(super) fn number(&mut self, name: &str) -> Result<Option<u64>, String> {
         let path = self.path;
         let convert = |value: Value| {
@@ -69,14 +69,14 @@ impl Fields {
         self.take(name)?.map(convert).transpose()
     }
 
-    /// A whole number that fits 32 bits.
+    /// Takes a whole number that fits 32 bits.
     pub(super) fn number32(&mut self, name: &str) -> Result<Option<u32>, String> {
         let path = self.path;
         let convert = |value| u32::try_from(value).map_err(|_| format!("{path}{name} {value} is too large"));
         self.number(name)?.map(convert).transpose()
     }
 
-    /// `true` or `false`.
+    /// Takes `true` or `false`.
     pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, String> {
         let path = self.path;
         let convert =
@@ -84,7 +84,7 @@ impl Fields {
         self.take(name)?.map(convert).transpose()
     }
 
-    /// A string.
+    /// Takes a string.
     pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, String> {
         let path = self.path;
         match self.take(name)? {
@@ -94,7 +94,8 @@ impl Fields {
         }
     }
 
-    /// The strings in the array `name`, at most `limit`; none if it is not there. `what` says what each should be.
+    /// Takes the strings in the array `name`, at most `limit`; none if it is not there. `what` tells what each should
+    /// be.
     pub(super) fn texts(&mut self, name: &str, limit: usize, what: &str) -> Result<Vec<String>, String> {
         let path = self.path;
         let values = match self.take(name)? {
@@ -112,7 +113,7 @@ impl Fields {
         values.into_iter().map(convert).collect()
     }
 
-    /// A string that reads as a `T`; `what` says what that is.
+    /// Takes a string that reads as a `T`; `what` tells what that is.
     pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, what: &str) -> Result<Option<T>, String> {
         let path = self.path;
         let convert =
@@ -120,7 +121,7 @@ impl Fields {
         self.text(name)?.map(convert).transpose()
     }
 
-    /// An object within; its errors begin with `path`.
+    /// Takes an object within; its errors begin with `path`.
     pub(super) fn object(&mut self, name: &str, path: &'static str) -> Result<Option<Self>, String> {
         let outer = self.path;
         let convert =
@@ -149,7 +150,7 @@ impl Writer {
         self.raw(name, &value.into().to_string());
     }
 
-    /// `json` is written as it is.
+    /// Writes `json` as it is.
     pub(super) fn raw(&mut self, name: &str, json: &str) {
         if self.0.len() > 1 {
             self.0.push(',');

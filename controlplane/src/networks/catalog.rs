@@ -46,7 +46,7 @@ impl Catalog {
         self.networks.iter().map(|(info, _)| info).filter(|info| info.keys.network() != name).collect()
     }
 
-    /// Revision of a network's configuration; 0: there is none.
+    /// Returns the revision of a network's configuration; 0: there is none.
     pub(super) fn revision_of(&self, name: &NetworkName) -> Revision {
         self.networks.iter().find(|(info, _)| info.keys.network() == name).map_or(0, |(_, revision)| *revision)
     }
@@ -67,7 +67,8 @@ fn network_name(key: &[u8]) -> Option<NetworkName> {
     rest.split('/').next()?.parse().ok().filter(|name: &NetworkName| !name.is_default())
 }
 
-/// One network from the keys under its prefix, and the revision of its configuration; `None` without a configuration.
+/// Reads one network from the keys under its prefix, and the revision of its configuration; `None` without a
+/// configuration.
 pub(super) fn read(keys: NetworkKeys, kvs: &[KeyValue]) -> Option<(NetworkInfo, Revision)> {
     let config = kvs.iter().find(|kv| kv.key == keys.config().as_bytes())?;
     let (decoded, warnings) = match decode_config(&config.value) {

@@ -18,7 +18,7 @@ const PORT_STEP: usize = 2;
 /// The first GRE key of networks other than `default`, clear of the keys people give tunnels of their own.
 const FIRST_KEY: u32 = 4097;
 
-/// The value and meaning of a new network's configuration.
+/// Returns the value and meaning of a new network's configuration.
 pub(super) fn create(
     name: &NetworkName,
     spec: &NetworkSpec,
@@ -30,7 +30,7 @@ pub(super) fn create(
     finish(name, spec, Map::new(), others)
 }
 
-/// The value and meaning of `found`'s configuration changed as asked.
+/// Returns the value and meaning of `found`'s configuration changed as asked.
 pub(super) fn update(
     name: &NetworkName,
     spec: &NetworkSpec,
@@ -191,7 +191,7 @@ fn backend(
     Ok(())
 }
 
-/// flannel's 51820 (and the one after it for IPv6), else the lowest pair that no other network listens on.
+/// Returns flannel's 51820 (and the one after it for IPv6), else the lowest pair that no other network listens on.
 fn free_port(others: &[&NetworkInfo]) -> u16 {
     let used: Vec<u16> =
         configs(others).flat_map(|config| backends(config).flat_map(|way| ports_of(config, way))).collect();
@@ -209,7 +209,7 @@ fn backends(config: &NetworkConfig) -> impl Iterator<Item = &BackendConfig> {
     std::iter::once(&config.backend).chain(&config.before)
 }
 
-/// UDP ports on which every host of the network listens.
+/// Returns the UDP ports on which every host of the network listens.
 fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
     ports_of(config, &config.backend)
 }
@@ -227,7 +227,7 @@ fn ports_of(config: &NetworkConfig, backend: &BackendConfig) -> Vec<u16> {
     }
 }
 
-/// flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
+/// Returns flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
 fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
     let used: Vec<u32> = configs(others).flat_map(backends).filter_map(vni).collect();
     if name.is_default() && !used.contains(&1) {

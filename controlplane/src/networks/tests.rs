@@ -28,7 +28,7 @@ async fn host(store: &MemoryStore, network: &str, subnet: &str) {
     store.put(key, r#"{"PublicIP":"192.168.33.1","BackendType":"host-gw"}"#, Some(lease));
 }
 
-/// A host that is there, and says what it uses itself.
+/// Adds a host that is there, and publishes what it uses itself.
 fn present(store: &MemoryStore, number: u128, more: &str) {
     let record = format!(r#"{{"version":1,"name":"host{number}","nonce":"{number:032x}"{more}}}"#);
     store.put(flatnet_model::keys::presence(flatnet_model::NodeId::new(number)), record, None);

@@ -22,7 +22,8 @@ fn an_authority_is_made_once_and_is_its_owners_alone() {
     std::fs::remove_dir_all(other).unwrap();
 }
 
-/// A root and an intermediate that it signed, as a company has them; certificate and key of the intermediate.
+/// Makes a root and an intermediate that it signed, as a company has them; returns certificate and key of the
+/// intermediate.
 fn of_a_company(dir: &Path, is_ca: IsCa, not_after: SystemTime) -> (PathBuf, PathBuf) {
     let made = |is_ca: IsCa, usages: Vec<KeyUsagePurpose>| {
         let mut params = params(&[], SystemTime::now(), SERVER_LIFETIME, "Example").unwrap();

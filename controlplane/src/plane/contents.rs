@@ -28,7 +28,7 @@ impl Contents {
         Self { prefix: keys.all(), hashes: HashMap::new(), all: Fingerprint::default() }
     }
 
-    /// The fingerprint of all of them.
+    /// Returns the fingerprint of all of them.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.all

@@ -50,7 +50,7 @@ impl<S: Store> AdminService<S> {
         result.map(|info| info.keys.network().clone()).map_err(|error| refusal::network(&error))
     }
 
-    /// A network as the store has it.
+    /// Reads a network as the store has it.
     async fn records(&self, name: &NetworkName) -> Result<proto::NetworkInfo, Status> {
         let keys = NetworkKeys::new(name, &self.context.prefix);
         let reply = self.store().range(&KeyRange::prefix(&keys.all())).await.map_err(|error| refusal::store(&error))?;

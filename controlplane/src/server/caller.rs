@@ -29,7 +29,7 @@ impl Peer {
         extensions.get::<Self>().ok_or_else(|| Status::internal("the connection says nothing of its other end"))
     }
 
-    /// The caller's name for the audit log.
+    /// Returns the caller's name for the audit log.
     #[must_use]
     pub fn who(&self) -> String {
         match self {
@@ -39,7 +39,7 @@ impl Peer {
         }
     }
 
-    /// The caller's address for the audit log.
+    /// Returns the caller's address for the audit log.
     #[must_use]
     pub fn from(&self) -> String {
         match self {

@@ -79,7 +79,7 @@ impl<S: Store> Hubs<S> {
         Some(hub)
     }
 
-    /// The number of watchers of all hubs.
+    /// Returns the number of watchers of all hubs.
     pub fn watchers(&self) -> usize {
         let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         hubs.values().filter_map(Weak::upgrade).map(|hub| hub.changed.receiver_count()).sum()

@@ -86,7 +86,7 @@ impl Registration {
     }
 }
 
-/// The key of a node's registration.
+/// Returns the key of a node's registration.
 #[must_use]
 pub fn key(node: NodeId) -> String {
     format!("{NODES}{node}")
@@ -202,14 +202,14 @@ impl Registry {
     }
 }
 
-/// The refusal of a node whose rights were ended.
+/// Makes the refusal of a node whose rights were ended.
 pub fn revoked(node: NodeId) -> Status {
     let hint = "an administrator revoked it: controlplane node ls".to_owned();
     let refusal = Refusal { kind: Kind::Revoked.into(), node: node.to_string(), hint, ..Refusal::default() };
     refusal::status(Code::PermissionDenied, format!("node {node} was revoked"), refusal)
 }
 
-/// The refusal of a node that was removed.
+/// Makes the refusal of a node that was removed.
 fn removed(node: NodeId) -> Status {
     refusal::not_allowed(
         format!("node {node} was removed"),

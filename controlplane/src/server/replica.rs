@@ -73,7 +73,7 @@ impl Replica {
         Ok(Self { incoming, ca_hash, _tasks: tasks })
     }
 
-    /// `sha256:…` of the authority's certificate.
+    /// Returns `sha256:…` of the authority's certificate.
     #[must_use]
     pub fn ca_hash(&self) -> &str {
         &self.ca_hash

@@ -144,7 +144,8 @@ impl Found {
     }
 }
 
-/// The refusal of a bad token. It has the same words whatever is wrong, so that nobody learns which ids there are.
+/// Makes the refusal of a bad token. It has the same words whatever is wrong, so that nobody learns which ids there
+/// are.
 fn bad() -> Status {
     Status::new(Code::Unauthenticated, "the token is not valid: wrong, used up, or over")
 }

@@ -51,7 +51,7 @@ impl Witness {
         self.lock().is_empty()
     }
 
-    /// The configuration of `name` when it was seen last.
+    /// Returns the configuration of `name` when it was seen last.
     pub fn config(&self, name: &NetworkName) -> Option<NetworkConfig> {
         let seen = self.lock().get(name).cloned()?;
         decode_config(seen.as_bytes()).ok().map(|(config, _)| config)

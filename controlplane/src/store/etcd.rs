@@ -107,7 +107,7 @@ impl EtcdStore {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The endpoint in use.
+    /// Returns the endpoint in use.
     #[must_use]
     pub fn endpoint(&self) -> String {
         let index = self.inner.lock().index;

@@ -73,14 +73,14 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store at revision 1, as a new etcd is.
+    /// Makes an empty store at revision 1, as a new etcd is.
     #[must_use]
     pub fn new() -> Self {
         let shared = Shared { data: Mutex::new(Data::default()), changed: watch::Sender::new(0) };
         Self { shared: Arc::new(shared), client: Client::new() }
     }
 
-    /// Another client of the same store.
+    /// Makes another client of the same store.
     #[must_use]
     pub fn client(&self) -> Self {
         Self { shared: self.shared.clone(), client: Client::new() }
@@ -107,7 +107,7 @@ impl MemoryStore {
         self.client.link.send_replace(link);
     }
 
-    /// This client's way to the store.
+    /// Returns this client's way to the store.
     #[must_use]
     pub fn link(&self) -> Link {
         *self.client.link.borrow()
@@ -123,7 +123,7 @@ impl MemoryStore {
         self.change(Data::wipe);
     }
 
-    /// The store as it is now.
+    /// Returns the store as it is now.
     #[must_use]
     pub fn backup(&self) -> Backup {
         self.change(|data| data.backup())
@@ -144,7 +144,7 @@ impl MemoryStore {
         self.change(Data::break_watches);
     }
 
-    /// The revision now.
+    /// Returns the revision now.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.change(|data| data.revision())
@@ -162,7 +162,7 @@ impl MemoryStore {
         self.change(|data| data.delete_one(&key))
     }
 
-    /// Every key, as of now.
+    /// Returns every key, as of now.
     #[must_use]
     pub fn dump(&self) -> BTreeMap<Vec<u8>, KeyValue> {
         self.change(|data| data.dump())

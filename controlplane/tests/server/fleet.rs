@@ -137,7 +137,7 @@ impl Fleet {
         ServerAddress { host: self.address.ip().to_string(), port: self.address.port() }
     }
 
-    /// A node that has not joined yet.
+    /// Makes a node that has not joined yet.
     pub fn newcomer(&self, number: u8, token: Option<&str>) -> Node {
         let dir = self.dir.path().join(format!("node{number}"));
         std::fs::create_dir_all(&dir).unwrap();
@@ -157,7 +157,7 @@ impl Fleet {
         Node { remote: Remote::new(options).unwrap(), owner, dir, number }
     }
 
-    /// A node that joined and is present.
+    /// Makes a node that joined and is present.
     pub async fn node(&self, number: u8) -> Node {
         let token = self.token(1).await;
         let node = self.newcomer(number, Some(&token));
@@ -175,7 +175,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// The publication of the node.
+    /// Returns the publication of the node.
     pub fn publication(&self) -> Publication {
         let vni = Vni::new(7).unwrap();
         Publication {
@@ -222,20 +222,20 @@ impl Node {
         self.remote.acquire(request, &state(), &mut OsRandom).await
     }
 
-    /// A client with its certificate, used by hand: for calls that no agent makes.
+    /// Makes a client with its certificate, used by hand: for calls that no agent makes.
     pub fn raw(&self, fleet: &Fleet) -> NodeClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
         NodeClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())
     }
 
-    /// A client with its certificate that acts as an administrator, which the node is not.
+    /// Makes a client with its certificate that acts as an administrator, which the node is not.
     pub fn raw_admin(&self, fleet: &Fleet) -> AdminClient<Channel> {
         let credentials = Credentials::read(&self.dir).unwrap().unwrap();
         AdminClient::new(channel::tls(&fleet.server(), credentials.client_config()).unwrap())
     }
 }
 
-/// The network as an agent knows it.
+/// Returns the network as an agent knows it.
 fn state() -> NetworkState {
     let (config, _) = decode_config(CONFIG).unwrap();
     NetworkState { config: ConfigState::Valid(config), ..NetworkState::default() }

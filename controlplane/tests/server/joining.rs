@@ -212,7 +212,8 @@ async fn a_network_that_an_administrator_removed_is_not_put_back_by_a_node_that_
     following.abort();
 }
 
-/// A root and an intermediate that it signed, as a company has them; certificate and key of the intermediate as PEM.
+/// Makes a root and an intermediate that it signed, as a company has them; returns certificate and key of the
+/// intermediate as PEM.
 fn of_a_company() -> (String, String) {
     let made = |name: &str| {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();

@@ -115,7 +115,7 @@ impl Etcd {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 
-    /// A client of its own.
+    /// Makes a client of its own.
     pub fn store(&self) -> EtcdStore {
         connect(&[self.url()])
     }
@@ -132,12 +132,12 @@ impl Drop for Etcd {
     }
 }
 
-/// A client of these endpoints.
+/// Makes a client of these endpoints.
 pub fn connect(endpoints: &[String]) -> EtcdStore {
     EtcdStore::connect(EtcdOptions { endpoints: endpoints.to_vec(), ..EtcdOptions::default() }).unwrap()
 }
 
-/// A loopback port that nobody listens on now.
+/// Returns a loopback port that nobody listens on now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -155,7 +155,7 @@ impl ScratchDir {
         Self(dir)
     }
 
-    /// The path of the directory.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &std::path::Path {
         &self.0
     }

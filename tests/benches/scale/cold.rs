@@ -110,7 +110,7 @@ fn warm_start(world: &World, host: &Namespace, warm: &mut Warm) -> crate::host::
     agent
 }
 
-/// The number of calls that etcd has begun to answer, by method.
+/// Returns the number of calls that etcd has begun to answer, by method.
 fn etcd_calls(world: &World) -> BTreeMap<String, f64> {
     let etcd = Namespace(world.lab.topology.store().namespace);
     let metrics = page(&etcd, ETCD, "/metrics").expect("etcd has metrics").1;

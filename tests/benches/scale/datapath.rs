@@ -45,7 +45,7 @@ pub fn measure(backend: &'static str, families: Families, plan: &Plan, table: &m
     all(&what, plan, &over, &under, quoted, table);
 }
 
-/// The way from host to host past any tunnel.
+/// Returns the way from host to host past any tunnel.
 fn bare(lab: &Lab, families: Families) -> Way {
     let host = lab.topology.host(2);
     let target = if families == Families::V4 { host.v4.into() } else { host.v6.into() };

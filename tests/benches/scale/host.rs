@@ -19,7 +19,7 @@ use crate::writer::Writer;
 /// The time after which anything measured counts as broken.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The namespace that `ip netns` knows by a name.
+/// Returns the namespace that `ip netns` knows by a name.
 pub fn netns(namespace: &Namespace) -> Netns {
     Netns::open(&Path::new("/run/netns").join(&namespace.0)).unwrap()
 }
@@ -75,7 +75,7 @@ impl World {
     }
 }
 
-/// The first address of the /24 in which `address` is.
+/// Returns the first address of the /24 in which `address` is.
 pub fn network(address: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00)
 }
@@ -110,7 +110,7 @@ impl Daemon {
         Self { child: command.spawn().unwrap(), run_dir, began }
     }
 
-    /// The id of its process.
+    /// Returns the id of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -128,7 +128,7 @@ impl Daemon {
         Instant::now()
     }
 
-    /// The first address of its subnet, which is its bridge's.
+    /// Returns the first address of its subnet, which is its bridge's.
     pub fn subnet(&self) -> Ipv4Addr {
         self.env_written();
         let text = std::fs::read_to_string(self.run_dir.join("subnet.env")).unwrap();

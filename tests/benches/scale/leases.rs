@@ -12,39 +12,39 @@ pub const BATCH: u32 = 100;
 /// Leases added and removed in one burst.
 pub const BURST: u32 = 1_000;
 
-/// The network's configuration: room for 16,384 subnets.
+/// Returns the network's configuration: room for 16,384 subnets.
 pub fn config(backend: &str) -> String {
     format!(r#"{{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{{"Type":"{backend}"}}}}"#)
 }
 
-/// Subnet `number` of the synthetic ones, from 10.80.0.0.
+/// Returns subnet `number` of the synthetic ones, from 10.80.0.0.
 pub fn subnet(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + (number << 8))
 }
 
-/// The key of a subnet.
+/// Returns the key of a subnet.
 pub fn key(subnet: Ipv4Addr) -> String {
     format!("{PREFIX}/subnets/{subnet}-24")
 }
 
-/// The host that synthetic lease `number` names.
+/// Returns the host that synthetic lease `number` names.
 pub fn public_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 1, 1).to_bits() + number)
 }
 
-/// The Ethernet address that synthetic lease `number` publishes.
+/// Returns the Ethernet address that synthetic lease `number` publishes.
 pub fn mac(number: u32) -> String {
     let [a, b, c, d] = number.to_be_bytes();
     format!("4e:f4:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// A lease's value, byte for byte as flannel writes it.
+/// Returns a lease's value, byte for byte as flannel writes it.
 pub fn value(public_ip: Ipv4Addr, mac: &str) -> Vec<u8> {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
     format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#).into_bytes()
 }
 
-/// The value of synthetic lease `number` under `backend`.
+/// Returns the value of synthetic lease `number` under `backend`.
 fn value_under(backend: &str, number: u32) -> Vec<u8> {
     let ip = public_ip(number);
     let data = match backend {

@@ -36,7 +36,7 @@ pub fn memory_kib(pid: u32, line: &str) -> f64 {
     found.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Processor time so far in seconds, user and system, with that of ended children.
+/// Returns the processor time so far in seconds, user and system, with that of ended children.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", outer(pid))).unwrap();
     // proc_pid_stat(5): fields 14 to 17, counted after the name's closing parenthesis as field 2; 100 ticks a second.
@@ -59,7 +59,7 @@ pub fn page(namespace: &Namespace, port: u16, path: &str) -> Option<(u16, String
     netns(namespace).run(get).unwrap()
 }
 
-/// The sum of a counter's values over those label sets that hold `label`.
+/// Returns the sum of a counter's values over those label sets that hold `label`.
 pub fn counter(page: &str, name: &str, label: &str) -> f64 {
     let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()

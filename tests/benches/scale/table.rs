@@ -12,7 +12,7 @@ impl Figures {
         self.0.push(time.as_secs_f64() * 1_000.0);
     }
 
-    /// The value below which the share `percent` of the figures lies; not a number if there are none.
+    /// Returns the value below which the share `percent` of the figures lies; not a number if there are none.
     pub fn percentile(&self, percent: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -20,7 +20,7 @@ impl Figures {
         sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
     }
 
-    /// The median.
+    /// Returns the median.
     pub fn median(&self) -> f64 {
         self.percentile(50)
     }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// An error with what was being done.
+/// Makes an error with what was being done.
 fn doing<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }

@@ -44,13 +44,13 @@ impl Vm {
         Self { number, name, tap, machine: Mutex::new(machine) }
     }
 
-    /// Its IPv4 address on the underlay.
+    /// Returns the machine's IPv4 address on the underlay.
     #[must_use]
     pub fn address(&self) -> String {
         format!("192.168.33.{}", 10 + self.number)
     }
 
-    /// Its IPv6 address on the underlay, which reads like the other.
+    /// Returns the machine's IPv6 address on the underlay, which reads like the other.
     #[must_use]
     pub fn address_v6(&self) -> String {
         format!("fd33::{}", 10 + self.number)

@@ -33,7 +33,7 @@ pub struct VmShape {
 }
 
 impl VmShape {
-    /// Plain machines: clones, which are up in seconds.
+    /// Makes the shape of plain machines: clones, which are up in seconds.
     #[must_use]
     pub fn plain(machines: u8) -> Self {
         Self { machines, boot: Boot::Plain, disks: false, master: false }
@@ -102,13 +102,13 @@ impl VmLab {
         lab
     }
 
-    /// Machine `number`: from 1, and 0 is the master.
+    /// Returns machine `number`: from 1, and 0 is the master.
     #[must_use]
     pub fn vm(&self, number: u8) -> &Vm {
         self.machines.iter().find(|vm| vm.number == number).unwrap_or_else(|| panic!("there is no machine {number}"))
     }
 
-    /// All machines.
+    /// Returns all machines.
     #[must_use]
     pub fn machines(&self) -> &[Vm] {
         &self.machines
@@ -176,7 +176,7 @@ impl VmLab {
         });
     }
 
-    /// The endpoint of the etcd of [`VmLab::start_etcd`].
+    /// Returns the endpoint of the etcd of [`VmLab::start_etcd`].
     #[must_use]
     pub fn endpoint(&self) -> String {
         let store = self.store.get().expect("no etcd was started");

@@ -44,13 +44,14 @@ pub fn payload_disk() -> &'static Path {
     })
 }
 
-/// The Debian package under test: `FLATNET_DEB`. Then machines have it as `/lab/flatnet-agent.deb`.
+/// Returns the Debian package under test: `FLATNET_DEB`. Then machines have it as `/lab/flatnet-agent.deb`.
 #[must_use]
 pub fn package() -> Option<PathBuf> {
     named_in("FLATNET_DEB")
 }
 
-/// The control plane's: `FLATNET_CONTROLPLANE_DEB`. Then machines have it as `/lab/flatnet-controlplane.deb`.
+/// Returns the control plane's Debian package: `FLATNET_CONTROLPLANE_DEB`. Then machines have it as
+/// `/lab/flatnet-controlplane.deb`.
 #[must_use]
 pub fn control_plane_package() -> Option<PathBuf> {
     named_in("FLATNET_CONTROLPLANE_DEB")

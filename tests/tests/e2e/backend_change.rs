@@ -37,7 +37,7 @@ fn update(agent: &Agent, options: &[&str]) {
     assert_eq!(ran.code, 0, "{options:?}: {}{}", ran.stdout, ran.stderr);
 }
 
-/// The backend that each lease says it receives by, and the number of other ways it has.
+/// Returns the backend that each lease says it receives by, and the number of other ways it has.
 fn published(lab: &Lab) -> Vec<(String, usize)> {
     let said = |lease: &serde_json::Value| {
         let besides = lease["Flatnet"]["Besides"].as_array().map_or(0, Vec::len);

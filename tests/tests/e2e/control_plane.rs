@@ -74,7 +74,7 @@ fn join_by_token() {
     joined_by_token_file(&lab, &server, token, secret);
 }
 
-/// The arguments and the environment of each process that has `text` among its arguments.
+/// Returns the arguments and the environment of each process that has `text` among its arguments.
 fn processes_with(text: &str) -> Vec<String> {
     let shown = |entry: std::fs::DirEntry| {
         let read = |file: &str| std::fs::read(entry.path().join(file)).ok();

@@ -63,7 +63,7 @@ fn own_address(lab: &Lab, agent: &Agent, family: &str) -> String {
     if family == "v4" { own.v4.to_string() } else { own.v6.to_string() }
 }
 
-/// The subnet of `family` in a lease's key.
+/// Returns the subnet of `family` in a lease's key.
 fn subnet(key: &str, family: &str) -> IpNet {
     let (first, second) = key.split_once('&').unwrap_or((key, ""));
     let text = if family == "v4" { first } else { second };

@@ -62,7 +62,7 @@ impl Certificates {
         self.0.join(file).display().to_string()
     }
 
-    /// The flags of a client called `client` that trusts `ca`.
+    /// Returns the flags of a client called `client` that trusts `ca`.
     fn flags(&self, ca: &str, client: &str) -> Vec<String> {
         vec![
             format!("--etcd-cafile={}", self.path(&format!("{ca}.pem"))),
@@ -173,7 +173,7 @@ impl Secured {
         self.store().run(&argv)
     }
 
-    /// An agent that trusts `ca` and shows the certificate of `client`.
+    /// Makes an agent that trusts `ca` and shows the certificate of `client`.
     fn agent(&self, number: u8, ca: &str, client: &str) -> Agent {
         let mut agent = self.lab.agent(number);
         agent.arguments[1].clone_from(&self.endpoint);

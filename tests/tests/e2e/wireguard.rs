@@ -54,7 +54,7 @@ fn wg(agent: &Agent, arguments: &[&str]) -> String {
     ran.stdout
 }
 
-/// The peers of a device as `wg` sees them: public key to endpoint and allowed addresses.
+/// Returns the peers of a device as `wg` sees them: public key to endpoint and allowed addresses.
 pub fn peers(agent: &Agent, device: &str) -> BTreeMap<String, (String, String)> {
     let dump = wg(agent, &[device, "dump"]);
     let peer = |line: &str| {
@@ -64,7 +64,7 @@ pub fn peers(agent: &Agent, device: &str) -> BTreeMap<String, (String, String)> 
     dump.lines().skip(1).map(peer).collect()
 }
 
-/// The published key of each host, by its PublicIP.
+/// Returns the published key of each host, by its PublicIP.
 fn published(etcd: &Etcd) -> BTreeMap<String, String> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     etcd.subnets()
@@ -217,7 +217,7 @@ fn nothing_in_clear_comes_in() {
     pinger::assert_all_pairs(&lab, &agents);
 }
 
-/// Echo requests that a container has received.
+/// Returns the number of echo requests that a container has received.
 fn received(container: &Namespace) -> u64 {
     let text = container.ok("cat /proc/net/snmp");
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("Icmp:")).collect();

@@ -129,7 +129,7 @@ pub fn tests() -> Vec<Test> {
     tests
 }
 
-/// The names that scripts use.
+/// Returns the names that scripts use.
 fn names(scene: &Scene) -> String {
     let peer = scene.agents[1].subnet();
     let own = scene.agents[0].subnet();

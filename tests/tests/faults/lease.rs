@@ -62,7 +62,7 @@ fn gone_meanwhile() {
     assert!(took <= SECOND * 2, "{took:?}");
 }
 
-/// The key and the etcd lease (hexadecimal) of host 1.
+/// Returns the key and the etcd lease (hexadecimal) of host 1.
 fn own_key(lab: &Lab) -> (String, String) {
     let ours = |(_, value): &(String, Value)| value["Flatnet"]["Name"] == "host1";
     let (key, _) = lab.etcd.subnets().into_iter().find(ours).expect("host1 has a lease");

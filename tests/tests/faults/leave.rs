@@ -78,7 +78,7 @@ pub fn tests() -> Vec<Test> {
         .collect()
 }
 
-/// Everything on a host, but for the kernel's ways: a firewall's tables once looked at stay named, empty.
+/// Returns everything on a host. The kernel's ways show in it: a firewall's tables once looked at stay named, empty.
 fn everything(host: &flatnet_tests::netns::Namespace) -> BTreeMap<String, String> {
     oracle::everything(host)
 }

@@ -11,7 +11,7 @@ use flatnet_tests::netns::run;
 /// Ticks a second in `/proc/PID/stat` (`USER_HZ`; 100 on every architecture Linux has today).
 const TICKS: u64 = 100;
 
-/// A `/proc` of the sandbox's own pid namespace: the one that is mounted knows other numbers.
+/// Returns a `/proc` of the sandbox's own pid namespace: the one that is mounted knows other numbers.
 fn proc() -> &'static PathBuf {
     static PROC: OnceLock<PathBuf> = OnceLock::new();
     PROC.get_or_init(|| {
@@ -23,7 +23,7 @@ fn proc() -> &'static PathBuf {
     })
 }
 
-/// Processor time used so far, user and system, of the process and its threads.
+/// Returns the processor time used so far, user and system, of the process and its threads.
 pub fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(proc().join(pid.to_string()).join("stat")).unwrap();
     // proc(5): the name in parentheses may hold spaces; utime and stime are fields 14 and 15.
@@ -32,14 +32,14 @@ pub fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 
-/// A line of `/proc/PID/status` in KiB, such as `VmHWM`, the largest resident size so far.
+/// Returns a line of `/proc/PID/status` in KiB, such as `VmHWM`, the largest resident size so far.
 pub fn memory_kib(pid: u32, what: &str) -> u64 {
     let status = fs::read_to_string(proc().join(pid.to_string()).join("status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("no {what} in {status}"));
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The number of open descriptors.
+/// Returns the number of open descriptors.
 pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(proc().join(pid.to_string()).join("fd")).unwrap().count()
 }

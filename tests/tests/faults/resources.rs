@@ -36,7 +36,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Two hosts that reach each other, the first by its own `clock`.
+/// Makes two hosts that reach each other, the first by its own `clock`.
 fn with_clock(lab: Lab, clock: &WallClock, flags: &[&str]) -> Scene {
     let mut agents: Vec<_> = (1..=2).map(|number| agent(&lab, number, flags)).collect();
     agents[0].environment = clock.environment();

@@ -110,7 +110,7 @@ fn carried(shape: &Shape, signal: Signal) {
     assert_exact(&host, &before);
 }
 
-/// The agent's program under another path.
+/// Copies the agent's program to another path, which it returns.
 fn copied(scene: &Scene, round: u32) -> PathBuf {
     let path = scene.lab.directory.join(format!("agent-{round}"));
     std::fs::copy(flatnet_tests::agent::program(), &path).unwrap();

@@ -25,7 +25,7 @@ pub fn figure(row: &str, text: impl AsRef<str>) {
     println!("figure: {row}: {}", text.as_ref());
 }
 
-/// A time in milliseconds, for figures.
+/// Returns a time in milliseconds, for figures.
 pub fn ms(time: Duration) -> String {
     format!("{} ms", time.as_millis())
 }
@@ -66,7 +66,7 @@ impl Scene {
     }
 }
 
-/// An agent with a bridge and its pages; not started.
+/// Makes an agent with a bridge and its pages; not started.
 pub fn agent(lab: &Lab, number: u8, flags: &[&str]) -> Agent {
     let listen = format!("127.0.0.1:{HTTP_PORT}");
     lab.agent(number).with(&["--bridge", BRIDGE, "--http-listen", &listen]).with(flags)
@@ -189,7 +189,7 @@ pub fn page(host: &Namespace, path: &str) -> String {
     host.run(&["bash", "-c", &script]).stdout
 }
 
-/// The sum of all series of `metric` whose labels contain each of `labels` (`kind="route"`).
+/// Returns the sum of all series of `metric` whose labels contain each of `labels` (`kind="route"`).
 pub fn metric(host: &Namespace, metric: &str, labels: &[&str]) -> u64 {
     let page = page(host, "/metrics");
     let value = |line: &str| -> Option<u64> {

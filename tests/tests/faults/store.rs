@@ -125,8 +125,8 @@ fn etcd_dead() {
     drop(late);
 }
 
-/// Host 1 is cut off while a peer's address and Ethernet address change and the history is compacted. `refused`: its
-/// connections end at once; else its packets vanish.
+/// Host 1 is cut off while a peer's address and Ethernet address change and the history is compacted. With `refused`
+/// its connections end at once; else its packets vanish.
 fn compaction(refused: bool) {
     let scene = Scene::new(&Shape::vxlan(2));
     put_lease(&scene.lab, 250, 98, "02:00:00:00:00:98");

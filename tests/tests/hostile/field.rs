@@ -49,7 +49,7 @@ impl Field {
         }
     }
 
-    /// The subnet of a host; its address is the gateway's.
+    /// Returns the subnet of a host; its address is the gateway's.
     pub fn subnet(&self, number: u8, family: IpFamily) -> IpNet {
         let env = self.agents[usize::from(number - 1)].subnet();
         env.gateways().find(|gateway| IpFamily::of(gateway.addr()) == family).expect("a subnet of the family")
@@ -72,7 +72,7 @@ pub fn tunnel(family: IpFamily) -> &'static str {
     }
 }
 
-/// The Ethernet address of a device.
+/// Returns the Ethernet address of a device.
 pub fn mac(host: &Namespace, device: &str) -> [u8; 6] {
     let link = oracle::link(host, device).unwrap_or_else(|| panic!("{} has no {device}", host.0));
     let bytes = link["address"].as_str().unwrap().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap());

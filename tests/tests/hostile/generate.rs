@@ -92,7 +92,7 @@ impl Aim {
         }
     }
 
-    /// The next attack on a GRE tunnel without a key.
+    /// Makes the next attack on a GRE tunnel without a key.
     pub fn gre_attack(&self, random: &mut Random) -> Attack {
         let (by, outer) = self.attacker(random);
         let protocol = ethertype(self.family);
@@ -112,7 +112,7 @@ impl Aim {
         Attack { by, packets: self.outer(random, outer, GRE, &payload) }
     }
 
-    /// The next attack.
+    /// Makes the next attack.
     pub fn attack(&self, random: &mut Random) -> Attack {
         let (by, outer) = self.attacker(random);
         let frame = self.frame(random, outer);
@@ -327,7 +327,7 @@ pub fn allowed(field: &Field, to: u8, lease_of: u8, family: IpFamily) -> Vec<u8>
     crafted(VNI, mac(&field.host(to), tunnel(family)), source, field.container(to, family))
 }
 
-/// A frame with the given VNI and inner addresses.
+/// Makes a frame with the given VNI and inner addresses.
 pub fn crafted(vni: u32, device: [u8; 6], source: IpAddr, target: IpAddr) -> Vec<u8> {
     let inner = udp_ip(source, target, 1, 2, MAGIC);
     vxlan(8, vni, 0, &ethernet(device, ethertype(IpFamily::of(source)), &inner))

@@ -10,24 +10,24 @@ pub const MARK: [u8; 6] = [0x06, 0xde, 0xad, 0xbe, 0xef, 0x01];
 pub const UDP: u8 = 17;
 pub const GRE: u8 = 47;
 
-/// An Ethernet frame from [`MARK`].
+/// Makes an Ethernet frame from [`MARK`].
 pub fn ethernet(to: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &MARK, &ethertype.to_be_bytes(), payload].concat()
 }
 
-/// VXLAN (RFC 7348 §5): flags, 24 bits reserved, VNI, 8 bits reserved.
+/// Makes a VXLAN packet (RFC 7348 §5): flags, 24 bits reserved, VNI, 8 bits reserved.
 pub fn vxlan(flags: u8, vni: u32, reserved: u8, frame: &[u8]) -> Vec<u8> {
     let [_, a, b, c] = vni.to_be_bytes();
     [&[flags, 0, 0, 0, a, b, c, reserved][..], frame].concat()
 }
 
-/// GRE (RFC 2784, RFC 2890): flags and version, protocol, a key if there is one.
+/// Makes a GRE packet (RFC 2784, RFC 2890): flags and version, protocol, a key if there is one.
 pub fn gre(flags: u16, protocol: u16, key: Option<u32>, packet: &[u8]) -> Vec<u8> {
     let key = key.map(|key| key.to_be_bytes().to_vec()).unwrap_or_default();
     [&flags.to_be_bytes()[..], &protocol.to_be_bytes(), &key, packet].concat()
 }
 
-/// A UDP datagram with its checksum.
+/// Makes a UDP datagram with its checksum.
 pub fn udp(from: IpAddr, to: IpAddr, source_port: u16, port: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + payload.len()).unwrap();
     let mut datagram =
@@ -42,7 +42,7 @@ pub fn udp(from: IpAddr, to: IpAddr, source_port: u16, port: u16, payload: &[u8]
     datagram
 }
 
-/// An IP packet. `fragment`: identification, offset in bytes (a multiple of 8), whether more follow.
+/// Makes an IP packet. `fragment` is its identification, offset in bytes (a multiple of 8), and whether more follow.
 pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, fragment: Option<(u16, usize, bool)>, payload: &[u8]) -> Vec<u8> {
     match (from, to) {
         (IpAddr::V4(_), IpAddr::V4(_)) => {
@@ -70,12 +70,12 @@ pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, fragment: Option<(u16, usize, 
     }
 }
 
-/// A UDP datagram in an IP packet.
+/// Makes a UDP datagram in an IP packet.
 pub fn udp_ip(from: IpAddr, to: IpAddr, source_port: u16, port: u16, payload: &[u8]) -> Vec<u8> {
     ip(from, to, UDP, None, &udp(from, to, source_port, port, payload))
 }
 
-/// The Internet checksum (RFC 1071).
+/// Returns the Internet checksum (RFC 1071).
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)

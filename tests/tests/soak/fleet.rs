@@ -55,7 +55,7 @@ impl Fleet {
         fleet
     }
 
-    /// A steady stream between two hosts whose agents are not ended; everything else is done to them too.
+    /// Makes a steady stream between two hosts whose agents are not ended; everything else is done to them too.
     pub fn stream(&self) -> Pinger {
         let address = self.subnets[1].container_addresses().next().unwrap();
         Pinger::start(&self.lab, &self.lab.container(1), address)

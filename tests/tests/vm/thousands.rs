@@ -53,7 +53,7 @@ const WIREGUARD: Kind = Kind {
     program: "ip netns exec reference wg addconf reference /run/peers && ip -n reference -batch /run/routes",
 };
 
-/// The subnet of peer `number`, clear of the two that the agents take from the range's end.
+/// Returns the subnet of peer `number`, clear of the two that the agents take from the range's end.
 fn subnet(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 64, 1, 0).to_bits() + (number << 8))
 }
@@ -86,7 +86,7 @@ impl Kind {
         transactions.join("---\n")
     }
 
-    /// The files that the tools read.
+    /// Writes the files that the tools read.
     fn reference(&self, vm: &Vm) {
         let (mut neighbours, mut onlink, mut routes, mut peers) =
             (String::new(), String::new(), String::new(), String::new());
@@ -109,7 +109,7 @@ impl Kind {
     }
 }
 
-/// Average of some pings between the containers, in milliseconds.
+/// Returns the average of some pings between the containers, in milliseconds.
 fn round_trip(vm: &Vm, to: IpAddr) -> f64 {
     let said = vm.ok(&format!("ip netns exec c1 ping -n -q -c 40 -i 0.05 -W 2 {to} | grep rtt"));
     said.split('/').nth(4).and_then(|average| average.parse().ok()).unwrap_or_else(|| panic!("{said}"))

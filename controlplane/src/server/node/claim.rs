@@ -264,7 +264,7 @@ impl<S: Store> NodeService<S> {
     }
 }
 
-/// The subnets to read a publication with: its content does not depend on them.
+/// Returns the subnets to read a publication with: its content does not depend on them.
 fn any_subnets() -> Result<SubnetKey, Status> {
     wire::subnets("0.0.0.0-0")
 }

@@ -60,9 +60,9 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> StoreError {
     }
 }
 
-/// The error of a connection that failed. With TLS 1.3 (RFC 8446 §4.4.2.4 and §6) a client learns that its certificate
-/// is refused after its side of the handshake is done. What remains of that here is a connection that ends before it
-/// answered anything.
+/// Makes the error of a connection that failed. With TLS 1.3 (RFC 8446 §4.4.2.4 and §6) a client learns that its
+/// certificate is refused after its side of the handshake is done. What remains of that here is a connection that ends
+/// before it answered anything.
 fn unavailable(endpoint: String, mut reason: String) -> StoreError {
     const ENDED: [&str; 4] = ["connection closed", "connection reset", "broken pipe", "canceled"];
     let said = reason.to_ascii_lowercase();
@@ -83,7 +83,8 @@ pub(super) fn name_lease(error: StoreError, lease: Option<i64>) -> StoreError {
     }
 }
 
-/// `message` with its causes: "tcp connect error" alone does not say whether the port is closed or the name unknown.
+/// Returns `message` with its causes: "tcp connect error" alone does not say whether the port is closed or the name
+/// unknown.
 fn with_causes(message: &str, source: Option<&(dyn std::error::Error + 'static)>) -> String {
     /// Deeper causes are the libraries' own wrapping.
     const DEPTH: usize = 6;

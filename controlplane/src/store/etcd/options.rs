@@ -177,7 +177,7 @@ impl Endpoint {
         }
     }
 
-    /// A connection, made with the first call and again after it broke.
+    /// Makes a connection with the first call, and again after it broke.
     fn channel(&self) -> Channel {
         let (host, port, tls) = (self.address.host.clone(), self.address.port, self.tls.clone());
         let connector = tower::service_fn(move |_: Uri| {

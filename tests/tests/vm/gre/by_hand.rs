@@ -45,7 +45,7 @@ impl HandMade {
         self.subnet
     }
 
-    /// The address of its container.
+    /// Returns the address of its container.
     pub fn address(&self) -> IpAddr {
         self.subnet.hosts().nth(1).unwrap().into()
     }
