@@ -137,7 +137,7 @@ pub enum AcquireError {
     /// Others were faster every time; it is worth trying again.
     #[error("others changed the store in each of {0} attempts")]
     Busy(u32),
-    /// The store.
+    /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -160,7 +160,7 @@ pub enum UpdateError {
     /// It is not ours any more (gone, or another's): acquire again.
     #[error("the lease {0} is not this node's any more")]
     Lost(SubnetKey),
-    /// The store.
+    /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -332,7 +332,8 @@ pub async fn update<S: Store>(
     claim: &Claim,
     publication: &Publication,
 ) -> Result<Claim, UpdateError> {
-    /// A refusal means that somebody rewrote our key, a lost answer that we may have: each is read once more.
+    /// The most tries. A refusal means that somebody rewrote our key, and a lost answer that we may have: after each
+    /// the key is read once more.
     const TRIES: u32 = 4;
     let subnets = claim.lease.subnets;
     let lost = || UpdateError::Lost(subnets);
@@ -366,7 +367,7 @@ pub async fn update<S: Store>(
 
 /// Gives the lease back: key, claims and the store's lease. What is already gone, or another's, is left alone.
 pub async fn release<S: Store>(store: &S, keys: &NetworkKeys, claim: &Claim) -> Result<(), StoreError> {
-    /// Somebody else may change the key between reading and deleting; a few times is plenty.
+    /// The most tries: somebody else may change the key between reading and deleting, and a few times is plenty.
     const TRIES: u32 = 4;
     let subnets = claim.lease.subnets;
     let key = keys.lease(&subnets);

@@ -35,8 +35,8 @@ mod feed;
 use channel::Transport;
 use credentials::Credentials;
 
-/// The longest answer taken, in bytes: a part of a snapshot is 64 records of 600 bytes; the rest is room for values of
-/// others, which a store holds up to 1.5 MB each of.
+/// The longest answer taken, in bytes. A part of a snapshot is 64 records of 600 bytes; the rest is room for values of
+/// others, which may have up to 1.5 MB each in a store.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 /// The time for which a refused token is not tried again: a server hears ten bad ones a minute of one address.
 const REFUSED_AGAIN: Duration = Duration::from_secs(15);

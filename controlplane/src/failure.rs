@@ -94,10 +94,10 @@ impl Failure {
         self.exit
     }
 
-    /// Prints error, causes and hint on stderr; the code to end with.
+    /// Prints error, causes and hint on stderr; returns the code to end with.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        // Nobody is left to tell when stderr is closed.
+        // When stderr is closed, nobody is left to tell.
         let _ = std::io::stderr().write_all(self.text().as_bytes());
         ExitCode::from(self.exit as u8)
     }
@@ -141,9 +141,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Says something on stderr that is not an error.
+/// Prints a note on stderr, which is not an error.
 pub fn note(text: &str) {
-    // Nobody is left to tell when stderr is closed.
+    // When stderr is closed, nobody is left to tell.
     let _ = std::io::stderr().write_all(format!("note: {}\n", set_in(text)).as_bytes());
 }
 

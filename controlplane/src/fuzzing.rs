@@ -27,7 +27,7 @@ fn short<T>(result: Result<T, Status>) -> Option<T> {
     }
 }
 
-/// Requests of nodes and administrators, each with `bytes` for its message.
+/// Sends requests of nodes and administrators, each with `bytes` for its message.
 pub fn requests(bytes: &[u8]) {
     if let Ok(message) = proto::AcquireRequest::decode(bytes) {
         let _ = short(wire::network(&message.network));
@@ -55,7 +55,7 @@ pub fn requests(bytes: &[u8]) {
     }
 }
 
-/// Answers of a server, and what it refused, to a node.
+/// Reads `bytes` as answers of a server, and as its refusals, as a node does.
 pub fn answers(bytes: &[u8]) {
     let endpoint = "grpcs://192.0.2.1:7443";
     if let Ok(reply) = proto::AcquireReply::decode(bytes) {

@@ -13,7 +13,7 @@ pub enum Lines {
         /// True if lines are coloured.
         colours: bool,
     },
-    /// A JSON object each.
+    /// A JSON object for each event.
     Json,
 }
 
@@ -82,7 +82,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         if !self.bytes.is_empty() {
             let text = self.lines.clean(&String::from_utf8_lossy(&self.bytes));
-            // Nobody is left to tell when stderr is closed.
+            // When stderr is closed, nobody is left to tell.
             let _ = std::io::stderr().write_all(text.as_bytes());
         }
     }

@@ -21,7 +21,7 @@ pub enum MigrateError {
     /// A key is not text: somebody else wrote it.
     #[error("a key is not text: {0:?}")]
     OddKey(String),
-    /// One of the stores.
+    /// One of the stores could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -313,7 +313,7 @@ async fn delete_all<S: Store>(store: &S, keys: &NetworkKeys) -> Result<(), Store
 
 /// Deletes the keys in `range` that have not changed since they were read.
 async fn delete_range<S: Store>(store: &S, range: &KeyRange) -> Result<(), StoreError> {
-    /// etcd takes 128 operations a transaction (`--max-txn-ops`).
+    /// The most keys in one transaction: etcd takes 128 operations (`--max-txn-ops`).
     const CHUNK: usize = 100;
     let kvs = store.range(range).await?.kvs;
     for chunk in kvs.chunks(CHUNK) {

@@ -123,7 +123,7 @@ pub enum PkiError {
 /// A certificate that was made, with its key if that was made too.
 #[derive(Debug)]
 pub struct Issued {
-    /// DER.
+    /// The certificate, DER.
     pub certificate: CertificateDer<'static>,
     /// The time at which it ends.
     pub not_after: SystemTime,
@@ -387,7 +387,7 @@ fn timestamp(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 #[must_use]
 pub fn unix_seconds(time: SystemTime) -> i64 {
     i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)

@@ -39,7 +39,7 @@ pub enum PresenceError {
         /// The other's nonce.
         nonce: InstanceNonce,
     },
-    /// The store.
+    /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -258,7 +258,7 @@ async fn put<S: Store>(
     new: &Record,
     lease: EtcdLease,
 ) -> Result<Attempt, StoreError> {
-    // Strings and numbers only: this cannot fail.
+    // The value has only strings and numbers, so this cannot fail.
     let value = serde_json::to_vec(new).unwrap_or_default();
     let txn = Txn {
         when: vec![Compare::ModRevision(key.clone(), revision)],

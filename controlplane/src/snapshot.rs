@@ -76,7 +76,7 @@ pub fn encode(keys: &NetworkKeys, view: &NetworkView) -> Vec<u8> {
         suspect: suspect.map(|suspect| suspect.reason.clone()),
         revision_went_back: suspect.is_some_and(|suspect| suspect.sign == Sign::Revision),
     };
-    // Strings and numbers only: this cannot fail.
+    // The value has only strings and numbers, so this cannot fail.
     serde_json::to_vec(&file).unwrap_or_default()
 }
 

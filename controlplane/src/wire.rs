@@ -83,7 +83,7 @@ pub fn ranges(request: &proto::AnnounceRequest) -> Result<HostRanges, Status> {
     Ok(HostRanges::new(routes.collect::<Result<Vec<_>, _>>()?, resolvers).with_endpoints(endpoints))
 }
 
-/// Says who runs, and what its host uses itself.
+/// Writes who runs, and what its host uses itself.
 #[must_use]
 pub fn announce(owner: &Owner, ranges: &HostRanges) -> proto::AnnounceRequest {
     proto::AnnounceRequest {
@@ -94,7 +94,7 @@ pub fn announce(owner: &Owner, ranges: &HostRanges) -> proto::AnnounceRequest {
     }
 }
 
-/// Says who runs.
+/// Writes who runs.
 #[must_use]
 pub fn instance(owner: &Owner) -> proto::Instance {
     proto::Instance { name: owner.name.clone(), nonce: owner.nonce.to_string() }

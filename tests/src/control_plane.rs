@@ -224,7 +224,7 @@ impl ControlPlane {
 impl Drop for ControlPlane {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Ended by itself: then there is nothing to do.
+            // It may have ended by itself: then there is nothing to do.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -143,7 +143,7 @@ impl Etcd {
     /// Kills it if it runs.
     pub fn end_if_running(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Ended by itself: then there is nothing to do.
+            // It may have ended by itself: then there is nothing to do.
             let _ = child.kill();
             let _ = child.wait();
         }

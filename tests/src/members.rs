@@ -210,7 +210,7 @@ impl Members {
     /// Kills the member at once.
     pub fn kill(&mut self, index: usize) {
         if let Some(mut child) = self.members[index].child.take() {
-            // Ended by itself: then there is nothing to do.
+            // It may have ended by itself: then there is nothing to do.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -379,6 +379,6 @@ fn around(start: String, end: String, mut holes: Vec<String>) -> impl Iterator<I
 
 /// Writes a record that lasts for ever: our records are not under a lease.
 fn record(key: String, value: &impl serde::Serialize) -> Write {
-    // Strings and numbers only: this cannot fail.
+    // The value has only strings and numbers, so this cannot fail.
     Write::Put { key, value: serde_json::to_vec(value).unwrap_or_default(), lease: None }
 }

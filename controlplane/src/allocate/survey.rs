@@ -24,7 +24,7 @@ pub(super) struct NodeRecord {
     pub(super) subnets: String,
 }
 
-/// The version of both.
+/// The version of both records.
 pub(super) const RECORD_VERSION: u32 = 1;
 
 /// A key under `subnets/` that names subnets; its value may be unreadable and still holds them.
@@ -105,9 +105,9 @@ impl Seen {
 /// The network's leases and this node's own record.
 #[derive(Debug)]
 pub(super) struct Survey {
-    /// In the order of their keys.
+    /// The leases, in the order of their keys.
     pub(super) seen: Vec<Seen>,
-    /// The leases are as of this revision.
+    /// The revision at which the leases were read.
     pub(super) revision: Revision,
     /// Revision of this node's own record; 0: there is none.
     pub(super) node_revision: Revision,

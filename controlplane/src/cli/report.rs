@@ -18,7 +18,7 @@ pub fn said(status: Status) -> Failure {
 
 /// Reports to people what was done, so not on stdout.
 pub fn say(text: &str) {
-    // Nobody is left to tell when stderr is closed.
+    // When stderr is closed, nobody is left to tell.
     let _ = std::io::stderr().write_all(format!("{}\n", set_in(text)).as_bytes());
 }
 

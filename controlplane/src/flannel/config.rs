@@ -12,16 +12,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::fields::{Fields, Writer};
 
-/// Bytes a configuration may have: a hundred times what flannel's largest documented one has.
+/// The most bytes a configuration may have: a hundred times what flannel's largest documented one has.
 const VALUE_LIMIT: usize = 64 * 1024;
 
-/// Ranges that may reach a network from outside: each is in the rules of every host.
+/// The most ranges that may reach a network from outside: each is in the rules of every host.
 const REACHABLE_FROM_LIMIT: usize = 64;
 
 /// Something in a usable configuration that an operator should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
-    /// Stable, kebab-case.
+    /// A stable name in kebab-case.
     pub code: &'static str,
     /// The warning, in one sentence.
     pub message: String,

@@ -121,7 +121,7 @@ pub enum NetworkError {
     /// Others were faster every time: worth trying again.
     #[error("others changed the networks in each of {0} attempts")]
     Busy(u32),
-    /// The store.
+    /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

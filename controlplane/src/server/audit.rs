@@ -97,7 +97,7 @@ impl Audit {
             result: message,
             left_out,
         };
-        // Strings and numbers only: this cannot fail.
+        // The value has only strings and numbers, so this cannot fail.
         let mut text = serde_json::to_vec(&line).unwrap_or_default();
         text.push(b'\n');
         for log in [Some(&self.all), is_admin.then_some(&self.of_admins)].into_iter().flatten() {

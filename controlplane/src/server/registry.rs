@@ -75,7 +75,7 @@ impl Registration {
     /// Encodes it for the store.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        // Strings and numbers only: this cannot fail.
+        // The value has only strings and numbers, so this cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
@@ -178,7 +178,7 @@ impl Registry {
         found.is_some_and(|found| found.revoked || found.removed || found.key_sha256 != key_hash)
     }
 
-    /// Returns all of them, also those whose rights have ended.
+    /// Returns all nodes, also those whose rights have ended.
     #[must_use]
     pub fn all(&self) -> Arc<Known> {
         self.known.borrow().clone().unwrap_or_default()

@@ -87,7 +87,7 @@ impl Witness {
     fn write(&self, seen: &BTreeMap<NetworkName, String>) {
         let networks = seen.iter().map(|(name, config)| (name.to_string(), config.clone())).collect();
         let file = File { version: VERSION, networks };
-        // Names and texts only: this cannot fail.
+        // The value has only names and texts, so this cannot fail.
         let bytes = serde_json::to_vec(&file).unwrap_or_default();
         if let Err(error) = files::replace(&self.path, &bytes, 0o600) {
             tracing::warn!(path = %self.path.display(), %error, "which networks there are is not written down");

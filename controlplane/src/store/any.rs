@@ -10,13 +10,13 @@ use super::etcd::EtcdStore;
 use super::memory::MemoryStore;
 use super::{KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
 
-/// One of them.
+/// One of the stores.
 pub enum AnyStore {
     /// A file.
     Embedded(EmbeddedStore),
     /// etcd.
     Etcd(EtcdStore),
-    /// Nothing that lasts: for trying out.
+    /// Memory, where nothing lasts: for trying out.
     Memory(MemoryStore),
 }
 

@@ -38,7 +38,7 @@ pub struct EmbeddedStore {
 }
 
 struct Inner {
-    /// `None` only while it is dropped.
+    /// The queue to the thread; `None` only while the store is dropped.
     requests: Option<SyncSender<Request>>,
     thread: Option<std::thread::JoinHandle<()>>,
     shared: Arc<Shared>,

@@ -53,14 +53,14 @@ struct Inner {
 
 /// The servers' addresses, and the credentials they know us by.
 struct Access {
-    /// At least one: `EtcdOptions::endpoints` refuses an empty list.
+    /// The servers, at least one: `EtcdOptions::endpoints` refuses an empty list.
     endpoints: Vec<Endpoint>,
     user: Option<(String, String)>,
     /// The files that `endpoints` were made from.
     files: Files,
 }
 
-/// The CA; certificate and key.
+/// The contents of the files: the CA; certificate and key.
 type Files = (Option<Vec<u8>>, Option<(Vec<u8>, Vec<u8>)>);
 
 impl Access {

@@ -22,7 +22,7 @@ use super::data::Data;
 /// The fault that happens to one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// Nothing happens to it.
     None,
     /// It is not carried out and fails at once.
     Fail,
@@ -86,7 +86,7 @@ impl MemoryStore {
         Self { shared: self.shared.clone(), client: Client::new() }
     }
 
-    /// Faults of this client's next calls, one a call, after those set before.
+    /// Sets the faults of this client's next calls, one a call, after those set before.
     pub fn fault_next(&self, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.client.faults).extend(faults);
     }
@@ -96,7 +96,7 @@ impl MemoryStore {
         lock(&self.client.faults).clear();
     }
 
-    /// Calls this client has made, watches included, whatever became of them.
+    /// Returns the number of calls this client has made, watches included, whatever became of them.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.client.calls.load(Ordering::Relaxed)

@@ -140,7 +140,7 @@ impl Daemon {
 
     /// Ends it with the only signal that gives it no chance to do anything.
     pub fn kill(&mut self) {
-        // Ended by itself: then there is nothing to do.
+        // It may have ended by itself: then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -57,7 +57,7 @@ impl Capture {
     fn end(&mut self) {
         pause(SETTLE);
         if let Ok(pid) = i32::try_from(self.child.id()) {
-            // Ended by itself: then there is nothing to do.
+            // It may have ended by itself: then there is nothing to do.
             let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
         }
         let _ = self.child.wait();

@@ -113,7 +113,7 @@ impl Underlay {
 
 impl Drop for Underlay {
     fn drop(&mut self) {
-        // Ended by itself: then there is nothing to do.
+        // It may have ended by itself: then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -135,7 +135,7 @@ impl Noise {
 impl Drop for Noise {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // Ended by itself: then there is nothing to do.
+            // It may have ended by itself: then there is nothing to do.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -14,9 +14,9 @@ use crate::store::data::{Changes, Kept};
 const KEYS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("keys");
 /// Lease → its time to live, in seconds.
 const LEASES: TableDefinition<i64, u64> = TableDefinition::new("leases");
-/// `format`, `revision`.
+/// The numbers `format` and `revision`.
 const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
-/// The tables as described here.
+/// The version of the tables as described here.
 const FORMAT: i64 = 1;
 /// Pages redb may keep: the content is in memory already, and is read from the file once.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;

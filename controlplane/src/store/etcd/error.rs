@@ -86,7 +86,7 @@ pub(super) fn name_lease(error: StoreError, lease: Option<i64>) -> StoreError {
 /// Returns `message` with its causes: "tcp connect error" alone does not say whether the port is closed or the name
 /// unknown.
 fn with_causes(message: &str, source: Option<&(dyn std::error::Error + 'static)>) -> String {
-    /// Deeper causes are the libraries' own wrapping.
+    /// The most causes named: deeper ones are the libraries' own wrapping.
     const DEPTH: usize = 6;
     let mut text = message.to_owned();
     let mut source = source;

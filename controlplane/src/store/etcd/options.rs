@@ -28,7 +28,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The options for reaching an etcd.
 #[derive(Clone, Default)]
 pub struct EtcdOptions {
-    /// `http(s)://host:port`, without a scheme http; at least one. The first is tried first.
+    /// The servers, `http(s)://host:port`, where no scheme means http; at least one. The first is tried first.
     pub endpoints: Vec<String>,
     /// PEM of the CA that signed the servers' certificates, or of these themselves; enough on its own.
     pub ca: Option<Vec<u8>>,
