@@ -11,7 +11,7 @@ use flatnet_tests::wait::pause;
 
 use crate::host::{netns, network};
 
-/// The echo service's port (RFC 862).
+/// The echo service's port, 7 (RFC 862).
 const PORT: u16 = 7;
 /// The pause between two packets: well under what is measured.
 const GAP: Duration = Duration::from_micros(500);
