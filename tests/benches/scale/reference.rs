@@ -1,5 +1,5 @@
-//! The reference: equal kernel objects made by the kernel's own tools in batches, `ip -batch`, `bridge -batch`, `nft
-//! -f`.
+//! The reference: equal kernel objects made by the kernel's own tools in batches, with `ip -batch`, `bridge -batch` and
+//! `nft -f`.
 
 use std::fmt::Write;
 use std::fs;
