@@ -33,6 +33,7 @@ pub mod netns;
 pub mod oracle;
 pub mod parsers;
 pub mod pinger;
+pub mod prose;
 pub mod suite;
 pub mod vm;
 pub mod wait;
