@@ -1,4 +1,4 @@
-//! The loop that makes the kernel equal to what the store says. The only place that calls [`Kernel::apply`].
+//! The loop that makes the kernel equal to what the store says. While an agent runs, it alone calls [`Kernel::apply`].
 //!
 //! Level-triggered: a wake carries no data. A *full* pass looks at the host and dumps the kernel. A *quick* pass, taken
 //! when only the store changed, starts from what the last pass left behind, so that a new peer is reachable within
