@@ -107,6 +107,25 @@ mod tests {
         assert!(clauses.len() * 100 <= all * MOST, "{} of {all}:\n{}", clauses.len(), listed.join("\n"));
     }
 
+    /// A map that leads nowhere is worse than none.
+    #[test]
+    fn files_that_the_maps_name_are_there() {
+        let mut named = 0;
+        for map in ["CONTRIBUTING.md", "docs/glossary.md", "docs/architecture.md"] {
+            let text = fs::read_to_string(root().join(map)).unwrap();
+            // What is between a pair of backticks has an odd number.
+            for word in text.split('`').skip(1).step_by(2) {
+                let is_path =
+                    ["agent/", "controlplane/", "proto/", "tests/", "docs/"].iter().any(|top| word.starts_with(top));
+                if is_path && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) {
+                    named += 1;
+                    assert!(root().join(word).exists(), "{map} names {word}");
+                }
+            }
+        }
+        assert!(named > 30, "only {named} were found");
+    }
+
     #[test]
     fn clauses_are_told_from_sentences() {
         for clause in
