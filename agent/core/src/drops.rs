@@ -9,7 +9,7 @@ use flatnet_model::NetworkName;
 use crate::problem::{Problem, ProblemCode};
 
 /// The time for which a drop counts as recent: a few looks, and long enough for somebody who tries again to see it.
-pub(crate) const WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const LATE_WINDOW: Duration = Duration::from_secs(60);
 /// The number of packets in that time from which drops are a problem. Whoever cannot reach somebody tries more than
 /// once; a stray packet is one or two.
 pub(crate) const MANY: u64 = 3;
@@ -118,7 +118,7 @@ impl DropLog {
             }
         }
         for tally in self.tallies.values_mut() {
-            tally.late.retain(|(when, _)| now.saturating_sub(*when) < WINDOW);
+            tally.late.retain(|(when, _)| now.saturating_sub(*when) < LATE_WINDOW);
         }
         self.last = Some(seen);
     }
@@ -149,7 +149,7 @@ impl DropLog {
                 if reason.network.is_empty() { String::new() } else { format!("network {}: ", reason.network) };
             (packets >= MANY).then(|| {
                 let message =
-                    format!("{network}dropped {packets} packets in the last {} s: {}", WINDOW.as_secs(), reason.text);
+                    format!("{network}dropped {packets} packets in the last {} s: {}", LATE_WINDOW.as_secs(), reason.text);
                 Problem::new(ProblemCode::PacketsDropped, message, reason.hint(), &reason.chain)
             })
         };

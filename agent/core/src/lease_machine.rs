@@ -105,12 +105,12 @@ pub enum Action {
 
 /// The first and the longest delay after a failure. The first is about a leader election in etcd (its default election
 /// timeout is 1 s). With the longest, a thousand agents knock on a recovering store less than 50 times a second.
-const BACKOFF_FIRST: Duration = Duration::from_millis(250);
-const BACKOFF_LAST: Duration = Duration::from_secs(30);
+const FIRST_RETRY_AFTER: Duration = Duration::from_millis(250);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// The time that a followed store may take to show our own write. Normally it takes milliseconds. A store that was put
 /// back to before that write, when the view had not seen it either, never shows it.
-const UNSEEN: Duration = Duration::from_secs(10);
+const OWN_WRITE_SEEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state machine of a lease.
 #[derive(Clone, Debug)]
@@ -169,7 +169,7 @@ impl LeaseMachine {
                 Some(wanted) if *wanted != held.published => Action::Publish(wanted.clone()),
                 _ if input.now >= held.keep_alive_at => Action::KeepAlive,
                 _ => {
-                    let doubted = held.unseen_since.map(|since| since.saturating_add(UNSEEN));
+                    let doubted = held.unseen_since.map(|since| since.saturating_add(OWN_WRITE_SEEN_TIMEOUT));
                     Action::Nothing { until: Some(doubted.map_or(held.keep_alive_at, |at| at.min(held.keep_alive_at))) }
                 }
             },
@@ -181,7 +181,7 @@ impl LeaseMachine {
         if let LeaseState::Held(held) = &mut self.state {
             let unseen = input.followed && input.seen_revision < held.revision;
             held.unseen_since = unseen.then(|| held.unseen_since.unwrap_or(input.now));
-            if held.unseen_since.is_some_and(|since| input.now >= since.saturating_add(UNSEEN)) {
+            if held.unseen_since.is_some_and(|since| input.now >= since.saturating_add(OWN_WRITE_SEEN_TIMEOUT)) {
                 // Claiming the lease again finds out what the store has of us.
                 self.lost();
                 return;
@@ -246,7 +246,7 @@ impl LeaseMachine {
     /// Records that the last action failed and may succeed later. The wait grows with each failure, and `random` picks
     /// it between half and all of the delay. Returns when the next attempt is due.
     pub fn failed(&mut self, now: Duration, random: u64) -> Duration {
-        let delay = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_LAST);
+        let delay = FIRST_RETRY_AFTER.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY_AFTER);
         self.failures = self.failures.saturating_add(1);
         self.publishing_failed = false;
         self.retry_at = now.saturating_add(delay / 2).saturating_add(fraction(delay / 2, random));

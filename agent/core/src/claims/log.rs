@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Claim, Flaw, Holder, Sighting, are_cut, others};
-use crate::drops::{MANY, WINDOW};
+use crate::drops::{LATE_WINDOW, MANY};
 use crate::problem::Problem;
 
 /// The number of claims that are listed at once. It is as many as are worth reading; somebody who makes up sources
@@ -14,7 +14,7 @@ use crate::problem::Problem;
 const SHOWN: usize = 4;
 /// The number of claims that are logged per hour at most, so that made-up sources do not fill a disk.
 const SAID: usize = 16;
-const HOUR: Duration = Duration::from_secs(3600);
+const SAID_WINDOW: Duration = Duration::from_secs(3600);
 /// The number of claims that are remembered as logged, so that none is logged twice. The oldest is forgotten first.
 /// This is two and a half days' worth at the rate above.
 const REMEMBERED: usize = 1024;
@@ -83,7 +83,7 @@ impl ClaimLog {
     pub fn pass(&mut self, now: Duration) {
         self.last.get_or_insert_default();
         self.late.retain(|_, late| {
-            late.retain(|(when, _)| now.saturating_sub(*when) < WINDOW);
+            late.retain(|(when, _)| now.saturating_sub(*when) < LATE_WINDOW);
             !late.is_empty()
         });
         self.is_cut &= !self.late.is_empty();
@@ -123,7 +123,7 @@ impl ClaimLog {
         let problems = shown.iter().enumerate();
         problems
             .map(|(index, (claim, packets))| {
-                claim.problem(*packets, WINDOW, if is_last(index) { others.as_str() } else { "" })
+                claim.problem(*packets, LATE_WINDOW, if is_last(index) { others.as_str() } else { "" })
             })
             .collect()
     }
@@ -140,7 +140,7 @@ impl ClaimLog {
             if self.said.iter().any(|(_, said)| *said == pair) {
                 continue;
             }
-            let is_late = |when: Duration| now.saturating_sub(when) < HOUR;
+            let is_late = |when: Duration| now.saturating_sub(when) < SAID_WINDOW;
             if self.said.iter().filter(|(when, _)| is_late(*when)).count() >= SAID {
                 if !self.hushed.is_some_and(is_late) {
                     self.hushed = Some(now);
@@ -152,7 +152,7 @@ impl ClaimLog {
             while self.said.len() > REMEMBERED {
                 self.said.pop_front();
             }
-            news.push(News::Claim(claim.problem(packets, WINDOW, "")));
+            news.push(News::Claim(claim.problem(packets, LATE_WINDOW, "")));
         }
         news
     }

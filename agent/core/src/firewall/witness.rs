@@ -21,7 +21,7 @@ const SIZE: usize = 64;
 
 /// The time for which a source is remembered after its last packet. Somebody who is called at night looks within that
 /// time, and the space that made-up sources take up is soon free again.
-const TIMEOUT: &str = "10m";
+const SOURCE_TTL: &str = "10m";
 
 /// A set of the sources whose packets `chain` drops: interface, source, and in a tunnel the inner source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,7 @@ impl Text {
                 format!("typeof {key}"),
                 format!("size {SIZE}"),
                 "flags dynamic,timeout".to_owned(),
-                format!("timeout {TIMEOUT}"),
+                format!("timeout {SOURCE_TTL}"),
             ];
             self.block(&format!("set {set}"), &lines);
         }

@@ -53,15 +53,15 @@ fn a_failure_is_waited_out_longer_each_time_up_to_the_limit() {
     let mut last = Duration::ZERO;
     for attempt in 0..12 {
         let until = machine.failed(secs(100), u64::MAX) - secs(100);
-        assert!(until >= last && until <= BACKOFF_LAST, "{attempt}: {until:?}");
+        assert!(until >= last && until <= LONGEST_RETRY_AFTER, "{attempt}: {until:?}");
         last = until;
         let asked = machine.next(&input(secs(100), Seen::Nothing, 0, &wanted));
         assert_eq!(asked, Action::Nothing { until: Some(secs(100) + until) });
         assert!(matches!(machine.next(&input(secs(100) + until, Seen::Nothing, 0, &wanted)), Action::Acquire { .. }));
     }
-    assert!(last > BACKOFF_LAST * 9 / 10);
+    assert!(last > LONGEST_RETRY_AFTER * 9 / 10);
     let least = machine.failed(secs(100), 0) - secs(100);
-    assert_eq!(least, BACKOFF_LAST / 2, "half at least, however the dice fall");
+    assert_eq!(least, LONGEST_RETRY_AFTER / 2, "half at least, however the dice fall");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_followed_store_that_never_shows_our_own_write_is_asked_what_it_has_of_us() 
     };
     let mut machine = held();
     machine.published(wanted.clone(), 20);
-    assert_eq!(ask(&mut machine, secs(100), true), Action::Nothing { until: Some(secs(100) + UNSEEN) });
+    assert_eq!(ask(&mut machine, secs(100), true), Action::Nothing { until: Some(secs(100) + OWN_WRITE_SEEN_TIMEOUT) });
     assert!(matches!(ask(&mut machine, secs(109), true), Action::Nothing { .. }));
     assert!(matches!(ask(&mut machine, secs(150), false), Action::Nothing { .. }), "nobody follows: nothing is late");
     assert!(matches!(ask(&mut machine, secs(151), true), Action::Nothing { .. }));
@@ -211,7 +211,7 @@ proptest! {
                 6 => machine.published(mine.clone(), revision),
                 _ => {
                     let until = machine.failed(now, random);
-                    prop_assert!(until > now && until <= now + BACKOFF_LAST);
+                    prop_assert!(until > now && until <= now + LONGEST_RETRY_AFTER);
                     let action = machine.next(&input(now, Seen::Nothing, 0, &mine));
                     prop_assert!(matches!(action, Action::Nothing { .. }), "{:?}", action);
                 }
