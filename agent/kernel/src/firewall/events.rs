@@ -18,7 +18,7 @@ use crate::Wake;
 /// `NFNLGRP_NFTABLES` (7), as a bit mask.
 const NFTABLES_GROUP: u32 = 1 << 6;
 /// The interval at which the older tables are polled: half of the second in which drift is to be repaired.
-const LEGACY_POLL: Duration = Duration::from_millis(500);
+const LEGACY_POLL_EVERY: Duration = Duration::from_millis(500);
 /// Datagrams that are read at once before the reader is woken, so that a busy ruleset cannot keep us from waking.
 const COALESCED: usize = 4096;
 
@@ -34,7 +34,7 @@ struct Events {
 /// Opens the stream of wakes. This must be called within a tokio runtime, in the network namespace that is meant.
 pub(super) fn events() -> io::Result<impl Stream<Item = Wake> + Send + Unpin + 'static> {
     let socket = register(open_socket(NFTABLES_GROUP, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?)?;
-    let mut poll = interval(LEGACY_POLL);
+    let mut poll = interval(LEGACY_POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The contents are not read, so they need not fit.
     let events = Events { socket, poll, legacy: fingerprints(), buffer: vec![0; 64] };

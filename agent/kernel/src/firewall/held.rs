@@ -29,7 +29,7 @@ const OWNER: u32 = 2;
 const TABLE_USERDATA: u16 = 6;
 const COMMENT: &str = "flatnet's agent guards by this while inet flatnet is flushed";
 /// The time for which a table that could not be copied is left alone, unless it is swapped.
-const RETRY: Duration = Duration::from_secs(60);
+const COPY_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The copy, or the reason why there is none.
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ impl Held {
 
     /// Returns true if the table that looks like `digest` is to be copied.
     pub(super) fn is_due(&self, digest: Digest) -> bool {
-        let failed = self.failed.is_some_and(|(of, when)| of == digest && when.elapsed() < RETRY);
+        let failed = self.failed.is_some_and(|(of, when)| of == digest && when.elapsed() < COPY_RETRY_AFTER);
         self.behind && !failed && !self.unsupported
     }
 

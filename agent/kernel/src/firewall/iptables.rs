@@ -21,7 +21,7 @@ use super::wire::Family;
 /// iptables' table, in both variants.
 const TABLE: &str = "filter";
 /// Seconds to wait for the xtables lock, which every other user of iptables takes too.
-const LOCK_SECS: &str = "5";
+const LOCK_TIMEOUT_SECS: &str = "5";
 /// The number of times a change is tried, because somebody may change the chain meanwhile.
 const TRIES: usize = 3;
 
@@ -146,7 +146,7 @@ pub(super) async fn change(which: Which, wanted: &[Wanted]) -> Result<(), Progra
         // The present rules are read anew: a rule that is to go must be named exactly, once for each time it is there.
         let present = list(which).await?.ours();
         let input = restore_input(&present, wanted);
-        result = run_variant(which, "-restore", &["-w", LOCK_SECS, "-n"], &input).await.map(drop);
+        result = run_variant(which, "-restore", &["-w", LOCK_TIMEOUT_SECS, "-n"], &input).await.map(drop);
         if !matches!(result, Err(ProgramError::Refused { .. })) {
             break;
         }
@@ -184,7 +184,7 @@ fn quoted(words: &[String]) -> String {
 async fn list(which: Which) -> Result<Listing, ProgramError> {
     let wait: &[&str] = match which.0 {
         IptablesVariant::Nft => &["-S"],
-        IptablesVariant::Legacy => &["-w", LOCK_SECS, "-S"],
+        IptablesVariant::Legacy => &["-w", LOCK_TIMEOUT_SECS, "-S"],
     };
     run_variant(which, "", wait, "").await.map(|text| Listing::parse(&text))
 }

@@ -20,7 +20,7 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// less, and transactions are cut to fit.
 const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// Seconds that the kernel may take to answer. It answers while we send; only a wedged kernel reaches this.
-const ANSWER_SECS: i64 = 5;
+const ANSWER_TIMEOUT_SECS: i64 = 5;
 /// The number of times a dump is tried, because somebody may change the ruleset meanwhile.
 const DUMP_TRIES: usize = 16;
 /// Bytes that the kernel takes from the send buffer for itself (netlink_sendmsg: `sk_sndbuf - 32`), with room to spare.
@@ -47,7 +47,7 @@ impl Netfilter {
     /// Opens the socket in the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
         let socket = open_socket(0, SockFlag::SOCK_CLOEXEC)?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECS, 0))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_SECS, 0))?;
         if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES)?;
         }

@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 /// The time that a program may take. A swap of 8,000 elements takes 0.2 s; iptables waits up to 5 s for the xtables
 /// lock.
-const LIMIT: Duration = Duration::from_secs(20);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The reason why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ pub(super) async fn run(
         }
     };
     let both = async { tokio::join!(write, child.wait_with_output()).1 };
-    let output = match tokio::time::timeout(LIMIT, both).await {
+    let output = match tokio::time::timeout(PROGRAM_TIMEOUT, both).await {
         Ok(output) => output.map_err(failed)?,
         Err(_) => return Err(failed(io::Error::from(io::ErrorKind::TimedOut))),
     };

@@ -31,7 +31,7 @@ use crate::wireguard::{Keyring, PrivateKey};
 const MODULE: &str = "/sys/module/wireguard";
 /// The interval at which devices are checked for changes by others, since nothing reports those. It leaves room within
 /// the second in which they must be repaired.
-const POLL: Duration = Duration::from_millis(500);
+const POLL_EVERY: Duration = Duration::from_millis(500);
 /// The share of time that checking may take, as its inverse: with thousands of peers a check takes tens of
 /// milliseconds.
 const POLL_SHARE: u32 = 20;
@@ -406,7 +406,7 @@ impl Wireguard {
 
 /// Wakes when somebody changed a device of ours. Checks only while there is one.
 pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + Send + Unpin + 'static {
-    let state = (Arc::clone(wireguard), None::<u64>, POLL);
+    let state = (Arc::clone(wireguard), None::<u64>, POLL_EVERY);
     Box::pin(futures::stream::unfold(state, |(wireguard, mut last, mut pause)| async move {
         loop {
             tokio::time::sleep(pause).await;
@@ -419,7 +419,7 @@ pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + S
             // A check that was cut off is made again.
             let look = move || (looked.digest(), looked.takeover_became_due());
             let Ok((now, due)) = tokio::task::spawn_blocking(look).await else { continue };
-            pause = POLL.max(started.elapsed() * POLL_SHARE);
+            pause = POLL_EVERY.max(started.elapsed() * POLL_SHARE);
             if last.replace(now).is_some_and(|last| last != now) || due {
                 return Some((Wake::Netlink, (wireguard, last, pause)));
             }

@@ -15,7 +15,7 @@ use super::wire::{HEADER_LEN, Message, Request, attributes, messages, read_text,
 const BATCH: usize = 150;
 
 /// Seconds to wait for an answer. The kernel answers within `send()`, so this is only ever reached if a reply was lost.
-const TIMEOUT_SECS: i64 = 5;
+const ANSWER_TIMEOUT_SECS: i64 = 5;
 
 /// Bytes of the receive buffer. The kernel fills at most 32 KiB with one part of a dump (af_netlink.c:
 /// `netlink_recvmsg`, `max_recvmsg_len`), but a single message may be larger.
@@ -122,7 +122,7 @@ impl Channel {
         if let Err(error) = socket.set_netlink_get_strict_chk(true) {
             tracing::debug!(%error, "no strict checking of dump requests");
         }
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECS))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECS))?;
         Ok(Self { socket, port, sequence: 0, receive: vec![0; RECEIVE_LEN], datagram: Vec::new() })
     }
 

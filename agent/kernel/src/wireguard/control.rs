@@ -14,7 +14,7 @@ use super::PrivateKey;
 
 /// The time after a handshake for which packets can still come in under its keys (`REJECT_AFTER_TIME`, WireGuard §6.1).
 /// For that long, the place they come from is the peer's.
-const SESSION: Duration = Duration::from_secs(180);
+const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 
 /// The present settings of a device.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub(crate) struct Found {
 impl Found {
     /// Returns true if there was a handshake lately, so that its endpoint may be where its packets came from.
     pub(crate) fn in_session(&self) -> bool {
-        self.handshake.is_some_and(|ago| ago < SESSION)
+        self.handshake.is_some_and(|ago| ago < SESSION_LIFETIME)
     }
 }
 

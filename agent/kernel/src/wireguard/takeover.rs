@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The age that the last handshake must have: the 27 s, and 3 s for a clock that is being corrected meanwhile.
-const STALE: Duration = Duration::from_secs(30);
+const STALE_AFTER: Duration = Duration::from_secs(30);
 /// The longest time to wait for that. Sessions are renewed every 120 s (`REKEY_AFTER_TIME`, §6.1), so with one peer the
 /// moment comes within 30 s. With many peers there may never be one, and some then pause for a few seconds, once.
-const PATIENCE: Duration = Duration::from_secs(150);
+const TAKEOVER_WAIT_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// A takeover that is to come.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ impl Takeover {
     /// there was one.
     pub(crate) fn is_due(&mut self, youngest: Option<Duration>, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
-        youngest.is_none_or(|ago| ago >= STALE) || now.saturating_duration_since(since) >= PATIENCE
+        youngest.is_none_or(|ago| ago >= STALE_AFTER) || now.saturating_duration_since(since) >= TAKEOVER_WAIT_TIMEOUT
     }
 
     /// Returns true, once, when the takeover has become due: whoever waits for it is then to look again.
@@ -58,9 +58,9 @@ mod tests {
         assert!(!takeover.became_due(None, now), "nobody waits for it yet");
         assert!(!takeover.is_due(Some(2 * SECOND), now));
         assert!(!takeover.became_due(Some(29 * SECOND), now + 27 * SECOND));
-        assert!(takeover.became_due(Some(STALE), now + 28 * SECOND));
-        assert!(!takeover.became_due(Some(STALE), now + 29 * SECOND), "once is enough");
-        assert!(takeover.is_due(Some(STALE), now + 29 * SECOND));
+        assert!(takeover.became_due(Some(STALE_AFTER), now + 28 * SECOND));
+        assert!(!takeover.became_due(Some(STALE_AFTER), now + 29 * SECOND), "once is enough");
+        assert!(takeover.is_due(Some(STALE_AFTER), now + 29 * SECOND));
     }
 
     #[test]
@@ -69,9 +69,9 @@ mod tests {
         let mut takeover = Takeover::default();
         let now = Instant::now();
         assert!(!takeover.is_due(Some(SECOND), now));
-        assert!(!takeover.is_due(Some(SECOND), now + PATIENCE - SECOND));
-        assert!(takeover.is_due(Some(SECOND), now + PATIENCE));
+        assert!(!takeover.is_due(Some(SECOND), now + TAKEOVER_WAIT_TIMEOUT - SECOND));
+        assert!(takeover.is_due(Some(SECOND), now + TAKEOVER_WAIT_TIMEOUT));
         takeover.forget();
-        assert!(!takeover.is_due(Some(SECOND), now + PATIENCE));
+        assert!(!takeover.is_due(Some(SECOND), now + TAKEOVER_WAIT_TIMEOUT));
     }
 }

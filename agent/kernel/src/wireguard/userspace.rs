@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::PrivateKey;
 pub(crate) use carrier::Pace;
-use carrier::{Ask, Carried, EARLIER_FOR, carry};
+use carrier::{Ask, Carried, EARLIER_SESSIONS_LIFETIME, carry};
 use socket::Socket;
 
 mod carrier;
@@ -36,9 +36,9 @@ mod socket;
 /// The number of threads that carry packets. One for sending and one for receiving is what a busy tunnel can use.
 const THREADS: usize = 2;
 /// The time for which a device that is taken over may still be held by the tasks of one that just ended.
-const BUSY: Duration = Duration::from_millis(500);
+const DEVICE_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause between two tries while it is held.
-const BUSY_TRY: Duration = Duration::from_millis(10);
+const DEVICE_RETRY_AFTER: Duration = Duration::from_millis(10);
 /// Requests that may wait for one device.
 const ASKS: usize = 64;
 
@@ -141,7 +141,7 @@ impl Userspace {
     /// Returns true if the device got another key lately, so that its peers may have sessions that it does not show.
     pub(crate) fn has_earlier(&self, name: IfName) -> bool {
         let changed = self.lock().devices.get(&name).and_then(|running| running.changed);
-        changed.is_some_and(|changed| changed.elapsed() < EARLIER_FOR)
+        changed.is_some_and(|changed| changed.elapsed() < EARLIER_SESSIONS_LIFETIME)
     }
 
     /// Stops receiving by the earlier key, because the device's port is about to change.
@@ -187,7 +187,7 @@ impl Inner {
             runtime.block_on(async move {
                 let _ = asks.send(Ask::Stop).await;
                 // Waits until the task has let go of the device.
-                let _ = tokio::time::timeout(BUSY, asks.closed()).await;
+                let _ = tokio::time::timeout(DEVICE_RELEASE_TIMEOUT, asks.closed()).await;
             });
         }
     }
@@ -217,12 +217,12 @@ async fn open(name: IfName) -> io::Result<tun::Device> {
         match tun::create(&config) {
             Ok(device) => return Ok(device),
             Err(tun::Error::Io(error)) => {
-                if error.raw_os_error() != Some(libc::EBUSY) || started.elapsed() > BUSY {
+                if error.raw_os_error() != Some(libc::EBUSY) || started.elapsed() > DEVICE_RELEASE_TIMEOUT {
                     return Err(error);
                 }
             }
             Err(error) => return Err(io::Error::other(error)),
         }
-        tokio::time::sleep(BUSY_TRY).await;
+        tokio::time::sleep(DEVICE_RETRY_AFTER).await;
     }
 }

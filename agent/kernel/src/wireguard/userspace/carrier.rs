@@ -22,19 +22,19 @@ use super::line::{Line, Tap};
 use super::port::Port;
 
 /// The time that sending the first messages of handshakes may take. It waits for no answer, only for the device's lock.
-const HANDSHAKE: Duration = Duration::from_millis(50);
+const HANDSHAKE_SEND_TIMEOUT: Duration = Duration::from_millis(50);
 /// The pause between two tries of a handshake with a peer that has another key than before, instead of the protocol's 5
 /// s. A first message that is lost, or that crosses the peer's own change, must not silence the pair for so long. It is
 /// random within these bounds, so that thousands of peers of one host do not speak at once.
-const EAGER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
+const EAGER_RETRY_AFTER: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(600);
 /// The time for which a peer is tried that often: as long as the protocol lets one try wait.
-const EAGER_FOR: Duration = Duration::from_secs(5);
+const SETTLE_AFTER: Duration = Duration::from_secs(5);
 /// The wait after a connection to the device could not be accepted.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// The time after a change of key for which packets of earlier sessions are accepted. Peers read the new key from the
 /// store well within a second, and whoever publishes it gives up after ten. A peer that is cut off from the store
 /// cannot be answered anyway.
-pub(super) const EARLIER_FOR: Duration = Duration::from_secs(30);
+pub(super) const EARLIER_SESSIONS_LIFETIME: Duration = Duration::from_secs(30);
 
 pub(super) enum Ask {
     Handshake(Vec<WireguardKey>, Pace),
@@ -122,7 +122,7 @@ impl Carried {
         set_up.await.map_err(io::Error::other)?;
         let before = std::mem::replace(&mut self.device, device);
         (self.client, self.line) = (client, line);
-        if let Some((oldest, _)) = self.earlier.replace((before, Instant::now() + EARLIER_FOR)) {
+        if let Some((oldest, _)) = self.earlier.replace((before, Instant::now() + EARLIER_SESSIONS_LIFETIME)) {
             oldest.stop().await;
         }
         Ok(keys)
@@ -191,7 +191,7 @@ pub(super) async fn carry(
                 // time.
                 Err(error) => {
                     tracing::debug!(%error, "cannot take a connection to the WireGuard device");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
                 }
             },
             () = until(carried.earlier.as_ref().map(|(_, until)| *until)) => carried.drop_earlier().await,
@@ -216,11 +216,11 @@ async fn until(at: Option<Instant>) {
 /// Sends the first messages. Each goes on to wait for its handshake's end, which does not concern us.
 async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
     let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
-    let _ = tokio::time::timeout(HANDSHAKE, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
+    let _ = tokio::time::timeout(HANDSHAKE_SEND_TIMEOUT, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
 }
 
 fn eager() -> TimerParams {
-    TimerParams { rekey_timeout: EAGER, ..TimerParams::default() }
+    TimerParams { rekey_timeout: EAGER_RETRY_AFTER, ..TimerParams::default() }
 }
 
 /// Sets how often a handshake with `peers` that is not answered is tried; `None`: as the protocol says.
@@ -239,7 +239,7 @@ async fn set_pace(device: &Carrier, peers: &[WireguardKey], pace: Option<TimerPa
 
 /// Asks for the usual pace later. This ends with the device, since it does not keep its queue open.
 async fn settle_later(asks: mpsc::WeakSender<Ask>, peers: Vec<WireguardKey>) {
-    tokio::time::sleep(EAGER_FOR).await;
+    tokio::time::sleep(SETTLE_AFTER).await;
     if let Some(asks) = asks.upgrade() {
         let _ = asks.send(Ask::Settle(peers)).await;
     }

@@ -13,7 +13,7 @@ use gotatun::udp::socket::UdpSocket;
 
 /// The longest time for which packets are held. The other end sends its first one as soon as it has the answer, which
 /// takes a round trip. If that one is lost, it must not silence a pair.
-const HELD_FOR: Duration = Duration::from_millis(100);
+const HELD_TIMEOUT: Duration = Duration::from_millis(100);
 /// Packets held for one session: as many as the library itself lets wait for a socket. Any more are sent at once.
 const HELD: usize = 4000;
 
@@ -105,7 +105,7 @@ pub(super) fn sending(unconfirmed: &Arc<Unconfirmed>, socket: &UdpSocket, packet
     let Some(own) = unconfirmed.answered(packet) else { return };
     let (unconfirmed, socket) = (Arc::clone(unconfirmed), socket.clone());
     tokio::spawn(async move {
-        tokio::time::sleep(HELD_FOR).await;
+        tokio::time::sleep(HELD_TIMEOUT).await;
         send(&socket, unconfirmed.take(own)).await;
     });
 }

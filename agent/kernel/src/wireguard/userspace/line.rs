@@ -28,7 +28,7 @@ const INBOX: usize = 4000;
 /// The waits after which the first message of a handshake under a new key is sent again. The peer learns the key by the
 /// store's watch, which takes some milliseconds, and on a busy host tens. The library tries again by its own clock,
 /// after a quarter of a second at best.
-const REPEATS: [Duration; 4] =
+const REPEAT_AFTER: [Duration; 4] =
     [Duration::from_millis(25), Duration::from_millis(50), Duration::from_millis(75), Duration::from_millis(100)];
 
 /// Types of messages (WireGuard §5.4.2 to §5.4.7), little-endian in the first four bytes, of which three are zero.
@@ -135,7 +135,7 @@ impl Line {
     /// Sends the first message of a handshake again, unchanged, until it is answered: the other end may learn the key a
     /// moment later. If it knew the key already, it takes the second message for a replay.
     async fn repeat(self: Arc<Self>, socket: UdpSocket, message: Vec<u8>, index: u32, destination: SocketAddr) {
-        for wait in REPEATS {
+        for wait in REPEAT_AFTER {
             tokio::time::sleep(wait).await;
             if !self.earlier().is_some_and(|earlier| lock(&earlier.own).waiting.contains(&index)) {
                 return;

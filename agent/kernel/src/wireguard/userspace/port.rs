@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::line::{Line, Receiver, Sender};
 
 /// The time for which a port may still be held by tasks of this process that were told to end.
-const HELD: Duration = Duration::from_secs(1);
+const PORT_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two tries while it is held.
-const HELD_TRY: Duration = Duration::from_millis(5);
+const PORT_RETRY_AFTER: Duration = Duration::from_millis(5);
 
 /// Opens the device's port once and keeps it open. The library sets up its tasks anew whenever the device gets another
 /// key, and opens the port anew for them while the old tasks may still hold it. On a busy host that fails, and a device
@@ -69,8 +69,8 @@ async fn bind(params: &UdpTransportFactoryParams) -> io::Result<UdpSocket> {
     let started = Instant::now();
     loop {
         match UdpSocketFactory::default().bind(params).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < HELD => {
-                tokio::time::sleep(HELD_TRY).await;
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < PORT_RELEASE_TIMEOUT => {
+                tokio::time::sleep(PORT_RETRY_AFTER).await;
             }
             done => return done.map(|(socket, _)| socket),
         }

@@ -58,18 +58,18 @@ async fn what_belongs_to_the_earlier_devices_sessions_goes_there_and_all_else_to
     // Its own first message is sent again until it is answered.
     let sent = async || {
         let (mut all, mut buffer) = (Vec::new(), [0; 64]);
-        while let Ok(received) = tokio::time::timeout(3 * REPEATS[3], outside.recv_from(&mut buffer)).await {
+        while let Ok(received) = tokio::time::timeout(3 * REPEAT_AFTER[3], outside.recv_from(&mut buffer)).await {
             all.push(buffer[..received.unwrap().0].to_vec());
         }
         all
     };
     let answered_soon = sent().await;
-    assert!((1..REPEATS.len()).contains(&answered_soon.len()), "{answered_soon:?}");
+    assert!((1..REPEAT_AFTER.len()).contains(&answered_soon.len()), "{answered_soon:?}");
     let mut packet = pool.get();
     packet.truncate(0);
     packet.buf_mut().extend_from_slice(&message(INITIATION, 23, 0));
     sender.send_to(packet, outside.local_addr().unwrap()).await.unwrap();
-    assert_eq!(sent().await, vec![message(INITIATION, 23, 0); 1 + REPEATS.len()]);
+    assert_eq!(sent().await, vec![message(INITIATION, 23, 0); 1 + REPEAT_AFTER.len()]);
 
     two.drop_earlier();
     outside.send_to(&message(DATA, 11, 3), there).await.unwrap();
