@@ -20,10 +20,10 @@ use crate::report::{refusal_hint, store_hint};
 
 /// The time that a way may fail without an answer, while the store is followed, before that is reported. An election
 /// takes 1 to 2 s, a call 3 s at most.
-const PATIENCE: Duration = Duration::from_secs(3);
+const SILENCE_REPORTED_AFTER: Duration = Duration::from_secs(3);
 /// The time that the store's word on this node's identity may take before the wait is reported. It takes milliseconds,
 /// unless the presence of another instance has to run out first.
-const PENDING: Duration = Duration::from_secs(2);
+const PENDING_REPORTED_AFTER: Duration = Duration::from_secs(2);
 
 /// A way of speaking with the store, besides the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +105,7 @@ impl Health {
     /// away.
     fn problem(&self, channel: Channel, now: Instant, followed: bool) -> Option<Problem> {
         let Some(trouble) = &self.last_error else {
-            let pending = self.pending.filter(|since| followed && now.duration_since(*since) >= PENDING)?;
+            let pending = self.pending.filter(|since| followed && now.duration_since(*since) >= PENDING_REPORTED_AFTER)?;
             return Some(Problem::new(
                 ProblemCode::PresencePending,
                 format!(
@@ -125,7 +125,7 @@ impl Health {
                 keys,
             ));
         }
-        (followed && now.duration_since(trouble.since) >= PATIENCE).then(|| {
+        (followed && now.duration_since(trouble.since) >= SILENCE_REPORTED_AFTER).then(|| {
             let hint = format!("the datapath goes on with the last known peers; {}", store_hint(said));
             Problem::new(ProblemCode::StoreUnreachable, format!("{what} ({keys}): {said}"), hint, keys)
         })

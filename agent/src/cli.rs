@@ -118,7 +118,7 @@ fn config_file(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
 
 /// The time that the end of a command waits for a thread that is in a system call. A file is written in less; a
 /// resolver that hangs would take 10 s.
-const LAST_BLOCKING: std::time::Duration = std::time::Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     // The lab enters namespaces, which only a process with a single thread can do: no runtime before it.
@@ -151,7 +151,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Man(args) => man::run(&args).map(done),
         Command::Lab(command) => lab::run(command),
     };
-    runtime.shutdown_timeout(LAST_BLOCKING);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     ended
 }
 

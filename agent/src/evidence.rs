@@ -21,7 +21,7 @@ use crate::reconciler::Outcome;
 /// The interval between looks. A look is one dump of some tens of rules, and [`PEERS`] route look-ups of a few
 /// microseconds. Only where counters have moved does it also read what the kernel remembers of senders, which is
 /// bounded.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The number of peers whose way is asked in one look; the next look goes on with the next ones. Whatever turns packets
 /// away mostly does so with every peer's.
 const PEERS: usize = 32;
@@ -87,7 +87,7 @@ pub async fn keep<K: Kernel>(
             }
         });
         news.iter().for_each(say);
-        sleep(LOOK).await;
+        sleep(LOOK_EVERY).await;
     }
 }
 

@@ -24,7 +24,7 @@ use crate::status::StatusSource;
 
 /// The idle time after which the loop counts as hanging. It passes at least once a minute; the limit is twice that and
 /// a pass's own time. It also bounds the time the loop has to begin: it waits for the node's identity, 20 s at most.
-const STALLED: Duration = Duration::from_secs(150);
+const STALLED_AFTER: Duration = Duration::from_secs(150);
 
 /// The content type of OpenMetrics 1.0, which every Prometheus since 2.5 reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,7 +46,7 @@ impl Pulse {
     /// Returns how long ago the last pass ended, or the loop started if there was none. `Err`: that is too long.
     pub fn check(&self) -> Result<Duration, Duration> {
         let idle = self.outcome.borrow().last_pass.unwrap_or(self.since).elapsed();
-        if idle < STALLED { Ok(idle) } else { Err(idle) }
+        if idle < STALLED_AFTER { Ok(idle) } else { Err(idle) }
     }
 }
 

@@ -29,11 +29,11 @@ use crate::state_dir::SOCKET;
 
 /// The longest a client waits for an answer. A pass over 8,000 peers takes well under a second; leaving a store that
 /// does not answer ends with its own deadline of 3 s.
-const DEADLINE: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The delay before a connection is accepted again after that failed. Descriptors that are used up come back by
 /// themselves.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Returns the stream of connections. A connection that cannot be accepted does not end it: a server that ended with it
 /// would be deaf for good.
@@ -44,7 +44,7 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
                 Ok((connection, _)) => return Some((Ok(connection), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "the agent's socket cannot take a connection; trying again");
-                    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+                    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
                 }
             }
         }
@@ -98,7 +98,7 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> LocalApi<S> {
         let (reply, answer) = oneshot::channel();
         let stopping = |_| Status::unavailable("the agent is stopping");
         self.asks.send(ask(reply)).await.map_err(|_| Status::unavailable("the agent is stopping"))?;
-        tokio::time::timeout(DEADLINE, answer)
+        tokio::time::timeout(ANSWER_TIMEOUT, answer)
             .await
             .map_err(|_| Status::deadline_exceeded("the agent did not get to it in time"))?
             .map_err(stopping)
@@ -166,7 +166,7 @@ pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     let channel = Endpoint::from_static("http://agent.localhost")
-        .timeout(DEADLINE + Duration::from_secs(1))
+        .timeout(ANSWER_TIMEOUT + Duration::from_secs(1))
         .connect_with_connector(connector)
         .await
         .map_err(|error| {

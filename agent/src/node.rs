@@ -42,9 +42,9 @@ use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
 /// The longest that a silent store may hold up the datapath of a node that knows its peers from disk.
-const STORE_PATIENCE: Duration = Duration::from_secs(1);
+const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a store that answers has to confirm that this node is not a copy. Another copy's presence lasts 15 s.
-const IDENTITY_PATIENCE: Duration = Duration::from_secs(20);
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The number of questions that may wait for a task. People and scripts ask, one at a time.
 const ASKS: usize = 8;
 /// The time that leaving waits for a store that does not answer.
@@ -393,8 +393,8 @@ async fn wait_for_identity(ports: &[NetworkPort], mut presence: watch::Receiver<
     };
     let answers = || ports.iter().any(|port| port.view.borrow().connection == Connection::Connected);
     tokio::pin!(confirmed);
-    if tokio::time::timeout(STORE_PATIENCE, &mut confirmed).await.is_err() && answers() {
-        let _ = tokio::time::timeout(IDENTITY_PATIENCE, confirmed).await;
+    if tokio::time::timeout(STORE_ANSWER_TIMEOUT, &mut confirmed).await.is_err() && answers() {
+        let _ = tokio::time::timeout(IDENTITY_TIMEOUT, confirmed).await;
     }
 }
 

@@ -17,18 +17,18 @@ use crate::reconciler::Outcome;
 use crate::report::{Exit, Failure};
 
 /// The first wait after the store did not answer.
-const FIRST_RETRY: Duration = Duration::from_millis(50);
+const FIRST_RETRY_AFTER: Duration = Duration::from_millis(50);
 /// The longest wait: presence must be back well within its own time to live.
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The number of renewals after which the key is looked at again. The key's lease can live on without it, when somebody
 /// deleted the key or a backup was put back. A renewal needs no rights, so only looking shows that our rights are gone.
 /// The key is looked at with every renewal, so that both are known within 5 s.
-const ANNOUNCE_EVERY: u32 = 1;
+const RENEWALS_PER_ANNOUNCEMENT: u32 = 1;
 
 /// The time for which the ranges this host uses must stay the same before they are announced: a route seldom comes
 /// alone.
-const SETTLES: Duration = Duration::from_secs(1);
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// The state of this node's presence: tells whether it may act in its own name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
     /// agent if the state directory was copied.
     pub async fn run(self) {
         let mut random = self.random.clone();
-        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut backoff = Backoff::new(FIRST_RETRY_AFTER, LONGEST_RETRY_AFTER);
         loop {
             match self.announce_and_keep(&mut backoff).await {
                 Ok(()) => {}
@@ -141,7 +141,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         *self.held.lock().await = Some(announced);
         self.state.send_if_modified(|state| std::mem::replace(state, Presence::Confirmed) != Presence::Confirmed);
         backoff.reset();
-        for _ in 0..ANNOUNCE_EVERY {
+        for _ in 0..RENEWALS_PER_ANNOUNCEMENT {
             tokio::select! {
                 () = tokio::time::sleep(PRESENCE_TTL / 3) => {}
                 () = other_ranges(&mut outcome, &ranges) => return Ok(()),
@@ -187,5 +187,5 @@ async fn other_ranges(outcome: &mut watch::Receiver<Outcome>, announced: &HostRa
         // The reconciler has ended: nobody looks any more.
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(SETTLES).await;
+    tokio::time::sleep(SETTLED_AFTER).await;
 }

@@ -12,12 +12,12 @@ use crate::reconciler::Changed;
 use crate::status::StatusSource;
 
 /// The interval of looks when nobody wakes the task: some problems come with time alone.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The time that a problem must be away to be over: one that comes and goes with every pass is one problem.
-const OVER: Duration = Duration::from_secs(2);
+const OVER_AFTER: Duration = Duration::from_secs(2);
 /// The time that states every start passes through may last before they are logged. A healthy store answers and
 /// confirms in milliseconds.
-const STARTING: Duration = Duration::from_secs(2);
+const STARTING_LOGGED_AFTER: Duration = Duration::from_secs(2);
 
 /// A line to be logged after a look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl ProblemLog {
         }
         self.0.retain(|_, known| {
             let over =
-                now.duration_since(known.seen) >= if known.said { OVER } else { Duration::ZERO } && known.seen != now;
+                now.duration_since(known.seen) >= if known.said { OVER_AFTER } else { Duration::ZERO } && known.seen != now;
             if over && known.said {
                 lines.push(Line::Over(known.problem.clone()));
             }
@@ -74,7 +74,7 @@ fn key(problem: &Problem) -> Key {
 
 fn patience(code: ProblemCode) -> Duration {
     match code {
-        ProblemCode::StoreConnecting | ProblemCode::LeaseUnconfirmed => STARTING,
+        ProblemCode::StoreConnecting | ProblemCode::LeaseUnconfirmed => STARTING_LOGGED_AFTER,
         _ => Duration::ZERO,
     }
 }
@@ -98,7 +98,7 @@ pub async fn keep(status: StatusSource) {
         let woken = select_all(sources.iter_mut().map(|source| source.changed()));
         tokio::select! {
             (alive, ..) = woken => if !alive { return },
-            () = sleep(LOOK) => {}
+            () = sleep(LOOK_EVERY) => {}
         }
     }
 }
@@ -125,12 +125,12 @@ mod tests {
         let (mut log, start) = (ProblemLog::default(), Instant::now());
         let full = problem(ProblemCode::EnvFileUnwritable, "the disk is full");
         assert_eq!(log.look(std::slice::from_ref(&full), start), [Line::Appeared(full.clone())]);
-        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK), []);
-        assert_eq!(log.look(&[], start + LOOK * 2), [], "it may be back with the next pass");
-        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK * 3), []);
-        assert_eq!(log.look(&[], start + LOOK * 3 + OVER), [Line::Over(full.clone())]);
-        assert_eq!(log.look(&[], start + LOOK * 9), []);
-        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK * 10), [Line::Appeared(full)]);
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK_EVERY), []);
+        assert_eq!(log.look(&[], start + LOOK_EVERY * 2), [], "it may be back with the next pass");
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK_EVERY * 3), []);
+        assert_eq!(log.look(&[], start + LOOK_EVERY * 3 + OVER_AFTER), [Line::Over(full.clone())]);
+        assert_eq!(log.look(&[], start + LOOK_EVERY * 9), []);
+        assert_eq!(log.look(std::slice::from_ref(&full), start + LOOK_EVERY * 10), [Line::Appeared(full)]);
     }
 
     #[test]
@@ -138,9 +138,9 @@ mod tests {
         let (mut log, start) = (ProblemLog::default(), Instant::now());
         let waiting = problem(ProblemCode::StoreConnecting, "the store has not answered yet");
         assert_eq!(log.look(std::slice::from_ref(&waiting), start), []);
-        assert_eq!(log.look(&[], start + LOOK), []);
-        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2), [], "counted from its latest beginning");
-        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK * 2 + STARTING), [Line::Appeared(waiting)]);
+        assert_eq!(log.look(&[], start + LOOK_EVERY), []);
+        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2), [], "counted from its latest beginning");
+        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2 + STARTING_LOGGED_AFTER), [Line::Appeared(waiting)]);
     }
 
     #[test]
@@ -154,7 +154,7 @@ mod tests {
         let (mut log, start) = (ProblemLog::default(), Instant::now());
         let dropped = |text| problem(ProblemCode::KernelRefused, text);
         assert_eq!(log.look(&[dropped("3 packets")], start).len(), 1);
-        assert_eq!(log.look(&[dropped("4 packets")], start + LOOK).len(), 0);
-        assert_eq!(log.look(&[dropped("4 packets"), dropped("no memory")], start + LOOK).len(), 1);
+        assert_eq!(log.look(&[dropped("4 packets")], start + LOOK_EVERY).len(), 0);
+        assert_eq!(log.look(&[dropped("4 packets"), dropped("no memory")], start + LOOK_EVERY).len(), 1);
     }
 }

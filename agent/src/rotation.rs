@@ -15,7 +15,7 @@ use crate::wireguard_key::WireguardIdentity;
 
 /// The time that publishing the new key may take: a pass of the reconciler and a write to the store, each well under a
 /// second.
-const PUBLISHED: Duration = Duration::from_secs(10);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything a rotation works with.
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl Rotation {
         let identity = self.identity.clone();
         let made = tokio::task::spawn_blocking(move || identity.rotate()).await;
         let key = made.map_err(|error| RotationError::Unpublished(error.to_string()))?.map_err(RotationError::File)?;
-        let deadline = tokio::time::Instant::now() + PUBLISHED;
+        let deadline = tokio::time::Instant::now() + PUBLISH_TIMEOUT;
         for port in &mut self.ports {
             let (node, holding) = (self.node, port.holding.clone());
             let published = port.view.wait_for(|view| {

@@ -16,11 +16,11 @@ use crate::state_dir::StateDir;
 /// The least time between two writes of one network. A host that crashes later than this after a change knows of the
 /// change when it starts again without the store. Each write waits for the disk, so a joining fleet must not cause one
 /// for every lease.
-const SPACING: Duration = Duration::from_millis(500);
+const NEXT_WRITE_AFTER: Duration = Duration::from_millis(500);
 /// The most bytes a second written of one network, averaged over writes. 8,000 leases are about 3 MB, or 6 s apart.
 const RATE: u32 = 512 * 1024;
 /// The wait before the first write: start-up has more urgent things to do.
-const FIRST: Duration = Duration::from_secs(1);
+const FIRST_WRITE_AFTER: Duration = Duration::from_secs(1);
 
 /// Writes after every change, for ever. A write that fails is reported in `problem` and tried again.
 pub async fn keep(
@@ -29,9 +29,9 @@ pub async fn keep(
     mut port: NetworkPort,
     problem: watch::Sender<Option<Problem>>,
 ) {
-    tokio::time::sleep(FIRST).await;
+    tokio::time::sleep(FIRST_WRITE_AFTER).await;
     loop {
-        let mut spacing = SPACING;
+        let mut spacing = NEXT_WRITE_AFTER;
         let bytes = {
             let view = port.view.borrow_and_update();
             // While a wiped store lacks the network's configuration, what is on disk is the proof that it had one. The
@@ -59,7 +59,7 @@ pub async fn keep(
 /// Returns the time after a write of `length` bytes before the next one may follow.
 fn spacing_after(length: usize) -> Duration {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
-    SPACING.max(Duration::from_secs(1).saturating_mul(length) / RATE)
+    NEXT_WRITE_AFTER.max(Duration::from_secs(1).saturating_mul(length) / RATE)
 }
 
 async fn write(dir: Arc<StateDir>, keys: NetworkKeys, bytes: Vec<u8>) -> Option<Problem> {
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn small_networks_are_written_soon_and_large_ones_seldom() {
-        assert_eq!(spacing_after(600), SPACING);
+        assert_eq!(spacing_after(600), NEXT_WRITE_AFTER);
         assert_eq!(spacing_after(3 * 1024 * 1024), Duration::from_secs(6));
         assert!(spacing_after(48 * 1024 * 1024) < Duration::from_secs(100));
     }

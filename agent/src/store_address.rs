@@ -12,10 +12,10 @@ use tokio::sync::{oneshot, watch};
 
 /// The pause between two look-ups. It is short because a lease may be published as soon as the name is known, with the
 /// wrong address until the underlay is chosen anew.
-const AGAIN: Duration = Duration::from_millis(500);
+const LOOK_UP_EVERY: Duration = Duration::from_millis(500);
 
 /// The pause between two look-ups of names that are known: as long as resolvers keep what they are told.
-const KNOWN_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_UP_KNOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// Returns the addresses of `endpoints` as far as they are known without asking: those that are given as addresses, and
 /// `first`, which are the first endpoint's. With them the rules are at once the same as an earlier agent left, so
@@ -61,7 +61,7 @@ pub async fn follow(endpoints: Vec<Endpoint>, told: watch::Sender<Vec<SocketAddr
         if !endpoints.iter().any(is_name) {
             return;
         }
-        let pause = if known.iter().any(Vec::is_empty) { AGAIN } else { KNOWN_AGAIN };
+        let pause = if known.iter().any(Vec::is_empty) { LOOK_UP_EVERY } else { LOOK_UP_KNOWN_EVERY };
         tokio::time::sleep(pause).await;
     }
 }
@@ -76,7 +76,7 @@ pub async fn look_up(endpoint: Endpoint, addresses: watch::Sender<Vec<IpAddr>>) 
             let _ = addresses.send(found);
             return;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(LOOK_UP_EVERY).await;
     }
 }
 

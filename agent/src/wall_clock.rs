@@ -13,13 +13,13 @@ use crate::state_dir::StateDir;
 
 /// The step back that is tolerated. A handshake is tried for 90 s (WireGuard whitepaper, `Rekey-Attempt-Time`), so the
 /// same attempt makes up for refusals during a third of that.
-const BORNE: Duration = Duration::from_secs(30);
+const TOLERATED_STEP_BACK: Duration = Duration::from_secs(30);
 /// The interval between looks.
-const LOOK: Duration = Duration::from_secs(5);
+const CLOCK_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// The wait before another try to replace the key. An agent that starts follows the store within milliseconds.
-const AGAIN: Duration = Duration::from_millis(500);
+const KEY_RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The latest time is written down once it is this much later than the one on disk: a restart may not know of as much.
-const WRITE: Duration = Duration::from_secs(60);
+const WRITE_EVERY: Duration = Duration::from_secs(60);
 
 /// The latest times that handshakes may have carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Horizon {
     /// time, if that is more than is tolerated.
     fn look(&mut self, now: SystemTime, up: Duration) -> Option<Duration> {
         (self.latest, self.up) = (self.latest.max(now), up);
-        self.latest.duration_since(now).ok().filter(|back| *back > BORNE)
+        self.latest.duration_since(now).ok().filter(|back| *back > TOLERATED_STEP_BACK)
     }
 
     /// Takes note that the key was replaced: nobody has a past with the new one. A tunnel in user space may go on from
@@ -59,7 +59,7 @@ impl Horizon {
     /// Returns the time to be written down, if that is due: a process that starts later has to be ahead of it.
     fn due(&self) -> Option<SystemTime> {
         let latest = self.started.checked_add(self.up).map_or(self.latest, |counted| counted.max(self.latest));
-        let is_due = |written| latest.duration_since(written).is_ok_and(|later| later >= WRITE);
+        let is_due = |written| latest.duration_since(written).is_ok_and(|later| later >= WRITE_EVERY);
         self.written.is_none_or(is_due).then_some(latest)
     }
 }
@@ -70,7 +70,7 @@ pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
     let mut horizon = Horizon::new(dir.read_clock(), SystemTime::now());
     let mut said = None;
     loop {
-        let mut wait = LOOK;
+        let mut wait = CLOCK_CHECK_EVERY;
         if rotation.is_needed() {
             let now = SystemTime::now();
             if let Some(back) = horizon.look(now, began.elapsed()) {
@@ -87,7 +87,7 @@ pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
                         said = None;
                     }
                     Err(error) if said.as_ref() != Some(&error) => {
-                        wait = AGAIN;
+                        wait = KEY_RETRY_AFTER;
                         tracing::warn!(
                             error = chain(&error),
                             by,
@@ -95,7 +95,7 @@ pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
                         );
                         said = Some(error);
                     }
-                    Err(_) => wait = AGAIN,
+                    Err(_) => wait = KEY_RETRY_AFTER,
                 }
             }
             if let Some(latest) = horizon.due() {

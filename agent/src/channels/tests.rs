@@ -55,15 +55,15 @@ fn rights_that_are_missing_beside_flannels_prefix_are_named() {
 fn silence_is_said_after_a_while_and_only_if_nobody_else_says_it() {
     let (channels, start) = (Channels::default(), Instant::now());
     channels.failed(Channel::Presence, None, &silent(), start);
-    channels.failed(Channel::Presence, None, &silent(), start + PATIENCE / 2);
-    assert_eq!(channels.problems(start + PATIENCE / 2, |_| true), []);
-    let later = start + PATIENCE;
+    channels.failed(Channel::Presence, None, &silent(), start + SILENCE_REPORTED_AFTER / 2);
+    assert_eq!(channels.problems(start + SILENCE_REPORTED_AFTER / 2, |_| true), []);
+    let later = start + SILENCE_REPORTED_AFTER;
     assert_eq!(channels.problems(later, |_| true)[0].code, ProblemCode::StoreUnreachable);
     assert_eq!(channels.problems(later, |_| false), [], "the watch says it");
     // The outage is over, and its length does not count for this way.
     channels.store_is_back(&keys(), later);
-    assert_eq!(channels.problems(later + PATIENCE / 2, |_| true), []);
-    assert_eq!(channels.problems(later + PATIENCE, |_| true).len(), 1);
+    assert_eq!(channels.problems(later + SILENCE_REPORTED_AFTER / 2, |_| true), []);
+    assert_eq!(channels.problems(later + SILENCE_REPORTED_AFTER, |_| true).len(), 1);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn what_is_not_asked_any_more_and_what_the_store_answered_is_no_trouble() {
     channels.failed(Channel::Publish, Some(&keys), &denied("no"), now);
     channels.idle(Channel::Publish, Some(&keys));
     channels.failed(Channel::KeepAlive, Some(&keys), &StoreError::LeaseGone(7), now);
-    assert_eq!(channels.problems(now + PATIENCE, |_| true), []);
+    assert_eq!(channels.problems(now + SILENCE_REPORTED_AFTER, |_| true), []);
     let states = channels.states();
     assert!(states.len() == 2 && states.iter().all(|(_, _, is_well)| *is_well), "{states:?}");
 }
@@ -82,12 +82,12 @@ fn what_is_not_asked_any_more_and_what_the_store_answered_is_no_trouble() {
 fn a_wait_for_another_instance_is_said_until_the_store_answers() {
     let (channels, start) = (Channels::default(), Instant::now());
     channels.pending(Channel::Presence, start);
-    channels.pending(Channel::Presence, start + PENDING);
-    assert_eq!(channels.problems(start + PENDING / 2, |_| true), []);
-    assert_eq!(channels.problems(start + PENDING, |_| true)[0].code, ProblemCode::PresencePending);
-    channels.succeeded(Channel::Presence, None, start + PENDING);
-    channels.pending(Channel::Presence, start + PENDING);
-    assert_eq!(channels.problems(start + PENDING * 9, |_| true), [], "later announcements are renewals");
+    channels.pending(Channel::Presence, start + PENDING_REPORTED_AFTER);
+    assert_eq!(channels.problems(start + PENDING_REPORTED_AFTER / 2, |_| true), []);
+    assert_eq!(channels.problems(start + PENDING_REPORTED_AFTER, |_| true)[0].code, ProblemCode::PresencePending);
+    channels.succeeded(Channel::Presence, None, start + PENDING_REPORTED_AFTER);
+    channels.pending(Channel::Presence, start + PENDING_REPORTED_AFTER);
+    assert_eq!(channels.problems(start + PENDING_REPORTED_AFTER * 9, |_| true), [], "later announcements are renewals");
 }
 
 #[test]
@@ -99,8 +99,8 @@ fn a_change_wakes_and_a_repetition_does_not() {
     channels.failed(Channel::Presence, None, &denied("no"), now);
     assert!(woken.has_changed().unwrap());
     woken.mark_unchanged();
-    channels.failed(Channel::Presence, None, &denied("no"), now + PATIENCE);
+    channels.failed(Channel::Presence, None, &denied("no"), now + SILENCE_REPORTED_AFTER);
     assert!(!woken.has_changed().unwrap());
-    channels.succeeded(Channel::Presence, None, now + PATIENCE);
+    channels.succeeded(Channel::Presence, None, now + SILENCE_REPORTED_AFTER);
     assert!(woken.has_changed().unwrap());
 }

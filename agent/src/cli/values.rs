@@ -34,12 +34,12 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 /// election.
 pub fn lease_ttl(text: &str) -> Result<Duration, String> {
     /// The shortest time to live: with less, one failed-over etcd election costs the lease.
-    const SHORTEST: Duration = Duration::from_secs(10);
+    const SHORTEST_TTL: Duration = Duration::from_secs(10);
     /// etcd's own limit on a lease's TTL (`lease.MaxLeaseTTL`), in seconds.
-    const LONGEST: Duration = Duration::from_secs(9_000_000_000);
+    const LONGEST_TTL: Duration = Duration::from_secs(9_000_000_000);
     let ttl =
         humantime::parse_duration(text).map_err(|_| "not a length of time such as 90s, 30m, 24h or 7d".to_owned())?;
-    if (SHORTEST..=LONGEST).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
+    if (SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
 }
 
 /// A text that appears in no log, no error and no dump.

@@ -24,7 +24,7 @@ use crate::store_address;
 /// The number of questions over the socket that may wait.
 const ASKS: usize = 8;
 /// The time that a closing socket has for its last answers.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The listeners of the process, bound but not served yet. A listener that cannot be bound ends the start with nothing
 /// done.
@@ -108,7 +108,7 @@ impl Tasks {
             // An error here means that it has stopped already, which is as good.
             let _ = stop.send(());
         }
-        let _ = tokio::time::timeout(LAST_ANSWERS, &mut self.api).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, &mut self.api).await;
         if let Err(error) = crate::state_dir::remove(&self.socket) {
             tracing::warn!(error = chain(&error), "the agent's socket stays");
         }
@@ -130,7 +130,7 @@ pub(super) fn notify(state: &NotifyState<'_>) {
 /// while the reconciler's loop turns.
 async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<bool>) {
     /// The interval at which changes are looked for that come with no pass of the reconciler (a lost store).
-    const LOOK: Duration = Duration::from_secs(5);
+    const STATUS_CHECK_EVERY: Duration = Duration::from_secs(5);
     let mut outcome = status.outcome.clone();
     let pulse = Pulse::new(outcome.clone());
     let mut last = String::new();
@@ -151,7 +151,7 @@ async fn tell_service_manager(status: StatusSource, mut ready: watch::Receiver<b
         tokio::select! {
             changed = outcome.changed() => if changed.is_err() { return },
             Ok(()) = ready.changed(), if !told => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(STATUS_CHECK_EVERY) => {}
         }
     }
 }

@@ -170,12 +170,12 @@ async fn a_loop_that_never_begins_or_stops_turning_is_not_healthy() {
     let (sender, receiver) = watch::channel(Outcome::default());
     let pulse = Pulse::new(receiver);
     assert!(pulse.check().is_ok());
-    tokio::time::advance(STALLED).await;
-    assert_eq!(pulse.check(), Err(STALLED), "it never began");
+    tokio::time::advance(STALLED_AFTER).await;
+    assert_eq!(pulse.check(), Err(STALLED_AFTER), "it never began");
     sender.send_modify(|outcome| outcome.last_pass = Some(Instant::now()));
     tokio::time::advance(Duration::from_secs(61)).await;
     assert_eq!(pulse.check(), Ok(Duration::from_secs(61)), "it passes once a minute when nothing happens");
-    tokio::time::advance(STALLED).await;
+    tokio::time::advance(STALLED_AFTER).await;
     assert!(pulse.check().is_err());
 }
 

@@ -13,11 +13,11 @@ use super::directory::{LabDirectory, Record};
 use crate::report::{Exit, Failure, print};
 
 /// The time that the supervisor has to end. It gives its processes 5 s twice; this is longer.
-const DEADLINE: Duration = Duration::from_secs(20);
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// The time to wait after SIGKILL, when only the kernel has work to do.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two looks.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
 /// Ends the lab in `path`.
 pub fn down(path: &Path) -> Result<ExitCode, Failure> {
@@ -43,7 +43,7 @@ pub fn down(path: &Path) -> Result<ExitCode, Failure> {
 }
 
 async fn end(record: &Record) -> Result<(), Failure> {
-    for (signal, deadline) in [(Signal::SIGTERM, DEADLINE), (Signal::SIGKILL, KILL_DEADLINE)] {
+    for (signal, deadline) in [(Signal::SIGTERM, END_TIMEOUT), (Signal::SIGKILL, KILL_TIMEOUT)] {
         send(record, signal)?;
         if tokio::time::timeout(deadline, gone(record)).await.is_ok() {
             return Ok(());
@@ -73,7 +73,7 @@ fn send(record: &Record, signal: Signal) -> Result<(), Failure> {
 
 async fn gone(record: &Record) {
     while is_alive(record) {
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

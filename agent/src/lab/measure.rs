@@ -14,7 +14,7 @@ use crate::report::{Exit, Failure};
 /// The number of rounds. Underlay and overlay take turns, so that a noisy moment hits both; the median is shown.
 const ROUNDS: usize = 3;
 /// The pause between two attempts to reach an iperf3 server that has just been started.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// The number of attempts: 2 s in all.
 const ATTEMPTS: u32 = 40;
 /// The number of pings per latency figure: half a second's worth.
@@ -107,7 +107,7 @@ async fn throughput(path: &Path) -> Result<f64, Failure> {
         if result.is_ok() {
             break;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(RETRY_AFTER).await;
     }
     // The server ends by itself after one client; if it does not, it ends here.
     let _ = server.start_kill();

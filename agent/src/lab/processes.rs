@@ -13,7 +13,7 @@ use super::command_line::CommandLine;
 use crate::report::{Exit, Failure};
 
 /// The time that a process has to end after SIGTERM before it is killed.
-const GRACE: Duration = Duration::from_secs(5);
+const KILL_AFTER: Duration = Duration::from_secs(5);
 /// The number of lines of a log that are quoted in an error.
 const QUOTED_LINES: usize = 15;
 
@@ -73,7 +73,7 @@ impl Processes {
         // Agents may still write to the store while they end, so it goes last.
         for group in [agents, store] {
             group.iter().for_each(Process::ask_to_end);
-            let deadline = tokio::time::Instant::now() + GRACE;
+            let deadline = tokio::time::Instant::now() + KILL_AFTER;
             for mut process in group {
                 if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
                     killed += 1;

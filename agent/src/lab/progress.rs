@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The time between two frames of the spinner: fluid to the eye, no load to speak of.
-const TICK: Duration = Duration::from_millis(100);
+const FRAME_EVERY: Duration = Duration::from_millis(100);
 
 /// The steps of a lab command.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Progress {
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
                 bar.set_style(style);
             }
-            bar.enable_steady_tick(TICK);
+            bar.enable_steady_tick(FRAME_EVERY);
             bar
         });
         Self { spinner, step: None, verbose }

@@ -18,13 +18,13 @@ use super::{Families, LabPlan, LabStore, store, tools};
 use crate::report::{Exit, Failure};
 
 /// The time that etcd has to answer. On an idle machine it takes less than a second; this leaves room for a loaded one.
-const STORE_DEADLINE: Duration = Duration::from_secs(20);
+const STORE_READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The time that an agent has to get its lease. It has it within 0.1 s; this leaves room for load and retries.
-const JOIN_DEADLINE: Duration = Duration::from_secs(30);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time from the last agent's lease to the last pair.
-const PAIRS_DEADLINE: Duration = Duration::from_secs(30);
+const PAIRS_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two looks at something that is expected any moment.
-const POLL: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 /// The space quota of etcd in bytes: a lab stores kilobytes.
 const STORE_QUOTA_BYTES: u32 = 64 << 20;
 
@@ -102,7 +102,7 @@ impl Supervisor {
     /// Waits until all pairs ping. Returns the last attempt's results, even if some pairs do not.
     pub async fn wait_for_pairs(&mut self) -> Result<Vec<Pair>, Failure> {
         self.progress.step("pinging all pairs");
-        let deadline = Instant::now() + PAIRS_DEADLINE;
+        let deadline = Instant::now() + PAIRS_TIMEOUT;
         loop {
             let pairs = ping::all_pairs(&self.topology, &self.subnets).await?;
             let reached = pairs.iter().filter(|pair| pair.rtt_millis.is_some()).count();
@@ -116,7 +116,7 @@ impl Supervisor {
                 return Ok(pairs);
             }
             self.processes.all_running()?;
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 
@@ -188,7 +188,7 @@ impl Supervisor {
         let name = self.plan.store.process();
         let log = self.directory.log(name);
         self.processes.start(name, &command, &log)?;
-        let deadline = Instant::now() + STORE_DEADLINE;
+        let deadline = Instant::now() + STORE_READY_TIMEOUT;
         loop {
             self.processes.all_running()?;
             if let Some(flags) = store::join_flags(&log)? {
@@ -202,7 +202,7 @@ impl Supervisor {
                     format!("the control plane does not answer; its log ends:\n{log}"),
                 ));
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 
@@ -212,7 +212,7 @@ impl Supervisor {
         let command = etcd_command(&store, &endpoint);
         self.progress.command(&command);
         self.processes.start("etcd", &command, &self.directory.log("etcd"))?;
-        let deadline = Instant::now() + STORE_DEADLINE;
+        let deadline = Instant::now() + STORE_READY_TIMEOUT;
         let config = network_config(&self.plan);
         let put = etcdctl(&store.namespace, &endpoint, &["put", "/coreos.com/network/config", &config]);
         self.progress.command(&put);
@@ -223,7 +223,7 @@ impl Supervisor {
                 Err(failure) if Instant::now() >= deadline => {
                     return Err(Failure::new(Exit::Unavailable, "etcd does not answer").caused_by(failure));
                 }
-                Err(_) => tokio::time::sleep(POLL).await,
+                Err(_) => tokio::time::sleep(POLL_EVERY).await,
             }
         }
     }
@@ -255,7 +255,7 @@ impl Supervisor {
     }
 
     async fn wait_for_subnets(&mut self) -> Result<(), Failure> {
-        let deadline = Instant::now() + JOIN_DEADLINE;
+        let deadline = Instant::now() + JOIN_TIMEOUT;
         for number in 1..=self.plan.hosts {
             let host = self.topology.host(number).namespace;
             let file = run_directory(&host).join("subnet.env");
@@ -267,10 +267,10 @@ impl Supervisor {
                 if Instant::now() >= deadline {
                     let log = self.log_tail(&host);
                     let message =
-                        format!("{host} did not get a subnet in {} s; its log ends:\n{log}", JOIN_DEADLINE.as_secs());
+                        format!("{host} did not get a subnet in {} s; its log ends:\n{log}", JOIN_TIMEOUT.as_secs());
                     return Err(Failure::new(Exit::Unavailable, message));
                 }
-                tokio::time::sleep(POLL).await;
+                tokio::time::sleep(POLL_EVERY).await;
             };
             self.progress.detail(&format!("{host} has its subnet"));
             self.subnets.push(subnet);

@@ -17,7 +17,7 @@ use crate::report::{Exit, Failure, print};
 /// The text that the supervisor writes to its launcher once all pairs ping.
 const READY: &[u8] = b"ready\n";
 /// The interval at which the supervisor looks for processes that ended by themselves.
-const REAP_INTERVAL: Duration = Duration::from_secs(1);
+const REAP_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts a lab in the background. Returns when all pairs ping.
 pub fn up(plan: LabPlan, path: &Path) -> Result<ExitCode, Failure> {
@@ -88,7 +88,7 @@ async fn build(lab: &mut Supervisor) -> Result<(), Failure> {
 
 async fn serve(lab: &mut Supervisor, directory: &LabDirectory) -> Result<(), Failure> {
     detach(directory)?;
-    let mut interval = tokio::time::interval(REAP_INTERVAL);
+    let mut interval = tokio::time::interval(REAP_EVERY);
     let signalled = launch::signalled();
     tokio::pin!(signalled);
     loop {

@@ -13,7 +13,7 @@ use crate::channels::Channel;
 
 /// The wait before the network is created again after the store did not answer: nothing else may wake the keeper
 /// meanwhile.
-const AGAIN: Duration = Duration::from_secs(1);
+const CREATE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Creates the network if it does not exist and `--init` asks for it. Returns the wait before the next try, if one
@@ -45,11 +45,11 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             Err(NetworkError::Exists(_)) => {}
             Err(NetworkError::Store(error)) => {
                 self.say_failed(Channel::Create, &error);
-                return Some(AGAIN);
+                return Some(CREATE_RETRY_AFTER);
             }
             Err(error @ NetworkError::Busy(_)) => {
                 tracing::debug!(network = %self.keys.network(), %error, "the network cannot be created yet");
-                return Some(AGAIN);
+                return Some(CREATE_RETRY_AFTER);
             }
             Err(error) => {
                 let _ = self.fatal.send(crate::report::network_failure(&error)).await;

@@ -10,7 +10,7 @@ use super::{LeaseKeeper, Run};
 use crate::report::chain;
 
 /// The wait before the next try after a full disk: somebody who makes room looks whether it helped.
-const REMEMBER_AGAIN: Duration = Duration::from_secs(5);
+const REMEMBER_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl<S> LeaseKeeper<S> {
     /// Remembers the subnet across reboots.
@@ -42,7 +42,7 @@ impl<S> LeaseKeeper<S> {
         let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());
         if let Some(held) = held.filter(|_| now >= run.remember_at) {
             run.attempt_problem = self.remember(held.subnets, &held.config, &held.before);
-            run.remember_at = now + REMEMBER_AGAIN;
+            run.remember_at = now + REMEMBER_RETRY_AFTER;
         }
         Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
     }

@@ -12,7 +12,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
 /// The time that a warning is silent after it was logged.
-const SILENCE: Duration = Duration::from_secs(30);
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
 /// The number of warnings remembered at a time. Beyond it all pass: they are many because they differ.
 const REMEMBERED: usize = 1024;
 
@@ -44,11 +44,11 @@ struct Memory(HashMap<u64, Instant>);
 
 impl Memory {
     fn admit(&mut self, event: u64, now: Instant) -> bool {
-        if self.0.get(&event).is_some_and(|logged| now.saturating_duration_since(*logged) < SILENCE) {
+        if self.0.get(&event).is_some_and(|logged| now.saturating_duration_since(*logged) < REPEAT_AFTER) {
             return false;
         }
         if self.0.len() >= REMEMBERED {
-            self.0.retain(|_, logged| now.saturating_duration_since(*logged) < SILENCE);
+            self.0.retain(|_, logged| now.saturating_duration_since(*logged) < REPEAT_AFTER);
         }
         if self.0.len() < REMEMBERED {
             self.0.insert(event, now);
@@ -102,7 +102,7 @@ mod tests {
         let (mut memory, start) = (Memory::default(), Instant::now());
         assert!((0..5000).all(|event| memory.admit(event, start)));
         assert_eq!(memory.0.len(), REMEMBERED);
-        assert!(memory.admit(0, start + SILENCE));
+        assert!(memory.admit(0, start + REPEAT_AFTER));
         assert_eq!(memory.0.len(), 1);
     }
 

@@ -15,11 +15,11 @@ use crate::report::{Exit, Failure, print};
 
 /// The time for which a line that waits for something is tried. What it waits for takes a second or two; in an emulated
 /// machine on a busy one, twenty times that.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENT_LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time that any line may take.
-const LINE_DEADLINE: Duration = Duration::from_secs(60);
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
-const POLL: Duration = Duration::from_millis(200);
+const LINE_RETRY_AFTER: Duration = Duration::from_millis(200);
 /// The number of hosts beside the master.
 const HOSTS: u8 = 2;
 /// The directory in the sandbox's private `/run` for each host's files, and the programs' logs.
@@ -64,16 +64,16 @@ impl Kitchen {
         let began = Instant::now();
         loop {
             let (ok, said) = run(line).await?;
-            if ok || !line.patient || began.elapsed() > PATIENCE {
+            if ok || !line.patient || began.elapsed() > PATIENT_LINE_TIMEOUT {
                 print(&said.lines().map(|line| format!("    {line}\n")).collect::<String>())?;
             }
             if ok {
                 return Ok(());
             }
-            if !line.patient || began.elapsed() > PATIENCE {
+            if !line.patient || began.elapsed() > PATIENT_LINE_TIMEOUT {
                 return Err(Failure::new(Exit::Degraded, format!("`{line}` failed")).hint(self.logs()));
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(LINE_RETRY_AFTER).await;
         }
     }
 
@@ -125,7 +125,7 @@ async fn run(line: &Line) -> Result<(bool, String), Failure> {
     // Only the network namespace is entered: `ip netns add` in a mount namespace of its own would name a container for
     // nobody else.
     let mut command = on(&line.place, &["nsenter", &namespace, "sh", "-c", &script]);
-    let output = tokio::time::timeout(LINE_DEADLINE, command.output())
+    let output = tokio::time::timeout(LINE_TIMEOUT, command.output())
         .await
         .map_err(|_| Failure::new(Exit::Degraded, format!("`{line}` does not end")))?
         .map_err(|error| failed("cannot start a shell", error))?;

@@ -10,7 +10,7 @@ use crate::lab::{launch, sandbox};
 use crate::report::{Exit, Failure, note, print};
 
 /// The time that a recipe may take. It takes seconds; emulated, on a busy machine, a few minutes.
-const DEADLINE: Duration = Duration::from_secs(600);
+const RECIPE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The machine's memory in MiB: a recipe has two agents and an etcd.
 const MEMORY_MIB: u32 = 512;
 /// The directory of the machine, in the sandbox's private `/run`.
@@ -60,7 +60,7 @@ fn cook(name: &str) -> Result<ExitCode, Failure> {
         saved: None,
     })?;
     machine.wait_booted()?;
-    let ran = machine.sh(&format!("agent lab cookbook {name}"), DEADLINE)?;
+    let ran = machine.sh(&format!("agent lab cookbook {name}"), RECIPE_TIMEOUT)?;
     print(&ran.output)?;
     Ok(ExitCode::from(u8::try_from(ran.rc).unwrap_or(Exit::Internal as u8)))
 }

@@ -14,11 +14,11 @@ const RUN: u32 = 1;
 const WRITE: u32 = 2;
 /// The time added to what a script may take: the machine counts that by its own, slower clock, and starts a shell
 /// first.
-const SLACK: Duration = Duration::from_secs(30);
+const SCRIPT_EXTRA_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time to connect. QEMU makes its sockets before it runs the machine.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The pause between two attempts to connect.
-const POLL: Duration = Duration::from_millis(5);
+const CONNECT_RETRY_AFTER: Duration = Duration::from_millis(5);
 /// The longest output in bytes: longer output is a program gone wild.
 const MAX_OUTPUT_BYTES: u32 = 64 << 20;
 
@@ -46,7 +46,7 @@ impl Guest {
     /// Runs a script with bash and waits for its end, at most `timeout` (whole seconds) of the machine's time.
     pub fn sh(&mut self, script: &str, timeout: Duration) -> Result<Ran, Failure> {
         let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
-        self.request(RUN, &[&seconds.to_le_bytes(), script.as_bytes()], timeout.saturating_add(SLACK))
+        self.request(RUN, &[&seconds.to_le_bytes(), script.as_bytes()], timeout.saturating_add(SCRIPT_EXTRA_TIMEOUT))
     }
 
     /// Writes a file there, with its directories. An error says why not.
@@ -89,12 +89,12 @@ pub fn connect(socket: &Path) -> Result<UnixStream, Failure> {
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
-            Err(error) if began.elapsed() > CONNECT_DEADLINE => {
+            Err(error) if began.elapsed() > CONNECT_TIMEOUT => {
                 return Err(
                     Failure::new(Exit::Unavailable, format!("cannot connect to {}", socket.display())).caused_by(error)
                 );
             }
-            Err(_) => pause(POLL),
+            Err(_) => pause(CONNECT_RETRY_AFTER),
         }
     }
 }

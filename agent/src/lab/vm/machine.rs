@@ -15,12 +15,12 @@ use crate::report::{Exit, Failure};
 
 /// The time that a machine has to boot. One alone boots in 6 s, with systemd in 20 s; this is for six of them on two
 /// busy cores.
-const BOOT_DEADLINE: Duration = Duration::from_secs(240);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 /// The time that an orderly end may take. With systemd it takes seconds; a service that does not end is killed by
 /// systemd after 90 s.
-const END_DEADLINE: Duration = Duration::from_secs(150);
+const END_TIMEOUT: Duration = Duration::from_secs(150);
 /// The pause between two looks at the process.
-const POLL: Duration = Duration::from_millis(10);
+const POLL_EVERY: Duration = Duration::from_millis(10);
 /// The number of lines of a console that are quoted in an error.
 const QUOTED_LINES: usize = 25;
 /// The size in MiB of the cache of translated code. Without a limit it grows to half a gigabyte per machine.
@@ -162,7 +162,7 @@ impl Machine {
 
     /// Waits until the machine answers.
     pub fn wait_booted(&mut self) -> Result<(), Failure> {
-        self.sh("true", BOOT_DEADLINE).map(drop)
+        self.sh("true", BOOT_TIMEOUT).map(drop)
     }
 
     /// Runs a script in the machine with bash, for at most `timeout` (whole seconds). It may be called while the
@@ -176,7 +176,7 @@ impl Machine {
 
     /// Writes a file in the machine.
     pub fn put(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<(), Failure> {
-        self.guest.put(path, mode, content, BOOT_DEADLINE)
+        self.guest.put(path, mode, content, BOOT_TIMEOUT)
     }
 
     /// Stops the machine for good and writes its memory to `file`, for machines to go on from.
@@ -190,7 +190,7 @@ impl Machine {
         loop {
             match self.child.try_wait() {
                 Ok(Some(_)) => break,
-                Ok(None) if began.elapsed() < END_DEADLINE => pause(POLL),
+                Ok(None) if began.elapsed() < END_TIMEOUT => pause(POLL_EVERY),
                 _ => return Err(Failure::new(Exit::Unavailable, format!("{} does not end", self.plan.name))),
             }
         }

@@ -11,11 +11,11 @@ use super::guest::{connect, pause};
 use crate::report::{Exit, Failure};
 
 /// The time that a command has to answer. It answers at once; a loaded machine may be slow to read it.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time that writing or reading a machine's memory may take. It takes a second or two.
-const MIGRATION_DEADLINE: Duration = Duration::from_secs(120);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// The pause between two looks at a migration.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
 /// The monitor of one machine.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Monitor {
     /// Connects to the monitor and greets it.
     pub fn connect(socket: &Path) -> Result<Self, Failure> {
         let stream = connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(lost)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(lost)?;
         let mut monitor = Self { stream: BufReader::new(stream) };
         monitor.read()?;
         monitor.execute("qmp_capabilities", &json!({}))?;
@@ -48,10 +48,10 @@ impl Monitor {
                 Some("failed" | "cancelled") => {
                     return Err(Failure::new(Exit::Internal, format!("QEMU cannot save the machine: {status}")));
                 }
-                _ if began.elapsed() > MIGRATION_DEADLINE => {
+                _ if began.elapsed() > MIGRATION_TIMEOUT => {
                     return Err(Failure::new(Exit::Internal, format!("QEMU does not save the machine: {status}")));
                 }
-                _ => pause(POLL),
+                _ => pause(POLL_EVERY),
             }
         }
     }
@@ -62,7 +62,7 @@ impl Monitor {
         loop {
             let status = self.execute("query-status", &json!({}))?;
             match status["status"].as_str() {
-                Some("inmigrate") if began.elapsed() < MIGRATION_DEADLINE => pause(POLL),
+                Some("inmigrate") if began.elapsed() < MIGRATION_TIMEOUT => pause(POLL_EVERY),
                 Some("running") => return Ok(()),
                 // A machine saved while stopped comes up stopped.
                 _ => return self.execute("cont", &json!({})).map(drop),
