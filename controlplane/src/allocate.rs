@@ -208,7 +208,7 @@ pub async fn refresh<S: Store>(
 /// once on one etcd have all had their turn.
 const ATTEMPTS: u32 = 20;
 /// The pause between two attempts, varied: about as long as one transaction takes on a disk.
-const PAUSE: Duration = Duration::from_millis(15);
+const RETRY_AFTER: Duration = Duration::from_millis(15);
 
 struct Attempt<'a, S> {
     store: &'a S,
@@ -238,7 +238,7 @@ impl<S: Store> Attempt<'_, S> {
             if let Some(claim) = self.once(random).await? {
                 return Ok(claim);
             }
-            tokio::time::sleep(random.jitter(PAUSE)).await;
+            tokio::time::sleep(random.jitter(RETRY_AFTER)).await;
         }
         Err(AcquireError::Busy(ATTEMPTS))
     }

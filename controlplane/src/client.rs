@@ -39,7 +39,7 @@ use credentials::Credentials;
 /// others, which may have up to 1.5 MB each in a store.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 /// The time for which a refused token is not tried again: a server hears ten bad ones a minute of one address.
-const REFUSED_AGAIN: Duration = Duration::from_secs(15);
+const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(15);
 /// The longest an announcement takes: the server waits out another copy, 17 s and two renewals.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -138,14 +138,14 @@ impl Remote {
     /// Renews the node's certificate in time, for ever.
     pub async fn keep_certificate(self) {
         /// The pause between two looks at the certificate: often enough for a clock that was set.
-        const LOOK: Duration = Duration::from_secs(60);
+        const LOOK_EVERY: Duration = Duration::from_secs(60);
         /// The least number of looks in a certificate's life: a node that was cut off for most of it has little time
         /// left.
         const LOOKS: u32 = 60;
-        const SHORTEST: Duration = Duration::from_secs(1);
+        const SHORTEST_LOOK_EVERY: Duration = Duration::from_secs(1);
         loop {
             let lifetime = self.inner.credentials().map(|credentials| credentials.holder().lifetime);
-            let wait = lifetime.map_or(LOOK, |lifetime| (lifetime / LOOKS).clamp(SHORTEST, LOOK));
+            let wait = lifetime.map_or(LOOK_EVERY, |lifetime| (lifetime / LOOKS).clamp(SHORTEST_LOOK_EVERY, LOOK_EVERY));
             tokio::time::sleep(wait).await;
             let due = self.inner.credentials().is_some_and(|credentials| credentials.holder().is_due(clock::now()));
             if !due {
@@ -273,7 +273,7 @@ impl Inner {
                     state.request = None;
                 }
                 if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) {
-                    state.refused = Some((Instant::now() + REFUSED_AGAIN, status.clone()));
+                    state.refused = Some((Instant::now() + REFUSED_RETRY_AFTER, status.clone()));
                 }
                 Err(status)
             }

@@ -19,9 +19,9 @@ use crate::seats::{Seats, descriptors, source};
 const CONNECTIONS: usize = 100;
 /// The time for which a connection may say nothing: longer than the interval at which most scrapers come (15 to 60 s),
 /// so theirs stay open.
-const IDLE: Duration = Duration::from_secs(90);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// The longest time a request may take from its first byte to its answer's first.
-const REQUEST: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's longest text, in bytes: it has no body.
 const LONGEST: usize = 16 * 1024;
 
@@ -38,7 +38,7 @@ impl Limited {
     /// Limits `inner` as usual, with no more than a tenth of the descriptors that this process may have.
     #[must_use]
     pub fn new(inner: TcpListener) -> Self {
-        Self::with(inner, CONNECTIONS.min(descriptors() / 10), IDLE, REQUEST)
+        Self::with(inner, CONNECTIONS.min(descriptors() / 10), IDLE_TIMEOUT, REQUEST_TIMEOUT)
     }
 
     /// Limits `inner` to `connections`. Each is ended when nothing moved on it for `idle`, or when a request took

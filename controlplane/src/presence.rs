@@ -113,9 +113,9 @@ pub async fn moved<S: Store>(store: &S, node: NodeId, kv: &KeyValue, from: IpAdd
 }
 
 /// The pause between two looks at the key of another copy while its time runs out.
-const POLL: Duration = Duration::from_secs(1);
+const POLL_EVERY: Duration = Duration::from_secs(1);
 /// The time the store may take beyond the TTL to expire a lease (etcd looks every 500 ms), and for the calls.
-const MARGIN: Duration = Duration::from_secs(2);
+const EXPIRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The number of renewals after which a copy is sure to live. One may be a new leader's doing: etcd then gives every
 /// lease its whole time again.
@@ -138,7 +138,7 @@ pub async fn announce_from<S: Store>(
     ranges: &HostRanges,
     from: Option<IpAddr>,
 ) -> Result<Presence, PresenceError> {
-    let mut ends = Instant::now() + PRESENCE_TTL + MARGIN;
+    let mut ends = Instant::now() + PRESENCE_TTL + EXPIRY_TIMEOUT;
     let mut granted = None;
     let new = Record::new(who, ranges, from);
     let mut signs = SignsOfLife::default();
@@ -148,7 +148,7 @@ pub async fn announce_from<S: Store>(
             Ok(Attempt::Again) => None,
             Ok(Attempt::Other(other, lease)) => {
                 if signs.look(store, &other, lease).await == Sign::Renewed {
-                    ends = Instant::now() + PRESENCE_TTL + MARGIN;
+                    ends = Instant::now() + PRESENCE_TTL + EXPIRY_TIMEOUT;
                 }
                 Some(other)
             }
@@ -163,7 +163,7 @@ pub async fn announce_from<S: Store>(
                 }),
             });
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

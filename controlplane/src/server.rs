@@ -76,19 +76,19 @@ const REQUEST: usize = 128 * 1024;
 /// The longest request taken without a certificate, in bytes: a request for one has some 300, 8 KB at most.
 const STRANGERS_REQUEST: usize = 16 * 1024;
 /// The time within which a connection must answer a ping, and between two pings. A connection that does not is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(10);
 /// The time a stopping server waits for calls under way.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The age at which the server's certificate is made anew.
-const RENEW_CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
+const RENEW_CERTIFICATE_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// The pause between two looks at its age. The age is by the clock, which may be set, and goes on while a virtual
 /// machine is suspended.
-const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(60);
+const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(60);
 /// The time for which nodes may put networks back after a wipe was seen. A fleet that lost its store is there within
 /// minutes; afterwards an administrator does it.
-const RESTORE: Duration = Duration::from_secs(15 * 60);
+const RESTORE_WINDOW: Duration = Duration::from_secs(15 * 60);
 /// The pause between two questions to the store whether it answers.
-const PROBE: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// The parts a server is made from.
 pub struct ServerOptions<S> {
@@ -237,7 +237,7 @@ impl<S: Store> Context<S> {
         looks.newest = Some(look.revision);
         let is_open = looks.wiped || look.is_restored;
         looks.open_since = is_open.then(|| looks.open_since.unwrap_or_else(tokio::time::Instant::now));
-        Ok(looks.open_since.is_some_and(|since| since.elapsed() < RESTORE))
+        Ok(looks.open_since.is_some_and(|since| since.elapsed() < RESTORE_WINDOW))
     }
 }
 
@@ -365,7 +365,7 @@ impl<S: Store> Server<S> {
         stop.await;
         // This ends the watches, and with them what holds connections open.
         self.context.stopping.send_replace(true);
-        let _ = tokio::time::timeout(LAST_ANSWERS, async { while tasks.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
         std::fs::remove_file(&path).map_err(|source| ServerError::Io { path, source })
     }
@@ -401,8 +401,8 @@ fn grpc(streams: u32) -> Grpc {
         .max_concurrent_streams(streams)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_EVERY))
         .http2_max_header_list_size(8 * 1024)
 }
 
@@ -440,10 +440,10 @@ fn tls_config(authority: &Authority) -> Result<rustls::ServerConfig, ServerError
 async fn renew_certificate<S: Store>(context: Arc<Context<S>>, tls: SharedConfig) {
     let mut made = clock::now();
     loop {
-        tokio::time::sleep(LOOK_AT_CERTIFICATE).await;
+        tokio::time::sleep(CERTIFICATE_CHECK_EVERY).await;
         let now = clock::now();
         // The certificate was made at a time that is in the future now: it may not be good yet.
-        if now.duration_since(made).is_ok_and(|age| age < RENEW_CERTIFICATE) {
+        if now.duration_since(made).is_ok_and(|age| age < RENEW_CERTIFICATE_AFTER) {
             continue;
         }
         match tls_config(&context.authority) {
@@ -474,7 +474,7 @@ async fn probe<S: Store>(context: Arc<Context<S>>) {
             *ready = answer;
             changed
         });
-        tokio::time::sleep(PROBE).await;
+        tokio::time::sleep(PROBE_EVERY).await;
     }
 }
 

@@ -126,11 +126,11 @@ pub async fn follow_with<P: ControlPlane>(
     let contents = Contents::new(&keys);
     let mut follower =
         Follower { plane, keys, grace, view, snapshot_needed: true, contents, grace_ends: None, grace_left: None };
-    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut backoff = Backoff::new(FIRST_RETRY_AFTER, LONGEST_RETRY_AFTER);
     loop {
         let began = Instant::now();
         let error = follower.session().await;
-        if began.elapsed() >= STEADY {
+        if began.elapsed() >= STEADY_AFTER {
             backoff.reset();
         }
         let compacted = matches!(error, StoreError::Compacted(_));
@@ -143,22 +143,22 @@ pub async fn follow_with<P: ControlPlane>(
         follower.snapshot_needed |= compacted;
         follower.lost(&error);
         let wait = backoff.wait(&mut random);
-        let wait = if compacted || error.can_retry() { wait } else { REFUSED_WAIT };
+        let wait = if compacted || error.can_retry() { wait } else { REFUSED_RETRY_AFTER };
         tokio::time::sleep(wait).await;
     }
 }
 
 /// The first wait before reconnecting: etcd restarts and elections take longer, a lost connection does not.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
+const FIRST_RETRY_AFTER: Duration = Duration::from_millis(50);
 /// The longest wait, before ± 25 % of jitter: new leases must be seen within 1 s after the store is back.
-const LONGEST_WAIT: Duration = Duration::from_millis(700);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_millis(700);
 /// The wait after a refusal (password, rights), which only somebody can change.
-const REFUSED_WAIT: Duration = Duration::from_secs(5);
+const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The time for which leases that are only missing are kept. Most owners are back by then, since they wait no longer to
 /// reconnect, and what is really gone is gone within 1 s.
-const MISSING: Duration = Duration::from_millis(700);
+const DROP_MISSING_AFTER: Duration = Duration::from_millis(700);
 /// The time after which a session counts as a good one.
-const STEADY: Duration = Duration::from_secs(2);
+const STEADY_AFTER: Duration = Duration::from_secs(2);
 
 struct Follower<P> {
     plane: Arc<P>,
@@ -280,7 +280,7 @@ impl<P: ControlPlane> Follower<P> {
             Sign::Missing => tracing::info!(%network, reason, "kept for a moment"),
             Sign::Older | Sign::Revision => tracing::warn!(%network, reason, "the store was wiped or put back"),
         }
-        let whole = if sign == Sign::Missing { self.grace.min(MISSING) } else { self.grace };
+        let whole = if sign == Sign::Missing { self.grace.min(DROP_MISSING_AFTER) } else { self.grace };
         let left = self.grace_left.take().filter(|_| !is_new).unwrap_or(whole);
         self.grace_ends = Some(Instant::now() + left);
     }

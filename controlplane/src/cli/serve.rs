@@ -23,7 +23,7 @@ use crate::store::memory::MemoryStore;
 /// The store's file in the data directory.
 pub const STORE_FILE: &str = "store.redb";
 /// The wait before a store that does not answer is asked again for the first token and networks.
-const AGAIN: Duration = Duration::from_millis(500);
+const STORE_RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Serve agents and administrators; prints the command with which hosts join
 #[derive(Args, Clone, Debug)]
@@ -177,7 +177,7 @@ async fn prepare(
             match networks::create(store, prefix, &name, &spec, Force::Yes).await {
                 Ok(_) => break tracing::info!(network = %name, "network created"),
                 Err(NetworkError::Exists(_)) => break,
-                Err(NetworkError::Store(_) | NetworkError::Busy(_)) => tokio::time::sleep(AGAIN).await,
+                Err(NetworkError::Store(_) | NetworkError::Busy(_)) => tokio::time::sleep(STORE_RETRY_AFTER).await,
                 Err(error) => return Err(Failure::new(Exit::InvalidConfig, error.to_string()).caused_by(error)),
             }
         }
@@ -186,7 +186,7 @@ async fn prepare(
         let token = loop {
             match crate::server::create_token(store, args.token_ttl, args.token_uses).await {
                 Ok(made) => break made,
-                Err(error) if error.can_retry() => tokio::time::sleep(AGAIN).await,
+                Err(error) if error.can_retry() => tokio::time::sleep(STORE_RETRY_AFTER).await,
                 Err(error) => return Err(Failure::new(Exit::Unavailable, "no token can be made").caused_by(error)),
             }
         };

@@ -20,7 +20,7 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A server that does not answer a ping within this time is gone. Pings are sent at the same interval, so an agent is
 /// at another server within 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// The ways to reach servers.
 #[derive(Clone, Default)]
@@ -48,7 +48,7 @@ impl Transport {
                 tls(server, config)
             }
             #[cfg(feature = "simulation")]
-            Self::Simulated(dial) => Ok(crate::simulation::channel(dial, server, shown, KEEP_ALIVE)),
+            Self::Simulated(dial) => Ok(crate::simulation::channel(dial, server, shown, PING_EVERY)),
         }
     }
 }
@@ -60,8 +60,8 @@ pub fn tls(server: &ServerAddress, config: Arc<ClientConfig>) -> Result<Channel,
     let ServerAddress { host, port } = server.clone();
     // This URL is only for the request's header; the connector decides where it goes.
     let endpoint = Endpoint::from_shared(format!("http://{}:{port}", tls_authority(&host)))?
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let (connector, name, host) = (connector.clone(), name.clone(), host.clone());

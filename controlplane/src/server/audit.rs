@@ -22,7 +22,7 @@ use crate::seats::source;
 /// The size in bytes beyond which a file is put aside as `….log.1`: some 100,000 lines.
 const LIMIT: u64 = 16 * 1024 * 1024;
 /// The time within which lines are counted together.
-const WINDOW: Duration = Duration::from_secs(60);
+const LINES_WINDOW: Duration = Duration::from_secs(60);
 /// The most lines of one node, or of one address without a certificate, in that time: a node that joins ten networks
 /// has some twenty.
 const LINES: u32 = 60;
@@ -140,7 +140,7 @@ impl Default for Pace {
 
 impl Pace {
     fn line(&mut self, who: String, refused: bool) -> Option<u32> {
-        if self.began.elapsed() >= WINDOW {
+        if self.began.elapsed() >= LINES_WINDOW {
             self.began = Instant::now();
             self.callers.retain(|_, written| {
                 (written.lines, written.refusals) = (0, 0);
@@ -217,7 +217,7 @@ mod tests {
                     audit.note(&peer, "acquire", &long, &ok());
                 }
             }
-            tokio::time::advance(WINDOW).await;
+            tokio::time::advance(LINES_WINDOW).await;
         }
         audit.note(&node(1), "acquire", "y", &ok());
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();

@@ -37,7 +37,7 @@ const TOGETHER: usize = 32 * 1024 * 1024;
 /// connection.
 const CALLS: usize = 256;
 /// The time a message may take from its first byte to its last.
-const MESSAGE: Duration = Duration::from_secs(10);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The services' names in a request's path.
 const NODE: &str = "flatnet.controlplane.v1.Node";
@@ -132,7 +132,7 @@ where
         };
         let Some(call) = call.map(Arc::new) else { return Box::pin(self.inner.call(request)) };
         let (told, kept) = (Arc::clone(&call), call);
-        let request = request.map(|inner| Body::new(Heard { inner, call: told, ends: Box::pin(sleep(MESSAGE)) }));
+        let request = request.map(|inner| Body::new(Heard { inner, call: told, ends: Box::pin(sleep(MESSAGE_TIMEOUT)) }));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
@@ -253,7 +253,7 @@ impl HttpBody for Heard {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if self.ends.as_mut().poll(cx).is_ready() {
-            let text = format!("the message did not come within {} s", MESSAGE.as_secs());
+            let text = format!("the message did not come within {} s", MESSAGE_TIMEOUT.as_secs());
             return Poll::Ready(Some(Err(Status::deadline_exceeded(text))));
         }
         let frame = Pin::new(&mut self.inner).poll_frame(cx);

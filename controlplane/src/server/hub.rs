@@ -26,9 +26,9 @@ use state::State;
 pub use watcher::Watcher;
 
 /// The time a store may be away before watchers are told: an election takes 1 to 2 s, and none of them needs to know.
-const PATIENCE: Duration = Duration::from_secs(4);
+const STORE_AWAY_TIMEOUT: Duration = Duration::from_secs(4);
 /// The time a call waits for a network to be read.
-pub const FIRST_READ: Duration = Duration::from_secs(2);
+pub const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most networks followed at a time: those that administrators made, and names that nodes make up. Each node has a
 /// small share of them ([`super::watches`]).
 const HUBS: usize = 4096;
@@ -202,14 +202,14 @@ impl Hub {
     /// moment.
     pub fn look<T>(&self, f: impl FnOnce(&NetworkState) -> T) -> Option<T> {
         let state = self.lock();
-        let away = state.lost.as_ref().is_some_and(|(since, _)| since.elapsed() >= PATIENCE);
+        let away = state.lost.as_ref().is_some_and(|(since, _)| since.elapsed() >= STORE_AWAY_TIMEOUT);
         (state.loaded && !away).then(|| f(&state.network))
     }
 
     /// Waits until the network has been read, at least as of `revision`.
     pub async fn ready(&self, revision: Revision, limit: Duration) -> bool {
         /// The time a change takes from the store to here, many times over.
-        const ON_ITS_WAY: Duration = Duration::from_millis(200);
+        const CHANGE_TIMEOUT: Duration = Duration::from_millis(200);
         let mut changed = self.changed.subscribe();
         let ready = async {
             loop {
@@ -222,7 +222,7 @@ impl Hub {
                     is_followed
                 };
                 // The revision also moves without a change to this network.
-                let waited = tokio::time::timeout(ON_ITS_WAY, changed.changed()).await;
+                let waited = tokio::time::timeout(CHANGE_TIMEOUT, changed.changed()).await;
                 if is_followed && waited.is_err() {
                     self.behind.notify_one();
                 }

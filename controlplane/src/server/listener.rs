@@ -41,13 +41,13 @@ const PENDING: usize = 1024;
 /// node that joins is done within a second.
 const STRANGERS: usize = 256;
 /// The time such a connection lasts at most.
-const STRANGER_LIFE: Duration = Duration::from_secs(20);
+const STRANGER_LIFETIME: Duration = Duration::from_secs(20);
 /// The most connections of one node: its own, that of before a reboot or a rotation, and some more.
 const OF_A_NODE: usize = 8;
 /// The most connections of one administrator's certificate: scripts that run side by side.
 const OF_AN_ADMIN: usize = 64;
 /// The time for which a node whose rights have ended still hears why.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const HANG_UP_AFTER: Duration = Duration::from_secs(5);
 /// The most connections that are ready and not yet taken.
 const READY: usize = 64;
 
@@ -193,7 +193,7 @@ impl Places {
                     }
                 });
                 let mut seat = seat.await.ok()?;
-                (false, Box::pin(async move { drop(timeout(STRANGER_LIFE, seat.lost()).await) }))
+                (false, Box::pin(async move { drop(timeout(STRANGER_LIFETIME, seat.lost()).await) }))
             }
         };
         Some(TlsConnection { stream, peer: Peer::Remote { address, holder }, is_known, ends })
@@ -211,7 +211,7 @@ async fn end_of_known(
             Some((node, key_hash)) => registry.cut(node, &key_hash).await,
             None => std::future::pending().await,
         }
-        sleep(LAST_WORDS).await;
+        sleep(HANG_UP_AFTER).await;
     };
     tokio::select! {
         () = seat.lost() => {}

@@ -21,7 +21,7 @@ use crate::wire::refusal;
 /// The record's version.
 const VERSION: u32 = 1;
 /// The wait before the store is followed again.
-const AGAIN: Duration = Duration::from_millis(300);
+const FOLLOW_RETRY_AFTER: Duration = Duration::from_millis(300);
 /// The most attempts at changing a record while others change it.
 const ATTEMPTS: u32 = 5;
 
@@ -119,7 +119,7 @@ impl Registry {
                 Err(error) => error.to_string(),
             };
             tracing::debug!(error, "the registry of nodes is not followed");
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(FOLLOW_RETRY_AFTER).await;
         }
     }
 

@@ -252,7 +252,7 @@ impl Default for Window {
 }
 
 /// The time within which failures are counted together.
-const WINDOW: Duration = Duration::from_secs(60);
+const FAILURES_WINDOW: Duration = Duration::from_secs(60);
 /// The failures an address may have in that time: a person who mistypes has fewer.
 const FAILURES: u32 = 10;
 /// The most addresses told apart; beyond, all others count as one.
@@ -279,7 +279,7 @@ impl Failures {
 
     fn settled(&self) -> std::sync::MutexGuard<'_, Window> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.began.elapsed() >= WINDOW {
+        if window.began.elapsed() >= FAILURES_WINDOW {
             *window = Window::default();
         }
         window

@@ -33,7 +33,7 @@ const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
 /// The time for which a password that was not accepted is not tried again, unless another one is read. Checking one
 /// costs etcd a tenth of a second of CPU (bcrypt), and a whole fleet would ask.
-const DENIED_AGAIN: Duration = Duration::from_secs(5);
+const DENIED_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A cluster of etcd servers, one of them in use at a time.
 #[derive(Clone)]
@@ -194,7 +194,7 @@ impl Inner {
         let endpoint = access.endpoint(index);
         if let Some((when, reason)) = self.lock().denied.clone()
             && !is_new
-            && when.elapsed() < DENIED_AGAIN
+            && when.elapsed() < DENIED_RETRY_AFTER
         {
             return Err(StoreError::Denied { endpoint: endpoint.url.clone(), reason });
         }

@@ -34,7 +34,7 @@ pub enum Fault {
 }
 
 /// The time after which a watch notices that the server is silent, the same as for etcd's.
-const SILENCE: Duration = Duration::from_secs(4);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A client's way to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,7 +329,7 @@ impl Watcher {
             let stalled = link == Link::Stalled;
             let due = async {
                 match deadline {
-                    _ if stalled => tokio::time::sleep(SILENCE).await,
+                    _ if stalled => tokio::time::sleep(SILENCE_TIMEOUT).await,
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
                     None => std::future::pending().await,
                 }

@@ -120,7 +120,7 @@ async fn cut_off_it_keeps_the_state_and_sees_what_came_within_a_second_of_the_st
     followed.client.set_link(Link::Up);
     followed.settle().await;
     assert_eq!((followed.leases().last(), followed.view().connection), (Some(&(2, 2)), Connection::Connected));
-    tokio::time::sleep(MISSING).await;
+    tokio::time::sleep(DROP_MISSING_AFTER).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(2, 2)], None));
 }
 
@@ -143,7 +143,7 @@ async fn after_a_compaction_changed_attributes_are_seen_too() {
     followed.store.compact(followed.store.revision());
     followed.client.set_link(Link::Up);
     followed.settle().await;
-    tokio::time::sleep(MISSING).await;
+    tokio::time::sleep(DROP_MISSING_AFTER).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 9), (3, 3), (4, 4)], None));
 }
 
@@ -202,7 +202,7 @@ async fn an_old_backup_that_has_grown_past_what_was_known_prunes_nobody_who_clai
     let suspect = followed.view().suspect.unwrap();
     assert_eq!((suspect.sign, suspect.kept.len()), (Sign::Missing, 1));
     put(&followed.store, 2, 2);
-    tokio::time::sleep(MISSING).await;
+    tokio::time::sleep(DROP_MISSING_AFTER).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 1), (2, 2), (3, 8)], None), "claimed again");
 
     // The node is cut off once more while it keeps a lease: it keeps that no longer than before. Another lease that is
@@ -211,13 +211,13 @@ async fn an_old_backup_that_has_grown_past_what_was_known_prunes_nobody_who_clai
     followed.settle().await;
     delete(&followed.store, 2);
     followed.reconnect().await;
-    tokio::time::sleep(MISSING / 2).await;
+    tokio::time::sleep(DROP_MISSING_AFTER / 2).await;
     followed.client.set_link(Link::Down);
-    tokio::time::sleep(MISSING * 2).await;
+    tokio::time::sleep(DROP_MISSING_AFTER * 2).await;
     delete(&followed.store, 3);
     followed.reconnect().await;
     assert_eq!(followed.leases(), [(1, 1), (2, 2), (3, 8)], "nobody could claim meanwhile");
-    tokio::time::sleep(MISSING / 2).await;
+    tokio::time::sleep(DROP_MISSING_AFTER / 2).await;
     assert_eq!((followed.leases(), followed.suspected()), (vec![(1, 1)], None));
 }
 

@@ -117,7 +117,7 @@ async fn a_short_absence_of_the_store_is_nobodys_business_and_a_long_one_is_said
     let revision = store.put(key(1), "x", None);
     assert_eq!(batch(&mut watcher).await.revision, revision);
     client.set_link(Link::Down);
-    let said = tokio::time::timeout(PATIENCE * 2, watcher.next()).await.unwrap();
+    let said = tokio::time::timeout(STORE_AWAY_TIMEOUT * 2, watcher.next()).await.unwrap();
     assert!(said.is_err());
     assert!(hub.look(|_| ()).is_none(), "nor does anybody decide by what is old");
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::state::{PART, reply};
-use super::{Hub, PATIENCE};
+use super::{Hub, STORE_AWAY_TIMEOUT};
 
 /// One watcher of a network, with the position it has reached.
 pub struct Watcher {
@@ -29,7 +29,7 @@ pub struct Watcher {
 
 /// The pause between two messages with changes. A change that comes alone is sent at once. When a fleet starts, each
 /// node's message to each other one would otherwise be a message of its own, a million for a thousand.
-const SPACING: Duration = Duration::from_millis(50);
+const NEXT_MESSAGE_AFTER: Duration = Duration::from_millis(50);
 /// A message with this many changes gets no more of them.
 const CHANGES: usize = PART;
 
@@ -52,13 +52,13 @@ impl Watcher {
                 return Ok(reply(proto::watch_reply::News::Batch(changes)));
             }
             if let Some(sent) = self.sent.take() {
-                sleep_until(sent + SPACING).await;
+                sleep_until(sent + NEXT_MESSAGE_AFTER).await;
             }
             self.changed.mark_unchanged();
             let wait = match self.take() {
                 Taken::Something => continue,
                 Taken::Nothing => Duration::from_secs(3600),
-                Taken::Away { since, reason } => match PATIENCE.checked_sub(since.elapsed()) {
+                Taken::Away { since, reason } => match STORE_AWAY_TIMEOUT.checked_sub(since.elapsed()) {
                     Some(left) if !left.is_zero() => left,
                     _ => return Err(reason),
                 },

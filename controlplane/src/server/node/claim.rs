@@ -16,7 +16,7 @@ use crate::flannel::decode_config;
 use crate::presence;
 use crate::random::OsRandom;
 use crate::server::caller::NodeCaller;
-use crate::server::hub::{FIRST_READ, Hub};
+use crate::server::hub::{FIRST_READ_TIMEOUT, Hub};
 use crate::server::registry;
 use crate::store::{KeyRange, Store};
 use crate::wire::{self, refusal};
@@ -175,7 +175,7 @@ impl<S: Store> NodeService<S> {
 
     /// Refuses a publication that would draw another host's packets: its tunnel's Ethernet address, its WireGuard key.
     async fn check_nobody_elses(&self, hub: &Hub, node: NodeId, publication: &Publication) -> Result<(), Status> {
-        if !hub.ready(0, FIRST_READ).await {
+        if !hub.ready(0, FIRST_READ_TIMEOUT).await {
             return Err(Status::unavailable("the store has not been read yet"));
         }
         let other = hub.look(|state| {

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::NodeService;
 use crate::server::caller::NodeCaller;
-use crate::server::hub::{FIRST_READ, Watcher};
+use crate::server::hub::{FIRST_READ_TIMEOUT, Watcher};
 use crate::server::registry::{self, Registry};
 use crate::server::watches::Place;
 use crate::store::{KeyRange, Store, StoreError};
@@ -39,7 +39,7 @@ impl<S: Store> NodeService<S> {
         let hub = self.hub(&keys)?;
         if let Some(position) = &position
             && reply.revision >= position.revision
-            && !hub.ready(position.revision, FIRST_READ).await
+            && !hub.ready(position.revision, FIRST_READ_TIMEOUT).await
         {
             let refusal =
                 proto::Refusal { kind: proto::refusal::Kind::StoreUnavailable.into(), ..proto::Refusal::default() };

@@ -100,7 +100,7 @@ async fn bad_tokens_are_heard_a_few_times_a_minute_and_others_are_not_made_to_wa
         failures.failed(Some(std::net::Ipv4Addr::from(address).into()));
     }
     assert!(failures.0.lock().unwrap().by_address.len() <= ADDRESSES + 1, "bounded");
-    tokio::time::advance(WINDOW).await;
+    tokio::time::advance(FAILURES_WINDOW).await;
     assert!(failures.may_try(bad).is_ok());
     // All addresses of one IPv6 network are one.
     for host in 0..5_000_u128 {

@@ -35,11 +35,11 @@ const BATCH: usize = 512;
 /// The most changes kept for watches that were away: at 600 bytes each some 12 MB.
 const HISTORY: usize = 20_000;
 /// The pause before a disk that refused is tried again.
-const DISK_RETRY: Duration = Duration::from_millis(200);
+const DISK_RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// The time for which a disk that refused a commit counts as refusing: a smaller one may fit into what the file has
 /// free.
-const REFUSED_FOR: Duration = Duration::from_secs(5);
+const REFUSAL_LIFETIME: Duration = Duration::from_secs(5);
 
 /// Returns the first lease's id. Ids must not come again after a restart; 62 random bits, as etcd's are random.
 pub(super) fn first_lease() -> i64 {
@@ -76,7 +76,7 @@ impl Engine {
             let due = self.shared.lock().next_due();
             let wait = due.map_or(Duration::from_secs(60), |due| due.saturating_duration_since(Instant::now()));
             let refused = self.broken.is_some() || self.shared.refused().is_some();
-            let wait = if refused { DISK_RETRY } else { wait };
+            let wait = if refused { DISK_RETRY_AFTER } else { wait };
             match requests.recv_timeout(wait) {
                 Ok(first) => {
                     let batch = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
@@ -134,7 +134,7 @@ impl Engine {
 
     /// Returns true if the last commit that the disk refused is a while ago.
     fn refused_long_ago(&self) -> bool {
-        self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSED_FOR)
+        self.shared.refused().as_ref().is_some_and(|(_, at)| at.elapsed() >= REFUSAL_LIFETIME)
     }
 
     /// Puts what changed on the disk and shows it to watches.
@@ -176,7 +176,7 @@ impl Engine {
         let stood = broken.unread.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         // Ending a lease that is over is a change, too, and while the disk refuses changes it fails together with all
         // calls made at the same time. So it is tried only now and then.
-        data.keep_deadlines(&before, stood, now, now + REFUSED_FOR);
+        data.keep_deadlines(&before, stood, now, now + REFUSAL_LIFETIME);
         *before = data;
         drop(before);
         self.durable = revision;

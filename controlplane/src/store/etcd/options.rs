@@ -23,7 +23,7 @@ use crate::store::CALL_TIMEOUT;
 const AUTH_NOT_ENABLED: &str = "authentication is not enabled";
 
 /// The time for which one of a name's addresses is tried alone (RFC 8305 §5).
-const HEAD_START: Duration = Duration::from_millis(250);
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 /// The options for reaching an etcd.
 #[derive(Clone, Default)]
@@ -205,7 +205,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let addresses = tokio::net::lookup_host((host, port)).await?;
     let tries = (0_u32..).zip(addresses).map(|(before, address)| async move {
-        tokio::time::sleep(HEAD_START * before).await;
+        tokio::time::sleep(NEXT_ADDRESS_AFTER * before).await;
         TcpStream::connect(address).await
     });
     let mut tries: FuturesUnordered<_> = tries.collect();
