@@ -105,7 +105,8 @@ impl Health {
     /// away.
     fn problem(&self, channel: Channel, now: Instant, followed: bool) -> Option<Problem> {
         let Some(trouble) = &self.last_error else {
-            let pending = self.pending.filter(|since| followed && now.duration_since(*since) >= PENDING_REPORTED_AFTER)?;
+            let pending =
+                self.pending.filter(|since| followed && now.duration_since(*since) >= PENDING_REPORTED_AFTER)?;
             return Some(Problem::new(
                 ProblemCode::PresencePending,
                 format!(

@@ -56,8 +56,8 @@ impl ProblemLog {
             }
         }
         self.0.retain(|_, known| {
-            let over =
-                now.duration_since(known.seen) >= if known.said { OVER_AFTER } else { Duration::ZERO } && known.seen != now;
+            let over = now.duration_since(known.seen) >= if known.said { OVER_AFTER } else { Duration::ZERO }
+                && known.seen != now;
             if over && known.said {
                 lines.push(Line::Over(known.problem.clone()));
             }
@@ -139,8 +139,15 @@ mod tests {
         let waiting = problem(ProblemCode::StoreConnecting, "the store has not answered yet");
         assert_eq!(log.look(std::slice::from_ref(&waiting), start), []);
         assert_eq!(log.look(&[], start + LOOK_EVERY), []);
-        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2), [], "counted from its latest beginning");
-        assert_eq!(log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2 + STARTING_LOGGED_AFTER), [Line::Appeared(waiting)]);
+        assert_eq!(
+            log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2),
+            [],
+            "counted from its latest beginning"
+        );
+        assert_eq!(
+            log.look(std::slice::from_ref(&waiting), start + LOOK_EVERY * 2 + STARTING_LOGGED_AFTER),
+            [Line::Appeared(waiting)]
+        );
     }
 
     #[test]

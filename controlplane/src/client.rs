@@ -145,7 +145,8 @@ impl Remote {
         const SHORTEST_LOOK_EVERY: Duration = Duration::from_secs(1);
         loop {
             let lifetime = self.inner.credentials().map(|credentials| credentials.holder().lifetime);
-            let wait = lifetime.map_or(LOOK_EVERY, |lifetime| (lifetime / LOOKS).clamp(SHORTEST_LOOK_EVERY, LOOK_EVERY));
+            let wait =
+                lifetime.map_or(LOOK_EVERY, |lifetime| (lifetime / LOOKS).clamp(SHORTEST_LOOK_EVERY, LOOK_EVERY));
             tokio::time::sleep(wait).await;
             let due = self.inner.credentials().is_some_and(|credentials| credentials.holder().is_due(clock::now()));
             if !due {

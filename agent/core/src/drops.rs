@@ -148,8 +148,11 @@ impl DropLog {
             let network =
                 if reason.network.is_empty() { String::new() } else { format!("network {}: ", reason.network) };
             (packets >= MANY).then(|| {
-                let message =
-                    format!("{network}dropped {packets} packets in the last {} s: {}", LATE_WINDOW.as_secs(), reason.text);
+                let message = format!(
+                    "{network}dropped {packets} packets in the last {} s: {}",
+                    LATE_WINDOW.as_secs(),
+                    reason.text
+                );
                 Problem::new(ProblemCode::PacketsDropped, message, reason.hint(), &reason.chain)
             })
         };

@@ -132,7 +132,8 @@ where
         };
         let Some(call) = call.map(Arc::new) else { return Box::pin(self.inner.call(request)) };
         let (told, kept) = (Arc::clone(&call), call);
-        let request = request.map(|inner| Body::new(Heard { inner, call: told, ends: Box::pin(sleep(MESSAGE_TIMEOUT)) }));
+        let request =
+            request.map(|inner| Body::new(Heard { inner, call: told, ends: Box::pin(sleep(MESSAGE_TIMEOUT)) }));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;

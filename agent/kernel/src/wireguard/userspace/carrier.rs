@@ -216,7 +216,9 @@ async fn until(at: Option<Instant>) {
 /// Sends the first messages. Each goes on to wait for its handshake's end, which does not concern us.
 async fn start_handshakes(device: &Carrier, peers: &[WireguardKey]) {
     let peers: Vec<PublicKey> = peers.iter().map(|peer| PublicKey::from(peer.bytes())).collect();
-    let _ = tokio::time::timeout(HANDSHAKE_SEND_TIMEOUT, join_all(peers.iter().map(|peer| device.force_handshake(peer)))).await;
+    let _ =
+        tokio::time::timeout(HANDSHAKE_SEND_TIMEOUT, join_all(peers.iter().map(|peer| device.force_handshake(peer))))
+            .await;
 }
 
 fn eager() -> TimerParams {
