@@ -481,8 +481,8 @@ async fn a_subnet_that_cannot_be_written_down_is_said_and_tried_again() {
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), subnets.to_string());
 }
 
-/// A network was moved, a server refused this node's old subnet, and then the store lost the configuration: nobody claims
-/// anything any more, so nothing is refused any more.
+/// A network was moved, a server refused this node's old subnet, and then the store lost the configuration. Nobody
+/// claims anything any more, so nothing is refused any more.
 #[test]
 fn what_an_attempt_met_is_not_said_when_nothing_can_be_attempted() {
     use super::decide::is_over;

@@ -60,7 +60,8 @@ const SYSTEM_REGRESSIONS: &[u64] = &[
     6274, // A store put back to before a node's last write, which the node had not read either.
     4693, // A network that got a second family renumbered a node whose lease was lost.
     9844, // A claim that was not answered stayed when its node left.
-    9916, // What a server had refused under another configuration was said for ever, though the store had none any more.
+    // What a server had refused under another configuration was said for ever, though the store had none any more.
+    9916,
     9014, // What a refused claim would have said of how a host is reached was taken for said.
 ];
 
