@@ -90,7 +90,8 @@ fn search_path() -> OsString {
     with_system_directories(std::env::var_os("PATH").as_deref())
 }
 
-/// An empty entry, which an empty PATH is as well, means the working directory (environ(7)): nothing is run from there as root.
+/// Returns `path` with the directories of system programs at its end. An empty entry, which an empty PATH is as well,
+/// means the working directory (environ(7)): nothing is run from there as root.
 fn with_system_directories(path: Option<&OsStr>) -> OsString {
     let given =
         path.map(std::env::split_paths).into_iter().flatten().filter(|directory| !directory.as_os_str().is_empty());
