@@ -18,11 +18,7 @@ use flatnet_model::{
 use ipnet::IpNet;
 
 use crate::facts::HostFacts;
-use crate::object::{
-    AddressKey, Datapath, FdbKey, IptablesKey, IptablesRule, KernelState, Link, LinkAddress, NeighbourKey, NextHop,
-    Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, Sysctl, TunnelId, WireguardPeer,
-    WireguardPeerKey,
-};
+use crate::object::{Datapath, Draft, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia, TunnelId};
 use crate::outcome::PeerOutcome;
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -252,34 +248,6 @@ fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) 
     }
 }
 
-/// A desired state being made. It has plain lists, because building each map once from a list is several times faster
-/// than tens of thousands of insertions.
-#[derive(Debug, Default)]
-pub struct Draft {
-    /// See [`KernelState::ruleset`].
-    pub ruleset: Option<Ruleset>,
-    /// See [`KernelState::peer_sources`].
-    pub peer_sources: std::collections::BTreeSet<PeerSource>,
-    /// See [`KernelState::links`].
-    pub links: Vec<(IfName, Link)>,
-    /// See [`KernelState::sysctls`].
-    pub sysctls: Vec<(Sysctl, String)>,
-    /// See [`KernelState::addresses`].
-    pub addresses: Vec<AddressKey>,
-    /// See [`KernelState::neighbours`].
-    pub neighbours: Vec<(NeighbourKey, LinkAddress)>,
-    /// See [`KernelState::fdb`].
-    pub fdb: Vec<(FdbKey, IpAddr)>,
-    /// See [`KernelState::wireguard_peers`].
-    pub wireguard_peers: Vec<(WireguardPeerKey, WireguardPeer)>,
-    /// See [`KernelState::nexthops`].
-    pub nexthops: Vec<(NexthopId, Nexthop)>,
-    /// See [`KernelState::routes`].
-    pub routes: Vec<(RouteKey, Route)>,
-    /// See [`KernelState::iptables`].
-    pub iptables: Vec<(IptablesKey, IptablesRule)>,
-}
-
 impl Draft {
     /// Adds the route to `subnet` by `hop`, through a nexthop object where that is wanted and possible. Returns true if
     /// a nexthop object is used.
@@ -298,24 +266,6 @@ impl Draft {
         };
         self.routes.push((RouteKey::to_peer(subnet), Route { via, source: None }));
         object.is_some()
-    }
-
-    /// Returns the finished state.
-    #[must_use]
-    pub fn into_state(self) -> KernelState {
-        KernelState {
-            ruleset: self.ruleset,
-            peer_sources: self.peer_sources,
-            links: self.links.into_iter().collect(),
-            sysctls: self.sysctls.into_iter().collect(),
-            addresses: self.addresses.into_iter().collect(),
-            neighbours: self.neighbours.into_iter().collect(),
-            fdb: self.fdb.into_iter().collect(),
-            wireguard_peers: self.wireguard_peers.into_iter().collect(),
-            nexthops: self.nexthops.into_iter().collect(),
-            routes: self.routes.into_iter().collect(),
-            iptables: self.iptables.into_iter().collect(),
-        }
     }
 }
 

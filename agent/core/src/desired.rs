@@ -18,11 +18,11 @@ use ipnet::IpNet;
 
 pub use candidate::{admit, admit_changes};
 
-use crate::backend::{Draft, NetworkCtx};
+use crate::backend::NetworkCtx;
 use crate::exposure::Exposure;
 use crate::facts::HostFacts;
 use crate::firewall::FirewallNetwork;
-use crate::object::{Datapath, KernelState};
+use crate::object::{Datapath, Draft, KernelState};
 use crate::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
 use crate::problem::Problem;
 use crate::transition::Said;

@@ -6,13 +6,15 @@
 
 pub(crate) mod lost;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use flatnet_model::IfName;
 
-use crate::object::{Dump, Foreign, KernelState, LinkKind, PeerSource, RouteVia, Ruleset};
-use crate::op::{Action, Object, Op};
+use crate::object::{
+    Dump, Foreign, KernelState, Kind, LinkKind, Object, ObjectKey, ObjectKind, PeerSource, Ruleset, Visitor, each,
+};
+use crate::op::{Action, Op};
 
 use lost::{Fate, Lost};
 
@@ -88,65 +90,78 @@ pub fn diff(desired: &KernelState, dump: &Dump, prune: Prune) -> Diff {
     let kept: BTreeSet<IfName> = out.in_use.iter().map(|kept| kept.bridge).collect();
     let lost = Lost::of(desired, &dump.state, prune, &blocked, &kept);
     firewall(desired, &dump.state, prune, &mut out.changes);
-    let (want, have) = (desired, &dump.state);
-    let mut kinds = Merge { prune, want, have, kept: &kept, out: &mut out.changes };
-    kinds.links(want, have, &blocked);
-    kinds.rest(want, have, &blocked, &lost);
+    let (want, have, out_changes) = (desired, &dump.state, &mut out.changes);
+    each(&mut Merge { prune, want, have, blocked: &blocked, lost: &lost, kept: &kept, out: out_changes });
     out
 }
 
-/// The objects that must be left alone because something foreign is in the way.
+/// The objects left alone because something foreign is in the way, at their own key or at that of what they stand on.
 #[derive(Debug, Default)]
-pub(crate) struct Blocked {
-    links: BTreeSet<IfName>,
-    nexthops: BTreeSet<crate::object::NexthopId>,
-    routes: BTreeSet<crate::object::RouteKey>,
-}
+pub(crate) struct Blocked(BTreeSet<ObjectKey>);
 
 impl Blocked {
     fn of(desired: &KernelState, dump: &Dump, prune: Prune, conflicts: &mut Vec<Conflict>) -> Self {
         let Foreign { links, nexthops, routes } = &dump.foreign;
         let have = &dump.state;
-        let mut blocked = Self::default();
+        let mut blocked = BTreeSet::new();
+        let mut conflict = |object: Object, found: String| {
+            if !have.has(&object.key()) {
+                blocked.insert(object.key());
+                conflicts.push(Conflict { object, found });
+            }
+        };
         for (name, found) in links {
-            if let Some(link) = desired.links.get(name).filter(|_| !have.links.contains_key(name)) {
-                blocked.links.insert(*name);
-                conflicts.push(Conflict { object: Object::Link(*name, link.clone()), found: found.clone() });
+            if let Some(link) = desired.links.get(name) {
+                conflict(Object::Link(*name, link.clone()), found.clone());
+            }
+        }
+        for id in nexthops {
+            if let Some(nexthop) = desired.nexthops.get(id) {
+                conflict(Object::Nexthop(*id, *nexthop), format!("a nexthop object with id {}", id.0));
+            }
+        }
+        for key in routes {
+            if let Some(route) = desired.routes.get(key) {
+                let found = format!("a route to {} with metric {}", key.destination, key.metric);
+                conflict(Object::Route(*key, *route), found);
             }
         }
         if prune != Prune::Yes {
             // A device of ours under another name is in the way of the one we want. It works, so it stays until pruning
             // is allowed, and nothing is built on a device that cannot be made yet.
-            blocked.links.extend(lost::in_the_way(desired, have).map(|(wanted, _)| wanted));
+            blocked.extend(lost::in_the_way(desired, have).map(|(wanted, _)| ObjectKey::Link(wanted)));
         }
-        for id in nexthops {
-            if let Some(nexthop) = desired.nexthops.get(id).filter(|_| !have.nexthops.contains_key(id)) {
-                blocked.nexthops.insert(*id);
-                let found = format!("a nexthop object with id {}", id.0);
-                conflicts.push(Conflict { object: Object::Nexthop(*id, *nexthop), found });
+        let mut all = Children { desired, blocked: Self(blocked) };
+        if !all.blocked.0.is_empty() {
+            each(&mut all);
+        }
+        all.blocked
+    }
+
+    /// Returns true if an object is to be left alone.
+    fn has<K: Kind>(&self, key: &K::Key, spec: &K::Spec) -> bool {
+        // Nearly always there is nothing in the way, and there are tens of thousands of objects.
+        !self.0.is_empty() && self.0.contains(&K::object(key, spec).key())
+    }
+
+    fn link(&self, name: IfName) -> bool {
+        self.0.contains(&ObjectKey::Link(name))
+    }
+}
+
+/// Adds what goes with something blocked.
+struct Children<'a> {
+    desired: &'a KernelState,
+    blocked: Blocked,
+}
+
+impl Visitor for Children<'_> {
+    fn visit<K: Kind>(&mut self) {
+        for (key, spec) in K::pairs(self.desired) {
+            if K::bonds(key, spec).parent().is_some_and(|parent| self.blocked.0.contains(parent)) {
+                self.blocked.0.insert(K::object(key, spec).key());
             }
         }
-        for key in routes {
-            if let Some(route) = desired.routes.get(key).filter(|_| !have.routes.contains_key(key)) {
-                blocked.routes.insert(*key);
-                let found = format!("a route to {} with metric {}", key.destination, key.metric);
-                conflicts.push(Conflict { object: Object::Route(*key, *route), found });
-            }
-        }
-        let on_blocked = desired.nexthops.iter().filter(|(_, nexthop)| blocked.links.contains(&nexthop.via.device));
-        let on_blocked: Vec<_> = on_blocked.map(|(id, _)| *id).collect();
-        blocked.nexthops.extend(on_blocked);
-        if !(blocked.links.is_empty() && blocked.nexthops.is_empty()) {
-            let on_blocked = desired.routes.iter().filter(|(_, route)| match route.via {
-                RouteVia::Object(id) => blocked.nexthops.contains(&id),
-                RouteVia::Hop(hop) => blocked.links.contains(&hop.device),
-                RouteVia::Encap(encap) => blocked.links.contains(&encap.device),
-                RouteVia::Unreachable => false,
-            });
-            let on_blocked: Vec<_> = on_blocked.map(|(key, _)| *key).collect();
-            blocked.routes.extend(on_blocked);
-        }
-        blocked
     }
 }
 
@@ -188,9 +203,23 @@ struct Merge<'a> {
     prune: Prune,
     want: &'a KernelState,
     have: &'a KernelState,
-    /// Links that stay, with what stands on them, although they are not wanted.
+    blocked: &'a Blocked,
+    lost: &'a Lost,
+    /// Links that stay although they are not wanted, with what stands on them.
     kept: &'a BTreeSet<IfName>,
     out: &'a mut Vec<Op>,
+}
+
+impl Visitor for Merge<'_> {
+    fn visit<K: Kind>(&mut self) {
+        match K::KIND {
+            // Elements are compared with their table.
+            ObjectKind::Ruleset | ObjectKind::PeerSource => {}
+            ObjectKind::Link => self.links(),
+            ObjectKind::Sysctl => self.sysctls(),
+            _ => self.kind::<K>(),
+        }
+    }
 }
 
 impl Merge<'_> {
@@ -198,140 +227,71 @@ impl Merge<'_> {
         self.out.push(Op { action, object });
     }
 
-    fn links(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked) {
-        for (name, link) in want.links.iter().filter(|(name, _)| !blocked.links.contains(name)) {
+    fn links(&mut self) {
+        let (want, have) = (self.want, self.have);
+        for (name, link) in want.links.iter().filter(|(name, _)| !self.blocked.link(**name)) {
             let action = match have.links.get(name) {
                 None => Action::Create,
                 Some(found) if lost::same_link(found, link) => continue,
                 Some(found) if found.can_become(link) => Action::Change,
                 Some(_) => Action::Replace,
             };
-            self.push(action, Object::Link(*name, link.clone()));
+            self.out.push(Op { action, object: Object::Link(*name, link.clone()) });
         }
         if self.prune == Prune::Yes {
             let goes = |name: &IfName| !want.links.contains_key(name) && !self.kept.contains(name);
-            let gone: Vec<_> = have.links.iter().filter(|(name, _)| goes(name)).collect();
-            for (name, link) in gone {
-                self.push(Action::Delete, Object::Link(*name, link.clone()));
+            for (name, link) in have.links.iter().filter(|(name, _)| goes(name)) {
+                self.out.push(Op { action: Action::Delete, object: Object::Link(*name, link.clone()) });
             }
         }
     }
 
-    fn rest(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked, lost: &Lost) {
-        self.sysctls(want, have, blocked, lost);
-        let on_blocked = |device| blocked.links.contains(&device);
-        let addresses = |state: &KernelState| state.addresses.iter().map(|key| (*key, ())).collect::<Vec<_>>();
-        self.kind(
-            &addresses(want),
-            &addresses(have),
-            |key, ()| on_blocked(key.device),
-            |key, ()| lost.link(key.device),
-            |key, ()| Object::Address(key),
-        );
-        self.kind(
-            &list(&want.neighbours),
-            &list(&have.neighbours),
-            |key, _| on_blocked(key.device),
-            |key, _| lost.neighbour(key),
-            Object::Neighbour,
-        );
-        self.kind(
-            &list(&want.fdb),
-            &list(&have.fdb),
-            |key, _| on_blocked(key.device),
-            |key, _| lost.link(key.device),
-            Object::Fdb,
-        );
-        self.kind(
-            &want.wireguard_peers.iter().collect::<Vec<_>>(),
-            &have.wireguard_peers.iter().collect::<Vec<_>>(),
-            |key, _| on_blocked(key.device),
-            |key, _| lost.link(key.device),
-            |key, peer| Object::WireguardPeer(*key, peer.clone()),
-        );
-        self.kind(
-            &list(&want.nexthops),
-            &list(&have.nexthops),
-            |id, _| blocked.nexthops.contains(&id),
-            |_, nexthop| lost.link(nexthop.via.device),
-            Object::Nexthop,
-        );
-        self.kind(
-            &list(&want.routes),
-            &list(&have.routes),
-            |key, _| blocked.routes.contains(&key),
-            |_, route| lost.route(route),
-            Object::Route,
-        );
-        self.kind(
-            &want.iptables.iter().collect::<Vec<_>>(),
-            &have.iptables.iter().collect::<Vec<_>>(),
-            |_, _| false,
-            |_, _| Fate::Stays,
-            |key, rule| Object::Iptables(key.clone(), rule.clone()),
-        );
-    }
-
-    /// Compares settings. They are only ever changed, since their former values are not known here.
-    fn sysctls(&mut self, want: &KernelState, have: &KernelState, blocked: &Blocked, lost: &Lost) {
-        for (sysctl, value) in &want.sysctls {
-            let device = lost::device_of(sysctl);
-            let is = have.sysctls.get(sysctl).filter(|_| !device.is_some_and(|device| lost.settings(device)));
-            if is != Some(value) && !device.is_some_and(|device| blocked.links.contains(&device)) {
+    /// Settings are only ever changed: what they were before is not known here.
+    fn sysctls(&mut self) {
+        for (sysctl, value) in &self.want.sysctls {
+            let device = sysctl.device();
+            let is = self.have.sysctls.get(sysctl).filter(|_| !device.is_some_and(|name| self.lost.settings(name)));
+            if is != Some(value) && !device.is_some_and(|device| self.blocked.link(device)) {
                 self.push(Action::Change, Object::Sysctl(sysctl.clone(), value.clone()));
             }
         }
     }
 
-    /// Compares one kind. Both sides are in the order of their keys. `blocked` says what to leave alone, and `lost`
-    /// says what becomes of a found object when links go.
-    fn kind<K: Ord + Copy, V: PartialEq + Copy>(
-        &mut self,
-        want: &[(K, V)],
-        have: &[(K, V)],
-        blocked: impl Fn(K, V) -> bool,
-        lost: impl Fn(K, V) -> Fate,
-        object: impl Fn(K, V) -> Object,
-    ) {
-        let mut have = have.iter().peekable();
-        for (key, value) in want {
-            while let Some((old, old_value)) = have.next_if(|(old, _)| old < key) {
-                self.delete(*old, *old_value, &lost, &object);
+    /// One kind, both sides in the order of their keys.
+    fn kind<K: Kind>(&mut self) {
+        let (want, have) = (self.want, self.have);
+        let mut have = K::pairs(have).peekable();
+        for (key, spec) in K::pairs(want) {
+            while let Some((old, old_spec)) = have.next_if(|(old, _)| *old < key) {
+                self.delete::<K>(old, old_spec);
             }
-            let found =
-                have.next_if(|(old, _)| old == key).filter(|(old, value)| lost(*old, *value) != Fate::GoneFirst);
-            if blocked(*key, *value) {
+            let found = have.next_if(|(old, _)| *old == key);
+            let found = found.filter(|(old, spec)| self.lost.fate::<K>(old, spec) != Fate::GoneFirst);
+            if self.blocked.has::<K>(key, spec) {
                 continue;
             }
             match found {
-                None => self.push(Action::Create, object(*key, *value)),
-                Some((_, found)) if found == value => {}
-                Some(_) => self.push(Action::Change, object(*key, *value)),
+                None => self.push(Action::Create, K::object(key, spec)),
+                Some((_, found)) if found == spec => {}
+                Some(_) => self.push(Action::Change, K::object(key, spec)),
             }
         }
-        for (old, old_value) in have {
-            self.delete(*old, *old_value, &lost, &object);
+        for (old, old_spec) in have {
+            self.delete::<K>(old, old_spec);
         }
     }
 
-    fn delete<K: Copy, V: Copy>(
-        &mut self,
-        key: K,
-        value: V,
-        lost: impl Fn(K, V) -> Fate,
-        object: impl Fn(K, V) -> Object,
-    ) {
-        if lost(key, value) != Fate::Stays {
+    fn delete<K: Kind>(&mut self, key: &K::Key, spec: &K::Spec) {
+        if self.lost.fate::<K>(key, spec) != Fate::Stays {
             return;
         }
-        let object = object(key, value);
         let goes = match self.prune {
-            Prune::Yes => self.device(&object).is_none_or(|device| !self.kept.contains(&device)),
-            Prune::Settled => self.device(&object).is_some_and(|device| self.is_of_one_network(device)),
+            Prune::Yes => self.device::<K>(key, spec).is_none_or(|device| !self.kept.contains(&device)),
+            Prune::Settled => self.device::<K>(key, spec).is_some_and(|device| self.is_of_one_network(device)),
             Prune::No => false,
         };
         if goes {
-            self.push(Action::Delete, object);
+            self.push(Action::Delete, K::object(key, spec));
         }
     }
 
@@ -341,34 +301,17 @@ impl Merge<'_> {
         self.want.links.get(&device).is_some_and(|link| !matches!(link.kind, LinkKind::Gre6(_)))
     }
 
-    /// Returns the device that an object which was found stands on.
-    fn device(&self, object: &Object) -> Option<IfName> {
-        match object {
-            Object::Address(key) => Some(key.device),
-            Object::Neighbour(key, _) => Some(key.device),
-            Object::Fdb(key, _) => Some(key.device),
-            Object::WireguardPeer(key, _) => Some(key.device),
-            Object::Nexthop(_, nexthop) => Some(nexthop.via.device),
-            Object::Route(_, route) => match route.via {
-                RouteVia::Object(id) => {
-                    let nexthop = self.want.nexthops.get(&id).or_else(|| self.have.nexthops.get(&id));
-                    nexthop.map(|nexthop| nexthop.via.device)
-                }
-                RouteVia::Hop(hop) => Some(hop.device),
-                RouteVia::Encap(encap) => Some(encap.device),
-                RouteVia::Unreachable => None,
-            },
-            Object::Ruleset { .. }
-            | Object::PeerSource(_)
-            | Object::Link(..)
-            | Object::Sysctl(..)
-            | Object::Iptables(..) => None,
+    /// The device that an object which was found stands on, be it by way of a nexthop object.
+    fn device<K: Kind>(&self, key: &K::Key, spec: &K::Spec) -> Option<IfName> {
+        match K::bonds(key, spec).parent()? {
+            ObjectKey::Link(device) => Some(*device),
+            ObjectKey::Nexthop(id) => {
+                let nexthop = self.want.nexthops.get(id).or_else(|| self.have.nexthops.get(id));
+                nexthop.map(|nexthop| nexthop.via.device)
+            }
+            _ => None,
         }
     }
-}
-
-fn list<K: Copy, V: Copy>(map: &BTreeMap<K, V>) -> Vec<(K, V)> {
-    map.iter().map(|(key, value)| (*key, *value)).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! counters, indexes and timers, which change by themselves, are left out.
 
 mod firewall;
+mod kinds;
 mod link;
 mod neighbour;
 mod route;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 pub use firewall::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant, PeerSource, Ruleset, SetName, TunnelId};
+pub use kinds::{Bond, Bonds, Draft, KernelState, Kind, Object, ObjectKey, ObjectKind, Visitor, each};
 pub use link::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
 pub use neighbour::{FdbKey, LinkAddress, NeighbourKey};
 pub use route::{Encap, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
@@ -23,7 +25,6 @@ pub use sysctl::Sysctl;
 pub use wireguard::{WireguardPeer, WireguardPeerKey, wireguard_device};
 
 use flatnet_model::IfName;
-use std::net::IpAddr;
 
 /// The routing protocol number that marks our routes, neighbours and nexthop objects as ours (`RTA_PROTOCOL`,
 /// `NDA_PROTOCOL`, `nh_protocol`). Neither iproute2's `rt_protos` nor linux/rtnetlink.h assigns it. It is above
@@ -37,33 +38,6 @@ pub struct AddressKey {
     pub device: IfName,
     /// Address and prefix length, host bits kept.
     pub address: IpNet,
-}
-
-/// Kernel objects of every kind, each under its key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KernelState {
-    /// Our one nftables table without its set elements.
-    pub ruleset: Option<Ruleset>,
-    /// The pairs of an outer and an inner source that our table accepts, per set of the table.
-    pub peer_sources: BTreeSet<PeerSource>,
-    /// Devices.
-    pub links: BTreeMap<IfName, Link>,
-    /// Kernel settings that must have a value.
-    pub sysctls: BTreeMap<Sysctl, String>,
-    /// Addresses on our devices.
-    pub addresses: BTreeSet<AddressKey>,
-    /// Permanent neighbours on our devices: overlay next hops with their link addresses.
-    pub neighbours: BTreeMap<NeighbourKey, LinkAddress>,
-    /// Permanent forwarding entries on our VXLAN devices: Ethernet addresses with their underlay addresses.
-    pub fdb: BTreeMap<FdbKey, IpAddr>,
-    /// Peers of our WireGuard devices.
-    pub wireguard_peers: BTreeMap<WireguardPeerKey, WireguardPeer>,
-    /// Nexthop objects.
-    pub nexthops: BTreeMap<NexthopId, Nexthop>,
-    /// Routes in the main table.
-    pub routes: BTreeMap<RouteKey, Route>,
-    /// Our rules at the heads of iptables chains that would otherwise drop our packets.
-    pub iptables: BTreeMap<IptablesKey, IptablesRule>,
 }
 
 impl KernelState {

@@ -1,10 +1,10 @@
 //! The order of changes: traffic that flows goes on flowing, and no object is made before what it stands on.
 //!
 //! ```text
-//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB, WireGuard peers ▶ nexthops
-//!   ▶ routes ▶ iptables heads
-//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ FDB, WireGuard peers ▶ neighbours ▶ addresses
-//!   ▶ links ▶ guard
+//! guard ▶ devices in the way ▶ links ▶ settings ▶ addresses ▶ neighbours ▶ FDB ▶ WireGuard peers
+//!   ▶ nexthops ▶ routes ▶ iptables heads
+//! then deletions, backwards: iptables heads ▶ routes ▶ nexthops ▶ WireGuard peers ▶ FDB ▶ neighbours
+//!   ▶ addresses ▶ links ▶ guard
 //! ```
 //!
 //! Make before break: new objects stand before old ones go. An object that only moves (a peer's address, a MAC, a route
@@ -12,9 +12,11 @@
 //! the first device and gone after the last. The one thing that goes first is a device of ours under a wrong name: it
 //! holds the VNI that the right one needs.
 
+use std::cmp::Reverse;
+
 use crate::diff::{Conflict, Diff, InUse, Prune, diff, lost};
 use crate::object::{Dump, KernelState, Link, Sysctl};
-use crate::op::{Action, Object, Op};
+use crate::op::{Action, Object, ObjectKind, Op};
 
 /// The operations to carry out, and what cannot be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +35,7 @@ pub fn plan(desired: &KernelState, dump: &Dump, prune: Prune) -> Plan {
     let Diff { mut changes, conflicts, in_use } = diff(desired, dump, prune);
     let early = early_deletions(desired, &dump.state);
     // Stable, so that objects of one kind stay in the order of their keys.
-    changes.sort_by_key(|op| step(op, &early));
+    changes.sort_by_key(|op| turn(op, &early));
     Plan { ops: changes, conflicts, in_use }
 }
 
@@ -53,40 +55,30 @@ fn early_deletions(desired: &KernelState, found: &KernelState) -> Vec<flatnet_mo
     lost::in_the_way(desired, found).map(|(_, orphan)| orphan).collect()
 }
 
-/// Returns the step at which an operation is carried out; lower steps come first.
-fn step(op: &Op, early: &[flatnet_model::IfName]) -> u8 {
+/// Returns the turn of an operation: the lower the earlier. Objects are built in the order of their kinds; after that
+/// others go, in the opposite order.
+fn turn(op: &Op, early: &[flatnet_model::IfName]) -> (bool, Reversible, u8) {
+    let kind = op.object.kind();
     match (op.action, &op.object) {
-        (Action::Delete, object) => match object {
-            Object::Link(name, _) if early.contains(name) => 1,
-            Object::Iptables(..) => 20,
-            Object::Route(..) => 21,
-            Object::Nexthop(..) => 22,
-            Object::Fdb(..) | Object::WireguardPeer(..) => 23,
-            Object::Neighbour(..) => 24,
-            Object::Address(_) => 25,
-            Object::Sysctl(..) => 26,
-            Object::Link(..) => 27,
-            Object::PeerSource(_) => 28,
-            Object::Ruleset { .. } => 29,
-        },
-        (Action::Create | Action::Change | Action::Replace, object) => match object {
-            Object::Ruleset { .. } | Object::PeerSource(_) => 0,
-            // A link that is made anew may free the VNI that another needs.
-            Object::Link(..) => 2 + u8::from(op.action != Action::Replace),
-            Object::Sysctl(sysctl, _) => 4 + u8::from(turns_on_forwarding(sysctl)),
-            Object::Address(_) => 6,
-            Object::Neighbour(..) => 7,
-            Object::Fdb(..) | Object::WireguardPeer(..) => 8,
-            Object::Nexthop(..) => 9,
-            Object::Route(..) => 10,
-            Object::Iptables(..) => 11,
-        },
+        (Action::Delete, Object::Link(name, _)) if early.contains(name) => (false, Reversible::Up(kind), 0),
+        (Action::Delete, _) => (true, Reversible::Down(Reverse(kind)), 0),
+        // One that is made anew may free the VNI that another needs.
+        (action, Object::Link(..)) => (false, Reversible::Up(kind), 1 + u8::from(action != Action::Replace)),
+        (_, Object::Sysctl(sysctl, _)) => (false, Reversible::Up(kind), u8::from(turns_on_forwarding(sysctl))),
+        _ => (false, Reversible::Up(kind), 0),
     }
 }
 
-/// Returns true if the setting turns on forwarding, which comes after all other settings. Turning it on, even for a
-/// single device, drops the default routes of router advertisements on every interface whose `accept_ra` is not 2 by
-/// then (net/ipv6/addrconf.c: `addrconf_fixup_forwarding`, `rt6_purge_dflt_routers`).
+/// The order of the kinds, one way or the other.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Reversible {
+    Up(ObjectKind),
+    Down(Reverse<ObjectKind>),
+}
+
+/// Forwarding comes after all other settings: turning it on, be it for a single device, drops the default routes of
+/// router advertisements on every interface whose `accept_ra` is not 2 by then (net/ipv6/addrconf.c:
+/// `addrconf_fixup_forwarding`, `rt6_purge_dflt_routers`).
 fn turns_on_forwarding(sysctl: &Sysctl) -> bool {
     sysctl.path().ends_with("/forwarding") || sysctl.path() == "net/ipv4/ip_forward"
 }

@@ -1,11 +1,9 @@
 //! Dependencies between operations: an operation must not be tried if what it stands on could not be made.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
-use flatnet_core::object::{NextHop, NexthopId, RouteVia};
+use flatnet_core::object::{Bond, ObjectKey};
 use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
-use flatnet_model::IfName;
 
 /// The state of the guard after an operation on it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +21,8 @@ enum Guard {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Failures {
     guard: Option<Guard>,
-    links: HashSet<IfName>,
-    neighbours: HashSet<(IfName, IpAddr)>,
-    nexthops: HashSet<NexthopId>,
+    /// The failed ones that something may stand on.
+    failed: HashSet<ObjectKey>,
 }
 
 impl Failures {
@@ -59,95 +56,40 @@ impl Failures {
             (Object::Ruleset { .. }, Action::Create) => self.guard = Some(Guard::Missing),
             (Object::Ruleset { .. }, _) => self.guard = Some(Guard::Stale),
             (Object::Link(_, link), Action::Change) if !(self.guard.is_some() && link.kind.is_tunnel()) => {}
-            (Object::Link(name, _), _) => {
-                self.links.insert(*name);
-            }
-            (Object::Neighbour(key, _), _) => {
-                self.neighbours.insert((key.device, key.address));
-            }
-            (Object::Nexthop(id, _), _) => {
-                self.nexthops.insert(*id);
-            }
+            (object, _) if object.kind().carries() => drop(self.failed.insert(object.key())),
             _ => {}
         }
     }
 
     /// Returns true if `op` stands on something that failed. A deletion stands on nothing.
     fn block(&self, op: &Op) -> bool {
-        if op.action == Action::Delete {
+        let nothing_failed = self.guard.is_none() && self.failed.is_empty();
+        if nothing_failed || op.action == Action::Delete {
             return false;
         }
-        match &op.object {
-            // A tunnel without its guard would decapsulate anybody's packets. A tunnel that is there keeps the guard it
-            // has.
-            Object::Link(_, link) if link.kind.is_tunnel() => match self.guard {
-                Some(Guard::Missing) => true,
-                Some(Guard::Stale) => op.action != Action::Change,
-                None => false,
-            },
-            // A host must not become a router either, or be opened in other people's chains, while nothing judges
-            // packets.
-            Object::Sysctl(sysctl, _) => match sysctl.device() {
-                Some(device) => self.links.contains(&device),
-                None => self.guard == Some(Guard::Missing),
-            },
-            Object::Iptables(_, rule) => {
-                self.guard == Some(Guard::Missing) || rule.device().is_some_and(|device| self.links.contains(&device))
+        op.object.bonds().iter().any(|(parent, bond)| match parent {
+            ObjectKey::Ruleset => self.guard.is_some_and(|guard| guard.blocks(op, *bond)),
+            parent => self.failed.contains(parent),
+        })
+    }
+}
+
+impl Guard {
+    /// Returns true if it keeps `op` from being tried, which stands on the guard by `bond`.
+    fn blocks(self, op: &Op, bond: Bond) -> bool {
+        match self {
+            Self::Missing => true,
+            // A tunnel that is there keeps the guard it has.
+            Self::Stale => {
+                bond == Bond::GoesWith || (op.object.kind() == ObjectKind::Link && op.action != Action::Change)
             }
-            Object::PeerSource(_) => self.guard.is_some(),
-            Object::Address(key) => self.links.contains(&key.device),
-            Object::Neighbour(key, _) => self.links.contains(&key.device),
-            Object::Fdb(key, _) => self.links.contains(&key.device),
-            Object::WireguardPeer(key, _) => self.links.contains(&key.device),
-            Object::Nexthop(_, nexthop) => self.block_hop(&nexthop.via),
-            Object::Route(_, route) => match &route.via {
-                RouteVia::Object(id) => self.nexthops.contains(id),
-                RouteVia::Hop(hop) => self.block_hop(hop),
-                RouteVia::Encap(encap) => self.links.contains(&encap.device),
-                RouteVia::Unreachable => false,
-            },
-            Object::Ruleset { .. } | Object::Link(..) => false,
         }
-    }
-
-    fn block_hop(&self, hop: &NextHop) -> bool {
-        self.links.contains(&hop.device) || self.neighbours.contains(&(hop.device, hop.gateway))
     }
 }
 
-/// Cuts operations into runs whose members do not stand on each other, so that each run may share a batch.
+/// Cuts operations into runs of one kind, whose members stand on none of each other, so that each may share a batch.
+/// Tables, devices and settings stand alone.
 pub(crate) fn runs(ops: &[Op]) -> impl Iterator<Item = &[Op]> {
-    ops.chunk_by(|a, b| Stage::of(a).is_some() && Stage::of(a) == Stage::of(b))
-}
-
-/// Operations that may share one batch, because none of them stands on another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Elements of the sets of the table.
-    PeerSource,
-    /// Addresses, neighbours and forwarding entries of a device.
-    OfDevice,
-    /// Peers of WireGuard devices.
-    WireguardPeer,
-    /// Nexthop objects.
-    Nexthop,
-    /// Routes.
-    Route,
-    /// Rules at the head of iptables chains.
-    Iptables,
-}
-
-impl Stage {
-    /// Returns the stage of `op`; `None`: it stands alone.
-    pub(crate) fn of(op: &Op) -> Option<Self> {
-        match op.object.kind() {
-            ObjectKind::PeerSource => Some(Self::PeerSource),
-            ObjectKind::Address | ObjectKind::Neighbour | ObjectKind::Fdb => Some(Self::OfDevice),
-            ObjectKind::WireguardPeer => Some(Self::WireguardPeer),
-            ObjectKind::Nexthop => Some(Self::Nexthop),
-            ObjectKind::Route => Some(Self::Route),
-            ObjectKind::Iptables => Some(Self::Iptables),
-            ObjectKind::Ruleset | ObjectKind::Link | ObjectKind::Sysctl => None,
-        }
-    }
+    let alone = |kind| matches!(kind, ObjectKind::Ruleset | ObjectKind::Link | ObjectKind::Sysctl);
+    ops.chunk_by(move |a, b| a.object.kind() == b.object.kind() && !alone(a.object.kind()))
 }

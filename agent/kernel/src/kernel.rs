@@ -150,17 +150,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Returns true if the firewall carries out such operations.
 fn is_firewall(op: &Op) -> bool {
-    match op.object.kind() {
-        ObjectKind::Ruleset | ObjectKind::PeerSource | ObjectKind::Iptables => true,
-        ObjectKind::Link
-        | ObjectKind::Sysctl
-        | ObjectKind::Address
-        | ObjectKind::Neighbour
-        | ObjectKind::Fdb
-        | ObjectKind::WireguardPeer
-        | ObjectKind::Nexthop
-        | ObjectKind::Route => false,
-    }
+    matches!(op.object.kind(), ObjectKind::Ruleset | ObjectKind::PeerSource | ObjectKind::Iptables)
 }
 
 impl Kernel for NetlinkKernel {

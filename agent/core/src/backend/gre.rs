@@ -18,10 +18,10 @@ use flatnet_model::{
 use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
-use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
+use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::facts::HostFacts;
 use crate::object::{
-    AddressKey, Datapath, Encap, GreLink, Link, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteVia,
+    AddressKey, Datapath, Draft, Encap, GreLink, Link, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteVia,
 };
 use crate::outcome::{Path, Paths, Tunnel};
 use crate::problem::{Problem, ProblemCode};

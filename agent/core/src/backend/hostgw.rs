@@ -3,8 +3,8 @@
 use flatnet_model::{BackendKind, IpFamily, Lease, NetworkConfig, NodeId, Publication};
 
 use super::peer::{self, Refusal};
-use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::object::{Datapath, NextHop};
+use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
+use crate::object::{Datapath, Draft, NextHop};
 use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;

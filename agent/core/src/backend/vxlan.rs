@@ -18,8 +18,8 @@ use flatnet_model::{
 use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
-use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
-use crate::object::{AddressKey, Datapath, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
+use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
+use crate::object::{AddressKey, Datapath, Draft, FdbKey, Link, LinkKind, NeighbourKey, NextHop, VxlanLink};
 use crate::outcome::{Path, Paths, Tunnel as PeerTunnel};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;

@@ -16,9 +16,10 @@ use flatnet_model::{
 use ipnet::IpNet;
 
 use super::peer::{self, Refusal};
-use super::{Backend, Built, Draft, NetworkCtx, Overhead, fitting_mtu, published};
+use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
 use crate::object::{
-    AddressKey, Datapath, Link, LinkKind, NextHop, WireguardLink, WireguardPeer, WireguardPeerKey, wireguard_device,
+    AddressKey, Datapath, Draft, Link, LinkKind, NextHop, WireguardLink, WireguardPeer, WireguardPeerKey,
+    wireguard_device,
 };
 use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};

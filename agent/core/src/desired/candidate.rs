@@ -7,7 +7,8 @@ use flatnet_model::{IpFamily, NetworkConfig, NetworkName, SubnetKey};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, check, ways};
-use crate::backend::{self, Draft, NetworkCtx};
+use crate::backend::{self, NetworkCtx};
+use crate::object::Draft;
 use crate::problem::{Problem, ProblemCode};
 use crate::transition::Said;
 

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use super::settings::{self, Device};
 use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, first_address, range};
-use crate::backend::{self, Draft};
+use crate::backend;
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
-use crate::object::{AddressKey, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
+use crate::object::{AddressKey, Draft, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 use crate::outcome::{PeerDecision, PeerOutcome};
 
 /// Adds what one network needs beside its backend's objects.
@@ -122,7 +122,7 @@ pub(super) fn add_guard(host: &HostInput<'_>, networks: &[FirewallNetwork], draf
     }
     let (ruleset, elements) = firewall::ruleset(networks, firewall_host(host));
     draft.ruleset = Some(ruleset);
-    draft.peer_sources = elements;
+    draft.peer_sources = elements.into_iter().collect();
 }
 
 /// Returns what the firewall needs to know about the host.

@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use flatnet_model::{BackendConfig, IfName, Lease, Mtu, NetworkConfig};
 use ipnet::IpNet;
 
-use crate::backend::{self, Built, Draft, NetworkCtx};
-use crate::object::{Datapath, NexthopId, RouteKey, RouteVia};
+use crate::backend::{self, Built, NetworkCtx};
+use crate::object::{Datapath, Draft, NexthopId, RouteKey, RouteVia};
 use crate::outcome::{PeerDecision, PeerOutcome, WayOutcome};
 use crate::problem::Problem;
 use crate::transition::Said;

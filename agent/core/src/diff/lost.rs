@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flatnet_model::{IfName, IpFamily};
 
 use super::{Blocked, Prune};
-use crate::object::{KernelState, Link, LinkKind, NeighbourKey, NexthopId, Route, RouteVia, Sysctl};
+use crate::object::{KernelState, Kind, Link, LinkKind, NexthopId, ObjectKey, ObjectKind};
 
 /// The fate of an object that was found, if it gets no operation of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Lost {
         kept: &BTreeSet<IfName>,
     ) -> Self {
         let mut lost = Self::default();
-        for (name, link) in want.links.iter().filter(|(name, _)| !blocked.links.contains(name)) {
+        for (name, link) in want.links.iter().filter(|(name, _)| !blocked.link(**name)) {
             match have.links.get(name) {
                 Some(found) if !found.can_become(link) => {
                     lost.early.insert(*name);
@@ -86,27 +86,29 @@ impl Lost {
         self.early.contains(&device)
     }
 
-    pub(super) fn link(&self, device: IfName) -> Fate {
+    /// Returns the fate of an object that was found: the fate of the one it goes with.
+    pub(super) fn fate<K: Kind>(&self, key: &K::Key, spec: &K::Spec) -> Fate {
+        if self.early.is_empty() && self.late.is_empty() && self.readdressed.is_empty() {
+            return Fate::Stays;
+        }
+        match K::bonds(key, spec).parent() {
+            Some(ObjectKey::Link(name)) if K::KIND == ObjectKind::Neighbour && self.readdressed.contains(name) => {
+                Fate::GoneFirst
+            }
+            Some(ObjectKey::Link(name)) => self.link(*name),
+            Some(ObjectKey::Nexthop(id)) if self.early_nexthops.contains(id) => Fate::GoneFirst,
+            Some(ObjectKey::Nexthop(id)) if self.late_nexthops.contains(id) => Fate::GoesLast,
+            _ => Fate::Stays,
+        }
+    }
+
+    fn link(&self, device: IfName) -> Fate {
         if self.early.contains(&device) {
             Fate::GoneFirst
         } else if self.late.contains(&device) {
             Fate::GoesLast
         } else {
             Fate::Stays
-        }
-    }
-
-    pub(super) fn neighbour(&self, key: NeighbourKey) -> Fate {
-        if self.readdressed.contains(&key.device) { Fate::GoneFirst } else { self.link(key.device) }
-    }
-
-    pub(super) fn route(&self, route: Route) -> Fate {
-        match route.via {
-            RouteVia::Object(id) if self.early_nexthops.contains(&id) => Fate::GoneFirst,
-            RouteVia::Object(id) if self.late_nexthops.contains(&id) => Fate::GoesLast,
-            RouteVia::Hop(hop) => self.link(hop.device),
-            RouteVia::Encap(encap) => self.link(encap.device),
-            RouteVia::Object(_) | RouteVia::Unreachable => Fate::Stays,
         }
     }
 }
@@ -151,11 +153,4 @@ pub(super) fn same_link(found: &Link, wanted: &Link) -> bool {
         && found.mtu == wanted.mtu
         && found.up == wanted.up
         && (wanted.mac.is_none() || found.mac == wanted.mac)
-}
-
-/// Returns the device a setting belongs to: `net/ipv6/conf/<device>/…`.
-pub(crate) fn device_of(sysctl: &Sysctl) -> Option<IfName> {
-    let mut parts = sysctl.path().split('/');
-    let is_conf = parts.next() == Some("net") && parts.next().is_some() && parts.next() == Some("conf");
-    IfName::new(parts.next().filter(|_| is_conf)?).ok()
 }

@@ -2,7 +2,7 @@ use flatnet_model::{BackendConfig, IfName, Mac, Mtu, Vni, VxlanConfig};
 
 use super::*;
 use crate::fixture::{config, device, one, peer, vxlan};
-use crate::object::{Link, LinkKind};
+use crate::object::{Link, LinkKind, RouteVia};
 
 fn state() -> KernelState {
     let peers = [peer("10.100.2.0-24", 12, &vxlan()), peer("10.100.3.0-24", 13, &vxlan())];

@@ -211,7 +211,7 @@ fn consistent(mut state: KernelState) -> KernelState {
     state.fdb.retain(|key, _| devices.contains(&key.device) && key.device != name(9));
     state.wireguard_peers.retain(|key, _| devices.contains(&key.device) && key.device != name(9));
     state.nexthops.retain(|_, nexthop| devices.contains(&nexthop.via.device));
-    state.sysctls.retain(|sysctl, _| lost::device_of(sysctl).is_some_and(|device| devices.contains(&device)));
+    state.sysctls.retain(|sysctl, _| sysctl.device().is_some_and(|device| devices.contains(&device)));
     let nexthops: BTreeSet<NexthopId> = state.nexthops.keys().copied().collect();
     state.routes.retain(|_, route| match route.via {
         RouteVia::Unreachable => true,
@@ -285,7 +285,7 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
                 || tunnel(link).is_none()
                 || !state.links.iter().any(|(other, found)| other != name && tunnel(found) == tunnel(link))
         }
-        Object::Sysctl(sysctl, _) => lost::device_of(sysctl).is_none_or(device),
+        Object::Sysctl(sysctl, _) => sysctl.device().is_none_or(device),
         Object::Address(key) => device(key.device),
         Object::Neighbour(key, _) => device(key.device),
         Object::Fdb(key, _) => device(key.device),

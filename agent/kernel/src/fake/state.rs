@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use flatnet_core::object::{
-    Datapath, Foreign, GreLink, KernelState, Link, LinkAddress, LinkKind, NextHop, PeerSource, Route, RouteVia,
-    Ruleset, Sysctl,
+    Datapath, Foreign, GreLink, KernelState, Link, LinkAddress, LinkKind, Object, ObjectKey, RouteVia, Sysctl,
 };
-use flatnet_core::op::{Action, Object, Op};
+use flatnet_core::op::{Action, Op};
 use flatnet_model::{IfName, Mtu};
 use nix::errno::Errno;
 
@@ -14,97 +13,73 @@ type Done = Result<(), Errno>;
 
 /// Carries out one operation, or changes nothing.
 pub(super) fn carry_out(state: &mut KernelState, foreign: &Foreign, op: &Op) -> Done {
-    match &op.object {
-        Object::Link(name, link) => set_link(state, foreign, op.action, *name, link),
-        Object::Sysctl(setting, value) => {
-            if op.action != Action::Delete {
-                has_settings(state, setting)?;
-                state.sysctls.insert(setting.clone(), value.clone());
-            }
+    match (&op.object, op.action) {
+        (Object::Link(name, link), action) => set_link(state, foreign, action, *name, link),
+        (_, Action::Delete) => delete(state, &op.object),
+        (object, action) => {
+            stands(state, object)?;
+            is_possible(state, foreign, object, action)?;
+            state.apply(op);
             Ok(())
         }
-        Object::Address(key) => match op.action {
-            Action::Delete => state.addresses.remove(key).then_some(()).ok_or(Errno::EADDRNOTAVAIL),
-            Action::Create if state.addresses.contains(key) => Err(Errno::EEXIST),
-            Action::Create | Action::Change | Action::Replace => {
-                device(state, key.device)?;
-                state.addresses.insert(*key);
-                Ok(())
-            }
-        },
-        Object::Neighbour(key, link_address) => match op.action {
-            Action::Delete => state.neighbours.remove(key).map(drop).ok_or(Errno::ENOENT),
-            // This also replaces one that is there, always: the kernel makes neighbours of its own.
-            Action::Create | Action::Change | Action::Replace => {
-                let on = &device(state, key.device)?.kind;
-                let is_gre = matches!(on, LinkKind::Gre(GreLink { datapath: Datapath::Kernel, .. }));
-                // A link address is refused if it is shorter than the device's, or on a device that has none.
-                if is_gre != matches!(link_address, LinkAddress::V4(_)) || on.datapath() == Datapath::Userspace {
-                    return Err(Errno::EINVAL);
-                }
-                state.neighbours.insert(*key, *link_address);
-                Ok(())
-            }
-        },
-        Object::Fdb(key, to) => match op.action {
-            Action::Delete => state.fdb.remove(key).map(drop).ok_or(Errno::ENOENT),
-            Action::Create | Action::Change | Action::Replace => {
-                let LinkKind::Vxlan(vxlan) = &device(state, key.device)?.kind else { return Err(Errno::EOPNOTSUPP) };
-                if vxlan.local.is_ipv4() != to.is_ipv4() {
-                    return Err(Errno::EAFNOSUPPORT);
-                }
-                state.fdb.insert(*key, *to);
-                Ok(())
-            }
-        },
-        Object::WireguardPeer(key, peer) => match op.action {
-            Action::Delete => state.wireguard_peers.remove(key).map(drop).ok_or(Errno::ENOENT),
-            Action::Create | Action::Change | Action::Replace => {
-                let LinkKind::Wireguard(_) = device(state, key.device)?.kind else { return Err(Errno::EOPNOTSUPP) };
-                state.set_wireguard_peer(*key, peer);
-                Ok(())
-            }
-        },
-        Object::Nexthop(id, nexthop) => {
-            if op.action == Action::Delete {
-                state.nexthops.remove(id).ok_or(Errno::ENOENT)?;
-                state.routes.retain(|_, route| route.via != RouteVia::Object(*id));
-                return Ok(());
-            }
-            presence(op.action, state.nexthops.contains_key(id), foreign.nexthops.contains(id))?;
-            hop(state, &nexthop.via)?;
-            state.nexthops.insert(*id, *nexthop);
-            Ok(())
+    }
+}
+
+/// A deletion of anything but a device.
+fn delete(state: &mut KernelState, object: &Object) -> Done {
+    let key = object.key();
+    let absent = match object {
+        // Never deleted: put back by a change.
+        Object::Sysctl(..) => return Ok(()),
+        Object::Address(_) => Errno::EADDRNOTAVAIL,
+        // It is found by what it does, too.
+        Object::Route(key, route) if state.routes.get(key).is_none_or(|present| present.via != route.via) => {
+            return Err(Errno::ESRCH);
         }
-        Object::Route(key, route) => {
-            if op.action == Action::Delete {
-                // A route is also found by what it does.
-                let same = state.routes.get(key).is_some_and(|present| present.via == route.via);
-                return same.then(|| state.routes.remove(key)).map(drop).ok_or(Errno::ESRCH);
-            }
-            presence(op.action, state.routes.contains_key(key), foreign.routes.contains(key))?;
-            route_is_possible(state, route)?;
-            state.routes.insert(*key, *route);
-            Ok(())
+        _ => Errno::ENOENT,
+    };
+    if !state.has(&key) {
+        return Err(absent);
+    }
+    state.forget(&key);
+    Ok(())
+}
+
+/// Refuses what goes with something that is not there.
+fn stands(state: &KernelState, object: &Object) -> Done {
+    match (object, object.bonds().parent()) {
+        (Object::Sysctl(setting, _), _) => has_settings(state, setting),
+        (Object::Nexthop(..) | Object::Route(..), Some(ObjectKey::Link(name))) => hop(state, *name),
+        (_, Some(ObjectKey::Link(name))) => device(state, *name).map(drop),
+        (_, Some(ObjectKey::Ruleset)) if state.ruleset.is_none() => Err(Errno::ENOENT),
+        (_, Some(parent)) if !state.has(parent) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what the kernel refuses of some kinds besides. Neighbours are always made over what is there: the kernel
+/// makes some of its own.
+fn is_possible(state: &KernelState, foreign: &Foreign, object: &Object, action: Action) -> Done {
+    match object {
+        Object::Address(key) if action == Action::Create && state.addresses.contains(key) => Err(Errno::EEXIST),
+        Object::Neighbour(key, link_address) => {
+            let on = &device(state, key.device)?.kind;
+            let is_gre = matches!(on, LinkKind::Gre(GreLink { datapath: Datapath::Kernel, .. }));
+            // A link address shorter than the device's, or one on a device that has none.
+            let fits = is_gre == matches!(link_address, LinkAddress::V4(_)) && on.datapath() != Datapath::Userspace;
+            if fits { Ok(()) } else { Err(Errno::EINVAL) }
         }
-        Object::Ruleset { ruleset, elements } => set_ruleset(state, op.action, ruleset, elements),
-        Object::PeerSource(element) => match op.action {
-            Action::Delete => state.peer_sources.remove(element).then_some(()).ok_or(Errno::ENOENT),
-            Action::Create | Action::Change | Action::Replace => {
-                if state.ruleset.is_none() {
-                    return Err(Errno::ENOENT);
-                }
-                state.peer_sources.insert(*element);
-                Ok(())
-            }
-        },
-        Object::Iptables(key, rule) => match op.action {
-            Action::Delete => state.iptables.remove(key).map(drop).ok_or(Errno::ENOENT),
-            Action::Create | Action::Change | Action::Replace => {
-                state.iptables.insert(key.clone(), rule.clone());
-                Ok(())
-            }
-        },
+        Object::Fdb(key, to) => {
+            let LinkKind::Vxlan(vxlan) = &device(state, key.device)?.kind else { return Err(Errno::EOPNOTSUPP) };
+            if vxlan.local.is_ipv4() == to.is_ipv4() { Ok(()) } else { Err(Errno::EAFNOSUPPORT) }
+        }
+        Object::WireguardPeer(key, _) => {
+            let is_wireguard = matches!(device(state, key.device)?.kind, LinkKind::Wireguard(_));
+            if is_wireguard { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
+        }
+        Object::Nexthop(id, _) => presence(action, state.nexthops.contains_key(id), foreign.nexthops.contains(id)),
+        Object::Route(key, _) => presence(action, state.routes.contains_key(key), foreign.routes.contains(key)),
+        _ => Ok(()),
     }
 }
 
@@ -130,13 +105,13 @@ fn has_settings(state: &KernelState, setting: &Sysctl) -> Done {
     if is_v6 && link.mtu.get() < Mtu::MIN_IPV6 { Err(Errno::ENOENT) } else { Ok(()) }
 }
 
-/// Checks that a next hop's device is there and up.
-fn hop(state: &KernelState, hop: &NextHop) -> Done {
-    // Through a device that is none of ours (an underlay interface), everything is possible: those are not kept here.
-    match state.links.get(&hop.device) {
+/// A next hop needs its device, and that up.
+fn hop(state: &KernelState, name: IfName) -> Done {
+    // Through a device that is none of ours (an underlay interface) everything goes: those are not kept here.
+    match state.links.get(&name) {
         Some(link) if !link.up => Err(Errno::ENETDOWN),
         Some(_) => Ok(()),
-        None if is_ours_by_name(hop.device) => Err(Errno::ENODEV),
+        None if is_ours_by_name(name) => Err(Errno::ENODEV),
         None => Ok(()),
     }
 }
@@ -145,18 +120,6 @@ fn hop(state: &KernelState, hop: &NextHop) -> Done {
 /// be the host's own, and there.
 fn is_ours_by_name(name: IfName) -> bool {
     name.as_str().starts_with("fl")
-}
-
-fn route_is_possible(state: &KernelState, route: &Route) -> Done {
-    match &route.via {
-        RouteVia::Object(id) if !state.nexthops.contains_key(id) => Err(Errno::EINVAL),
-        RouteVia::Object(_) | RouteVia::Unreachable => Ok(()),
-        RouteVia::Hop(via) => hop(state, via),
-        RouteVia::Encap(encap) => {
-            let via = NextHop { gateway: encap.remote, device: encap.device, onlink: true };
-            hop(state, &via)
-        }
-    }
 }
 
 fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: IfName, link: &Link) -> Done {
@@ -211,12 +174,7 @@ fn tunnel_is_free(links: &BTreeMap<IfName, Link>, name: IfName, wanted: &Link) -
 
 /// Deletes a device. It takes its addresses, neighbours, forwarding entries, nexthops and routes along.
 pub(super) fn delete_link(state: &mut KernelState, name: IfName) {
-    take_down(state, name);
-    state.links.remove(&name);
-    state.sysctls.retain(|setting, _| setting.device() != Some(name));
-    state.addresses.retain(|key| key.device != name);
-    state.fdb.retain(|key, _| key.device != name);
-    state.wireguard_peers.retain(|key, _| key.device != name);
+    state.forget(&ObjectKey::Link(name));
 }
 
 /// Sets a device down. Its nexthops and routes are then gone (and no event says so), and so are its neighbours and IPv6
@@ -232,15 +190,4 @@ pub(super) fn take_down(state: &mut KernelState, name: IfName) {
         RouteVia::Encap(encap) => encap.device != name,
         RouteVia::Unreachable => true,
     });
-}
-
-/// Swaps the table, as a whole.
-fn set_ruleset(state: &mut KernelState, action: Action, ruleset: &Ruleset, elements: &[PeerSource]) -> Done {
-    state.peer_sources.clear();
-    if action == Action::Delete {
-        return state.ruleset.take().map(drop).ok_or(Errno::ENOENT);
-    }
-    state.ruleset = Some(ruleset.clone());
-    state.peer_sources.extend(elements.iter().copied());
-    Ok(())
 }

@@ -77,7 +77,7 @@ impl<'a> Applier<'a> {
         (outcomes, self.failures)
     }
 
-    /// Carries out operations of one stage, or a single one that stands alone. `all` is the whole plan.
+    /// Operations of one kind, or a single one that stands alone. `all`: the whole plan.
     fn run(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
         match run {
             [op @ Op { object: Object::Link(name, link), .. }] => vec![self.link(op, *name, link)],
@@ -156,12 +156,8 @@ impl<'a> Applier<'a> {
                 }),
                 None => Plan::One(route_request(op, presence, *key, route, None)),
             },
-            Object::Ruleset { .. }
-            | Object::PeerSource(_)
-            | Object::WireguardPeer(..)
-            | Object::Link(..)
-            | Object::Sysctl(..)
-            | Object::Iptables(..) => Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)),
+            // Somebody else's to carry out.
+            _ => Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)),
         }
     }
 
@@ -195,8 +191,7 @@ impl<'a> Applier<'a> {
         outcome(op, done.map_err(|refusal| named_holder(refusal, wanted)))
     }
 
-    /// Changes peers of one stage. `all` is the whole plan, which tells a peer that got another key from one that is
-    /// new.
+    /// Peers. `all`: the whole plan, which tells a peer that got another key from one that is new.
     fn wireguard_peers(&mut self, run: &[&Op], all: &[Op]) -> Vec<OpOutcome> {
         let mut answers = self.wireguard.change_peers(run, all).into_iter();
         run.iter().map(|op| Verdict::Asked.outcome(op, &mut answers)).collect()
