@@ -1,6 +1,7 @@
 //! [`NetlinkKernel`]: the kernel of the network namespace in which it was opened.
 
 mod apply;
+mod carriers;
 mod dump;
 mod facts;
 mod gre_probe;
@@ -239,7 +240,9 @@ impl Kernel for NetlinkKernel {
     }
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
-        let netlink = Monitor::open(self.port).map_err(|source| KernelError { what: "notifications", source })?;
+        let groups = carriers::ALL.iter().flat_map(|carrier| carrier.groups()).copied();
+        let netlink =
+            Monitor::open(self.port, groups).map_err(|source| KernelError { what: "notifications", source })?;
         let others = futures::stream::select(self.firewall.events()?, wireguard::events(&self.wireguard));
         Ok(futures::stream::select(netlink, others))
     }

@@ -3,20 +3,20 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use flatnet_core::object::{Datapath, Link, LinkKind, Route, RouteKey, RouteVia, Sysctl};
+use flatnet_core::object::{Datapath, Link, LinkKind, Route, RouteVia, Sysctl};
 use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 use flatnet_model::IfName;
 use nix::errno::Errno;
 
+use super::carriers::{self, Indexes, Plan};
 use super::links;
 use super::port_holder;
 use super::ports::Ports;
 use super::wireguard::Wireguard;
 use crate::dependency::{self, Failures};
-use crate::netlink::encode::{self, Presence};
+use crate::netlink::encode;
 use crate::netlink::parse::RawLink;
 use crate::netlink::socket::{Channel, Refusal};
-use crate::netlink::wire::Request;
 use crate::sysctl;
 use crate::userspace::{Userspace, alias};
 
@@ -38,18 +38,6 @@ pub(super) struct Applier<'a> {
     ports: &'a Ports,
     failures: Failures,
     indexes: HashMap<IfName, u32>,
-}
-
-/// The requests that an operation needs.
-enum Plan {
-    /// One request.
-    One(Request),
-    /// A request that makes room, whose answer does not matter, and the request itself.
-    Aside(Request, Request),
-    /// A refusal that is known without asking.
-    Refused(Refusal),
-    /// Nothing to do.
-    Nothing,
 }
 
 impl<'a> Applier<'a> {
@@ -113,71 +101,10 @@ impl<'a> Applier<'a> {
     }
 
     fn plan(&mut self, op: &Op) -> Plan {
-        let delete = op.action == Action::Delete;
-        let presence = match op.action {
-            Action::Create => Presence::New,
-            Action::Change => Presence::Existing,
-            Action::Replace | Action::Delete => Presence::Either,
-        };
-        match &op.object {
-            Object::Address(key) => self.on(op, key.device, |index| {
-                Plan::One(if delete {
-                    encode::address_delete(index, key.address)
-                } else {
-                    encode::address_add(presence, index, key.address)
-                })
-            }),
-            Object::Neighbour(key, link) => self.on(op, key.device, |index| {
-                Plan::One(if delete {
-                    encode::neighbour_delete(index, key.address)
-                } else {
-                    encode::neighbour_set(index, key.address, *link)
-                })
-            }),
-            Object::Fdb(key, to) => self.on(op, key.device, |index| {
-                Plan::One(if delete {
-                    encode::fdb_delete(index, key.mac)
-                } else {
-                    encode::fdb_set(index, key.mac, *to)
-                })
-            }),
-            Object::Nexthop(id, _) if delete => Plan::One(encode::nexthop_delete(*id)),
-            Object::Nexthop(id, nexthop) => self
-                .on(op, nexthop.via.device, |index| Plan::One(encode::nexthop_set(presence, *id, nexthop.via, index))),
-            Object::Route(key, route) => match route.via.device() {
-                Some(device) => self.on(op, device, |index| {
-                    let request = route_request(op, presence, *key, route, Some(index));
-                    if moves_onlink(op) {
-                        let refuse = Route { via: RouteVia::Unreachable, ..*route };
-                        Plan::Aside(encode::route_set(presence, *key, &refuse, None), request)
-                    } else {
-                        Plan::One(request)
-                    }
-                }),
-                None => Plan::One(route_request(op, presence, *key, route, None)),
-            },
-            // Somebody else's to carry out.
-            _ => Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)),
-        }
-    }
-
-    /// Makes `plan` with the index of `device`. Without the device, a deletion has nothing to do.
-    fn on(&mut self, op: &Op, device: IfName, plan: impl FnOnce(u32) -> Plan) -> Plan {
-        match self.index(device) {
-            Ok(Some(index)) => plan(index),
-            Ok(None) if op.action == Action::Delete => Plan::Nothing,
-            Ok(None) => Plan::Refused(Refusal { errno: libc::ENODEV, reason: format!("there is no device {device}") }),
-            Err(refusal) => Plan::Refused(refusal),
-        }
-    }
-
-    fn index(&mut self, device: IfName) -> Result<Option<u32>, Refusal> {
-        if let Some(&index) = self.indexes.get(&device) {
-            return Ok(Some(index));
-        }
-        let index = links::named(self.channel, device)?.map(|link| link.index);
-        self.indexes.extend(index.map(|index| (device, index)));
-        Ok(index)
+        let mut indexes = Indexes { channel: self.channel, known: &mut self.indexes };
+        let planned = carriers::ALL.iter().find_map(|carrier| carrier.plan(op, &mut indexes));
+        // Of a kind that somebody else carries out.
+        planned.unwrap_or_else(|| Plan::Refused(Refusal::of(Errno::EOPNOTSUPP)))
     }
 
     fn link(&mut self, op: &Op, name: IfName, wanted: &Link) -> OpOutcome {
@@ -324,14 +251,6 @@ fn outcome(op: &Op, answer: Result<(), Refusal>) -> OpOutcome {
     }
 }
 
-/// Returns true if a route over IPv6 is changed to a next hop on a device's link. The kernel looks such a next hop up
-/// by the present routes (net/ipv6/route.c: `ip6_route_check_nh_onlink`). It is inside the route's own destination, so
-/// the change is refused as long as that leads to another device. A route that leads nowhere is not in the way.
-fn moves_onlink(op: &Op) -> bool {
-    let Object::Route(key, Route { via: RouteVia::Hop(hop), .. }) = &op.object else { return false };
-    op.action == Action::Change && key.destination.addr().is_ipv6() && hop.onlink
-}
-
 fn is_deletion_through_object(op: &Op) -> bool {
     op.action == Action::Delete && matches!(&op.object, Object::Route(_, Route { via: RouteVia::Object(_), .. }))
 }
@@ -344,14 +263,6 @@ fn absent_is_done(answer: Result<(), Refusal>) -> Result<(), Refusal> {
 /// address: IPv6 is disabled, or the MTU is below its minimum.
 pub(super) fn is_no_ipv6(answer: &Result<(), Refusal>) -> bool {
     matches!(answer, Err(refusal) if refusal.errno == libc::EAFNOSUPPORT)
-}
-
-fn route_request(op: &Op, presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {
-    if op.action == Action::Delete {
-        encode::route_delete(key, route, index)
-    } else {
-        encode::route_set(presence, key, route, index)
-    }
 }
 
 /// Returns an interface index that is most probably free: the kernel counts up from 1 and hands these out last. A clash

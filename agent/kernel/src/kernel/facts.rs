@@ -9,7 +9,7 @@ use flatnet_core::object::{PROTOCOL, Sysctl};
 use flatnet_model::{HostRanges, IfName, IpFamily, Mtu};
 use ipnet::IpNet;
 
-use super::{dump, links};
+use super::{carriers, links};
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawAddress, RawLink, RawRoute};
 use crate::netlink::socket::Channel;
@@ -59,8 +59,8 @@ fn of(what: &'static str) -> impl Fn(io::Error) -> KernelError {
 fn interfaces(channel: &mut Channel, links: &[RawLink]) -> io::Result<(Vec<Interface>, BTreeSet<IpAddr>)> {
     let mut addresses: HashMap<u32, Vec<RawAddress>> = HashMap::new();
     let mut passing = BTreeSet::new();
-    for address in dump::all_addresses(channel)? {
-        if !dump::is_link_local(address.address) {
+    for address in carriers::all_addresses(channel)? {
+        if !carriers::is_link_local(address.address) {
             passing.extend(address.is_passing().then_some(address.address));
             addresses.entry(address.index).or_default().push(address);
         }

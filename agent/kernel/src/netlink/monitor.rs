@@ -17,8 +17,12 @@ use super::parse;
 use super::wire::{Message, messages};
 use crate::Wake;
 
-/// `RTNLGRP_…` (linux/rtnetlink.h): link, neigh, ipv4 and ipv6 ifaddr and route, ipv4 and ipv6 netconf, nexthop.
-const GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 32];
+/// Groups of devices and their forwarding (`RTNLGRP_…`, linux/rtnetlink.h): link, ipv4 and ipv6 netconf. Those of other
+/// kinds are told when it is opened.
+const GROUPS: [u32; 3] = [1, 24, 25];
+
+/// `NLMSG_MIN_TYPE` (linux/netlink.h): messages below are netlink's own.
+const FIRST_TYPE: u16 = 16;
 
 /// Bytes of the receive buffer: notifications are at most one page each (`NLMSG_GOODSIZE`).
 const RECEIVE_LEN: usize = 32 * 1024;
@@ -37,11 +41,11 @@ pub struct Monitor {
 
 impl Monitor {
     /// Subscribes in the network namespace of the calling thread, within a tokio runtime.
-    pub fn open(own_port: u32) -> io::Result<Self> {
+    pub fn open(own_port: u32, groups: impl IntoIterator<Item = u32>) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
-        for group in GROUPS {
+        for group in GROUPS.into_iter().chain(groups) {
             match socket.add_membership(group) {
                 // A kernel without nexthop objects has no such group.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
@@ -125,9 +129,7 @@ fn matters(message: &Message<'_>, own_port: u32) -> bool {
         rtm::NEWROUTE | rtm::DELROUTE => {
             parse::route(message.payload).is_some_and(|route| route.table == u32::from(TABLE_MAIN) && !route.cloned)
         }
-        rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR | rtm::NEWNEXTHOP | rtm::DELNEXTHOP
-        // Forwarding was switched, on one device or everywhere. These are the only settings that are announced.
-        | rtm::NEWNETCONF => true,
-        _ => false,
+        // Of all else that was asked for, every change matters. Forwarding is the only setting that is announced.
+        kind => kind >= FIRST_TYPE,
     }
 }
