@@ -9,6 +9,7 @@ mod kinds;
 mod link;
 mod neighbour;
 mod route;
+mod rule;
 mod sysctl;
 mod wireguard;
 
@@ -21,6 +22,7 @@ pub use kinds::{Bond, Bonds, Draft, KernelState, Kind, Object, ObjectKey, Object
 pub use link::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};
 pub use neighbour::{FdbKey, LinkAddress, NeighbourKey};
 pub use route::{Encap, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia};
+pub use rule::Rule;
 pub use sysctl::Sysctl;
 pub use wireguard::{WireguardPeer, WireguardPeerKey, wireguard_device};
 

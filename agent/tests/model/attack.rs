@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-use flatnet_core::object::{AddressKey, IptablesRule, KernelState, RouteVia, Ruleset};
+use flatnet_core::object::{AddressKey, IptablesRule, KernelState, RouteVia, Rule, Ruleset};
 use flatnet_core::op::ObjectKind;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::{Mac, Mtu};
@@ -133,6 +133,12 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
                 let source = Some(strange(key.destination.addr()));
                 state.routes.entry(key).and_modify(|route| route.source = source);
             }
+        }
+        // No network wants a rule so far: one in our name is put there, by which packets would get lost.
+        ObjectKind::Rule => {
+            let (priority, table) = (u32::try_from(number % 1_000).unwrap(), if deleted { 9_100 } else { 9_101 });
+            let family = flatnet_model::IpFamily::V4;
+            state.rules.insert(Rule { priority, family, mark: None, from: None, to: None, iif: None, table });
         }
         ObjectKind::Iptables if deleted => state.iptables.clear(),
         ObjectKind::Iptables => {

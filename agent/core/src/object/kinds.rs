@@ -13,7 +13,7 @@ use flatnet_model::IfName;
 
 use super::{
     AddressKey, FdbKey, IptablesKey, IptablesRule, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId, PeerSource,
-    Route, RouteKey, RouteVia, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    Route, RouteKey, RouteVia, Rule, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
 /// The way in which an object stands on another one.
@@ -434,15 +434,19 @@ kinds! {
     Nexthop = "nexthop" in nexthops (id: NexthopId, nexthop: Nexthop)
         says ("nexthop id {} via {} dev {}", id.0, nexthop.via.gateway, nexthop.via.device)
         on [Link, Neighbour] nexthop.via.bonds();
-    /// Routes in the main table.
+    /// Routes.
     Route = "route" in routes (key: RouteKey, route: Route)
-        says ("route {}", key.destination)
+        says ("route {key}")
         on [Nexthop, Link, Neighbour] match &route.via {
             RouteVia::Object(id) => Bonds::goes_with(ObjectKey::Nexthop(*id)),
             RouteVia::Hop(hop) => hop.bonds(),
             RouteVia::Encap(encap) => on_device(encap.device),
             RouteVia::Unreachable => Bonds::default(),
         };
+    /// Rules of routing. What they lead to is there before them, and goes after them.
+    Rule = "rule" in rules (rule: Rule)
+        says ("rule {rule}")
+        on [] Bonds::default();
     /// Our rule at the head of an iptables chain that would otherwise drop us: nobody is let past with nothing that
     /// judges.
     Iptables = "iptables" in iptables (key: IptablesKey, rule: IptablesRule)
@@ -494,6 +498,8 @@ mod tests {
         };
         let matches = ["-p", "udp", "--dport", "51820"].map(str::to_owned).to_vec();
         state.iptables.insert(key, IptablesRule { matches });
+        let family = flatnet_model::IpFamily::V4;
+        state.rules.insert(Rule { priority: 90, family, mark: None, from: None, to: None, iif: None, table: 9_100 });
         state
     }
 

@@ -1,5 +1,6 @@
 //! Routes and nexthop objects.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use flatnet_model::{GreKey, IfName};
@@ -47,14 +48,38 @@ pub struct RouteKey {
     pub destination: IpNet,
     /// Metric (`RTA_PRIORITY`); lower wins. The kernel reads 0 as 1024 for IPv6, so IPv6 routes never have 0 here.
     pub metric: u32,
+    /// The table, as `ip route` numbers them.
+    pub table: u32,
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.table {
+            Self::MAIN => write!(f, "{}", self.destination),
+            table => write!(f, "{} table {table}", self.destination),
+        }
+    }
 }
 
 impl RouteKey {
+    /// The main table (`RT_TABLE_MAIN`).
+    pub const MAIN: u32 = 254;
+
+    /// The further tables that are ours to use: numbers that no distribution and no other program we know of gives out
+    /// (iproute2's rt_tables has 0 and 253 to 255, Tailscale 52, kube-router 77 and 78, Cilium 200 and 2004 to 2006).
+    pub const TABLES: std::ops::RangeInclusive<u32> = 9_100..=9_199;
+
+    /// Returns the same route in another table.
+    #[must_use]
+    pub fn in_table(self, table: u32) -> Self {
+        Self { table, ..self }
+    }
+
     /// Returns the key of a route to a peer. Its metric is the one `ip route add` gives when none is named, for each
     /// family.
     #[must_use]
     pub fn to_peer(destination: IpNet) -> Self {
-        Self { destination, metric: if destination.addr().is_ipv4() { 0 } else { 1024 } }
+        Self { destination, metric: if destination.addr().is_ipv4() { 0 } else { 1024 }, table: Self::MAIN }
     }
 
     /// Returns the key of the route that catches packets to addresses no peer has. The longest prefix wins before the
@@ -62,14 +87,14 @@ impl RouteKey {
     /// else made.
     #[must_use]
     pub fn unreachable(destination: IpNet) -> Self {
-        Self { destination, metric: Self::LAST_METRIC }
+        Self { destination, metric: Self::LAST_METRIC, table: Self::MAIN }
     }
 
     /// Returns the key of a route to a peer that another route already reaches. This one stays behind the other; `rank`
     /// tells several apart.
     #[must_use]
     pub fn behind(destination: IpNet, rank: u8) -> Self {
-        Self { destination, metric: Self::LAST_METRIC - 1 - u32::from(rank) }
+        Self { destination, metric: Self::LAST_METRIC - 1 - u32::from(rank), table: Self::MAIN }
     }
 
     /// The metric of routes that come last: larger than any in common use (DHCP clients use 100 to 600, IPv6 router

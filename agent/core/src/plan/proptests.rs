@@ -279,7 +279,7 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
             elements.iter().all(|element| ruleset.sets().any(|set| set == element.set))
         }
         Object::PeerSource(_) => state.ruleset.is_some(),
-        Object::Iptables(..) => true,
+        Object::Iptables(..) | Object::Rule(_) => true,
         Object::Link(name, link) => {
             op.action == Action::Delete
                 || tunnel(link).is_none()

@@ -78,6 +78,7 @@ fn is_possible(state: &KernelState, foreign: &Foreign, object: &Object, action: 
             if is_wireguard { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
         }
         Object::Nexthop(id, _) => presence(action, state.nexthops.contains_key(id), foreign.nexthops.contains(id)),
+        Object::Rule(rule) => presence(action, state.rules.contains(rule), false),
         Object::Route(key, _) => presence(action, state.routes.contains_key(key), foreign.routes.contains(key)),
         _ => Ok(()),
     }

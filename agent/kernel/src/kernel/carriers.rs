@@ -6,6 +6,7 @@ mod fdb;
 mod neighbour;
 mod nexthop;
 mod route;
+mod rule;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -38,8 +39,8 @@ pub(super) trait Carrier: Sync {
 }
 
 /// All of them, in the order in which a dump reads them.
-pub(super) const ALL: [&dyn Carrier; 5] =
-    [&address::Addresses, &neighbour::Neighbours, &fdb::Fdb, &nexthop::Nexthops, &route::Routes];
+pub(super) const ALL: [&dyn Carrier; 6] =
+    [&address::Addresses, &neighbour::Neighbours, &fdb::Fdb, &nexthop::Nexthops, &route::Routes, &rule::Rules];
 
 /// The requests that an operation needs.
 pub(super) enum Plan {

@@ -161,7 +161,7 @@ impl Routes {
 
 fn routes(channel: &mut Channel, family: IpFamily) -> io::Result<Routes> {
     let read = channel.dump(
-        &encode::route_dump(family),
+        &encode::route_dump(family, Some(encode::TABLE_MAIN)),
         |found: &mut Routes, kind, payload| {
             if let Some(route) = (kind == rtm::NEWROUTE).then(|| parse::route(payload)).flatten() {
                 found.add(route);

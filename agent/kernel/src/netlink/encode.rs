@@ -53,7 +53,7 @@ pub enum Presence {
 
 impl Presence {
     /// Returns the `NLM_F_…` flags.
-    pub(super) fn flags(self) -> u16 {
+    pub(crate) fn flags(self) -> u16 {
         const REPLACE: u16 = 0x100;
         const EXCL: u16 = 0x200;
         const CREATE: u16 = 0x400;
@@ -375,6 +375,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
+const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTA_NH_ID: u16 = 30;
 
@@ -385,12 +386,11 @@ const SCOPE_LINK: u8 = 253;
 /// `RT_SCOPE_NOWHERE`: in a deletion, any scope.
 const SCOPE_NOWHERE: u8 = 255;
 
-/// Writes a `struct rtmsg` of the main table.
+/// Writes a `struct rtmsg`; the table, whose number may need more than a byte, is an attribute.
 fn route_header(key: RouteKey, scope: u8, kind: u8, flags: u32) -> [u8; 12] {
     let mut fixed = [0; 12];
     fixed[0] = family(IpFamily::of(key.destination.addr()));
     fixed[1] = key.destination.prefix_len();
-    fixed[4] = TABLE_MAIN;
     fixed[5] = PROTOCOL;
     fixed[6] = scope;
     fixed[7] = kind;
@@ -399,7 +399,7 @@ fn route_header(key: RouteKey, scope: u8, kind: u8, flags: u32) -> [u8; 12] {
 }
 
 fn with_key(request: Request, key: RouteKey) -> Request {
-    let request = request.with_address(RTA_DST, key.destination.network());
+    let request = request.with_address(RTA_DST, key.destination.network()).with_u32(RTA_TABLE, key.table);
     if key.metric == 0 { request } else { request.with_u32(RTA_PRIORITY, key.metric) }
 }
 
@@ -419,7 +419,7 @@ fn with_gateway(request: Request, key: RouteKey, gateway: IpAddr) -> Request {
     }
 }
 
-/// Sets a route of ours in the main table. For a route through a hop, `index` is that of the device.
+/// Sets a route of ours. For a route through a hop, `index` is that of the device.
 #[must_use]
 pub fn route_set(presence: Presence, key: RouteKey, route: &Route, index: Option<u32>) -> Request {
     let (scope, kind, flags) = match route.via {
@@ -471,12 +471,12 @@ pub fn route_delete(key: RouteKey, route: &Route, index: Option<u32>) -> Request
     }
 }
 
-/// Asks for the routes of the main table.
+/// Asks for the routes of the main table, or of all tables.
 #[must_use]
-pub fn route_dump(of: IpFamily) -> Request {
+pub fn route_dump(of: IpFamily, table: Option<u8>) -> Request {
     let mut fixed = [0; 12];
     fixed[0] = family(of);
-    fixed[4] = TABLE_MAIN;
+    fixed[4] = table.unwrap_or(0);
     Request::new(rtm::GETROUTE, 0, &fixed)
 }
 

@@ -5,14 +5,14 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use flatnet_core::object::PROTOCOL;
+use flatnet_core::object::{PROTOCOL, RouteKey};
 use futures::Stream;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::unix::AsyncFd;
 
-use super::encode::{TABLE_MAIN, rtm};
+use super::encode::rtm;
 use super::parse;
 use super::wire::{Message, messages};
 use crate::Wake;
@@ -117,7 +117,7 @@ pub fn is_change(datagram: &[u8], own_port: u32) -> bool {
 }
 
 /// Returns true if a notification matters. Neighbours come and go all the time on a busy link, and only those somebody
-/// set concern us; likewise only routes of the main table. Changes by our own requests (which carry their port) are
+/// set concern us; as do only routes of the main table and of those that are ours to use. Changes by our own requests (which carry their port) are
 /// known already.
 fn matters(message: &Message<'_>, own_port: u32) -> bool {
     if own_port != 0 && message.port == own_port {
@@ -127,7 +127,8 @@ fn matters(message: &Message<'_>, own_port: u32) -> bool {
         rtm::NEWNEIGH | rtm::DELNEIGH => parse::neighbour(message.payload)
             .is_some_and(|neighbour| neighbour.is_set() || neighbour.protocol == PROTOCOL),
         rtm::NEWROUTE | rtm::DELROUTE => {
-            parse::route(message.payload).is_some_and(|route| route.table == u32::from(TABLE_MAIN) && !route.cloned)
+            let is_ours = |table| table == RouteKey::MAIN || RouteKey::TABLES.contains(&table);
+            parse::route(message.payload).is_some_and(|route| is_ours(route.table) && !route.cloned)
         }
         // Of all else that was asked for, every change matters. Forwarding is the only setting that is announced.
         kind => kind >= FIRST_TYPE,

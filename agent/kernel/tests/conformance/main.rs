@@ -18,6 +18,7 @@ mod iptables;
 mod namespaces;
 mod notices;
 mod refusals;
+mod rules;
 mod scale;
 mod tunnels;
 mod witness;
@@ -73,6 +74,8 @@ conformance! {
     refusals::a_nexthop_needs_its_device_up,
     refusals::two_devices_cannot_share_a_vni,
     refusals::what_depends_on_a_failure_is_skipped_and_the_rest_goes_on,
+    rules::rules_and_the_routes_of_their_tables_are_as_asked_and_others_are_left_alone,
+    rules::a_rule_that_somebody_deletes_wakes,
     guard::without_a_guard_no_tunnel_opens_and_nothing_of_it_is_made,
     guard::a_guard_that_cannot_be_changed_guards_what_is_there_and_nothing_new,
     guard::no_port_is_opened_for_a_wireguard_device_that_is_not_there,

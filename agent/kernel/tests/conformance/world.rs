@@ -278,6 +278,7 @@ pub fn made(ops: &[Op]) -> KernelState {
             Object::Fdb(key, to) => state.fdb.extend([(key, to)]),
             Object::Nexthop(id, nexthop) => state.nexthops.extend([(id, nexthop)]),
             Object::Route(key, route) => state.routes.extend([(key, route)]),
+            Object::Rule(rule) => state.rules.extend([rule]),
             other => panic!("{other:?}"),
         }
     }

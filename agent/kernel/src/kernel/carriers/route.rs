@@ -1,4 +1,4 @@
-//! Routes in the main table.
+//! Routes, in the main table and in those that are ours to use.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -70,7 +70,7 @@ fn moves_onlink(op: &Op) -> bool {
 
 fn of_family(channel: &mut Channel, family: IpFamily, devices: &Devices, dump: &mut Dump) -> io::Result<()> {
     let read = channel.dump(
-        &encode::route_dump(family),
+        &encode::route_dump(family, None),
         |(ours, foreign): &mut (BTreeMap<RouteKey, Route>, Foreign), kind, payload| {
             if kind != rtm::NEWROUTE {
                 return;
@@ -78,7 +78,7 @@ fn of_family(channel: &mut Channel, family: IpFamily, devices: &Devices, dump: &
             let Some((key, raw)) = parse::route(payload).and_then(|raw| Some((key(&raw)?, raw))) else { return };
             if raw.protocol == PROTOCOL {
                 ours.extend(route(&raw, devices).map(|route| (key, route)));
-            } else if foreign.routes.len() < MAX_FOREIGN_ROUTES {
+            } else if is_in_our_way(&key) && foreign.routes.len() < MAX_FOREIGN_ROUTES {
                 foreign.routes.insert(key);
             }
         },
@@ -96,9 +96,14 @@ fn of_family(channel: &mut Channel, family: IpFamily, devices: &Devices, dump: &
 
 /// Returns a route's key; `None`: it is not in the main table, or differs from others by more than we set.
 fn key(raw: &RawRoute) -> Option<RouteKey> {
-    let ours = raw.table == u32::from(encode::TABLE_MAIN) && raw.tos == 0 && !raw.cloned;
-    let destination = IpNet::new(raw.destination, raw.prefix).ok().filter(|_| ours)?.trunc();
-    Some(RouteKey { destination, metric: raw.metric })
+    let is_plain = raw.tos == 0 && !raw.cloned;
+    let destination = IpNet::new(raw.destination, raw.prefix).ok().filter(|_| is_plain)?.trunc();
+    Some(RouteKey { destination, metric: raw.metric, table: raw.table })
+}
+
+/// Returns true for keys at which we may want a route.
+fn is_in_our_way(key: &RouteKey) -> bool {
+    key.table == RouteKey::MAIN || RouteKey::TABLES.contains(&key.table)
 }
 
 fn route(raw: &RawRoute, devices: &Devices) -> Option<Route> {
