@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use flatnet_core::facts::HostFacts;
 use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Sysctl};
-use flatnet_core::op::{Action, Object, ObjectKey, Op, OpOutcome};
+use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
 use flatnet_model::{IfName, IpFamily};
@@ -155,17 +155,8 @@ fn short(object: &Object) -> String {
 }
 
 fn hide(state: &mut KernelState, key: &ObjectKey) {
-    match key {
-        ObjectKey::PeerSource(source) => drop(state.peer_sources.remove(source)),
-        ObjectKey::Link(name) => drop(state.links.remove(name)),
-        ObjectKey::Address(key) => drop(state.addresses.remove(key)),
-        ObjectKey::Neighbour(key) => drop(state.neighbours.remove(key)),
-        ObjectKey::Fdb(key) => drop(state.fdb.remove(key)),
-        ObjectKey::WireguardPeer(key) => drop(state.wireguard_peers.remove(key)),
-        ObjectKey::Nexthop(id) => drop(state.nexthops.remove(id)),
-        ObjectKey::Route(key) => drop(state.routes.remove(key)),
-        ObjectKey::Iptables(key) => drop(state.iptables.remove(key)),
-        ObjectKey::Ruleset => state.ruleset = None,
-        ObjectKey::Sysctl(_) => {}
+    // A setting is always there.
+    if key.kind() != ObjectKind::Sysctl {
+        state.forget(key);
     }
 }
