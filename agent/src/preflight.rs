@@ -30,10 +30,10 @@ fn has_net_admin(status: &str) -> bool {
         .is_some_and(|bits| bits & (1 << CAP_NET_ADMIN) != 0)
 }
 
-/// Returns the program `name` on `PATH`, or where administrators' programs are when `PATH` is not set.
+/// Returns the program `name`, looked for where the kernel's part of this program will look for it.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let path = flatnet_kernel::firewall::search_path();
     std::env::split_paths(&path).map(|dir: PathBuf| dir.join(name)).find(|program| is_executable(program))
 }
 

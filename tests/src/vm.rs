@@ -22,8 +22,8 @@
 //! assert!(!capture.stop().is_empty());
 //! ```
 //!
-//! The agent that runs there is the one in `FLATNET_AGENT`, else the one beside the test: it must be static, or made for
-//! Debian 12 or older. `make test-vm` runs all with the static release; while writing a test, `make vm-image` once,
+//! The agent that runs there is the one in `FLATNET_AGENT`, else the one beside the test: it must be static, or made
+//! for Debian 12 or older. `make test-vm` runs all with the static release; while writing a test, `make vm-image` once,
 //! then `cargo build -p flatnet-agent && cargo test -p flatnet-tests --test vm NAME`.
 
 mod capture;

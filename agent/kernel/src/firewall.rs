@@ -47,6 +47,7 @@ use iptables::{Cache, Wanted, Which};
 use memory::Memory;
 use netfilter::Netfilter;
 use program::ProgramError;
+pub use program::search_path;
 use swap::Loaded;
 use table::Digest;
 use wire::Family;

@@ -61,8 +61,7 @@ const SYSTEM_REGRESSIONS: &[u64] = &[
     4693, // A network that got a second family renumbered a node whose lease was lost.
     9844, // A claim that was not answered stayed when its node left.
     // What a server had refused under another configuration was said for ever, though the store had none any more.
-    9916,
-    9014, // What a refused claim would have said of how a host is reached was taken for said.
+    9916, 9014, // What a refused claim would have said of how a host is reached was taken for said.
 ];
 
 /// The number of times a single seed is run: tokio's own order of wakes does not follow from the seed.

@@ -1,6 +1,7 @@
 //! Bad input: one clear error with a hint and the table's exit code, or a problem in `status`; nothing half-done.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape};
@@ -171,17 +172,24 @@ const UNFIT_NFTS: [(&str, &str); 4] = [
 fn no_nft() {
     let lab = Lab::new(&Shape::vxlan(1));
     let mut agent = lab.agent(1);
-    // `ip` starts the agent, so it must be found; nft must not.
+    // `ip netns exec` gives whatever it starts its own mounts: there no nft is a program, wherever it is.
+    let program = std::mem::replace(&mut agent.program, lab.directory.join("without-nft"));
+    let script = format!(
+        "#!/bin/sh\nfor nft in /usr/local/sbin/nft /usr/sbin/nft /sbin/nft /usr/bin/nft; do\n\
+         [ ! -e $nft ] || mount --bind /dev/null $nft || exit 99\ndone\nexec {} \"$@\"\n",
+        program.display()
+    );
+    write_program(&agent.program, &script);
+    assert_refused(&lab, &agent, 4, "nftables");
+    agent.program = program;
+
     let bin = lab.directory.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    for program in ["ip", "timeout", "iptables", "iptables-nft", "iptables-legacy", "ip6tables", "cat"] {
-        if let Some(path) = flatnet_agent::lab::tools::find(program) {
-            std::os::unix::fs::symlink(path, bin.join(program)).unwrap();
-        }
+    for program in ["ip", "timeout", "cat"] {
+        let path = flatnet_agent::lab::tools::find(program).unwrap();
+        std::os::unix::fs::symlink(path, bin.join(program)).unwrap();
     }
     agent.environment.push(("PATH".to_owned(), bin.display().to_string()));
-    assert_refused(&lab, &agent, 4, "nftables");
-
     // An nft that is there and cannot read what guards the tunnels is named with its version, its words and what is
     // needed.
     for (version, words) in UNFIT_NFTS {
@@ -189,13 +197,21 @@ fn no_nft() {
             "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo \"nftables v{version}\"; exit 0; }}\n\
              cat > /dev/null\necho \"{words}\" >&2\nexit 1\n"
         );
-        let nft = bin.join("nft");
-        std::fs::write(&nft, script).unwrap();
-        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&bin.join("nft"), &script);
         let said = assert_refused(&lab, &agent, 4, &format!("nft {}", version.split(' ').next().unwrap()));
         assert!(said.contains(words) && said.contains("nft 1.0.3 or later"), "{version}: {said}");
     }
     assert_eq!(lab.etcd.subnets(), [], "no lease was taken");
+
+    // The directories of system programs, which users' PATH often lacks, are looked at too.
+    agent.environment.push(("PATH".to_owned(), "/usr/bin:/bin".to_owned()));
+    agent.start();
+    agent.wait_converged(0);
+}
+
+fn write_program(path: &Path, script: &str) {
+    std::fs::write(path, script).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn one_public_address() {

@@ -85,8 +85,10 @@ pub(super) async fn run(
     }
 }
 
-/// Returns a search path. Users' own PATH often lacks the directories of system programs.
-fn search_path() -> OsString {
+/// Returns the path on which programs are looked for: users' own PATH, which often lacks the directories of system
+/// programs, and those.
+#[must_use]
+pub fn search_path() -> OsString {
     with_system_directories(std::env::var_os("PATH").as_deref())
 }
 

@@ -117,8 +117,8 @@ pub fn is_change(datagram: &[u8], own_port: u32) -> bool {
 }
 
 /// Returns true if a notification matters. Neighbours come and go all the time on a busy link, and only those somebody
-/// set concern us; as do only routes of the main table and of those that are ours to use. Changes by our own requests (which carry their port) are
-/// known already.
+/// set concern us; as do only routes of the main table and of those that are ours to use. Changes by our own requests
+/// (which carry their port) are known already.
 fn matters(message: &Message<'_>, own_port: u32) -> bool {
     if own_port != 0 && message.port == own_port {
         return false;
