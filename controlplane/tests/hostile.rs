@@ -25,7 +25,7 @@ use http_body::{Body as HttpBody, Frame};
 use proto::admin_client::AdminClient;
 use proto::enrollment_client::EnrollmentClient;
 use proto::node_client::NodeClient;
-use support::ScratchDir;
+use support::{ScratchDir, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::body::Body;
@@ -68,7 +68,7 @@ impl Process {
     /// Starts a server with at most `descriptors` open, and further arguments.
     async fn start_with(descriptors: u32, further: &[&str]) -> Self {
         let dir = ScratchDir::new("hostile");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let printed = dir.path().join("printed");
         let limited = format!("ulimit -n {descriptors} 2>/dev/null; exec \"$0\" \"$@\"");
         let child = Command::new("sh")
@@ -282,7 +282,7 @@ async fn silent_sockets_by_the_thousand_keep_no_node_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_certificates_connections_and_half_asked_pages_leave_descriptors_and_the_administrator_revokes_it() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let server = Process::start_with(300, &[&format!("--http-listen=127.0.0.1:{port}")]).await;
     let (honest, owner) = server.node(1).await;
     honest.announce(&owner, &HostRanges::default()).await.expect("an honest node joins");

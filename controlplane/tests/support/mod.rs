@@ -47,6 +47,8 @@ impl Etcd {
         let store = self.store();
         let began = Instant::now();
         while store.range(&KeyRange::key("x")).await.is_err() {
+            let ended = self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some());
+            assert!(!ended, "etcd ended: {}", std::fs::read_to_string(self.log()).unwrap_or_default());
             assert!(began.elapsed() < Duration::from_secs(20), "etcd does not answer; see {}", self.log().display());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -101,13 +103,20 @@ impl Etcd {
 
     /// Runs etcdctl against it.
     pub fn ctl(&self, args: &[&str]) -> String {
-        let output = Command::new("etcdctl")
+        // Some of its commands wait for ever for a server that is not there.
+        let output = Command::new("timeout")
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url()])
+            .args(["30", "etcdctl", "--endpoints", &self.url()])
             .args(args)
             .output()
             .unwrap_or_else(|error| panic!("etcdctl cannot be run ({error}): install Debian's package etcd-client"));
-        assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "etcdctl {args:?}: {}: {}\netcd: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            std::fs::read_to_string(self.log()).unwrap_or_default()
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -137,9 +146,23 @@ pub fn connect(endpoints: &[String]) -> EtcdStore {
     EtcdStore::connect(EtcdOptions { endpoints: endpoints.to_vec(), ..EtcdOptions::default() }).unwrap()
 }
 
-/// Returns a loopback port that nobody listens on now.
+/// Returns a loopback port that nobody listens on now, and that nobody else is given or takes before a server has it: no
+/// other caller in this process, and no connection, since it is below the ports that Linux takes for those (32,768 to
+/// 60,999). Other processes begin to look elsewhere.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    /// The ports looked at.
+    const PORTS: std::ops::Range<u32> = 10_000..32_000;
+    /// The ports from where one process begins to where the next one does.
+    const APART: u32 = 64;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(APART);
+    loop {
+        let number = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + number).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A directory on a real disk, removed with the test.
