@@ -56,6 +56,8 @@ pub struct Losses {
     pub lost: Vec<u64>,
     /// The longest time that an answer took.
     pub slowest: Duration,
+    /// The other lines of `ping`: errors that came back, warnings.
+    pub said: Vec<String>,
 }
 
 impl Losses {
@@ -125,7 +127,12 @@ fn losses(output: &str) -> Losses {
     // The last request may have been on its way when ping was ended.
     let last = if answered.contains(&sent) { sent } else { sent - 1 };
     let slowest = output.lines().filter_map(round_trip).max().unwrap_or_default();
-    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect(), slowest }
+    let is_other = |line: &&str| {
+        let usual = ["PING ", "--- ", "rtt "].iter().any(|begin| line.starts_with(begin));
+        !line.is_empty() && !usual && !line.contains("packets transmitted") && sequence(line).is_none()
+    };
+    let said = output.lines().filter(is_other).map(str::to_owned).collect();
+    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect(), slowest, said }
 }
 
 fn round_trip(line: &str) -> Option<Duration> {
@@ -145,10 +152,14 @@ mod tests {
             format!("{}\n\n{sent} packets transmitted, {} received, 0% packet loss", lines.join("\n"), numbers.len())
         };
         let slowest = |number: u64| Duration::from_micros(number * 1000 + 500);
-        assert_eq!(losses(&output(&[1, 2, 3], 4)), Losses { sent: 4, lost: vec![], slowest: slowest(3) });
-        assert_eq!(losses(&output(&[1, 3], 3)), Losses { sent: 3, lost: vec![2], slowest: slowest(3) });
-        assert_eq!(losses(&output(&[1, 2], 5)), Losses { sent: 5, lost: vec![3, 4], slowest: slowest(2) });
-        let longest = |lost: &[u64]| Losses { sent: 99, lost: lost.to_vec(), slowest: Duration::ZERO }.longest();
+        let made = |sent, lost: &[u64], slowest| Losses { sent, lost: lost.to_vec(), slowest, said: Vec::new() };
+        assert_eq!(losses(&output(&[1, 2, 3], 4)), made(4, &[], slowest(3)));
+        assert_eq!(losses(&output(&[1, 3], 3)), made(3, &[2], slowest(3)));
+        assert_eq!(losses(&output(&[1, 2], 5)), made(5, &[3, 4], slowest(2)));
+        let error = "From 10.1.0.1 icmp_seq=2 Destination Host Unreachable";
+        let with_error = output(&[1, 3], 3).replacen('\n', &format!("\n{error}\n"), 1);
+        assert_eq!(losses(&with_error), Losses { said: vec![error.to_owned()], ..made(3, &[2], slowest(3)) });
+        let longest = |lost: &[u64]| made(99, lost, Duration::ZERO).longest();
         assert_eq!([longest(&[]), longest(&[4]), longest(&[1, 3, 4, 5, 9, 10])], [0, 1, 3]);
     }
 }
