@@ -35,11 +35,13 @@ impl KernelState {
         let before = self.links.get(&name);
         if before.is_some_and(|before| readdresses(before, link)) {
             self.neighbours.retain(|key, _| key.device != name);
+            self.altered.retain(|key, _| !matches!(key, ObjectKey::Neighbour(key) if key.device == name));
         }
         let mut link = link.clone();
         // If no Ethernet address is asked for, the link keeps the one it has.
         link.mac = link.mac.or(before.and_then(|before| before.mac));
         self.links.insert(name, link);
+        self.altered.remove(&ObjectKey::Link(name));
     }
 
     /// Sets a peer. The addresses that it is allowed are taken from all other peers of the device.
@@ -50,5 +52,6 @@ impl KernelState {
             }
         }
         self.wireguard_peers.insert(key, peer.clone());
+        self.altered.remove(&ObjectKey::WireguardPeer(key));
     }
 }

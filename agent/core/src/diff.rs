@@ -168,23 +168,24 @@ impl Visitor for Children<'_> {
 /// Compares the guard. The table is swapped whole if its rules differ; otherwise its elements are changed one by one.
 fn firewall(want: &KernelState, have: &KernelState, prune: Prune, out: &mut Vec<Op>) {
     let Some(ruleset) = &want.ruleset else {
-        if let (Some(found), Prune::Yes) = (&have.ruleset, prune) {
+        if have.has(&ObjectKey::Ruleset) && prune == Prune::Yes {
             let elements = have.peer_sources.iter().copied().collect();
-            let object = Object::Ruleset { ruleset: found.clone(), elements };
+            // Of an altered table nothing is known but that it goes.
+            let object = Object::Ruleset { ruleset: have.ruleset.clone().unwrap_or_default(), elements };
             out.push(Op { action: Action::Delete, object });
         }
         return;
     };
     let stale: Vec<PeerSource> = have.peer_sources.difference(&want.peer_sources).copied().collect();
     let fresh: Vec<PeerSource> = want.peer_sources.difference(&have.peer_sources).copied().collect();
-    if have.ruleset.as_ref() == Some(ruleset) {
+    if have.ruleset.as_ref() == Some(ruleset) && !have.is_altered(&ObjectKey::Ruleset) {
         out.extend(fresh.into_iter().map(|source| Op { action: Action::Create, object: Object::PeerSource(source) }));
         if prune != Prune::No {
             out.extend(stale.into_iter().map(|s| Op { action: Action::Delete, object: Object::PeerSource(s) }));
         }
         return;
     }
-    let action = if have.ruleset.is_some() { Action::Change } else { Action::Create };
+    let action = if have.has(&ObjectKey::Ruleset) { Action::Change } else { Action::Create };
     let mut elements: BTreeSet<PeerSource> = want.peer_sources.clone();
     if prune == Prune::No {
         elements.extend(stale.iter().filter(|source| has_set(ruleset, source)));
@@ -232,8 +233,8 @@ impl Merge<'_> {
         for (name, link) in want.links.iter().filter(|(name, _)| !self.blocked.link(**name)) {
             let action = match have.links.get(name) {
                 None => Action::Create,
-                Some(found) if lost::same_link(found, link) => continue,
-                Some(found) if found.can_become(link) => Action::Change,
+                Some(found) if lost::same_link(found, link) && !have.is_altered(&ObjectKey::Link(*name)) => continue,
+                Some(found) if have.link_can_become(*name, found, link) => Action::Change,
                 Some(_) => Action::Replace,
             };
             self.out.push(Op { action, object: Object::Link(*name, link.clone()) });
@@ -244,6 +245,10 @@ impl Merge<'_> {
                 self.out.push(Op { action: Action::Delete, object: Object::Link(*name, link.clone()) });
             }
         }
+    }
+
+    fn is_altered<K: Kind>(&self, key: &K::Key, spec: &K::Spec) -> bool {
+        !self.have.altered.is_empty() && self.have.is_altered(&K::object(key, spec).key())
     }
 
     /// Settings are only ever changed: what they were before is not known here.
@@ -272,7 +277,7 @@ impl Merge<'_> {
             }
             match found {
                 None => self.push(Action::Create, K::object(key, spec)),
-                Some((_, found)) if found == spec => {}
+                Some((_, found)) if found == spec && !self.is_altered::<K>(key, spec) => {}
                 Some(_) => self.push(Action::Change, K::object(key, spec)),
             }
         }

@@ -17,7 +17,7 @@ pub fn drift<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::Sysctl;
+    use crate::object::{Altered, Sysctl};
     use crate::op::{Action, Object};
 
     #[test]
@@ -32,5 +32,8 @@ mod tests {
         let left = with(&[("net/a", "1"), ("net/b", "0"), ("net/c", "1")]);
         let found = with(&[("net/a", "0"), ("net/b", "0")]);
         assert_eq!(drift(&left, &found, &ops).collect::<Vec<_>>(), [&ops[0], &ops[2]]);
+        let mut altered = left.clone();
+        altered.alter(ops[1].object.key(), Altered::InPlace);
+        assert_eq!(drift(&left, &altered, &ops).collect::<Vec<_>>(), [&ops[1]]);
     }
 }

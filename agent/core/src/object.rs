@@ -4,6 +4,7 @@
 //! A [`KernelState`] is used for both sides: what is desired and what a dump found. It has only what we *set*;
 //! counters, indexes and timers, which change by themselves, are left out.
 
+mod altered;
 mod firewall;
 mod kinds;
 mod link;
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+pub use altered::Altered;
 pub use firewall::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant, PeerSource, Ruleset, SetName, TunnelId};
 pub use kinds::{Bond, Bonds, Draft, KernelState, Kind, Object, ObjectKey, ObjectKind, Visitor, each};
 pub use link::{Datapath, GreLink, Link, LinkKind, VxlanLink, WireguardLink};

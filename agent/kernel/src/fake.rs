@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::claims::Sighting;
 use flatnet_core::facts::{HostFacts, Interface};
 use flatnet_core::firewall::WitnessSet;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, ObjectKey, Sysctl};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -110,7 +110,8 @@ impl FakeKernel {
         self.wake();
     }
 
-    /// Changes our objects behind the agent's back, and wakes it. Nothing follows from the change by itself: to delete
+    /// Changes our objects behind the agent's back, and wakes it. What is changed in a way that no specification tells
+    /// is marked ([`KernelState::alter`]). Nothing follows from the change by itself: to delete
     /// a device as the kernel does, see [`Self::delete_link`].
     pub fn edit<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
         let result = change(&mut self.lock().state);
@@ -314,7 +315,7 @@ impl Kernel for FakeKernel {
     }
 
     async fn is_guarded(&self) -> bool {
-        self.lock().state.ruleset.is_some()
+        self.lock().state.has(&ObjectKey::Ruleset)
     }
 
     async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::DroppingChain;
-use flatnet_core::object::{KernelState, PeerSource, Ruleset};
+use flatnet_core::object::{Altered, KernelState, ObjectKey, PeerSource, Ruleset};
 use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 use futures::Stream;
 
@@ -97,8 +97,8 @@ impl Firewall {
         })
     }
 
-    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. An object of ours that is
-    /// not as we made it is added in a form that cannot equal anything wanted.
+    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. A table of ours
+    /// that is not as we made it is marked as altered.
     pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
         let sets = scope.sets.clone();
         let read = self.blocking(move |netfilter| {
@@ -118,7 +118,10 @@ impl Firewall {
         if let (Some(digest), Some(_)) = (digest, &known) {
             lock(&self.held).compare(digest, &into.peer_sources);
         }
-        into.ruleset = digest.map(|_| known.unwrap_or_else(|| Ruleset { body: Ruleset::DRIFTED.to_owned() }));
+        if digest.is_some() && known.is_none() {
+            into.alter(ObjectKey::Ruleset, Altered::InPlace);
+        }
+        into.ruleset = known;
         into.iptables = self.with_listings(Cache::rules).await?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use flatnet_controlplane::flannel::{decode_change, decode_config};
 use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
-use flatnet_core::object::{KernelState, RouteKey, Ruleset, Sysctl};
+use flatnet_core::object::{Altered, KernelState, RouteKey, Sysctl};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_core::problem::ProblemCode;
 use flatnet_kernel::fake::{FakeKernel, Strike};
@@ -455,7 +455,7 @@ async fn a_guard_that_is_changed_or_flushed_while_a_network_waits_is_put_back_as
     sleep(SETTLED).await;
     assert_eq!(host.problems(), [ProblemCode::UnderlayMtu]);
     // A dump shows a table of ours that somebody changed like this.
-    host.kernel.edit(|state| state.ruleset = Some(Ruleset { body: Ruleset::DRIFTED.to_owned() }));
+    host.kernel.edit(|state| state.alter(ObjectKey::Ruleset, Altered::InPlace));
     sleep(SETTLED).await;
     assert_eq!((host.kernel.state() == exact, host.drift("ruleset")), (true, 1));
     // This is `nft flush ruleset`.
@@ -478,7 +478,7 @@ async fn a_guard_that_nobody_remembers_is_kept_as_it_is_loaded_and_shut_once_som
     sleep(SETTLED).await;
     assert_eq!((second.kernel.state() == exact, second.problems()), (true, vec![ProblemCode::UnderlayMtu]));
     second.kernel.edit(|state| {
-        state.ruleset = Some(Ruleset { body: Ruleset::DRIFTED.to_owned() });
+        state.alter(ObjectKey::Ruleset, Altered::InPlace);
         state.peer_sources.clear();
     });
     sleep(SETTLED).await;

@@ -50,7 +50,7 @@ impl Wanted {
         if !self.desired.guard_unknown {
             return;
         }
-        if let Some(loaded) = found.ruleset.as_ref().filter(|loaded| loaded.is_intact()) {
+        if let Some(loaded) = &found.ruleset {
             self.desired.state.ruleset = Some(loaded.clone());
         }
         let Some(ruleset) = &self.desired.state.ruleset else { return };

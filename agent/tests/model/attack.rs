@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-use flatnet_core::object::{AddressKey, IptablesRule, KernelState, RouteVia, Rule, Ruleset};
+use flatnet_core::object::{AddressKey, Altered, IptablesRule, KernelState, ObjectKey, RouteVia, Rule};
 use flatnet_core::op::ObjectKind;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::{Mac, Mtu};
@@ -58,9 +58,10 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
             state.ruleset = None;
             state.peer_sources.clear();
         }
-        // A dump shows a table of ours that somebody changed like this.
         ObjectKind::Ruleset => {
-            state.ruleset = state.ruleset.take().map(|_| Ruleset { body: Ruleset::DRIFTED.to_owned() });
+            if state.has(&ObjectKey::Ruleset) {
+                state.alter(ObjectKey::Ruleset, Altered::InPlace);
+            }
         }
         ObjectKind::PeerSource => {
             let Some(mut source) = nth(state.peer_sources.iter(), number) else { return };
@@ -74,6 +75,12 @@ fn edit(state: &mut KernelState, kind: ObjectKind, attack: Attack, number: usize
         // The deletion of a device is in `carry_out`.
         ObjectKind::Link => {
             let Some(name) = nth(state.links.keys(), number) else { return };
+            // In what its specification tells, or in what it does not.
+            match number % 3 {
+                0 => state.alter(ObjectKey::Link(name), Altered::InPlace),
+                1 => state.alter(ObjectKey::Link(name), Altered::Anew),
+                _ => {}
+            }
             state.links.entry(name).and_modify(|link| link.mtu = Mtu::new(1300).unwrap());
         }
         // The kernel cannot delete a setting: all are reset, or one of them is changed.

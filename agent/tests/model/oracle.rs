@@ -387,6 +387,9 @@ fn same(wanted: &KernelState, kernel: &KernelState, blocked: bool) -> Result<(),
         )*};
     }
     compare!(peer_sources, links, addresses, neighbours, fdb, wireguard_peers, nexthops, routes, iptables);
+    if let Some((altered, _)) = kernel.altered.first_key_value() {
+        return Err(format!("its kernel has {altered:?} altered"));
+    }
     if wanted.ruleset != kernel.ruleset {
         return Err("its kernel has another table".to_owned());
     }

@@ -46,7 +46,7 @@ impl Lost {
         let mut lost = Self::default();
         for (name, link) in want.links.iter().filter(|(name, _)| !blocked.link(**name)) {
             match have.links.get(name) {
-                Some(found) if !found.can_become(link) => {
+                Some(found) if !have.link_can_become(*name, found, link) => {
                     lost.early.insert(*name);
                 }
                 Some(found) if readdresses(found, link) => {
@@ -125,7 +125,8 @@ pub(crate) fn in_the_way<'a>(
     want: &'a KernelState,
     have: &'a KernelState,
 ) -> impl Iterator<Item = (IfName, IfName)> + 'a {
-    let must_be_made = |name: &IfName, link: &Link| have.links.get(name).is_none_or(|found| !found.can_become(link));
+    let must_be_made =
+        |name: &IfName, link: &Link| have.links.get(name).is_none_or(|found| !have.link_can_become(*name, found, link));
     want.links.iter().filter(move |(name, link)| must_be_made(name, link)).flat_map(|(name, link)| {
         let orphans = have.links.iter().filter(|(other, _)| !want.links.contains_key(other));
         orphans.filter(|(_, found)| same_tunnel(link, found)).map(|(other, _)| (*name, *other))

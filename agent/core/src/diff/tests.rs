@@ -2,7 +2,7 @@ use flatnet_model::{BackendConfig, IfName, Mac, Mtu, Vni, VxlanConfig};
 
 use super::*;
 use crate::fixture::{config, device, one, peer, vxlan};
-use crate::object::{Link, LinkKind, RouteVia};
+use crate::object::{Altered, Link, LinkKind, RouteVia};
 
 fn state() -> KernelState {
     let peers = [peer("10.100.2.0-24", 12, &vxlan()), peer("10.100.3.0-24", 13, &vxlan())];
@@ -193,4 +193,39 @@ fn a_bridge_that_something_is_plugged_into_stays_with_its_addresses() {
         // A bridge that is wanted is not reported.
         assert_eq!(diff(&have, &used, Prune::Yes), Diff::default());
     }
+}
+
+#[test]
+fn what_is_altered_is_put_right_though_its_specification_is_as_wanted() {
+    let want = state();
+    let mut have = want.clone();
+    have.alter(ObjectKey::Link(flat()), Altered::InPlace);
+    assert_eq!(texts(&diff(&want, &dump(have.clone()), Prune::Yes)), ["change link flat.1"]);
+    have.alter(ObjectKey::Link(flat()), Altered::Anew);
+    let changes = texts(&diff(&want, &dump(have), Prune::Yes));
+    assert_eq!(changes[0], "replace link flat.1");
+    assert!(changes[1..].iter().all(|text| text.starts_with("create") || text.starts_with("change sysctl")));
+    let (key, _) = want.routes.first_key_value().unwrap();
+    let mut have = want.clone();
+    have.alter(ObjectKey::Route(*key), Altered::InPlace);
+    assert_eq!(texts(&diff(&want, &dump(have), Prune::Yes)), [format!("change route {}", key.destination)]);
+}
+
+#[test]
+fn an_altered_table_is_swapped_and_goes_when_it_is_not_wanted() {
+    let want = state();
+    let mut have = want.clone();
+    have.alter(ObjectKey::Ruleset, Altered::InPlace);
+    let changes = diff(&want, &dump(have.clone()), Prune::No).changes;
+    assert!(
+        matches!(changes.as_slice(), [Op { action: Action::Change, object: Object::Ruleset { .. } }]),
+        "{changes:?}"
+    );
+    let mut after = have.clone();
+    changes.iter().for_each(|op| after.apply(op));
+    assert_eq!(after, want);
+    let none = KernelState { ruleset: None, peer_sources: BTreeSet::new(), ..want.clone() };
+    let changes = texts(&diff(&none, &dump(have.clone()), Prune::Yes));
+    assert_eq!(changes, ["delete table inet flatnet (2 elements)"]);
+    assert_eq!(diff(&none, &dump(have), Prune::No), Diff::default());
 }

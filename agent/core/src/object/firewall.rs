@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 /// The table `inet flatnet` as `nft -f` takes it, without the elements of its sets. It is only ever swapped whole, in
 /// one transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// The text between the table's braces.
     pub body: String,
@@ -21,15 +21,6 @@ impl Ruleset {
     /// The name of the second table that holds the guard while an agent runs, in family `inet`. Nobody else can flush
     /// it.
     pub const HELD: &'static str = "flatnet_held";
-
-    /// The body that stands for a table of ours that somebody changed. No ruleset that is wanted has it.
-    pub const DRIFTED: &'static str = "drifted";
-
-    /// Returns true if the table is as we made it.
-    #[must_use]
-    pub fn is_intact(&self) -> bool {
-        self.body != Self::DRIFTED
-    }
 
     /// Returns the sets that the body declares, in order.
     pub fn sets(&self) -> impl Iterator<Item = SetName> {

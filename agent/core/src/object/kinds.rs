@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use flatnet_model::IfName;
 
 use super::{
-    AddressKey, FdbKey, IptablesKey, IptablesRule, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId, PeerSource,
-    Route, RouteKey, RouteVia, Rule, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
+    AddressKey, Altered, FdbKey, IptablesKey, IptablesRule, Link, LinkAddress, NeighbourKey, Nexthop, NexthopId,
+    PeerSource, Route, RouteKey, RouteVia, Rule, Ruleset, Sysctl, WireguardPeer, WireguardPeerKey,
 };
 
 /// The way in which an object stands on another one.
@@ -267,6 +267,8 @@ macro_rules! kinds {
             /// Our one nftables table without its set elements.
             pub ruleset: Option<Ruleset>,
             $($(#[$doc])* pub $table: table!($key_type $(, $spec_type)?),)*
+            /// The objects that are there and that somebody altered. What is desired has none.
+            pub altered: BTreeMap<ObjectKey, Altered>,
         }
 
         /// A desired state being made: plain lists, because building each map once from a list is several times faster
@@ -282,7 +284,11 @@ macro_rules! kinds {
             /// The finished state.
             #[must_use]
             pub fn into_state(self) -> KernelState {
-                KernelState { ruleset: self.ruleset, $($table: self.$table.into_iter().collect(),)* }
+                KernelState {
+                    ruleset: self.ruleset,
+                    $($table: self.$table.into_iter().collect(),)*
+                    altered: BTreeMap::new(),
+                }
             }
         }
 
@@ -291,7 +297,7 @@ macro_rules! kinds {
             #[must_use]
             pub fn count(&self, kind: ObjectKind) -> usize {
                 match kind {
-                    ObjectKind::Ruleset => usize::from(self.ruleset.is_some()),
+                    ObjectKind::Ruleset => usize::from(self.has(&ObjectKey::Ruleset)),
                     $(ObjectKind::$kind => self.$table.len(),)*
                 }
             }
@@ -300,22 +306,27 @@ macro_rules! kinds {
             #[must_use]
             pub fn has(&self, key: &ObjectKey) -> bool {
                 match key {
-                    ObjectKey::Ruleset => self.ruleset.is_some(),
+                    ObjectKey::Ruleset => self.ruleset.is_some() || self.is_altered(key),
                     $(ObjectKey::$kind(key) => self.$table.get(key).is_some(),)*
                 }
             }
 
-            /// Returns true if both states have nothing at `key`, or both an object of the same specification.
+            /// Returns true if both states have nothing at `key`, or both an object of the same specification, altered
+            /// or not.
             #[must_use]
             pub fn same_at(&self, other: &Self, key: &ObjectKey) -> bool {
-                match key {
+                let same = match key {
                     ObjectKey::Ruleset => self.ruleset == other.ruleset,
                     $(ObjectKey::$kind(key) => self.$table.get(key) == other.$table.get(key),)*
-                }
+                };
+                same && self.altered.get(key) == other.altered.get(key)
             }
 
             /// Puts `object` there, and nothing else that the kernel would do on that occasion.
             pub(crate) fn put(&mut self, object: &Object) {
+                if !self.altered.is_empty() {
+                    self.altered.remove(&object.key());
+                }
                 match object {
                     Object::Ruleset { ruleset, elements } => {
                         self.ruleset = Some(ruleset.clone());
@@ -329,6 +340,7 @@ macro_rules! kinds {
 
             /// Takes away what is at `key`, and all that the kernel takes along.
             pub fn forget(&mut self, key: &ObjectKey) {
+                self.altered.remove(key);
                 match key {
                     ObjectKey::Ruleset => self.ruleset = None,
                     $(ObjectKey::$kind(key) => drop(self.$table.remove(key)),)*
@@ -341,8 +353,12 @@ macro_rules! kinds {
                 let mut also = Vec::new();
                 $(
                     if ObjectKind::$kind.parents().contains(&gone.kind()) {
+                        let altered = &mut self.altered;
                         Table::retain(&mut self.$table, |key, spec| {
                             let stays = <marker::$kind as Kind>::bonds(key, spec).parent() != Some(gone);
+                            if !stays && !altered.is_empty() {
+                                altered.remove(&ObjectKey::$kind(key.clone()));
+                            }
                             if !stays && ObjectKind::$kind.carries() {
                                 also.push(ObjectKey::$kind(key.clone()));
                             }

@@ -10,9 +10,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::object::{
-    AddressKey, Datapath, Encap, FdbKey, Foreign, GreLink, IptablesChain, IptablesKey, IptablesRule, IptablesVariant,
-    Link, LinkKind, NeighbourKey, NextHop, Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia, Ruleset, SetName,
-    TunnelId, VxlanLink, WireguardLink, WireguardPeer, WireguardPeerKey,
+    AddressKey, Altered, Datapath, Encap, FdbKey, Foreign, GreLink, IptablesChain, IptablesKey, IptablesRule,
+    IptablesVariant, Link, LinkKind, NeighbourKey, NextHop, Nexthop, NexthopId, PeerSource, Route, RouteKey, RouteVia,
+    Ruleset, SetName, TunnelId, VxlanLink, WireguardLink, WireguardPeer, WireguardPeerKey,
 };
 use crate::op::ObjectKey;
 
@@ -267,7 +267,7 @@ fn objects(state: &KernelState, like: &KernelState) -> BTreeMap<ObjectKey, Strin
 fn has(state: &KernelState, object: &Object) -> bool {
     match object {
         Object::Sysctl(sysctl, _) => state.sysctls.contains_key(sysctl),
-        _ => objects(state, state).contains_key(&object.key()),
+        _ => objects(state, state).contains_key(&object.key()) || state.is_altered(&object.key()),
     }
 }
 
@@ -276,9 +276,9 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
     let device = |device: IfName| device == name(9) || state.links.contains_key(&device);
     let stands = match &op.object {
         Object::Ruleset { ruleset, elements } => {
-            elements.iter().all(|element| ruleset.sets().any(|set| set == element.set))
+            op.action == Action::Delete || elements.iter().all(|element| ruleset.sets().any(|set| set == element.set))
         }
-        Object::PeerSource(_) => state.ruleset.is_some(),
+        Object::PeerSource(_) => state.has(&ObjectKey::Ruleset),
         Object::Iptables(..) | Object::Rule(_) => true,
         Object::Link(name, link) => {
             op.action == Action::Delete
@@ -338,6 +338,26 @@ proptest! {
         }
         let again = super::plan(&want, &Dump { state, ..dump }, Prune::Yes);
         prop_assert_eq!(again, Plan::default());
+    }
+
+    #[test]
+    fn the_plan_puts_right_whatever_is_altered(
+        want in state(true), have in state(false),
+        attacks in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 1..4),
+    ) {
+        let mut have = have;
+        for (index, anew) in attacks {
+            // An element is there or not, and has nothing that could be altered.
+            let keys = objects(&have, &have).into_keys().filter(|key| !matches!(key, ObjectKey::PeerSource(_)));
+            let keys: Vec<ObjectKey> = keys.collect();
+            if !keys.is_empty() {
+                have.alter(index.get(&keys).clone(), if anew { Altered::Anew } else { Altered::InPlace });
+            }
+        }
+        let dump = dump(have, Foreign::default());
+        let state = fold(&dump, &plan(&want, &dump, Prune::Yes).ops)?;
+        prop_assert_eq!(&state.altered, &BTreeMap::new());
+        prop_assert_eq!(objects(&state, &want), objects(&want, &want));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn stands(state: &KernelState, object: &Object) -> Done {
         (Object::Sysctl(setting, _), _) => has_settings(state, setting),
         (Object::Nexthop(..) | Object::Route(..), Some(ObjectKey::Link(name))) => hop(state, *name),
         (_, Some(ObjectKey::Link(name))) => device(state, *name).map(drop),
-        (_, Some(ObjectKey::Ruleset)) if state.ruleset.is_none() => Err(Errno::ENOENT),
+        (_, Some(ObjectKey::Ruleset)) if !state.has(&ObjectKey::Ruleset) => Err(Errno::ENOENT),
         (_, Some(parent)) if !state.has(parent) => Err(Errno::EINVAL),
         _ => Ok(()),
     }
@@ -132,7 +132,7 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
         Action::Create => tunnel_is_free(&state.links, name, link)?,
         Action::Change => {
             let present = device(state, name)?.clone();
-            if !present.can_become(link) {
+            if !state.link_can_become(name, &present, link) {
                 return Err(Errno::EOPNOTSUPP);
             }
             if link.mac.is_some_and(|mac| present.mac != Some(mac)) {
@@ -153,6 +153,7 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
         }
     }
     state.links.insert(name, link.clone());
+    state.altered.remove(&ObjectKey::Link(name));
     Ok(())
 }
 

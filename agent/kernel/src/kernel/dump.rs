@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 
-use flatnet_core::object::{Dump, KernelState};
+use flatnet_core::object::{Dump, KernelState, ObjectKey};
 use flatnet_model::IfName;
 
 use super::carriers::{self, Devices};
@@ -43,8 +43,11 @@ fn read_links(links: &[RawLink], scope: &Scope, dump: &mut Dump) {
     for raw in links {
         let Ok(name) = IfName::new(&raw.name) else { continue };
         match links::read(raw).filter(|_| links::is_ours(raw)) {
-            Some(link) => {
+            Some((link, altered)) => {
                 dump.state.links.insert(name, link);
+                if let Some(altered) = altered {
+                    dump.state.alter(ObjectKey::Link(name), altered);
+                }
             }
             None if wanted.contains(&name) => {
                 dump.foreign.links.insert(name, links::describe(raw));

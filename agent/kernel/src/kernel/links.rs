@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flatnet_core::object::{Datapath, GreLink, Link, LinkKind, Sysctl, VxlanLink, WireguardLink};
+use flatnet_core::object::{Altered, Datapath, GreLink, Link, LinkKind, Sysctl, VxlanLink, WireguardLink};
 use flatnet_model::{GreKey, IfName, Mac, Mtu, Vni};
 
 use crate::netlink::encode::{self, rtm};
@@ -64,14 +64,14 @@ pub(super) fn is_ours(link: &RawLink) -> bool {
     link.alias.starts_with(Link::ALIAS)
 }
 
-/// Reads a device of ours as the agent knows it; `None`: it has a kind or an identifier that we never give, so it is
-/// not ours whatever its alias says.
-pub(super) fn read(link: &RawLink) -> Option<Link> {
+/// Reads a device of ours as the agent knows it, and whether somebody altered it in what that does not tell; `None`: it
+/// has a kind or an identifier that we never give, so it is not ours whatever its alias says.
+pub(super) fn read(link: &RawLink) -> Option<(Link, Option<Altered>)> {
+    let mut altered = None;
     let kind = match (link.kind.as_str(), &link.vxlan) {
         ("vxlan", Some(vxlan)) => {
-            // A device that learns was tampered with. Learning has no field here, since it is always off, so the device
-            // is reported with another local address: putting that right turns learning off too.
-            let local = vxlan.local.filter(|_| !vxlan.learning).unwrap_or_else(|| unspecified_like(vxlan.local));
+            altered = vxlan.learning.then_some(Altered::InPlace);
+            let local = vxlan.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             LinkKind::Vxlan(VxlanLink { vni: Vni::new(vxlan.vni).ok()?, port: vxlan.port, local })
         }
         ("bridge", _) => LinkKind::Bridge,
@@ -80,38 +80,33 @@ pub(super) fn read(link: &RawLink) -> Option<Link> {
         ("tun", _) if link.alias.split(' ').nth(1) == Some(WIREGUARD) => {
             LinkKind::Wireguard(unset(Datapath::Userspace))
         }
-        ("gre", _) => LinkKind::Gre(multipoint(link)?),
+        ("gre", _) => {
+            let gre = link.gre?;
+            altered = gre.multipoint().is_none().then_some(Altered::Anew);
+            LinkKind::Gre(GreLink {
+                key: GreKey::new(gre.in_key.unwrap_or_default()),
+                local: ipv4(gre.local),
+                datapath: Datapath::Kernel,
+            })
+        }
         ("ip6gre", _) if link.gre.is_some_and(|gre| gre.external) => LinkKind::Gre6(Datapath::Kernel),
         ("tun", _) => crate::userspace::alias::read(&link.alias)?,
         _ => return None,
     };
     // The kernel allows more than anybody wants.
     let mtu = Mtu::new(link.mtu.clamp(Mtu::MIN_IPV4, Mtu::MAX)).ok()?;
-    Some(Link { kind, mtu, mac: link.mac.map(Mac::new), up: link.is_up() })
+    Some((Link { kind, mtu, mac: link.mac.map(Mac::new), up: link.is_up() }, altered))
 }
 
 fn unset(datapath: Datapath) -> WireguardLink {
     WireguardLink { port: 0, public_key: None, datapath }
 }
 
-/// Reads a multipoint GRE device. If somebody gave it another end or two keys, it is reported as one of user space, so
-/// that it is made anew.
-fn multipoint(link: &RawLink) -> Option<GreLink> {
-    let gre = link.gre?;
-    Some(match gre.multipoint() {
-        Some((key, local)) => GreLink { key, local, datapath: Datapath::Kernel },
-        None => GreLink {
-            key: GreKey::new(gre.in_key.unwrap_or_default()),
-            local: Ipv4Addr::UNSPECIFIED,
-            datapath: Datapath::Userspace,
-        },
-    })
-}
-
-fn unspecified_like(local: Option<IpAddr>) -> IpAddr {
-    match local {
-        Some(IpAddr::V6(_)) => IpAddr::from([0_u8; 16]),
-        Some(IpAddr::V4(_)) | None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+/// Returns an IPv4 address, or the unspecified one where a device has none.
+fn ipv4(address: Option<IpAddr>) -> Ipv4Addr {
+    match address {
+        Some(IpAddr::V4(address)) => address,
+        Some(IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
     }
 }
 
