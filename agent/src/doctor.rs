@@ -20,6 +20,7 @@ mod wireguard;
 use std::time::SystemTime;
 
 use flatnet_core::facts::HostFacts;
+use flatnet_core::op::ObjectKey;
 use flatnet_kernel::{Kernel, KernelError, Scope};
 use flatnet_proto::agent::v1::Status;
 use serde::Serialize;
@@ -135,8 +136,8 @@ fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
 /// Asks the kernel for facts, our objects, and what every other device is.
 async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> {
     host.facts = kernel.facts(&[]).await?;
-    let links = host.facts.interfaces.iter().map(|interface| interface.name).collect();
-    let dump = kernel.dump(&Scope { links, ..Scope::default() }).await?;
+    let links = host.facts.interfaces.iter().map(|interface| ObjectKey::Link(interface.name));
+    let dump = kernel.dump(&Scope::also(links)).await?;
     host.ours = dump.state;
     host.devices = dump.foreign.links;
     host.drops = kernel.drops().await?;

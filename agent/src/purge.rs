@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flatnet_core::diff::Prune;
 use flatnet_core::object::KernelState;
-use flatnet_core::op::{Action, Object, Op, OpOutcome};
+use flatnet_core::op::{Action, Object, ObjectKey, Op, OpOutcome};
 use flatnet_core::plan::{Plan, plan};
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, Scope};
@@ -30,7 +30,7 @@ pub async fn kernel<K: Kernel>(kernel: &K, sysctls: &SysctlRecord) -> Vec<String
     // The second round is for objects that could go only after something else had gone.
     for _ in 0..2 {
         failures.clear();
-        let scope = Scope { sysctls: sysctls.changed().keys().cloned().collect(), ..Scope::default() };
+        let scope = Scope::also(sysctls.changed().keys().cloned().map(ObjectKey::Sysctl));
         let dump = match kernel.dump(&scope).await {
             Ok(dump) => dump,
             Err(error) => return vec![error.to_string()],

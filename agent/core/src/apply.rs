@@ -1,12 +1,39 @@
 //! The kernel's state after operations that succeeded: the reconciler's idea of the actual state between two dumps.
 
+use std::collections::BTreeSet;
+
 use flatnet_model::IfName;
 
 use crate::diff::lost::readdresses;
-use crate::object::{Dump, KernelState, Link, Object, ObjectKey, WireguardPeer, WireguardPeerKey};
+use crate::object::{Dump, KernelState, Link, Object, ObjectKey, SetName, WireguardPeer, WireguardPeerKey};
 use crate::op::{Action, Op};
 
 impl Dump {
+    /// Takes in what another look `found` at `keys` and in `sets`, in the place of what was known of them.
+    pub fn renew(&mut self, keys: &BTreeSet<ObjectKey>, sets: &BTreeSet<SetName>, found: Self) {
+        for key in keys {
+            if !found.state.has(key) {
+                self.state.forget(key);
+            }
+            self.state.altered.remove(key);
+            match key {
+                ObjectKey::Link(name) => {
+                    self.foreign.links.remove(name);
+                    self.ports.remove(name);
+                }
+                ObjectKey::Nexthop(id) => drop(self.foreign.nexthops.remove(id)),
+                ObjectKey::Route(key) => drop(self.foreign.routes.remove(key)),
+                _ => {}
+            }
+        }
+        self.state.peer_sources.retain(|source| !sets.contains(&source.set));
+        self.state.extend(found.state);
+        self.foreign.links.extend(found.foreign.links);
+        self.foreign.nexthops.extend(found.foreign.nexthops);
+        self.foreign.routes.extend(found.foreign.routes);
+        self.ports.extend(found.ports);
+    }
+
     /// Folds one successful operation in. Foreign objects never change.
     pub fn apply(&mut self, op: &Op) {
         self.state.apply(op);
@@ -53,5 +80,51 @@ impl KernelState {
         }
         self.wireguard_peers.insert(key, peer.clone());
         self.altered.remove(&ObjectKey::WireguardPeer(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{config, device, one, peer, vxlan};
+    use crate::object::Altered;
+
+    /// What a look at `keys` finds in `whole`.
+    fn look(whole: &Dump, keys: &BTreeSet<ObjectKey>) -> Dump {
+        let mut found = whole.clone();
+        found.state.retain(|key| keys.contains(key));
+        found.foreign.links.retain(|name, _| keys.contains(&ObjectKey::Link(*name)));
+        found
+    }
+
+    #[test]
+    fn what_a_look_at_some_keys_finds_takes_the_place_of_what_was_known_of_them() {
+        let peers = [peer("10.100.2.0-24", 12, &vxlan()), peer("10.100.3.0-24", 13, &vxlan())];
+        let state = one(&config(Some("10.100.0.0/16"), None, vxlan()), "10.100.1.0-24", &peers).state;
+        let before = Dump { state, ..Dump::default() };
+        let (route, other) = (*before.state.routes.keys().next().unwrap(), *before.state.routes.keys().last().unwrap());
+        let mut now = before.clone();
+        now.state.forget(&ObjectKey::Route(route));
+        now.state.forget(&ObjectKey::Route(other));
+        now.state.alter(ObjectKey::Link(device("flat.1")), Altered::InPlace);
+        now.foreign.links.insert(device("flannel.1"), "vxlan VNI 1".to_owned());
+        let keys: BTreeSet<ObjectKey> =
+            [ObjectKey::Route(route), ObjectKey::Link(device("flat.1")), ObjectKey::Link(device("flannel.1"))].into();
+        let mut known = before.clone();
+        known.renew(&keys, &BTreeSet::new(), look(&now, &keys));
+        assert!(known.state.routes.contains_key(&other), "nobody looked there");
+        known.state.forget(&ObjectKey::Route(other));
+        assert_eq!(known, now);
+        // A device that is gone is gone with all that stood on it.
+        now.state.forget(&ObjectKey::Link(device("flat.1")));
+        known.renew(&keys, &BTreeSet::new(), look(&now, &keys));
+        assert_eq!(known, now);
+        // All elements of a set are exchanged.
+        let sets: BTreeSet<SetName> = now.state.peer_sources.iter().map(|source| source.set).collect();
+        now.state.peer_sources.pop_first();
+        let mut found = Dump::default();
+        found.state.peer_sources.clone_from(&now.state.peer_sources);
+        known.renew(&BTreeSet::new(), &sets, found);
+        assert_eq!(known, now);
     }
 }

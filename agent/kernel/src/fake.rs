@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::claims::Sighting;
 use flatnet_core::facts::{HostFacts, Interface};
 use flatnet_core::firewall::WitnessSet;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, ObjectKey, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, ObjectKey};
 use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -52,6 +52,8 @@ struct Inner {
     adoptable: Option<Link>,
     tried: u64,
     counts: Counts,
+    /// The dumps of everything that were made.
+    full_dumps: u64,
 }
 
 /// The kernel in memory. Clones are the same kernel.
@@ -199,6 +201,12 @@ impl FakeKernel {
         self.lock().counts.clone()
     }
 
+    /// Returns the number of dumps of everything so far.
+    #[must_use]
+    pub fn full_dumps(&self) -> u64 {
+        self.lock().full_dumps
+    }
+
     /// Returns the number of operations tried so far, of all kinds.
     #[must_use]
     pub fn tried(&self) -> u64 {
@@ -286,21 +294,14 @@ impl Kernel for FakeKernel {
     }
 
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
-        let inner = self.lock();
+        let mut inner = self.lock();
         inner.readable("objects")?;
-        let (mut state, mut foreign) = (inner.state.clone(), inner.foreign.clone());
-        state.sysctls.retain(|setting, _| scope.sysctls.contains(setting));
-        state.peer_sources.retain(|element| scope.sets.contains(&element.set));
-        foreign.links.retain(|name, _| scope.links.contains(name));
-        let ports = inner.ports.iter().filter(|(bridge, _)| state.links.contains_key(bridge));
-        Ok(Dump { ports: ports.map(|(bridge, ports)| (*bridge, ports.clone())).collect(), state, foreign })
-    }
-
-    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
-        let inner = self.lock();
-        inner.readable("settings")?;
-        let known = inner.state.sysctls.iter().filter(|(setting, _)| settings.contains(setting));
-        Ok(known.map(|(setting, value)| (setting.clone(), value.clone())).collect())
+        let ports = inner.ports.iter().filter(|(bridge, _)| inner.state.links.contains_key(bridge));
+        let ports = ports.map(|(bridge, ports)| (*bridge, ports.clone())).collect();
+        let mut dump = Dump { state: inner.state.clone(), foreign: inner.foreign.clone(), ports };
+        scope.narrow(&mut dump);
+        inner.full_dumps += u64::from(scope.ours);
+        Ok(dump)
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

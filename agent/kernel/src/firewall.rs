@@ -37,7 +37,7 @@ use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{Altered, KernelState, ObjectKey, PeerSource, Ruleset};
-use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
+use flatnet_core::op::{Action, Object, ObjectKind, Op, OpError, OpOutcome};
 use futures::Stream;
 
 use crate::{KernelError, Scope, Wake};
@@ -97,10 +97,20 @@ impl Firewall {
         })
     }
 
-    /// Adds our table, the elements of the sets in `scope` and our iptables rules to `into`. A table of ours
-    /// that is not as we made it is marked as altered.
+    /// Adds our table, the elements of its sets and our iptables rules to `into`, as far as `scope` looks at them. A
+    /// table of ours that is not as we made it is marked as altered.
     pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
-        let sets = scope.sets.clone();
+        if scope.has_kind(ObjectKind::Ruleset) || scope.has_kind(ObjectKind::PeerSource) {
+            self.dump_table(scope, into).await?;
+        }
+        if scope.has_kind(ObjectKind::Iptables) {
+            into.iptables = self.with_listings(Cache::rules).await?;
+        }
+        Ok(())
+    }
+
+    async fn dump_table(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
+        let sets = scope.sets_read();
         let read = self.blocking(move |netfilter| {
             let mut contents = Vec::new();
             let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
@@ -115,14 +125,13 @@ impl Firewall {
         let odd = contents.iter().any(|set| set.odd > 0);
         let known = digest.and_then(|digest| lock(&self.memory).recall(digest).filter(|_| !odd).cloned());
         into.peer_sources.extend(contents.into_iter().flat_map(|set| set.sources));
-        if let (Some(digest), Some(_)) = (digest, &known) {
+        if let (Some(digest), Some(_), true) = (digest, &known, scope.ours) {
             lock(&self.held).compare(digest, &into.peer_sources);
         }
         if digest.is_some() && known.is_none() {
             into.alter(ObjectKey::Ruleset, Altered::InPlace);
         }
         into.ruleset = known;
-        into.iptables = self.with_listings(Cache::rules).await?;
         Ok(())
     }
 

@@ -11,7 +11,6 @@ mod ports;
 mod way;
 mod wireguard;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Link, Ruleset, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Link, Ruleset};
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
 use flatnet_core::way::{Detour, WayQuery};
 use flatnet_model::{IfName, IpFamily};
@@ -33,7 +32,7 @@ use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::userspace::Userspace;
 use crate::wireguard::Keyring;
-use crate::{Kernel, KernelError, Scope, Wake, sysctl};
+use crate::{Kernel, KernelError, Scope, Wake};
 use gre_probe::GreProbe;
 use ports::Ports;
 
@@ -175,19 +174,14 @@ impl Kernel for NetlinkKernel {
         let ports = Arc::clone(&self.ports);
         let read = self.blocking(move |channel| {
             let mut dump = dump::dump(channel, &mut lock(&userspace), &mut lock(&ports), &wanted)?;
-            wireguard.dump(channel, &mut dump.state);
+            wireguard.dump(channel, &mut dump.state, wanted.ours);
             Ok(dump)
         });
         let read = read.await;
         let mut dump = read.map_err(|source| KernelError { what: "objects", source })??;
         self.firewall.dump(scope, &mut dump.state).await?;
+        scope.narrow(&mut dump);
         Ok(dump)
-    }
-
-    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
-        let read = |setting: &Sysctl| Some(sysctl::read(setting).transpose()?.map(|value| (setting.clone(), value)));
-        let values: io::Result<_> = settings.iter().filter_map(read).collect();
-        values.map_err(|source| KernelError { what: "settings", source })
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

@@ -14,36 +14,25 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 mod resolvers;
+mod scope;
 mod sysctl;
 mod userspace;
 pub mod wireguard;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 
 use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Ruleset, SetName, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Ruleset};
 use flatnet_core::op::{Op, OpOutcome};
 use flatnet_core::way::{Detour, WayQuery};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 
 pub use kernel::NetlinkKernel;
-
-/// Keys that a dump looks at beyond the objects that carry our mark: names that we want and somebody else may have, and
-/// settings we want.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// Wanted devices. A device of such a name that is not ours is reported as foreign.
-    pub links: Vec<IfName>,
-    /// Wanted settings, whose present values are reported.
-    pub sysctls: Vec<Sysctl>,
-    /// The sets of our table whose elements are read.
-    pub sets: Vec<SetName>,
-}
+pub use scope::Scope;
 
 /// A change in the kernel. It carries no data: it only wakes the reconciler, which looks for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +59,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// Looks at the host. `route_to` are addresses to look up routes for.
     fn facts(&self, route_to: &[IpAddr]) -> impl Future<Output = Result<HostFacts, KernelError>> + Send;
 
-    /// Returns all objects of ours, and foreign ones in the way of `scope`.
+    /// Returns what `scope` looks at: objects of ours, and foreign ones at its keys.
     fn dump(&self, scope: &Scope) -> impl Future<Output = Result<Dump, KernelError>> + Send;
-
-    /// Returns the present values of `settings`; those that do not exist are left out. This is cheap, because the
-    /// kernel reports changes of few settings only, so the others are read again and again.
-    fn settings(
-        &self,
-        settings: &[Sysctl],
-    ) -> impl Future<Output = Result<BTreeMap<Sysctl, String>, KernelError>> + Send;
 
     /// Carries out `ops` in order and returns one outcome each. Operations that depend on a failed one are skipped; the
     /// others go on.

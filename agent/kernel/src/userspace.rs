@@ -129,14 +129,17 @@ impl Userspace {
             && self.devices.get(&name).is_some_and(|served| served.index == index && served.worker.is_running())
     }
 
-    /// Takes note of what a dump found. Routes are followed, and a device that is not served is reported as down.
-    /// `index` returns a device's index.
-    pub(crate) fn look(&mut self, state: &mut KernelState, index: impl Fn(IfName) -> Option<u32>) {
+    /// Reports the devices of `state` that are not served as down. `index` returns a device's index.
+    pub(crate) fn judge(&self, state: &mut KernelState, index: impl Fn(IfName) -> Option<u32>) {
         for (name, link) in &mut state.links {
             if link.kind.datapath() == Datapath::Userspace && is_gre(&link.kind) {
                 link.up &= index(*name).is_some_and(|index| self.serves(*name, index, &link.kind));
             }
         }
+    }
+
+    /// Takes note of what a look at everything found: routes are followed.
+    pub(crate) fn look(&mut self, state: &KernelState, index: impl Fn(IfName) -> Option<u32>) {
         let gone = |name: &IfName, served: &Served| index(*name) != Some(served.index);
         self.devices.retain(|name, served| !gone(name, served));
         let encap = |via: RouteVia| if let RouteVia::Encap(encap) = via { Some(encap) } else { None };

@@ -1,19 +1,19 @@
 //! One pass of the loop: look, apply what was decided, publish.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_core::diff::{Conflict, InUse, Prune};
 use flatnet_core::drift::drift;
 use flatnet_core::facts::GreSupport;
-use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Sysctl};
+use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_core::plan::{Plan, close_tunnels, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::IpFamily;
+use flatnet_model::{IfName, IpFamily};
 use tokio::time::Instant;
 
-use super::wanted::{Wanted, flannel_devices, left_by_flanneld, scope};
+use super::wanted::{Wanted, flannel_devices, left_by_flanneld};
 use super::{Known, Look, Outcome, Reconciler};
 use crate::report::chain;
 
@@ -27,15 +27,10 @@ impl<K: Kernel> Reconciler<K> {
             Look::Quick if self.wants_gre() && !self.gre_wanted => (Look::Full, self.full().await),
             Look::Quick => {
                 let wanted = self.want();
-                // What the last dump did not look at (a device, a setting) cannot be known from that dump.
-                if self
-                    .known
-                    .as_ref()
-                    .is_some_and(|known| known.is_sure() && known.scope == scope(&wanted.desired.state))
-                {
-                    (look, Ok(self.bring_about(wanted, None).await))
-                } else {
-                    (Look::Full, self.full().await)
+                match self.look_at_new(&wanted.desired.state).await {
+                    Ok(true) => (look, Ok(self.bring_about(wanted, None).await)),
+                    // If a look at some keys fails, the look at everything says why.
+                    Ok(false) | Err(_) => (Look::Full, self.full().await),
                 }
             }
         };
@@ -62,17 +57,30 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// Looks at what is wanted and no look has been at yet: a device, a setting or a set that came with what the store
+    /// says now. Returns false if the rest is not known well enough to decide from.
+    async fn look_at_new(&mut self, desired: &KernelState) -> Result<bool, KernelError> {
+        let Some(known) = self.known.as_mut().filter(|known| known.is_sure()) else { return Ok(false) };
+        let new = scope(desired).beyond(&known.scope);
+        if !new.is_empty() {
+            let found = self.kernel.dump(&new).await?;
+            known.dump.renew(&new.keys, &new.sets, found);
+            known.scope.extend(new);
+        }
+        // Taking over a device changes what is known in more than its key.
+        Ok(!(self.host.take_over && in_the_way_of(desired, &known.dump).next().is_some()))
+    }
+
     /// Reads the settings whose changes nobody tells of. A pass follows if one is not as it was left.
     pub(super) async fn glance(&mut self) {
         self.pace.glanced(Instant::now());
         let Some(known) = self.known.as_ref().filter(|known| known.is_sure()) else { return };
-        if known.scope.sysctls.is_empty() {
+        if known.scope.sysctls().next().is_none() {
             return;
         }
-        let (ours, heard) = (&known.scope.sysctls, self.hearing(&known.scope));
-        let wanted: Vec<Sysctl> = ours.iter().chain(&heard).cloned().collect();
-        let Ok(now) = self.kernel.settings(&wanted).await else { return };
-        let changed = ours.iter().any(|setting| now.get(setting) != known.dump.state.sysctls.get(setting));
+        let heard = self.hearing(&known.scope);
+        let Ok(now) = self.settings(known.scope.sysctls().chain(&heard)).await else { return };
+        let changed = known.scope.sysctls().any(|setting| now.get(setting) != known.dump.state.sysctls.get(setting));
         // With forwarding on, such an interface is deaf to router advertisements (see `HostFacts::accept_ra`).
         let deaf = heard.iter().any(|setting| now.get(setting).is_some_and(|value| value == "1"));
         if changed || deaf {
@@ -82,10 +90,17 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Returns the `accept_ra` settings that were raised, if IPv6 is forwarded because of us.
     fn hearing(&self, scope: &Scope) -> Vec<Sysctl> {
-        if !scope.sysctls.iter().any(|setting| setting.path() == Sysctl::FORWARD_IPV6) {
+        if !scope.sysctls().any(|setting| setting.path() == Sysctl::FORWARD_IPV6) {
             return Vec::new();
         }
-        self.sysctls.raised().into_iter().filter(|setting| !scope.sysctls.contains(setting)).collect()
+        let is_wanted = |setting: &Sysctl| scope.sysctls().any(|wanted| wanted == setting);
+        self.sysctls.raised().into_iter().filter(|setting| !is_wanted(setting)).collect()
+    }
+
+    /// Returns the present values of `settings`; those that do not exist are left out.
+    async fn settings(&self, settings: impl Iterator<Item = &Sysctl>) -> Result<BTreeMap<Sysctl, String>, KernelError> {
+        let scope = Scope::only(settings.cloned().map(ObjectKey::Sysctl));
+        Ok(if scope.is_empty() { BTreeMap::new() } else { self.kernel.dump(&scope).await?.state.sysctls })
     }
 
     /// Returns the operations that the next full pass would do.
@@ -116,7 +131,7 @@ impl<K: Kernel> Reconciler<K> {
             dump = self.kernel.dump(&scope).await?;
         }
         // Objects that were not looked at before are not known to have changed.
-        let left = self.known.take().filter(|left| left.scope == scope);
+        let left = self.known.take().filter(|left| scope.beyond(&left.scope).is_empty());
         self.known = Some(Known { dump, scope, unsure: BTreeSet::new(), stale: false });
         Ok(self.bring_about(wanted, left).await)
     }
@@ -125,7 +140,7 @@ impl<K: Kernel> Reconciler<K> {
     /// true if there was one.
     async fn take_over(&self, desired: &KernelState, dump: &Dump) -> Result<bool, KernelError> {
         let mut any = false;
-        for name in flannel_devices(desired).filter(|name| dump.foreign.links.contains_key(name)) {
+        for name in in_the_way_of(desired, dump) {
             tracing::warn!(device = %name, "replacing the tunnel device that flanneld left (--take-over)");
             any |= self.kernel.adopt_link(name).await?;
         }
@@ -136,7 +151,7 @@ impl<K: Kernel> Reconciler<K> {
         let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
         self.facts = facts;
         // Somebody set `accept_ra` back, or plugged the interface in again. It was we who turned forwarding on.
-        let raised = self.kernel.settings(&self.sysctls.raised()).await?;
+        let raised = self.settings(self.sysctls.raised().iter()).await?;
         let back = raised.into_iter().filter(|(_, value)| value == "1").map(|(setting, _)| setting);
         self.facts.accept_ra.extend(back);
         self.facts.accept_ra.sort();
@@ -314,6 +329,18 @@ impl<K: Kernel> Reconciler<K> {
             outcome.complete = false;
         });
     }
+}
+
+/// Returns what a dump must look at besides what carries our mark.
+fn scope(desired: &KernelState) -> Scope {
+    let links = desired.links.keys().copied().chain(flannel_devices(desired)).map(ObjectKey::Link);
+    let sysctls = desired.sysctls.keys().cloned().map(ObjectKey::Sysctl);
+    Scope::also(links.chain(sysctls)).with_sets(desired.ruleset.iter().flat_map(Ruleset::sets))
+}
+
+/// Returns flanneld's devices that hold a VNI which is wanted.
+fn in_the_way_of(desired: &KernelState, dump: &Dump) -> impl Iterator<Item = IfName> {
+    flannel_devices(desired).filter(|name| dump.foreign.links.contains_key(name))
 }
 
 /// Returns true if a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is

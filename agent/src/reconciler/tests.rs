@@ -538,6 +538,42 @@ async fn where_nothing_guards_and_nothing_can_the_tunnels_are_closed_and_open_ag
     assert_eq!(host.kernel.state().links, exact.links);
 }
 
+/// Moves the network to VNI 8, in the store and in the lease.
+fn move_to_vni_8(host: &Host) {
+    let config = decode_config(br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#).unwrap().0;
+    host.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
+    host.holding.send_modify(|holding| holding.held.as_mut().unwrap().config = config);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_device_costs_one_look_and_no_full_dump_before_it_is_there() {
+    let host = Host::start("one-look", FakeKernel::new(facts()), Source::Store, 2);
+    sleep(SETTLED).await;
+    let before = host.kernel.full_dumps();
+    move_to_vni_8(&host);
+    sleep(Duration::from_millis(50)).await;
+    assert!(host.kernel.state().links.contains_key(&IfName::new("flat.8").unwrap()));
+    assert_eq!((host.kernel.full_dumps(), host.problems()), (before, vec![]));
+    sleep(SETTLED).await;
+    assert!(host.kernel.full_dumps() > before, "a full pass checks it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_look_finds_what_is_in_the_way_of_a_new_device() {
+    let kernel = FakeKernel::new(facts());
+    let device = IfName::new("flat.8").unwrap();
+    kernel.edit_foreign(|foreign| foreign.links.insert(device, "bridge".to_owned()));
+    let host = Host::start("one-look-foreign", kernel, Source::Store, 2);
+    sleep(SETTLED).await;
+    let (before, tried) = (host.kernel.full_dumps(), host.kernel.counts());
+    assert_eq!(host.problems(), []);
+    move_to_vni_8(&host);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!((host.kernel.full_dumps(), host.problems()), (before, vec![ProblemCode::ForeignObject]));
+    let made = |counts: &flatnet_kernel::fake::Counts| counts.get(&(ObjectKind::Link, Action::Create)).copied();
+    assert_eq!(made(&host.kernel.counts()), made(&tried), "what is not ours is left alone");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_setting_changed_without_a_word_is_repaired_within_a_second() {
     let host = Host::start("settings", FakeKernel::new(facts()), Source::Store, 1);

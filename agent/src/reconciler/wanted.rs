@@ -7,11 +7,11 @@ use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, admit_chang
 use flatnet_core::diff::Prune;
 use flatnet_core::exposure::Exposure;
 use flatnet_core::host_ranges;
-use flatnet_core::object::{KernelState, LinkKind, Ruleset, SetName, TunnelId};
+use flatnet_core::object::{KernelState, LinkKind, SetName, TunnelId};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition::Said;
 use flatnet_core::underlay;
-use flatnet_kernel::{Kernel, Scope};
+use flatnet_kernel::Kernel;
 use flatnet_model::{
     BackendConfig, HostRanges, IfName, IpFamily, Lease, NetworkConfig, NetworkName, Revision, SubnetKey, Vni,
     WireguardKey,
@@ -253,15 +253,6 @@ fn judge_changes(
         let judgement = Judgement { config: (*config)?.clone(), refused: verdict?.err() };
         Some((network.name.clone(), judgement))
     })
-}
-
-/// Returns what a dump must look at besides what carries our mark.
-pub(super) fn scope(desired: &KernelState) -> Scope {
-    Scope {
-        links: desired.links.keys().copied().chain(flannel_devices(desired)).collect(),
-        sysctls: desired.sysctls.keys().cloned().collect(),
-        sets: desired.ruleset.iter().flat_map(Ruleset::sets).collect(),
-    }
 }
 
 /// Returns the names that flanneld would give the devices we want: flanneld's devices hold the VNIs we need.

@@ -1,12 +1,12 @@
 //! A node's kernel: the one in memory, some milliseconds away. It is watched for what must never be done to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Sysctl};
+use flatnet_core::object::{Datapath, Dump, Foreign, KernelState};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpOutcome};
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
@@ -31,6 +31,18 @@ impl ModelKernel {
     /// Creates a way to `inner`.
     pub fn new(inner: FakeKernel, log: Arc<RunLog>, mutant: Mutant) -> Self {
         Self { inner, log, mutant, foreign: Mutex::default(), hidden: Mutex::default() }
+    }
+
+    /// Remembers what is foreign at what was looked at.
+    fn note_foreign(&self, scope: &Scope, found: &Foreign) {
+        let mut foreign = self.foreign.lock().unwrap();
+        if scope.ours {
+            *foreign = found.clone();
+        } else {
+            foreign.links.extend(found.links.clone());
+            foreign.nexthops.extend(&found.nexthops);
+            foreign.routes.extend(&found.routes);
+        }
     }
 
     fn check(&self, ops: &[Op]) {
@@ -85,16 +97,12 @@ impl Kernel for ModelKernel {
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
         self.log.travel().await;
         let mut dump = self.inner.dump(scope).await?;
-        *self.foreign.lock().unwrap() = dump.foreign.clone();
+        self.note_foreign(scope, &dump.foreign);
         for key in self.hidden.lock().unwrap().iter() {
             hide(&mut dump.state, key);
         }
         self.log.travel().await;
         Ok(dump)
-    }
-
-    async fn settings(&self, settings: &[Sysctl]) -> Result<BTreeMap<Sysctl, String>, KernelError> {
-        self.inner.settings(settings).await
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<OpOutcome> {

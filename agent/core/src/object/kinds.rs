@@ -338,6 +338,20 @@ macro_rules! kinds {
                 }
             }
 
+            /// Adds what `other` has, in the place of what is there under the same keys.
+            pub fn extend(&mut self, other: Self) {
+                self.ruleset = other.ruleset.or_else(|| self.ruleset.take());
+                $(self.$table.extend(other.$table);)*
+                other.altered.into_iter().for_each(|(key, remedy)| self.alter(key, remedy));
+            }
+
+            /// Keeps the objects at those keys only for which `keep` returns true.
+            pub fn retain(&mut self, keep: impl Fn(&ObjectKey) -> bool) {
+                self.ruleset = self.ruleset.take().filter(|_| keep(&ObjectKey::Ruleset));
+                $(Table::retain(&mut self.$table, |key, _| keep(&ObjectKey::$kind(key.clone())));)*
+                self.altered.retain(|key, _| keep(key));
+            }
+
             /// Takes away what is at `key`, and all that the kernel takes along.
             pub fn forget(&mut self, key: &ObjectKey) {
                 self.altered.remove(key);

@@ -1,4 +1,4 @@
-use flatnet_core::object::{Route, RouteKey, RouteVia, Sysctl};
+use flatnet_core::object::{ObjectKey, Route, RouteKey, RouteVia, Sysctl};
 use flatnet_core::op::Object;
 use flatnet_model::IfName;
 use futures::StreamExt;
@@ -66,7 +66,7 @@ async fn a_dump_tells_of_what_is_in_scope() {
     kernel.apply(&[setting("net/ipv4/ip_forward"), setting("net/other")]).await;
     kernel.edit_foreign(|foreign| foreign.links.insert(device, "bridge".to_owned()));
     assert_eq!(kernel.dump(&Scope::default()).await.unwrap(), Dump::default());
-    let scope = Scope { links: vec![device], sysctls: vec![Sysctl::new("net/other")], ..Scope::default() };
+    let scope = Scope::also([ObjectKey::Link(device), ObjectKey::Sysctl(Sysctl::new("net/other"))]);
     let dump = kernel.dump(&scope).await.unwrap();
     assert_eq!((dump.foreign.links.len(), dump.state.sysctls.len()), (1, 1));
 }

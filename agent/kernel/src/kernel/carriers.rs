@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use flatnet_core::object::Dump;
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use flatnet_model::IfName;
 
 pub(super) use address::{all as all_addresses, is_link_local};
@@ -25,6 +25,9 @@ use crate::netlink::wire::Request;
 
 /// What carries out the operations of one kind.
 pub(super) trait Carrier: Sync {
+    /// The kind.
+    fn kind(&self) -> ObjectKind;
+
     /// The name of its objects in errors.
     fn what(&self) -> &'static str;
 

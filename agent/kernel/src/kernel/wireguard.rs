@@ -109,8 +109,8 @@ impl Wireguard {
     }
 
     /// Adds ports, keys and peers to the devices in `state`. A device that cannot be read has none: putting that right
-    /// is refused with the reason.
-    pub(super) fn dump(&self, channel: &mut Channel, state: &mut KernelState) {
+    /// is refused with the reason. `all`: these are all the devices that there are.
+    pub(super) fn dump(&self, channel: &mut Channel, state: &mut KernelState, all: bool) {
         let mut devices = BTreeMap::new();
         for (name, link) in &mut state.links {
             let LinkKind::Wireguard(wireguard) = &mut link.kind else { continue };
@@ -126,7 +126,11 @@ impl Wireguard {
                 Err(error) => tracing::debug!(device = %name, %error, "a WireGuard device cannot be read"),
             }
         }
-        self.known().devices = devices;
+        let mut known = self.known();
+        if all {
+            known.devices.clear();
+        }
+        known.devices.extend(devices);
     }
 
     fn read(&self, name: IfName, index: u32, datapath: Datapath) -> io::Result<Settings> {

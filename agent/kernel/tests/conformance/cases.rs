@@ -344,8 +344,8 @@ pub async fn a_device_set_down_loses_routes_nexthops_and_neighbours(world: &Subj
 }
 
 pub async fn a_setting_is_written_and_read(world: &Subject) {
-    let scope =
-        Scope { sysctls: vec![Sysctl::new("net/ipv4/ip_forward"), Sysctl::new("net/no/such")], ..Scope::default() };
+    let settings = ["net/ipv4/ip_forward", "net/no/such"].map(|path| ObjectKey::Sysctl(Sysctl::new(path)));
+    let scope = Scope::only(settings);
     for value in ["1", "0"] {
         world.done(&[op(Action::Change, sysctl("net/ipv4/ip_forward", value))]).await;
         let found = world.look(&scope).await.state.sysctls;

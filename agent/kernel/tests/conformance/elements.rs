@@ -78,7 +78,7 @@ fn what_comes_without_a_tunnel_is_told_by_its_subnet_alone() {
         network.direct = [first, second, third].map(|source| source.set).into();
         network.peers = [first].into();
         let (ruleset, elements) = ruleset(&[network], name("eth0"));
-        let scope = Scope { sets: ruleset.sets().collect(), ..Scope::default() };
+        let scope = Scope::default().with_sets(ruleset.sets());
         let elements: Vec<PeerSource> = elements.into_iter().collect();
         let swap = Object::Ruleset { ruleset: ruleset.clone(), elements };
         apply(&kernel, Op { action: Action::Create, object: swap }).await;

@@ -55,7 +55,7 @@ pub fn network(network: &str) -> FirewallNetwork {
 }
 
 fn scope() -> Scope {
-    Scope { sets: vec![set(IpFamily::V4), set(IpFamily::V6)], ..Scope::default() }
+    Scope::default().with_sets([set(IpFamily::V4), set(IpFamily::V6)])
 }
 
 pub fn swap() -> Op {

@@ -15,6 +15,7 @@ mod firewall;
 mod guard;
 mod held;
 mod iptables;
+mod keys;
 mod namespaces;
 mod notices;
 mod refusals;
@@ -64,6 +65,8 @@ conformance! {
     cases::a_setting_is_written_and_read,
     cases::a_devices_settings_come_and_go_with_it,
     cases::two_thousand_peers_go_in_one_apply,
+    keys::a_look_at_some_keys_shows_what_a_full_look_shows_of_them,
+    keys::a_look_at_some_keys_shows_what_was_changed_there,
     refusals::a_foreign_device_on_our_name_is_told_and_left_alone,
     refusals::a_foreign_route_on_our_key_is_told_and_left_alone,
     refusals::a_foreign_nexthop_on_our_id_is_told_and_left_alone,

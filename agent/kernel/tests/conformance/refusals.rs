@@ -1,6 +1,6 @@
 //! Operations that are refused, with their error numbers.
 
-use flatnet_core::object::{NexthopId, RouteVia};
+use flatnet_core::object::{NexthopId, ObjectKey, RouteVia};
 use flatnet_core::op::{Action, OpOutcome};
 use flatnet_kernel::Scope;
 
@@ -14,7 +14,7 @@ pub async fn a_foreign_device_on_our_name_is_told_and_left_alone(world: &Subject
         |fake| fake.edit_foreign(|foreign| foreign.links.insert(name("flat.1"), "vxlan VNI 7 port 8472".to_owned())),
         "ip link add flat.1 type vxlan id 7 dstport 8472 local 192.0.2.1",
     );
-    let scope = Scope { links: vec![name("flat.1")], ..Scope::default() };
+    let scope = Scope::also([ObjectKey::Link(name("flat.1"))]);
     let dump = world.look(&scope).await;
     assert_eq!(dump.foreign.links.get(&name("flat.1")).map(String::as_str), Some("vxlan VNI 7 port 8472"));
     assert!(dump.state.links.is_empty());

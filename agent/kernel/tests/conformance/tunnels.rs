@@ -1,7 +1,7 @@
 //! GRE and WireGuard with whatever carries them here: the kernel where it has the module, else this process.
 
 use flatnet_core::object::{
-    Datapath, Encap, GreLink, Link, LinkAddress, LinkKind, NeighbourKey, RouteKey, RouteVia, WireguardLink,
+    Datapath, Encap, GreLink, Link, LinkAddress, LinkKind, NeighbourKey, ObjectKey, RouteKey, RouteVia, WireguardLink,
     WireguardPeer, WireguardPeerKey,
 };
 use flatnet_core::op::{Action, Object, Op};
@@ -135,7 +135,7 @@ pub async fn a_wireguard_device_and_its_peers_are_as_asked(world: &Subject) {
         // Its socket is this test's own.
         shell("mount -t tmpfs none /run");
     }
-    let look = async || world.look(&Scope { links: vec![name(&device)], ..Scope::default() }).await.state;
+    let look = async || world.look(&Scope::also([ObjectKey::Link(name(&device))])).await.state;
     let (two, three) = (wireguard_peer(2, &["10.0.2.0/24"]), wireguard_peer(3, &["10.0.3.0/24", "fd00:3::/64"]));
     let ops: Vec<Op> = [link(&device, wireguard(PORT, datapath)), two.clone(), three.clone()].map(create).into();
     world.done(&ops).await;

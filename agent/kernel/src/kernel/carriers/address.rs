@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use flatnet_core::object::{AddressKey, Dump, Object};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use ipnet::IpNet;
 
 use super::{Carrier, Devices, Indexes, Plan, presence};
@@ -12,10 +12,14 @@ use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse::{self, RawAddress};
 use crate::netlink::socket::Channel;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Address`].
+/// Carries out [`ObjectKind::Address`].
 pub(super) struct Addresses;
 
 impl Carrier for Addresses {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Address
+    }
+
     fn what(&self) -> &'static str {
         "addresses"
     }

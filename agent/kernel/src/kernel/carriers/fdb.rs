@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use flatnet_core::object::{Dump, FdbKey, KernelState, LinkKind, Object};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use flatnet_model::{IfName, Mac};
 
 use super::{Carrier, Devices, Indexes, Plan, absent_is_empty};
@@ -13,10 +13,14 @@ use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse;
 use crate::netlink::socket::Channel;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Fdb`].
+/// Carries out [`ObjectKind::Fdb`].
 pub(super) struct Fdb;
 
 impl Carrier for Fdb {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Fdb
+    }
+
     fn what(&self) -> &'static str {
         "forwarding entries"
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use flatnet_core::object::{Dump, KernelState, LinkAddress, NeighbourKey, Object, PROTOCOL};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use flatnet_model::{IfName, Mac};
 
 use super::{Carrier, Devices, Indexes, Plan, absent_is_empty};
@@ -11,10 +11,14 @@ use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse;
 use crate::netlink::socket::Channel;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Neighbour`].
+/// Carries out [`ObjectKind::Neighbour`].
 pub(super) struct Neighbours;
 
 impl Carrier for Neighbours {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Neighbour
+    }
+
     fn what(&self) -> &'static str {
         "neighbours"
     }

@@ -3,17 +3,21 @@
 use std::io;
 
 use flatnet_core::object::{Dump, NextHop, Nexthop, NexthopId, Object, PROTOCOL};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 
 use super::{Carrier, Devices, Indexes, Plan, presence};
 use crate::netlink::encode::{self, rtm};
 use crate::netlink::parse;
 use crate::netlink::socket::Channel;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Nexthop`].
+/// Carries out [`ObjectKind::Nexthop`].
 pub(super) struct Nexthops;
 
 impl Carrier for Nexthops {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Nexthop
+    }
+
     fn what(&self) -> &'static str {
         "nexthops"
     }

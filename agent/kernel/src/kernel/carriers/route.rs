@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use flatnet_core::object::{Dump, Encap, Foreign, NextHop, NexthopId, Object, PROTOCOL, Route, RouteKey, RouteVia};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use flatnet_model::{IfName, IpFamily};
 use ipnet::IpNet;
 
@@ -18,10 +18,14 @@ use crate::netlink::wire::Request;
 /// shows when the kernel refuses ours.
 const MAX_FOREIGN_ROUTES: usize = 65_536;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Route`].
+/// Carries out [`ObjectKind::Route`].
 pub(super) struct Routes;
 
 impl Carrier for Routes {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Route
+    }
+
     fn what(&self) -> &'static str {
         "routes"
     }

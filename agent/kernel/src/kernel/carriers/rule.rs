@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flatnet_core::object::{Dump, Object, PROTOCOL, Rule};
-use flatnet_core::op::{Action, Op};
+use flatnet_core::op::{Action, ObjectKind, Op};
 use flatnet_model::{IfName, IpFamily};
 use ipnet::IpNet;
 
@@ -29,10 +29,14 @@ const ASK_TABLE: u8 = 1;
 /// `RTM_DELRULE` (linux/rtnetlink.h).
 const DELRULE: u16 = 33;
 
-/// Carries out [`flatnet_core::object::ObjectKind::Rule`].
+/// Carries out [`ObjectKind::Rule`].
 pub(super) struct Rules;
 
 impl Carrier for Rules {
+    fn kind(&self) -> ObjectKind {
+        ObjectKind::Rule
+    }
+
     fn what(&self) -> &'static str {
         "routing rules"
     }
