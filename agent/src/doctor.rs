@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use flatnet_core::facts::HostFacts;
 use flatnet_core::op::ObjectKey;
-use flatnet_kernel::{Kernel, KernelError, Scope};
+use flatnet_kernel::{Kernel, KernelError, Questions, Scope};
 use flatnet_proto::agent::v1::Status;
 use serde::Serialize;
 
@@ -135,14 +135,14 @@ fn ranked(mut checks: Vec<Check>) -> Vec<Check> {
 
 /// Asks the kernel for facts, our objects, and what every other device is.
 async fn ask<K: Kernel>(kernel: &K, host: &mut Host) -> Result<(), KernelError> {
-    host.facts = kernel.facts(&[]).await?;
+    let facts = kernel.facts(&Questions { drops: true, sightings: true, ..Questions::host([]) }).await?;
+    (host.facts, host.drops, host.sightings) = (facts.host, facts.drops, facts.sightings);
     let links = host.facts.interfaces.iter().map(|interface| ObjectKey::Link(interface.name));
     let dump = kernel.dump(&Scope::also(links)).await?;
     host.ours = dump.state;
     host.devices = dump.foreign.links;
-    host.drops = kernel.drops().await?;
-    host.sightings = kernel.sightings().await?;
-    host.detours = kernel.detours(&evidence::ways(host)).await?;
+    let ways = Questions { ways: evidence::ways(host), ..Questions::default() };
+    host.detours = kernel.facts(&ways).await?.detours;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use flatnet_core::claims::{ClaimLog, Holder, News};
 use flatnet_core::drops::DropLog;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::way::{Detour, WayQuery};
-use flatnet_kernel::Kernel;
+use flatnet_kernel::{Kernel, Questions};
 use flatnet_model::{IfName, IpFamily, NetworkName, Owner, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -64,9 +64,13 @@ pub async fn keep<K: Kernel>(
         let asked: Vec<WayQuery> = ways.iter().cycle().skip(from).take(PEERS.min(ways.len())).cloned().collect();
         from = if ways.is_empty() { 0 } else { (from + asked.len()) % ways.len() };
         // A reading that fails is reported by the reconciler, which reads the same.
-        let (counts, detours) = (kernel.drops().await, kernel.detours(&asked).await);
+        let counts = kernel.facts(&Questions { drops: true, ..Questions::default() }).await.map(|facts| facts.drops);
+        let detours = Questions { ways: asked.clone(), ..Questions::default() };
+        let detours = kernel.facts(&detours).await.map(|facts| facts.detours);
         let has_grown = counts.as_ref().is_ok_and(|counts| evidence.borrow().drops.has_grown(counts));
-        let sightings = if has_grown { kernel.sightings().await.ok() } else { None };
+        let remembered = Questions { sightings: true, ..Questions::default() };
+        let sightings =
+            if has_grown { kernel.facts(&remembered).await.ok().map(|facts| facts.sightings) } else { None };
         let now = started.elapsed();
         let mut news = Vec::new();
         evidence.send_modify(|evidence| {

@@ -49,6 +49,8 @@ impl KernelState {
     pub fn apply(&mut self, op: &Op) {
         match (op.action, &op.object) {
             (Action::Delete, object) => self.forget(&object.key()),
+            // What it is now, only a look tells.
+            (Action::Adopt, _) => {}
             (action, Object::Link(name, link)) => self.set_link(action, *name, link),
             (_, Object::WireguardPeer(key, peer)) => self.set_wireguard_peer(*key, peer),
             (_, object) => self.put(object),

@@ -13,6 +13,10 @@ pub enum Action {
     Replace,
     /// Deletes the object. If it is already gone, that is success.
     Delete,
+    /// Makes a foreign device ours, because an operator said so: it gets our mark, and may be changed and removed from
+    /// then on. Its specification is not known before it is looked at; the operation carries that of the device for
+    /// which it is to make room. If there is no such device, that is success.
+    Adopt,
 }
 
 impl Action {
@@ -24,6 +28,7 @@ impl Action {
             Self::Change => "change",
             Self::Replace => "replace",
             Self::Delete => "delete",
+            Self::Adopt => "adopt",
         }
     }
 }

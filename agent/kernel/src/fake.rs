@@ -11,17 +11,17 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::claims::Sighting;
-use flatnet_core::facts::{HostFacts, Interface};
+use flatnet_core::facts::{Features, GreSupport, HostFacts, Interface};
 use flatnet_core::firewall::WitnessSet;
-use flatnet_core::object::{Datapath, Dump, Foreign, KernelState, Link, ObjectKey};
-use flatnet_core::op::{Action, ObjectKind, Op, OpError, OpOutcome};
+use flatnet_core::object::{Dump, Foreign, KernelState, Link};
+use flatnet_core::op::{Action, Object, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
 use nix::errno::Errno;
 use tokio::sync::watch;
 
 use crate::dependency::{self, Failures};
-use crate::{Kernel, KernelError, Scope, Wake};
+use crate::{Facts, Kernel, KernelError, Questions, Scope, Wake};
 
 /// The condition on which an injected failure strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +238,36 @@ impl Inner {
         Some(errno)
     }
 
+    fn host(&self, route_to: &[IpAddr]) -> HostFacts {
+        let known = &self.facts.routes;
+        let lookup = |address: &IpAddr| {
+            let found = known.iter().find(|(known, _)| known == address).and_then(|(_, route)| *route);
+            (*address, found)
+        };
+        let known = |name: &IfName| self.facts.interface(*name).is_some();
+        let ours = self.state.links.iter().filter(|(name, _)| !known(name)).map(|(name, link)| Interface {
+            name: *name,
+            up: link.up,
+            loopback: false,
+            mtu: Some(link.mtu),
+            addresses: Vec::new(),
+            ours: true,
+        });
+        let interfaces = self.facts.interfaces.iter().cloned().chain(ours).collect();
+        let features = Features { gre: GreSupport::default(), ..self.facts.features };
+        let routes = route_to.iter().map(lookup).collect();
+        HostFacts { routes, interfaces, features, ..self.facts.clone() }
+    }
+
+    /// Makes a foreign device ours, which is what was planted there. One of a kind that we do not make is nobody's then.
+    fn adopt(&mut self, object: &Object) {
+        if let Object::Link(name, _) = object
+            && self.foreign.links.remove(name).is_some()
+        {
+            self.state.links.extend(self.adoptable.clone().map(|link| (*name, link)));
+        }
+    }
+
     fn try_op(&mut self, op: &Op) -> OpOutcome {
         let struck = self.struck(op);
         self.tried = self.tried.saturating_add(1);
@@ -245,6 +275,10 @@ impl Inner {
         *count = count.saturating_add(1);
         let done = match struck {
             Some(errno) => Err(Errno::from_raw(errno)),
+            None if op.action == Action::Adopt => {
+                self.adopt(&op.object);
+                Ok(())
+            }
             None => state::carry_out(&mut self.state, &self.foreign, op),
         };
         match done {
@@ -272,25 +306,21 @@ fn is_absence(errno: Errno) -> bool {
 }
 
 impl Kernel for FakeKernel {
-    async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+    async fn facts(&self, asked: &Questions) -> Result<Facts, KernelError> {
         let inner = self.lock();
-        inner.readable("interfaces and routes")?;
-        let known = &inner.facts.routes;
-        let lookup = |address: &IpAddr| {
-            let found = known.iter().find(|(known, _)| known == address).and_then(|(_, route)| *route);
-            (*address, found)
-        };
-        let known = |name: &IfName| inner.facts.interface(*name).is_some();
-        let ours = inner.state.links.iter().filter(|(name, _)| !known(name)).map(|(name, link)| Interface {
-            name: *name,
-            up: link.up,
-            loopback: false,
-            mtu: Some(link.mtu),
-            addresses: Vec::new(),
-            ours: true,
-        });
-        let interfaces = inner.facts.interfaces.iter().cloned().chain(ours).collect();
-        Ok(HostFacts { routes: route_to.iter().map(lookup).collect(), interfaces, ..inner.facts.clone() })
+        let mut facts = Facts::default();
+        if let Some(route_to) = &asked.host {
+            inner.readable("interfaces and routes")?;
+            facts.host = inner.host(route_to);
+        }
+        if asked.gre {
+            facts.host.features.gre = inner.facts.features.gre;
+        }
+        if asked.sightings {
+            inner.readable("nftables")?;
+            facts.sightings.clone_from(&inner.sightings);
+        }
+        Ok(facts)
     }
 
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
@@ -313,37 +343,6 @@ impl Kernel for FakeKernel {
             outcomes.extend(failures.settle(run, of_tried));
         }
         outcomes
-    }
-
-    async fn is_guarded(&self) -> bool {
-        self.lock().state.has(&ObjectKey::Ruleset)
-    }
-
-    async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
-        let inner = self.lock();
-        inner.readable("nftables")?;
-        Ok(inner.sightings.clone())
-    }
-
-    async fn gre(&self, family: IpFamily) -> Option<Datapath> {
-        self.lock().facts.features.gre.of(family)
-    }
-
-    async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
-        let adopted = {
-            let mut inner = self.lock();
-            inner.readable("links")?;
-            match (inner.foreign.links.remove(&name), inner.adoptable.clone()) {
-                (Some(_), Some(link)) => {
-                    inner.state.links.insert(name, link);
-                    true
-                }
-                (Some(_), None) => true,
-                (None, _) => false,
-            }
-        };
-        self.wake();
-        Ok(adopted)
     }
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {

@@ -98,7 +98,7 @@ impl Firewall {
     }
 
     /// Adds our table, the elements of its sets and our iptables rules to `into`, as far as `scope` looks at them. A
-    /// table of ours that is not as we made it is marked as altered.
+    /// table of ours that is not as we made it is marked as altered, and so is one of which only the held copy is left.
     pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
         if scope.has_kind(ObjectKind::Ruleset) || scope.has_kind(ObjectKind::PeerSource) {
             self.dump_table(scope, into).await?;
@@ -125,10 +125,14 @@ impl Firewall {
         let odd = contents.iter().any(|set| set.odd > 0);
         let known = digest.and_then(|digest| lock(&self.memory).recall(digest).filter(|_| !odd).cloned());
         into.peer_sources.extend(contents.into_iter().flat_map(|set| set.sources));
-        if let (Some(digest), Some(_), true) = (digest, &known, scope.ours) {
-            lock(&self.held).compare(digest, &into.peer_sources);
+        let mut held = lock(&self.held);
+        match (digest, &known) {
+            (Some(digest), Some(_)) if scope.ours => held.compare(digest, &into.peer_sources),
+            (Some(_), Some(_)) => {}
+            // The copy of the guard that is away, or another, stays as it is.
+            _ => held.keep(),
         }
-        if digest.is_some() && known.is_none() {
+        if known.is_none() && (digest.is_some() || held.is_there()) {
             into.alter(ObjectKey::Ruleset, Altered::InPlace);
         }
         into.ruleset = known;
@@ -203,7 +207,7 @@ impl Firewall {
         };
         match op.action {
             Action::Delete => self.delete_table(op).await,
-            Action::Create | Action::Change | Action::Replace => self.swap(op, ruleset, elements).await,
+            Action::Create | Action::Change | Action::Replace | Action::Adopt => self.swap(op, ruleset, elements).await,
         }
     }
 
@@ -267,21 +271,10 @@ impl Firewall {
         Err(RulesetRefused { version, by_kernel, source: error })
     }
 
-    /// Returns true if there is a table of ours, or the held copy of one. If it cannot be read, it is taken to be
-    /// there: a look that fails must not close tunnels.
-    pub async fn is_guarding(&self) -> bool {
-        let held = Arc::clone(&self.held);
-        let look = move |netfilter: &mut Netfilter| {
-            Ok(lock(&held).is_there() || table::digest(netfilter, Family::Inet, Ruleset::TABLE)?.is_some())
-        };
-        self.blocking(look).await.unwrap_or(true)
-    }
-
-    /// Brings the held copy of the guard up to date with the table, if the table has the ruleset `wanted` and the last
-    /// dump found the copy outdated.
-    pub async fn hold(&self, wanted: Option<&Ruleset>) {
-        let Some(wanted) = wanted else { return self.unhold().await };
-        let loaded = lock(&self.memory).digest_of(wanted);
+    /// Ends an apply: brings the held copy of the guard up to date with the table that was loaded, if the last dump found
+    /// the copy outdated. This costs nothing where nothing is to be done.
+    pub async fn settle(&self) {
+        let loaded = lock(&self.memory).digest();
         if let Some(digest) = loaded.filter(|digest| lock(&self.held).is_due(*digest)) {
             self.copy(digest, None).await;
         }

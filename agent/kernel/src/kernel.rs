@@ -16,23 +16,20 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flatnet_core::claims::Sighting;
-use flatnet_core::drops::DropCount;
-use flatnet_core::facts::HostFacts;
-use flatnet_core::object::{Datapath, Dump, Link, Ruleset};
+use flatnet_core::facts::{GreSupport, HostFacts};
+use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKind, Op, OpOutcome};
 use flatnet_core::way::{Detour, WayQuery};
-use flatnet_model::{IfName, IpFamily};
+use flatnet_model::IpFamily;
 use futures::Stream;
 
 use crate::dependency::{self, Failures};
 use crate::firewall::{Firewall, RulesetRefused};
-use crate::netlink::encode;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::userspace::Userspace;
 use crate::wireguard::Keyring;
-use crate::{Kernel, KernelError, Scope, Wake};
+use crate::{Facts, Kernel, KernelError, Questions, Scope, Wake};
 use gre_probe::GreProbe;
 use ports::Ports;
 
@@ -105,6 +102,27 @@ impl NetlinkKernel {
         tokio::task::spawn_blocking(move || work(&mut lock(&channel))).await.map_err(io::Error::other)
     }
 
+    /// Looks at the host itself, and at its routes to `route_to`.
+    async fn host(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        let wanted = route_to.to_vec();
+        let wireguard = Arc::clone(&self.wireguard);
+        let looked = self.blocking(move |channel| {
+            let mut facts = facts::facts(channel, &wanted)?;
+            facts.features.wireguard = wireguard.datapath(channel);
+            Ok(facts)
+        });
+        let looked = looked.await;
+        let mut facts = looked.map_err(|source| KernelError { what: "interfaces and routes", source })??;
+        facts.dropping_chains = self.firewall.dropping_chains().await?;
+        Ok(facts)
+    }
+
+    async fn detours(&self, ways: &[WayQuery]) -> Result<Vec<Detour>, KernelError> {
+        let ways = ways.to_vec();
+        let asked = self.blocking(move |channel| way::detours(channel, &ways)).await;
+        asked.and_then(|found| found).map_err(|source| KernelError { what: "routes to peers", source })
+    }
+
     /// Carries out operations that need no firewall.
     async fn apply_netlink(&self, ops: &[Op], failures: &mut Failures) -> Vec<OpOutcome> {
         let (owned, before) = (ops.to_vec(), failures.clone());
@@ -154,17 +172,28 @@ fn is_firewall(op: &Op) -> bool {
 }
 
 impl Kernel for NetlinkKernel {
-    async fn facts(&self, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
-        let wanted = route_to.to_vec();
-        let wireguard = Arc::clone(&self.wireguard);
-        let looked = self.blocking(move |channel| {
-            let mut facts = facts::facts(channel, &wanted)?;
-            facts.features.wireguard = wireguard.datapath(channel);
-            Ok(facts)
-        });
-        let looked = looked.await;
-        let mut facts = looked.map_err(|source| KernelError { what: "interfaces and routes", source })??;
-        facts.dropping_chains = self.firewall.dropping_chains().await?;
+    async fn facts(&self, asked: &Questions) -> Result<Facts, KernelError> {
+        let mut facts = Facts::default();
+        if let Some(route_to) = &asked.host {
+            facts.host = self.host(route_to).await?;
+        }
+        if asked.gre {
+            let probe = Arc::clone(&self.gre);
+            let look = move |channel: &mut Channel| {
+                let mut probe = lock(&probe);
+                GreSupport { v4: probe.look(channel, IpFamily::V4), v6: probe.look(channel, IpFamily::V6) }
+            };
+            facts.host.features.gre = self.blocking(look).await.unwrap_or_default();
+        }
+        if asked.drops {
+            facts.drops = self.firewall.drops().await?;
+        }
+        if asked.sightings {
+            facts.sightings = self.firewall.sightings().await?;
+        }
+        if !asked.ways.is_empty() {
+            facts.detours = self.detours(&asked.ways).await?;
+        }
         Ok(facts)
     }
 
@@ -194,43 +223,8 @@ impl Kernel for NetlinkKernel {
                 outcomes.extend(self.apply_netlink(run, &mut failures).await);
             }
         }
+        self.firewall.settle().await;
         outcomes
-    }
-
-    async fn hold(&self, wanted: Option<&Ruleset>) {
-        self.firewall.hold(wanted).await;
-    }
-
-    async fn is_guarded(&self) -> bool {
-        self.firewall.is_guarding().await
-    }
-
-    async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
-        self.firewall.drops().await
-    }
-
-    async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
-        self.firewall.sightings().await
-    }
-
-    async fn detours(&self, ways: &[WayQuery]) -> Result<Vec<Detour>, KernelError> {
-        let ways = ways.to_vec();
-        let asked = self.blocking(move |channel| way::detours(channel, &ways)).await;
-        asked.and_then(|found| found).map_err(|source| KernelError { what: "routes to peers", source })
-    }
-
-    async fn gre(&self, family: IpFamily) -> Option<Datapath> {
-        let probe = Arc::clone(&self.gre);
-        self.blocking(move |channel| lock(&probe).look(channel, family)).await.ok().flatten()
-    }
-
-    async fn adopt_link(&self, name: IfName) -> Result<bool, KernelError> {
-        let failed = |source| KernelError { what: "links", source };
-        let marked = self.blocking(move |channel| match links::named(channel, name)? {
-            Some(link) => channel.request(&encode::link_mark(link.index, Link::ALIAS)).map(|()| true),
-            None => Ok(false),
-        });
-        marked.await.map_err(failed)?.map_err(|refusal| failed(io::Error::from_raw_os_error(refusal.errno)))
     }
 
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {

@@ -13,7 +13,7 @@ use flatnet_core::facts::HostFacts;
 use flatnet_core::host_ranges;
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
-use flatnet_kernel::{Kernel, NetlinkKernel};
+use flatnet_kernel::{Kernel, NetlinkKernel, Questions};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{IpFamily, Owner, SubnetKey};
 use flatnet_proto::agent::v1::Store as StoreDocument;
@@ -210,7 +210,7 @@ async fn check_firewall(kernel: &NetlinkKernel) -> Result<(), Failure> {
             Err(of_v4) => refused = of_v4,
         }
     }
-    if kernel.is_guarded().await {
+    if flatnet_kernel::is_guarded(kernel).await {
         tracing::warn!(error = chain(&refused), hint = NFT_HINT, "going on with the guard that is loaded");
         return Ok(());
     }
@@ -224,7 +224,7 @@ const NFT_HINT: &str = "the agent needs nft 1.0.3 or later (`nft --version`): in
 /// Checks that an interface that was named exists now: a typing error would otherwise be waited on for ever.
 async fn check_underlay(kernel: &NetlinkKernel, selection: &Selection) -> Result<HostFacts, Failure> {
     let unreadable = |error| Failure::new(Exit::Kernel, "cannot look at this host's interfaces").caused_by(error);
-    let facts = kernel.facts(&selection.route_queries()).await.map_err(unreadable)?;
+    let facts = kernel.facts(&Questions::host(selection.route_queries())).await.map_err(unreadable)?.host;
     match flatnet_core::underlay::select(&facts, selection, &[]) {
         Ok(underlay) => {
             tracing::info!(device = %underlay.device, mtu = underlay.mtu.get(), "underlay chosen");

@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_core::diff::{Conflict, InUse, Prune};
+use flatnet_core::diff::{Conflict, InUse};
 use flatnet_core::drift::drift;
-use flatnet_core::facts::GreSupport;
-use flatnet_core::object::{Datapath, Dump, KernelState, LinkKind, Ruleset, Sysctl};
+use flatnet_core::object::{Datapath, Dump, KernelState, Link, LinkKind, Ruleset, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_core::plan::{Plan, close_tunnels, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
-use flatnet_kernel::{Kernel, KernelError, Scope};
-use flatnet_model::{IfName, IpFamily};
+use flatnet_kernel::{Kernel, KernelError, Questions, Scope};
+use flatnet_model::IfName;
 use tokio::time::Instant;
 
 use super::wanted::{Wanted, flannel_devices, left_by_flanneld};
@@ -127,8 +126,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         let scope = scope(&wanted.desired.state);
         let mut dump = self.kernel.dump(&scope).await?;
-        if self.host.take_over && self.take_over(&wanted.desired.state, &dump).await? {
-            dump = self.kernel.dump(&scope).await?;
+        if self.host.take_over {
+            self.take_over(&wanted.desired.state, &mut dump).await?;
         }
         // Objects that were not looked at before are not known to have changed.
         let left = self.known.take().filter(|left| scope.beyond(&left.scope).is_empty());
@@ -136,20 +135,34 @@ impl<K: Kernel> Reconciler<K> {
         Ok(self.bring_about(wanted, left).await)
     }
 
-    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them. Returns
-    /// true if there was one.
-    async fn take_over(&self, desired: &KernelState, dump: &Dump) -> Result<bool, KernelError> {
-        let mut any = false;
-        for name in in_the_way_of(desired, dump) {
+    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them.
+    async fn take_over(&self, desired: &KernelState, dump: &mut Dump) -> Result<(), KernelError> {
+        let adopt = |(name, link): (IfName, &Link)| {
             tracing::warn!(device = %name, "replacing the tunnel device that flanneld left (--take-over)");
-            any |= self.kernel.adopt_link(name).await?;
+            Op { action: Action::Adopt, object: Object::Link(name, link.clone()) }
+        };
+        let ops: Vec<Op> = in_the_way_of(desired, dump).map(adopt).collect();
+        if ops.is_empty() {
+            return Ok(());
         }
-        Ok(any)
+        for (op, outcome) in ops.iter().zip(self.kernel.apply(&ops).await) {
+            let result = if outcome == OpOutcome::Done { "done" } else { "failed" };
+            self.metrics.op(op.object.kind(), op.action, result);
+            if let OpOutcome::Failed(error) = outcome {
+                tracing::warn!(%error, "a device that flanneld left stays");
+            }
+        }
+        let keys: BTreeSet<ObjectKey> = ops.iter().map(|op| op.object.key()).collect();
+        let found = self.kernel.dump(&Scope::only(keys.clone())).await?;
+        dump.renew(&keys, &BTreeSet::new(), found);
+        Ok(())
     }
 
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
-        let facts = self.kernel.facts(&self.host.selection.route_queries()).await?;
-        self.facts = facts;
+        let gre = self.wants_gre();
+        let asked = Questions { gre, ..Questions::host(self.host.selection.route_queries()) };
+        self.facts = self.kernel.facts(&asked).await?.host;
+        self.gre_wanted = gre;
         // Somebody set `accept_ra` back, or plugged the interface in again. It was we who turned forwarding on.
         let raised = self.settings(self.sysctls.raised().iter()).await?;
         let back = raised.into_iter().filter(|(_, value)| value == "1").map(|(setting, _)| setting);
@@ -158,11 +171,6 @@ impl<K: Kernel> Reconciler<K> {
         self.facts.accept_ra.dedup();
         if !self.host.userspace && self.facts.features.wireguard == Some(Datapath::Userspace) {
             self.facts.features.wireguard = None;
-        }
-        self.gre_wanted = self.wants_gre();
-        if self.gre_wanted {
-            let (v4, v6) = (self.kernel.gre(IpFamily::V4).await, self.kernel.gre(IpFamily::V6).await);
-            self.facts.features.gre = GreSupport { v4, v6 };
         }
         Ok(())
     }
@@ -190,7 +198,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.sysctls.changing(sysctl, before, ours);
             }
         }
-        let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
+        let outcomes = self.kernel.apply(&ops).await;
         let mut failed = BTreeSet::new();
         for (op, outcome) in ops.iter().zip(&outcomes) {
             let result = match outcome {
@@ -215,7 +223,7 @@ impl<K: Kernel> Reconciler<K> {
             self.metrics.op(op.object.kind(), op.action, result);
         }
         let refused_guard = |key: &ObjectKey| matches!(key, ObjectKey::Ruleset);
-        if failed.iter().any(refused_guard) && !self.kernel.is_guarded().await {
+        if failed.iter().any(refused_guard) && !flatnet_kernel::is_guarded(&*self.kernel).await {
             problems.push(unguarded());
             let ops = close_tunnels(&known.state);
             let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
@@ -231,15 +239,11 @@ impl<K: Kernel> Reconciler<K> {
                 self.metrics.op(op.object.kind(), op.action, result);
             }
         }
-        // The guard stays while not everything that may be wanted is known.
-        if prune == Prune::Yes || desired.state.ruleset.is_some() {
-            self.kernel.hold(desired.state.ruleset.as_ref()).await;
-        }
         problems.extend(conflicts.iter().map(in_the_way));
         problems.extend(in_use.iter().map(still_used));
         problems.extend(
             flannel_devices(&desired.state)
-                .filter_map(|name| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
+                .filter_map(|(name, _)| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
         );
         self.metrics.objects(&known.state, &failed);
         let complete = failed.is_empty() && self.underlay.is_some();
@@ -333,14 +337,15 @@ impl<K: Kernel> Reconciler<K> {
 
 /// Returns what a dump must look at besides what carries our mark.
 fn scope(desired: &KernelState) -> Scope {
-    let links = desired.links.keys().copied().chain(flannel_devices(desired)).map(ObjectKey::Link);
+    let links =
+        desired.links.keys().copied().chain(flannel_devices(desired).map(|(name, _)| name)).map(ObjectKey::Link);
     let sysctls = desired.sysctls.keys().cloned().map(ObjectKey::Sysctl);
     Scope::also(links.chain(sysctls)).with_sets(desired.ruleset.iter().flat_map(Ruleset::sets))
 }
 
-/// Returns flanneld's devices that hold a VNI which is wanted.
-fn in_the_way_of(desired: &KernelState, dump: &Dump) -> impl Iterator<Item = IfName> {
-    flannel_devices(desired).filter(|name| dump.foreign.links.contains_key(name))
+/// Returns flanneld's devices that hold a VNI which is wanted, each with the device of ours that needs it.
+fn in_the_way_of<'a>(desired: &'a KernelState, dump: &'a Dump) -> impl Iterator<Item = (IfName, &'a Link)> {
+    flannel_devices(desired).filter(move |(name, _)| dump.foreign.links.contains_key(name))
 }
 
 /// Returns true if a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is

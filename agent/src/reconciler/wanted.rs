@@ -7,7 +7,7 @@ use flatnet_core::desired::{Desired, HostInput, NetworkInput, admit, admit_chang
 use flatnet_core::diff::Prune;
 use flatnet_core::exposure::Exposure;
 use flatnet_core::host_ranges;
-use flatnet_core::object::{KernelState, LinkKind, SetName, TunnelId};
+use flatnet_core::object::{KernelState, Link, LinkKind, SetName, TunnelId};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition::Said;
 use flatnet_core::underlay;
@@ -255,10 +255,11 @@ fn judge_changes(
     })
 }
 
-/// Returns the names that flanneld would give the devices we want: flanneld's devices hold the VNIs we need.
-pub(super) fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = IfName> {
+/// Returns the names that flanneld would give the devices we want, each with our device: flanneld's devices hold the
+/// VNIs we need.
+pub(super) fn flannel_devices(desired: &KernelState) -> impl Iterator<Item = (IfName, &Link)> {
     desired.links.values().filter_map(|link| match &link.kind {
-        LinkKind::Vxlan(vxlan) => flannel_device(vxlan.vni, IpFamily::of(vxlan.local)),
+        LinkKind::Vxlan(vxlan) => Some((flannel_device(vxlan.vni, IpFamily::of(vxlan.local))?, link)),
         LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
     })
 }

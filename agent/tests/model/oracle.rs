@@ -12,7 +12,7 @@ use flatnet_core::outcome::WayOutcome;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition::{self, Said};
 use flatnet_core::underlay::{self, Selection};
-use flatnet_kernel::Kernel;
+use flatnet_kernel::{Kernel, Questions};
 use flatnet_model::keys::{NetworkKeys, presence};
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{IpFamily, Lease, NetworkConfig, NodeId, Revision, SubnetKey, ipam};
@@ -165,7 +165,8 @@ fn owned_by_the_living(world: &World, content: &Content, keys: &NetworkKeys) -> 
 async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), String> {
     let Some(running) = &slot.running else { return Ok(()) };
     let node = world.owner(slot.index).node;
-    let facts = slot.kernel.facts(&[]).await.map_err(|error| error.to_string())?;
+    let asked = Questions { gre: true, ..Questions::host([]) };
+    let facts = slot.kernel.facts(&asked).await.map_err(|error| error.to_string())?.host;
     let source = running.node.status();
     let mut codes = BTreeSet::new();
     let mut may = BTreeSet::new();

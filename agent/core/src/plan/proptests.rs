@@ -302,6 +302,7 @@ fn possible(state: &KernelState, op: &Op) -> Result<(), String> {
         (_, Object::Sysctl(..)) => true,
         (Action::Create, object) => !has(state, object),
         (Action::Change | Action::Replace | Action::Delete, object) => has(state, object),
+        (Action::Adopt, _) => false,
     };
     if stands && expected { Ok(()) } else { Err(format!("{op:?} (stands: {stands}, key as expected: {expected})")) }
 }

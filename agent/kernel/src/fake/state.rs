@@ -89,7 +89,7 @@ fn presence(action: Action, ours: bool, foreign: bool) -> Done {
     match action {
         Action::Create if ours || foreign => Err(Errno::EEXIST),
         Action::Change if !ours => Err(Errno::ENOENT),
-        Action::Create | Action::Change | Action::Replace | Action::Delete => Ok(()),
+        Action::Create | Action::Change | Action::Replace | Action::Delete | Action::Adopt => Ok(()),
     }
 }
 
@@ -151,6 +151,8 @@ fn set_link(state: &mut KernelState, foreign: &Foreign, action: Action, name: If
             delete_link(state, name);
             return Ok(());
         }
+        // See `super::Inner::adopt`.
+        Action::Adopt => return Ok(()),
     }
     state.links.insert(name, link.clone());
     state.altered.remove(&ObjectKey::Link(name));

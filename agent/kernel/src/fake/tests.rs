@@ -41,7 +41,7 @@ async fn a_kind_fails_until_healed() {
     let ops = [unreachable("10.0.0.0/24"), setting("net/ipv4/ip_forward")];
     assert_eq!(errnos(&kernel.apply(&ops).await), [Some(libc::EBUSY), None]);
     kernel.fail_reads(libc::ENOBUFS);
-    assert!(kernel.dump(&Scope::default()).await.is_err() && kernel.facts(&[]).await.is_err());
+    assert!(kernel.dump(&Scope::default()).await.is_err() && kernel.facts(&Questions::host([])).await.is_err());
     kernel.heal();
     assert_eq!(kernel.apply(&ops).await, [OpOutcome::Done, OpOutcome::Done]);
     assert_eq!(kernel.dump(&Scope::default()).await.unwrap().state.routes.len(), 1);

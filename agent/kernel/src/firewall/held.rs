@@ -74,6 +74,11 @@ impl Held {
         self.behind = !self.copy.as_ref().is_some_and(is_whole);
     }
 
+    /// Leaves the copy as it is, because a dump found no table that it could be compared with.
+    pub(super) fn keep(&mut self) {
+        self.behind = false;
+    }
+
     /// Returns true if there is a copy, of whichever table.
     pub(super) fn is_there(&self) -> bool {
         self.copy.is_some()

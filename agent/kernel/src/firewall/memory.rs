@@ -35,9 +35,9 @@ impl Memory {
         self.loaded.as_ref().filter(|(known, _)| *known == digest).map(|(_, ruleset)| ruleset)
     }
 
-    /// Returns how the kernel's table looked right after `ruleset` was loaded, if that was loaded last.
-    pub(super) fn digest_of(&self, ruleset: &Ruleset) -> Option<Digest> {
-        self.loaded.as_ref().filter(|(_, known)| known == ruleset).map(|(digest, _)| *digest)
+    /// Returns how the kernel's table looked right after a ruleset was loaded last.
+    pub(super) fn digest(&self) -> Option<Digest> {
+        self.loaded.as_ref().map(|(digest, _)| *digest)
     }
 
     /// Remembers a swap. If the file cannot be written, that costs a swap at the next start; it is not worth failing

@@ -114,6 +114,7 @@ impl<'a> Applier<'a> {
             Action::Change => self.change(name, wanted),
             Action::Replace => self.delete(name).and_then(|()| self.create(name, wanted)),
             Action::Delete => self.delete(name),
+            Action::Adopt => self.adopt(name),
         };
         outcome(op, done.map_err(|refusal| named_holder(refusal, wanted)))
     }
@@ -202,6 +203,14 @@ impl<'a> Applier<'a> {
         }
     }
 
+    /// Puts our mark on a device, whoever made it.
+    fn adopt(&mut self, name: IfName) -> Result<(), Refusal> {
+        match links::named(self.channel, name)? {
+            Some(link) => self.channel.request(&encode::link_mark(link.index, Link::ALIAS)),
+            None => Ok(()),
+        }
+    }
+
     /// Returns a device, if it is ours: it may have been exchanged for another since the dump.
     fn owned(&mut self, name: IfName) -> Result<Option<RawLink>, Refusal> {
         match links::named(self.channel, name)? {
@@ -279,7 +288,7 @@ pub(super) fn free_index() -> u32 {
 fn set_sysctl(action: Action, setting: &Sysctl, value: &str) -> Result<(), Refusal> {
     match action {
         // A setting is never deleted: putting it back is a change to the value recorded.
-        Action::Delete => Ok(()),
+        Action::Delete | Action::Adopt => Ok(()),
         Action::Create | Action::Change | Action::Replace => match sysctl::write(setting, value) {
             // Where no setting may be written (a container's /proc/sys), many have the right value all the same.
             Err(_) if matches!(sysctl::read(setting), Ok(Some(now)) if now == value) => Ok(()),

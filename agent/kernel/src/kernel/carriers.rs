@@ -62,7 +62,7 @@ fn presence(op: &Op) -> Presence {
     match op.action {
         Action::Create => Presence::New,
         Action::Change => Presence::Existing,
-        Action::Replace | Action::Delete => Presence::Either,
+        Action::Replace | Action::Delete | Action::Adopt => Presence::Either,
     }
 }
 

@@ -325,7 +325,7 @@ impl Wireguard {
             let Object::WireguardPeer(key, peer) = &op.object else { continue };
             match op.action {
                 Action::Delete => known.met.remove(key),
-                Action::Create | Action::Change | Action::Replace => known.met.insert(*key),
+                Action::Create | Action::Change | Action::Replace | Action::Adopt => known.met.insert(*key),
             };
             match peer.endpoint.filter(|_| op.action != Action::Delete) {
                 Some(endpoint) => known.endpoints.insert(*key, endpoint),
@@ -461,7 +461,7 @@ fn change(op: &Op) -> Option<PeerChange<'_>> {
     let Object::WireguardPeer(key, peer) = &op.object else { return None };
     Some(match op.action {
         Action::Delete => PeerChange::Remove(key.public_key),
-        Action::Create | Action::Change | Action::Replace => PeerChange::Set(key.public_key, peer),
+        Action::Create | Action::Change | Action::Replace | Action::Adopt => PeerChange::Set(key.public_key, peer),
     })
 }
 

@@ -8,7 +8,6 @@ use flatnet_core::object::{
 };
 use flatnet_core::op::{Action, Object, ObjectKind, Op, OpOutcome};
 use flatnet_core::plan::close_tunnels;
-use flatnet_kernel::Kernel;
 use flatnet_kernel::fake::Strike;
 use flatnet_model::{GreKey, IpFamily, Mtu};
 
@@ -63,8 +62,8 @@ fn tunnels() -> Vec<Object> {
 
 async fn is_guarded(world: &Subject) -> bool {
     match world {
-        Subject::Fake(kernel) => kernel.is_guarded().await,
-        Subject::Linux(kernel) => kernel.is_guarded().await,
+        Subject::Fake(kernel) => flatnet_kernel::is_guarded(kernel).await,
+        Subject::Linux(kernel) => flatnet_kernel::is_guarded(kernel).await,
     }
 }
 
@@ -116,13 +115,10 @@ pub async fn a_guard_that_cannot_be_changed_guards_what_is_there_and_nothing_new
     assert!(is_guarded(world).await);
     // The guard is gone and cannot be loaded again. Tunnels that are open are closed, and stay so until there is a
     // guard.
-    world.behind(
-        |fake| fake.edit(|state| state.ruleset = None),
-        "nft delete table inet flatnet; nft delete table inet flatnet_held 2>/dev/null; true",
-    );
-    if let Subject::Linux(kernel) = world {
+    match world {
+        Subject::Fake(fake) => fake.edit(|state| state.ruleset = None),
         // Nobody else deletes the copy that this process holds; an agent that starts has none.
-        kernel.hold(None).await;
+        Subject::Linux(_) => world.done(&[op(Action::Delete, refused_ruleset())]).await,
     }
     assert!(!is_guarded(world).await);
     let open = world.state().await;

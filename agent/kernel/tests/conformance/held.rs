@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use flatnet_core::firewall::{EncryptedTunnel, FirewallNetwork, FirewallTunnel, ruleset};
-use flatnet_core::object::{PeerSource, Ruleset, SetName, TunnelId};
+use flatnet_core::object::{ObjectKey, PeerSource, Ruleset, SetName, TunnelId};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
 use flatnet_kernel::{Kernel, NetlinkKernel};
 use flatnet_model::{GreKey, IpFamily};
 
 use crate::elements::{ops, peer};
-use crate::firewall::{apply, dump, listed_in, run, set, source, swap, wanted, wanted_named};
+use crate::firewall::{apply, dump, listed_in, run, set, source, swap, wanted};
 use crate::world::{name, shell};
 
 const HELD: &str = "nft -s list table inet flatnet_held";
@@ -152,7 +152,7 @@ fn elements_come_and_go_in_both_tables() {
         // Somebody else's element is the table's until the agent deletes it; the copy never drops what the table takes.
         shell("nft add element inet flatnet peers4_1_24 '{ 192.168.33.78 . 0x0a640100 }'");
         dump(&kernel).await;
-        kernel.hold(Some(&wanted().0)).await;
+        kernel.apply(&[]).await;
         assert_eq!(both(IpFamily::V4), [2, 2]);
         let added = source("192.168.33.78", "10.100.1.0/24");
         assert_eq!(kernel.apply(&ops(Action::Delete, [added])).await, [OpOutcome::Done]);
@@ -173,8 +173,11 @@ fn the_copy_goes_with_the_table_and_with_its_owner() {
         // The table is gone because of somebody else, and none is wanted any more.
         apply(&kernel, swap()).await;
         shell("nft flush ruleset");
-        kernel.hold(None).await;
+        let found = dump(&kernel).await.state;
+        assert!(found.ruleset.is_none() && found.is_altered(&ObjectKey::Ruleset), "what is left is the guard's");
+        apply(&kernel, Op { action: Action::Delete, ..swap() }).await;
         assert_eq!(shell("nft list tables"), "");
+        assert!(!dump(&kernel).await.state.has(&ObjectKey::Ruleset));
         apply(&kernel, swap()).await;
         drop(kernel);
         assert_eq!(shell("nft list tables").trim(), "table inet flatnet");
@@ -197,20 +200,18 @@ fn an_agent_that_starts_again_holds_the_table_that_it_finds_and_leaves_it_at_tha
         // Looking alone changes nothing: a command that only looks must not hold anything.
         dump(&again).await;
         assert_eq!(shell("nft list tables").trim(), "table inet flatnet");
-        again.hold(Some(&wanted_named("other").0)).await;
-        assert_eq!(shell("nft list tables").trim(), "table inet flatnet", "not what is wanted");
-        again.hold(Some(&wanted().0)).await;
+        again.apply(&[]).await;
         assert_copied();
         let made = handle();
         for _ in 0..3 {
             dump(&again).await;
-            again.hold(Some(&wanted().0)).await;
+            again.apply(&[]).await;
         }
         assert_eq!(handle(), made, "made once");
         // While the table is away, or another, the copy stays as it is.
         shell("nft flush ruleset");
         dump(&again).await;
-        again.hold(Some(&wanted().0)).await;
+        again.apply(&[]).await;
         assert_eq!(handle(), made);
     });
 }

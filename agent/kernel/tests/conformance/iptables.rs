@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{IptablesChain, IptablesKey, IptablesRule, IptablesVariant};
 use flatnet_core::op::{Action, Object, Op, OpOutcome};
-use flatnet_kernel::{Kernel, NetlinkKernel};
+use flatnet_kernel::{Kernel, NetlinkKernel, Questions};
 use flatnet_model::IpFamily;
 
 use crate::firewall::{apply, dump, run};
@@ -60,7 +60,7 @@ async fn found(kernel: &NetlinkKernel) -> BTreeMap<IptablesKey, IptablesRule> {
 }
 
 async fn dropping(kernel: &NetlinkKernel) -> BTreeSet<DroppingChain> {
-    kernel.facts(&[]).await.unwrap().dropping_chains
+    kernel.facts(&Questions::host([])).await.unwrap().host.dropping_chains
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use flatnet_kernel::netns::{self, NamedNetns, Netns, NetnsError};
-use flatnet_kernel::{Kernel, NetlinkKernel};
+use flatnet_kernel::{Kernel, NetlinkKernel, Questions};
 use flatnet_model::IpFamily;
 
 use crate::world::{address, in_namespace, name, shell};
@@ -90,7 +90,8 @@ fn facts_tell_interfaces_routes_and_features() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let asked =
             ["198.51.100.7", "8.8.8.8", "203.0.113.5", "192.0.2.1", "2001:db8:5::1", "2001:db8::77"].map(address);
-        let facts = runtime.block_on(async { NetlinkKernel::new().unwrap().facts(&asked).await.unwrap() });
+        let facts = runtime
+            .block_on(async { NetlinkKernel::new().unwrap().facts(&Questions::host(asked)).await.unwrap().host });
         let up = facts.interface(name("up0")).unwrap();
         assert_eq!((up.up, up.loopback, up.ours, up.mtu.unwrap().get()), (true, false, false, 9000));
         let addresses: Vec<String> = up.addresses.iter().map(ToString::to_string).collect();
@@ -108,7 +109,8 @@ fn facts_tell_interfaces_routes_and_features() {
         // Router advertisements count on an interface where a default route was learnt, as long as nobody forwards.
         assert_eq!(facts.accept_ra, []);
         let heard = || {
-            let facts = runtime.block_on(async { NetlinkKernel::new().unwrap().facts(&[]).await.unwrap() });
+            let facts = runtime
+                .block_on(async { NetlinkKernel::new().unwrap().facts(&Questions::host([])).await.unwrap().host });
             facts.accept_ra.iter().map(|setting| setting.path().to_owned()).collect::<Vec<_>>()
         };
         shell("ip -6 route add default via 2001:db8::9 dev up0 proto ra");

@@ -5,7 +5,7 @@ use flatnet_core::object::{
     WireguardPeer, WireguardPeerKey,
 };
 use flatnet_core::op::{Action, Object, Op};
-use flatnet_kernel::{Kernel, Scope};
+use flatnet_kernel::{Kernel, Questions, Scope};
 use flatnet_model::{GreKey, IpFamily, Mtu, WireguardKey};
 
 use crate::world::{Subject, address, create, hop, key, link, name, on_device, op, public_key, route, shell, vxlan};
@@ -18,7 +18,10 @@ const PORT: u16 = 51_897;
 async fn gre_carrier(world: &Subject, family: IpFamily) -> Option<Datapath> {
     let carrier = match world {
         Subject::Fake(_) => Some(Datapath::Userspace),
-        Subject::Linux(kernel) => kernel.gre(family).await,
+        Subject::Linux(kernel) => {
+            let asked = Questions { gre: true, ..Questions::default() };
+            kernel.facts(&asked).await.unwrap().host.features.gre.of(family)
+        }
     };
     if carrier.is_none() {
         println!("NOT RUN: this kernel has no GRE over {family}, and /dev/net/tun cannot be opened");
@@ -29,7 +32,7 @@ async fn gre_carrier(world: &Subject, family: IpFamily) -> Option<Datapath> {
 async fn wireguard_carrier(world: &Subject) -> Option<Datapath> {
     let carrier = match world {
         Subject::Fake(_) => Some(Datapath::Userspace),
-        Subject::Linux(kernel) => kernel.facts(&[]).await.unwrap().features.wireguard,
+        Subject::Linux(kernel) => kernel.facts(&Questions::host([])).await.unwrap().host.features.wireguard,
     };
     if carrier.is_none() {
         println!("NOT RUN: this kernel has no WireGuard, and /dev/net/tun cannot be opened");

@@ -8,7 +8,7 @@ use flatnet_core::claims::{Sighting, are_cut};
 use flatnet_core::firewall::WitnessSet;
 use flatnet_core::object::Ruleset;
 use flatnet_core::op::{Action, Object};
-use flatnet_kernel::{Kernel, Scope};
+use flatnet_kernel::{Kernel, Questions, Scope};
 use flatnet_model::IpFamily;
 use futures::StreamExt;
 
@@ -18,10 +18,15 @@ use crate::world::{Subject, op, shell, wakes_within};
 const CHAIN: &str = "tunnel_8472_1";
 
 async fn seen(world: &Subject) -> Vec<Sighting> {
+    let asked = Questions { sightings: true, ..Questions::default() };
     match world {
-        Subject::Fake(kernel) => kernel.sightings().await.unwrap(),
-        Subject::Linux(kernel) => kernel.sightings().await.unwrap(),
+        Subject::Fake(kernel) => kernel.facts(&asked).await.unwrap().sightings,
+        Subject::Linux(kernel) => kernel.facts(&asked).await.unwrap().sightings,
     }
+}
+
+fn dropped_packets() -> Questions {
+    Questions { drops: true, sightings: true, ..Questions::default() }
 }
 
 async fn ruleset_of(world: &Subject) -> Option<Ruleset> {
@@ -113,7 +118,7 @@ fn a_full_set_drops_what_it_cannot_remember() {
             heard.set_nonblocking(true).unwrap();
             let sender = UdpSocket::bind((to, 0)).unwrap();
             let dropped = async || -> u64 {
-                let counts = kernel.drops().await.unwrap();
+                let counts = kernel.facts(&dropped_packets()).await.unwrap().drops;
                 counts.iter().filter(|count| count.chain == CHAIN).map(|count| count.packets).sum()
             };
             let already = dropped().await;
@@ -124,7 +129,7 @@ fn a_full_set_drops_what_it_cannot_remember() {
                 assert_eq!(dropped().await - already, u64::from(SOURCES * round), "{family}");
             }
             assert!(heard.recv(&mut [0; 128]).is_err(), "a packet came through a full set over {family}");
-            let all = kernel.sightings().await.unwrap();
+            let all = kernel.facts(&dropped_packets()).await.unwrap().sightings;
             let of_family: Vec<&Sighting> = all.iter().filter(|seen| IpFamily::of(seen.inner) == family).collect();
             assert_eq!(of_family.len(), WitnessSet::SIZE);
             assert!(are_cut(&all));
@@ -140,7 +145,7 @@ fn a_full_set_drops_what_it_cannot_remember() {
         let state = dump(&kernel).await.state;
         assert_eq!(state.ruleset.as_ref(), Some(&ruleset), "no drift");
         assert_eq!(state.peer_sources.into_iter().collect::<Vec<_>>(), elements);
-        kernel.hold(Some(&ruleset)).await;
+        kernel.apply(&[]).await;
         assert_eq!(handles(), before, "neither table was made anew");
     });
 }
@@ -163,7 +168,7 @@ fn the_held_copy_remembers_while_the_table_is_away() {
             sender.send_to(&tunnelled(Ipv4Addr::from_bits(0x0a64_0500 + n).into()), "127.0.0.1:8472").unwrap();
         }
         assert!(heard.recv(&mut [0; 128]).is_err());
-        let seen = kernel.sightings().await.unwrap();
+        let seen = kernel.facts(&dropped_packets()).await.unwrap().sightings;
         assert_eq!(seen.len(), WitnessSet::SIZE);
         assert!(seen.iter().all(|seen| (seen.table, seen.packets) == (Ruleset::HELD, 1)), "{seen:?}");
     });

@@ -46,7 +46,9 @@ impl Carrier for Rules {
         Some(Plan::One(match op.action {
             Action::Delete => request(DELRULE, 0, rule),
             // A rule has nothing that could be changed; the kernel refuses one that is there already.
-            Action::Create | Action::Change | Action::Replace => request(rtm::NEWRULE, Presence::New.flags(), rule),
+            Action::Create | Action::Change | Action::Replace | Action::Adopt => {
+                request(rtm::NEWRULE, Presence::New.flags(), rule)
+            }
         }))
     }
 
