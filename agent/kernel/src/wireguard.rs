@@ -9,7 +9,6 @@
 
 pub(crate) mod control;
 mod keyring;
-pub(crate) mod takeover;
 pub(crate) mod userspace;
 
 pub use keyring::{Keyring, PrivateKey};

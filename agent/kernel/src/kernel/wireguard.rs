@@ -1,7 +1,7 @@
 //! WireGuard devices and peers within a dump and an `apply`.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
@@ -9,11 +9,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flatnet_core::handshakes::{Handshakes, MetPeers, handshakes};
 use flatnet_core::object::{Datapath, KernelState, Link, LinkKind, WireguardLink, WireguardPeer, WireguardPeerKey};
 use flatnet_core::op::{Action, Object, Op};
+use flatnet_core::takeover::Takeover;
 use flatnet_model::{IfName, WireguardKey};
 use futures::Stream;
-use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::apply::{free_index, is_no_ipv6};
@@ -23,7 +24,6 @@ use crate::Wake;
 use crate::netlink::encode;
 use crate::netlink::socket::{Channel, Refusal};
 use crate::wireguard::control::{self, PeerChange, Settings};
-use crate::wireguard::takeover::Takeover;
 use crate::wireguard::userspace::{Pace, Userspace};
 use crate::wireguard::{Keyring, PrivateKey};
 
@@ -40,6 +40,8 @@ const BATCH: usize = 500;
 
 /// The WireGuard devices of one network namespace.
 pub(super) struct Wireguard {
+    /// The time that the takeover's clock counts from.
+    started: Instant,
     keys: Keyring,
     userspace: Userspace,
     known: Mutex<Known>,
@@ -56,14 +58,14 @@ struct Known {
     /// Our devices, as the last dump found them.
     devices: BTreeMap<IfName, (u32, Datapath)>,
     /// Peers that were found or set, until they are deleted on purpose.
-    met: HashSet<WireguardPeerKey>,
+    met: MetPeers,
     /// The endpoints that peers were given. The endpoint found later may be where their packets came from.
     endpoints: HashMap<WireguardPeerKey, SocketAddr>,
 }
 
 impl Wireguard {
     pub(super) fn new(keys: Keyring) -> Self {
-        Self { keys, userspace: Userspace::default(), known: Mutex::default() }
+        Self { started: Instant::now(), keys, userspace: Userspace::default(), known: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -92,7 +94,7 @@ impl Wireguard {
             }
             true => {
                 let youngest = youngest_handshake(&carried);
-                let is_due = self.known().takeover.is_due(youngest, Instant::now());
+                let is_due = self.known().takeover.is_due(youngest, self.started.elapsed());
                 Some(if is_due { Datapath::Kernel } else { Datapath::Userspace })
             }
             false => Userspace::is_possible().then_some(Datapath::Userspace),
@@ -104,7 +106,7 @@ impl Wireguard {
         let carried = carried(&self.known());
         !carried.is_empty() && {
             let youngest = youngest_handshake(&carried);
-            self.known().takeover.became_due(youngest, Instant::now())
+            self.known().takeover.became_due(youngest, self.started.elapsed())
         }
     }
 
@@ -120,7 +122,7 @@ impl Wireguard {
                 Ok(settings) => {
                     (wireguard.port, wireguard.public_key) = (settings.port, settings.public_key);
                     let peers = self.peers(*name, settings);
-                    self.known().met.extend(peers.iter().map(|(key, _)| *key));
+                    self.known().met.found(peers.iter().map(|(key, _)| *key));
                     state.wireguard_peers.extend(peers);
                 }
                 Err(error) => tracing::debug!(device = %name, %error, "a WireGuard device cannot be read"),
@@ -272,26 +274,17 @@ impl Wireguard {
     /// Carries out operations on peers and returns one answer each, in their order.
     pub(super) fn change_peers(&self, ops: &[&Op], all: &[Op]) -> Vec<Result<(), Refusal>> {
         // This is looked up before the peers are set again.
-        let lost = self.lost(ops);
+        let lost = self.known().met.lost(ops);
         let mut answers = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| device(a) == device(b)) {
             for batch in run.chunks(BATCH) {
                 answers.extend(self.change_batch(batch));
             }
         }
-        self.provoke(ops, all, &lost);
+        for handshakes in handshakes(ops, all, &lost, |name| self.datapath_of(name)) {
+            self.start_handshakes(&handshakes);
+        }
         answers
-    }
-
-    /// Returns peers that are set anew although they were there before: somebody took them or their device away, and
-    /// their sessions with them.
-    fn lost(&self, ops: &[&Op]) -> HashSet<WireguardPeerKey> {
-        let known = self.known();
-        ops.iter()
-            .filter(|op| op.action == Action::Create)
-            .filter_map(|op| if let Object::WireguardPeer(key, _) = &op.object { Some(*key) } else { None })
-            .filter(|key| known.met.contains(key))
-            .collect()
     }
 
     fn change_batch(&self, batch: &[&Op]) -> Vec<Result<(), Refusal>> {
@@ -323,10 +316,7 @@ impl Wireguard {
         let mut known = self.known();
         for (op, _) in batch.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
             let Object::WireguardPeer(key, peer) = &op.object else { continue };
-            match op.action {
-                Action::Delete => known.met.remove(key),
-                Action::Create | Action::Change | Action::Replace | Action::Adopt => known.met.insert(*key),
-            };
+            known.met.carried_out(op);
             match peer.endpoint.filter(|_| op.action != Action::Delete) {
                 Some(endpoint) => known.endpoints.insert(*key, endpoint),
                 None => known.endpoints.remove(key),
@@ -348,43 +338,17 @@ impl Wireguard {
         control::read(name, Datapath::Kernel).ok().map(|_| Datapath::Kernel)
     }
 
-    /// Starts handshakes. A peer that has another key than before, or was reached past this tunnel, is spoken to at
-    /// once, since what it sends waits for the handshake. So is every peer that this process has set anew: the process
-    /// knows no session with it any more, while the peer may go on using one.
-    ///
-    /// Of the kernel's peers, only those that are [`Self::lost`] are spoken to. For a first handshake with a peer that
-    /// does not know us yet it would be too early, and the next try comes 5 s later (`REKEY_TIMEOUT`, WireGuard §6.1).
-    fn provoke(&self, ops: &[&Op], all: &[Op], lost: &HashSet<WireguardPeerKey>) {
-        let in_use: HashSet<IpNet> = all.iter().flat_map(in_use).collect();
-        for run in ops.chunk_by(|a, b| device(a) == device(b)) {
-            let Some(name) = run.first().and_then(|op| device(op)) else { continue };
-            let set = run.iter().filter(|op| op.action != Action::Delete).filter_map(|op| match &op.object {
-                Object::WireguardPeer(key, peer) => Some((op.action, key.public_key, peer)),
-                _ => None,
-            });
-            let (replaced, other): (Vec<_>, Vec<_>) = set.partition(|(action, _, peer)| {
-                *action == Action::Create && peer.allowed.iter().any(|net| in_use.contains(net))
-            });
-            match self.datapath_of(name) {
-                Some(Datapath::Userspace) => {
-                    let keys = |peers: Vec<(Action, WireguardKey, &WireguardPeer)>| {
-                        peers.into_iter().map(|(_, key, _)| key).collect()
-                    };
-                    self.userspace.handshake(name, keys(replaced), Pace::Eager);
-                    self.userspace.handshake(name, keys(other), Pace::Usual);
+    fn start_handshakes(&self, with: &Handshakes<'_>) {
+        match with.datapath {
+            Datapath::Userspace => {
+                let keys = |peers: &[(WireguardKey, &WireguardPeer)]| peers.iter().map(|(key, _)| *key).collect();
+                self.userspace.handshake(with.device, keys(&with.eager), Pace::Eager);
+                self.userspace.handshake(with.device, keys(&with.usual), Pace::Usual);
+            }
+            Datapath::Kernel => {
+                if let Err(error) = control::provoke(with.device, &with.eager) {
+                    tracing::debug!(device = %with.device, %error, "no handshake was started; the next packet starts one");
                 }
-                Some(Datapath::Kernel) => {
-                    let is_lost = |public_key| lost.contains(&WireguardPeerKey { device: name, public_key });
-                    let anew = other.into_iter().filter(|(_, key, _)| is_lost(*key));
-                    let peers: Vec<_> = replaced.into_iter().chain(anew).map(|(_, key, peer)| (key, peer)).collect();
-                    if peers.is_empty() {
-                        continue;
-                    }
-                    if let Err(error) = control::provoke(name, &peers) {
-                        tracing::debug!(device = %name, %error, "no handshake was started; the next packet starts one");
-                    }
-                }
-                None => {}
             }
         }
     }
@@ -442,15 +406,6 @@ fn carried(known: &Known) -> Vec<IfName> {
 fn youngest_handshake(devices: &[IfName]) -> Option<Duration> {
     let settings = devices.iter().filter_map(|name| control::read(*name, Datapath::Userspace).ok());
     settings.flat_map(|settings| settings.peers).filter_map(|found| found.handshake).min()
-}
-
-/// Returns the subnets whose packets went another way until now: to a peer that goes, or by a route that changes.
-fn in_use(op: &Op) -> Vec<IpNet> {
-    match (&op.object, op.action) {
-        (Object::WireguardPeer(_, peer), Action::Delete) => peer.allowed.clone(),
-        (Object::Route(key, _), Action::Change | Action::Replace) => vec![key.destination],
-        _ => Vec::new(),
-    }
 }
 
 fn device(op: &Op) -> Option<IfName> {

@@ -8,8 +8,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 /// The age that the last handshake must have: the 27 s, and 3 s for a clock that is being corrected meanwhile.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 /// The longest time to wait for that. Sessions are renewed every 120 s (`REKEY_AFTER_TIME`, §6.1), so with one peer the
@@ -18,29 +16,29 @@ const TAKEOVER_WAIT_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// A takeover that is to come.
 #[derive(Debug, Default)]
-pub(crate) struct Takeover {
+pub struct Takeover {
     /// The time since which the kernel could take over.
-    since: Option<Instant>,
+    since: Option<Duration>,
     /// True if it was reported that the takeover is due.
     announced: bool,
 }
 
 impl Takeover {
     /// Returns true if the kernel may take over now. `youngest` is the time since the latest handshake of any peer, if
-    /// there was one.
-    pub(crate) fn is_due(&mut self, youngest: Option<Duration>, now: Instant) -> bool {
+    /// there was one; `now` is the time on a clock that is never set.
+    pub fn is_due(&mut self, youngest: Option<Duration>, now: Duration) -> bool {
         let since = *self.since.get_or_insert(now);
-        youngest.is_none_or(|ago| ago >= STALE_AFTER) || now.saturating_duration_since(since) >= TAKEOVER_WAIT_TIMEOUT
+        youngest.is_none_or(|ago| ago >= STALE_AFTER) || now.saturating_sub(since) >= TAKEOVER_WAIT_TIMEOUT
     }
 
     /// Returns true, once, when the takeover has become due: whoever waits for it is then to look again.
-    pub(crate) fn became_due(&mut self, youngest: Option<Duration>, now: Instant) -> bool {
+    pub fn became_due(&mut self, youngest: Option<Duration>, now: Duration) -> bool {
         let due = self.since.is_some() && self.is_due(youngest, now);
         due && !std::mem::replace(&mut self.announced, due)
     }
 
     /// Forgets the takeover, because there is nothing to take over (any more).
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         *self = Self::default();
     }
 }
@@ -54,7 +52,7 @@ mod tests {
     #[test]
     fn it_waits_until_peers_listen_to_the_kernels_stamps() {
         let mut takeover = Takeover::default();
-        let now = Instant::now();
+        let now = 7 * SECOND;
         assert!(!takeover.became_due(None, now), "nobody waits for it yet");
         assert!(!takeover.is_due(Some(2 * SECOND), now));
         assert!(!takeover.became_due(Some(29 * SECOND), now + 27 * SECOND));
@@ -65,9 +63,9 @@ mod tests {
 
     #[test]
     fn without_a_session_it_comes_at_once_and_among_many_in_the_end() {
-        assert!(Takeover::default().is_due(None, Instant::now()));
+        assert!(Takeover::default().is_due(None, SECOND));
         let mut takeover = Takeover::default();
-        let now = Instant::now();
+        let now = 7 * SECOND;
         assert!(!takeover.is_due(Some(SECOND), now));
         assert!(!takeover.is_due(Some(SECOND), now + TAKEOVER_WAIT_TIMEOUT - SECOND));
         assert!(takeover.is_due(Some(SECOND), now + TAKEOVER_WAIT_TIMEOUT));
