@@ -33,7 +33,7 @@ fn has_net_admin(status: &str) -> bool {
 /// Returns the program `name`, looked for where the kernel's part of this program will look for it.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = flatnet_kernel::firewall::search_path();
+    let path = flatnet_kernel::search_path();
     std::env::split_paths(&path).map(|dir: PathBuf| dir.join(name)).find(|program| is_executable(program))
 }
 

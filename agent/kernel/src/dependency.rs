@@ -49,6 +49,24 @@ impl Failures {
         outcomes
     }
 
+    /// Carries out `ops` with `carry`, which is given what can be tried of each run and returns one outcome each. Returns
+    /// one outcome for each of `ops`, and what has failed so far.
+    pub(crate) fn carry(
+        mut self,
+        ops: &[Op],
+        mut carry: impl FnMut(&[&Op]) -> Vec<OpOutcome>,
+    ) -> (Vec<OpOutcome>, Self) {
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for run in runs(ops) {
+            let of_tried = match self.tried(run).as_slice() {
+                [] => Vec::new(),
+                tried => carry(tried),
+            };
+            outcomes.extend(self.settle(run, of_tried));
+        }
+        (outcomes, self)
+    }
+
     /// Remembers that `op` failed or was skipped.
     fn add(&mut self, op: &Op) {
         match (&op.object, op.action) {

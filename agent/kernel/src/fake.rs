@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatnet_core::claims::Sighting;
 use flatnet_core::facts::{Features, GreSupport, HostFacts, Interface};
 use flatnet_core::firewall::WitnessSet;
-use flatnet_core::object::{Dump, Foreign, KernelState, Link};
+use flatnet_core::object::{Dump, Foreign, KernelState, Link, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_model::{IfName, IpFamily};
 use futures::Stream;
@@ -326,11 +326,18 @@ impl Kernel for FakeKernel {
     async fn dump(&self, scope: &Scope) -> Result<Dump, KernelError> {
         let mut inner = self.lock();
         inner.readable("objects")?;
-        let ports = inner.ports.iter().filter(|(bridge, _)| inner.state.links.contains_key(bridge));
-        let ports = ports.map(|(bridge, ports)| (*bridge, ports.clone())).collect();
-        let mut dump = Dump { state: inner.state.clone(), foreign: inner.foreign.clone(), ports };
-        scope.narrow(&mut dump);
         inner.full_dumps += u64::from(scope.ours);
+        let Inner { state, foreign, ports, .. } = &*inner;
+        if !ObjectKind::ALL.iter().any(|kind| *kind != ObjectKind::Sysctl && scope.has_kind(*kind)) {
+            // Settings are read again and again, and the rest of a kernel is large.
+            let read = |setting: &Sysctl| Some((setting.clone(), state.sysctls.get(setting)?.clone()));
+            let state = KernelState { sysctls: scope.sysctls().filter_map(read).collect(), ..KernelState::default() };
+            return Ok(Dump { state, ..Dump::default() });
+        }
+        let ports = ports.iter().filter(|(bridge, _)| state.links.contains_key(bridge));
+        let ports = ports.map(|(bridge, ports)| (*bridge, ports.clone())).collect();
+        let mut dump = Dump { state: state.clone(), foreign: foreign.clone(), ports };
+        scope.narrow(&mut dump);
         Ok(dump)
     }
 

@@ -8,10 +8,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair};
 
-pub use crate::firewall::fuzzing::{iptables_listing, legacy_table, nfnetlink};
+pub use crate::iptables::fuzzing::{iptables_listing, legacy_table};
 use crate::netlink::socket::{Channel, acknowledgement};
 use crate::netlink::wire::{Request, attributes, messages};
 use crate::netlink::{monitor, parse};
+pub use crate::nft::fuzzing::nfnetlink;
 
 /// Bytes of all datagrams together. This is below what a socket takes before `send` blocks (`net.core.wmem_default`,
 /// 208 KiB, of which every datagram costs about a KiB beside its bytes).

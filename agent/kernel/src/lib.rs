@@ -6,18 +6,22 @@
 mod dependency;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
-pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gre;
+mod iptables;
 mod kernel;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
+mod program;
+mod provider;
 mod questions;
 mod resolvers;
+mod rtnetlink;
 mod scope;
 mod sysctl;
-mod userspace;
 pub mod wireguard;
 
 use std::future::Future;
@@ -27,6 +31,7 @@ use flatnet_core::op::{Op, OpOutcome};
 use futures::Stream;
 
 pub use kernel::NetlinkKernel;
+pub use program::search_path;
 pub use questions::{Facts, Questions};
 pub use scope::Scope;
 
@@ -60,7 +65,7 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Carries out `ops` in order and returns one outcome each. Operations that depend on a failed one are skipped; the
     /// others go on. At the end, what follows from the objects is brought up to date: the held copy of the guard
-    /// ([`firewall`]), which lives no longer than this process. To apply nothing does only that.
+    /// ([`nft`]), which lives no longer than this process. To apply nothing does only that.
     fn apply(&self, ops: &[Op]) -> impl Future<Output = Vec<OpOutcome>> + Send;
 
     /// Wakes on every change until dropped. Ends only if the kernel's notifications break; then call it again.

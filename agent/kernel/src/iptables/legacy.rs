@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use flatnet_model::IpFamily;
 
-use super::table::Digest;
+use crate::nft::table::Digest;
 
 /// The table's name.
 const TABLE: &[u8] = b"filter";

@@ -22,7 +22,7 @@ const LOCAL: u8 = 2;
 /// first part does not.
 const DESTINATIONS: usize = 4096;
 
-/// Reads all facts but the firewall's.
+/// Reads the facts that rtnetlink and settings tell.
 pub(super) fn facts(channel: &mut Channel, route_to: &[IpAddr]) -> Result<HostFacts, KernelError> {
     let raw = links::all(channel).map_err(of("links"))?;
     let names: HashMap<u32, IfName> =

@@ -5,9 +5,8 @@
 //! tunnel, and this module follows the routes that were dumped and applied. A device that nobody serves is reported as
 //! down.
 //!
-//! [`crate::NetlinkKernel`] owns this. The threads end with it, and the devices stay.
+//! The provider owns this. The threads end with it, and the devices stay.
 
-pub(crate) mod alias;
 mod forwarder;
 mod packet;
 mod socket;
@@ -138,6 +137,11 @@ impl Userspace {
         }
     }
 
+    /// Returns the names of the devices that are served.
+    pub(crate) fn served(&self) -> impl Iterator<Item = IfName> {
+        self.devices.keys().copied()
+    }
+
     /// Takes note of what a look at everything found: routes are followed.
     pub(crate) fn look(&mut self, state: &KernelState, index: impl Fn(IfName) -> Option<u32>) {
         let gone = |name: &IfName, served: &Served| index(*name) != Some(served.index);
@@ -186,7 +190,8 @@ impl Userspace {
     }
 }
 
-fn is_gre(kind: &LinkKind) -> bool {
+/// Returns true for the devices that are GRE's.
+pub(crate) fn is_gre(kind: &LinkKind) -> bool {
     matches!(kind, LinkKind::Gre(_) | LinkKind::Gre6(_))
 }
 

@@ -7,22 +7,22 @@ use super::netfilter::Netfilter;
 use super::wire::{Attributes, Family, Message, NLM_F_ACK, Request, Writer};
 
 /// `NFTA_TABLE_NAME`, `_FLAGS`, `_HANDLE`.
-pub(super) const TABLE_NAME: u16 = 1;
-pub(super) const TABLE_FLAGS: u16 = 2;
+pub(crate) const TABLE_NAME: u16 = 1;
+pub(crate) const TABLE_FLAGS: u16 = 2;
 const TABLE_HANDLE: u16 = 4;
 /// `NFTA_CHAIN_TABLE`, `_HANDLE`, `_NAME`, `_HOOK`, `_POLICY`, `_TYPE`, `_FLAGS`.
-pub(super) const CHAIN_TABLE: u16 = 1;
+pub(crate) const CHAIN_TABLE: u16 = 1;
 const CHAIN_STABLE: [u16; 6] = [2, 3, 4, 5, 7, 10];
-pub(super) const CHAIN_NAME: u16 = 3;
-pub(super) const CHAIN_POLICY: u16 = 5;
+pub(crate) const CHAIN_NAME: u16 = 3;
+pub(crate) const CHAIN_POLICY: u16 = 5;
 /// `NFTA_RULE_TABLE`, `_CHAIN`, `_HANDLE`, `_EXPRESSIONS`, `_USERDATA`.
-pub(super) const RULE_TABLE: u16 = 1;
+pub(crate) const RULE_TABLE: u16 = 1;
 const RULE_STABLE: [u16; 3] = [2, 3, 7];
-pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 /// `NFTA_EXPR_NAME`, `_DATA`.
-pub(super) const EXPR_NAME: u16 = 1;
+pub(crate) const EXPR_NAME: u16 = 1;
 /// `NFTA_SET_TABLE`, `_NAME`, `_FLAGS`, `_KEY_TYPE`, `_KEY_LEN`, `_TIMEOUT`, `_HANDLE`.
-pub(super) const SET_TABLE: u16 = 1;
+pub(crate) const SET_TABLE: u16 = 1;
 const SET_STABLE: [u16; 6] = [2, 3, 4, 5, 11, 16];
 /// `NFTA_GEN_ID`.
 const GEN_ID: u16 = 1;
@@ -33,7 +33,7 @@ const POLICY_DROP: u32 = 0;
 /// the kernel never gives one out twice, so a rule that was replaced shows, even if the new one only differs in an
 /// anonymous set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Digest(pub(super) u128);
+pub(crate) struct Digest(pub(crate) u128);
 
 impl Digest {
     /// FNV-1a's 128-bit offset basis and prime. It is stable across versions, which a digest kept on disk needs. Nobody
@@ -41,11 +41,11 @@ impl Digest {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Self::BASIS)
     }
 
-    pub(super) fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes();
         for byte in length.iter().chain(bytes) {
             self.0 = (self.0 ^ u128::from(*byte)).wrapping_mul(Self::PRIME);
@@ -61,14 +61,14 @@ impl Digest {
 }
 
 /// Returns the ruleset's generation, which grows by one with each transaction.
-pub(super) fn generation(netfilter: &mut Netfilter) -> io::Result<u32> {
+pub(crate) fn generation(netfilter: &mut Netfilter) -> io::Result<u32> {
     let found =
         netfilter.get(Request::GetGen, Family::Unspec, |_| {}, |message| message.attributes().number(GEN_ID))?;
     Ok(found.flatten().unwrap_or_default())
 }
 
 /// Returns the digest of a table; `None`: there is no such table.
-pub(super) fn digest(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Option<Digest>> {
+pub(crate) fn digest(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Option<Digest>> {
     let digest = RefCell::new(Digest::new());
     let known = netfilter.get(
         Request::GetTable,
@@ -121,14 +121,14 @@ fn add_object(digest: &mut Digest, request: Request, message: Message<'_>) {
 
 /// A base chain of a foreign table, as far as it is known without the table's program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BaseChain {
-    pub(super) name: String,
+pub(crate) struct BaseChain {
+    pub(crate) name: String,
     /// True if its policy is to drop.
-    pub(super) drops: bool,
+    pub(crate) drops: bool,
 }
 
 /// Returns the chains of `table` that have a policy.
-pub(super) fn base_chains(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Vec<BaseChain>> {
+pub(crate) fn base_chains(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<Vec<BaseChain>> {
     let chains = RefCell::new(Vec::new());
     netfilter.dump(
         Request::GetChain,
@@ -149,7 +149,7 @@ pub(super) fn base_chains(netfilter: &mut Netfilter, family: Family, table: &str
 }
 
 /// Deletes a table with everything in it. If there is none, that is success.
-pub(super) fn delete(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<()> {
+pub(crate) fn delete(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Result<()> {
     let mut writer = Writer::default();
     writer.batch_begin(netfilter.next_sequence());
     let message = writer.open(Request::DelTable, NLM_F_ACK, netfilter.next_sequence(), family);

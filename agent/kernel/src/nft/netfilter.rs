@@ -28,24 +28,24 @@ const SEND_RESERVE: usize = 1024;
 
 /// The answer to the messages of a batch: what failed.
 #[derive(Debug, Default)]
-pub(super) struct BatchReply {
+pub(crate) struct BatchReply {
     /// Sequence number and (positive) error number of each message that was refused.
-    pub(super) errors: Vec<(u32, i32)>,
+    pub(crate) errors: Vec<(u32, i32)>,
 }
 
 /// The socket.
 #[derive(Debug)]
-pub(super) struct Netfilter {
+pub(crate) struct Netfilter {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
     /// Bytes that one transaction may have.
-    pub(super) send_limit: usize,
+    pub(crate) send_limit: usize,
 }
 
 impl Netfilter {
     /// Opens the socket in the calling thread's network namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let socket = open_socket(0, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_SECS, 0))?;
         if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
@@ -56,18 +56,18 @@ impl Netfilter {
     }
 
     /// Makes one with `socket` in the kernel's place.
-    pub(super) fn over(socket: OwnedFd) -> Self {
+    pub(crate) fn over(socket: OwnedFd) -> Self {
         Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], send_limit: RECEIVE_BYTES }
     }
 
     /// Returns a sequence number that was not used lately.
-    pub(super) fn next_sequence(&mut self) -> u32 {
+    pub(crate) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
     /// Dumps everything of a kind. `write` adds what narrows it down, and `each` gets every message.
-    pub(super) fn dump(
+    pub(crate) fn dump(
         &mut self,
         request: Request,
         family: Family,
@@ -110,7 +110,7 @@ impl Netfilter {
     }
 
     /// Gets one object; `Ok(None)`: the kernel has none. `take` reads what is wanted of it.
-    pub(super) fn get<T>(
+    pub(crate) fn get<T>(
         &mut self,
         request: Request,
         family: Family,
@@ -149,7 +149,7 @@ impl Netfilter {
 
     /// Sends one whole batch. The last of its messages must ask for an acknowledgement (`NLM_F_ACK`): if that is
     /// absent, it is an error too.
-    pub(super) fn batch(&mut self, bytes: &[u8]) -> io::Result<BatchReply> {
+    pub(crate) fn batch(&mut self, bytes: &[u8]) -> io::Result<BatchReply> {
         let wanted: Vec<(u32, bool)> = messages(bytes).map(|m| (m.sequence, m.flags & NLM_F_ACK != 0)).collect();
         self.send(bytes)?;
         let mut reply = BatchReply::default();
@@ -189,7 +189,7 @@ impl Netfilter {
 }
 
 /// Opens a netfilter netlink socket in the calling thread's network namespace, which listens to `groups` (a bit mask).
-pub(super) fn open_socket(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
+pub(crate) fn open_socket(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_fd().as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(socket)

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use flatnet_core::object::{PeerSource, Ruleset, TunnelId};
 use ipnet::IpNet;
 
-use super::program::{ProgramError, run};
+use crate::program::{ProgramError, run};
 
 /// The part of a swap that went in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

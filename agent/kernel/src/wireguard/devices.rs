@@ -15,17 +15,16 @@ use flatnet_core::op::{Action, Object, Op};
 use flatnet_core::takeover::Takeover;
 use flatnet_model::{IfName, WireguardKey};
 use futures::Stream;
+use nix::errno::Errno;
 use tokio::time::Instant;
 
-use super::apply::{free_index, is_no_ipv6};
-use super::links;
-use super::port_holder;
+use super::control::{self, PeerChange, Settings};
+use super::userspace::{Pace, Userspace};
+use super::{Keyring, PrivateKey};
 use crate::Wake;
 use crate::netlink::encode;
 use crate::netlink::socket::{Channel, Refusal};
-use crate::wireguard::control::{self, PeerChange, Settings};
-use crate::wireguard::userspace::{Pace, Userspace};
-use crate::wireguard::{Keyring, PrivateKey};
+use crate::rtnetlink::{device as link_device, links, port_holder};
 
 /// The path at which a loaded module shows (Documentation/ABI/stable/sysfs-module).
 const MODULE: &str = "/sys/module/wireguard";
@@ -39,7 +38,7 @@ const POLL_SHARE: u32 = 20;
 const BATCH: usize = 500;
 
 /// The WireGuard devices of one network namespace.
-pub(super) struct Wireguard {
+pub(super) struct Devices {
     /// The time that the takeover's clock counts from.
     started: Instant,
     keys: Keyring,
@@ -63,7 +62,7 @@ struct Known {
     endpoints: HashMap<WireguardPeerKey, SocketAddr>,
 }
 
-impl Wireguard {
+impl Devices {
     pub(super) fn new(keys: Keyring) -> Self {
         Self { started: Instant::now(), keys, userspace: Userspace::default(), known: Mutex::default() }
     }
@@ -159,18 +158,39 @@ impl Wireguard {
         settings.peers.into_iter().map(peer).collect()
     }
 
+    /// Carries out an operation on a device.
+    pub(super) fn carry_out(&self, channel: &mut Channel, op: &Op) -> Result<(), Refusal> {
+        let Object::Link(name, wanted @ Link { kind: LinkKind::Wireguard(link), .. }) = &op.object else {
+            return Err(Refusal::of(Errno::EOPNOTSUPP));
+        };
+        match op.action {
+            Action::Create => self.create(channel, *name, wanted, *link),
+            Action::Change => {
+                let present = link_device::present(channel, *name)?;
+                self.configure(channel, *name, present.index, *link)?;
+                link_device::change(channel, *name, &present, wanted)
+            }
+            Action::Replace => {
+                self.delete(channel, *name)?;
+                self.create(channel, *name, wanted, *link)
+            }
+            Action::Delete => self.delete(channel, *name),
+            Action::Adopt => link_device::adopt(channel, *name),
+        }
+    }
+
+    fn delete(&self, channel: &mut Channel, name: IfName) -> Result<(), Refusal> {
+        link_device::owned(channel, name)?;
+        self.forget(name);
+        link_device::delete(channel, name)
+    }
+
     /// Makes a device with key and port, and brings it up. None of it stays if any of it fails.
-    pub(super) fn create(
-        &self,
-        channel: &mut Channel,
-        name: IfName,
-        wanted: &Link,
-        link: WireguardLink,
-    ) -> Result<(), Refusal> {
+    fn create(&self, channel: &mut Channel, name: IfName, wanted: &Link, link: WireguardLink) -> Result<(), Refusal> {
         let key = self.key(link)?;
         let index = match link.datapath {
             Datapath::Kernel => {
-                let index = free_index();
+                let index = link_device::free_index();
                 let create = encode::link_create(name, wanted, index);
                 let requests: Vec<_> = create.into_iter().chain([encode::link_mark(index, Link::ALIAS)]).collect();
                 channel.request_all(&requests).into_iter().collect::<Result<(), Refusal>>()?;
@@ -181,9 +201,7 @@ impl Wireguard {
         let made = self.finish(channel, name, index, wanted, link, &key);
         if made.is_err() {
             self.forget(name);
-            if let Err(refusal) = channel.request(&encode::link_delete(index)) {
-                tracing::warn!(link = %name, error = %refusal, "cannot take back a link made in part");
-            }
+            link_device::take_back(channel, name, index);
         }
         made
     }
@@ -200,9 +218,8 @@ impl Wireguard {
         control::configure(name, link.datapath, key, link.port).map_err(|error| port_or(error, link))?;
         let requests = [encode::link_set(index, wanted, None), encode::link_quiet(index)];
         let answers = channel.request_all(&requests).into_iter();
-        answers.filter(|answer| !is_no_ipv6(answer)).collect::<Result<(), Refusal>>()?;
-        links::deafen(name);
-        if wanted.up { channel.request(&encode::link_up(index)) } else { Ok(()) }
+        answers.filter(|answer| !link_device::is_no_ipv6(answer)).collect::<Result<(), Refusal>>()?;
+        link_device::bring_up(channel, name, wanted, index)
     }
 
     fn start(&self, channel: &mut Channel, name: IfName) -> Result<u32, Refusal> {
@@ -216,13 +233,7 @@ impl Wireguard {
     }
 
     /// Gives a device of ours the key and port of `link`. A device that nobody carries is carried again.
-    pub(super) fn configure(
-        &self,
-        channel: &mut Channel,
-        name: IfName,
-        index: u32,
-        link: WireguardLink,
-    ) -> Result<(), Refusal> {
+    fn configure(&self, channel: &mut Channel, name: IfName, index: u32, link: WireguardLink) -> Result<(), Refusal> {
         let key = self.key(link)?;
         if link.datapath == Datapath::Userspace && !self.userspace.is_running(name, index) {
             self.start(channel, name)?;
@@ -260,7 +271,7 @@ impl Wireguard {
     }
 
     /// Forgets a device that is about to go.
-    pub(super) fn forget(&self, name: IfName) {
+    fn forget(&self, name: IfName) {
         let datapath = {
             let mut known = self.known();
             known.endpoints.retain(|key, _| key.device != name);
@@ -373,7 +384,7 @@ impl Wireguard {
 }
 
 /// Wakes when somebody changed a device of ours. Checks only while there is one.
-pub(super) fn events(wireguard: &Arc<Wireguard>) -> impl Stream<Item = Wake> + Send + Unpin + 'static {
+pub(super) fn events(wireguard: &Arc<Devices>) -> impl Stream<Item = Wake> + Send + Unpin + 'static {
     let state = (Arc::clone(wireguard), None::<u64>, POLL_EVERY);
     Box::pin(futures::stream::unfold(state, |(wireguard, mut last, mut pause)| async move {
         loop {

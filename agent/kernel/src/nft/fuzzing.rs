@@ -1,15 +1,14 @@
-//! The parsers of bytes that other programs and the kernel wrote, callable with any bytes.
+//! The parsers of bytes that the kernel wrote, callable with any bytes.
 
-use flatnet_core::object::{IptablesChain, SetName, TunnelId};
+use flatnet_core::object::{SetName, TunnelId};
 use flatnet_model::{IpFamily, Vni};
 
 use super::elements::{self, Change};
 use super::held::Held;
-use super::listing::Listing;
 use super::netfilter::Netfilter;
 use super::table::Digest;
 use super::wire::{Family, Writer};
-use super::{drops, legacy, replica, sightings, table};
+use super::{drops, replica, sightings, table};
 use crate::fuzzing::answers;
 
 /// Reads `bytes` as nfnetlink's answers to everything that is asked of nf_tables, in the form that `answers` takes.
@@ -44,20 +43,4 @@ pub fn nfnetlink(bytes: &[u8]) {
             ask(&|netfilter| drop(elements::apply(netfilter, "flatnet", &changes)));
         });
     }
-}
-
-/// Reads `text` as the output of `iptables -S`, and writes rules of ours back.
-pub fn iptables_listing(text: &str) {
-    let listing = Listing::parse(text);
-    for chain in [IptablesChain::Input, IptablesChain::Forward] {
-        let _ = listing.can_drop(chain);
-    }
-    let specifications = listing.specifications();
-    let ours = listing.ours();
-    assert!(specifications.len() <= ours.len(), "a rule that is not there: {specifications:?}");
-}
-
-/// Reads `bytes` as the entries of the older ip_tables.
-pub fn legacy_table(bytes: &[u8]) {
-    legacy::read_any(bytes);
 }

@@ -45,7 +45,7 @@ pub enum ProgramError {
 
 /// Runs `program` with `input` as its standard input, and returns its standard output. The program is killed if this
 /// future is dropped.
-pub(super) async fn run(
+pub(crate) async fn run(
     program: &str,
     package: &'static str,
     arguments: &[&str],

@@ -12,10 +12,10 @@ use crate::netlink::socket::{Channel, Refusal};
 use crate::sysctl;
 
 /// The word after our alias on a TUN device that stands in for WireGuard.
-pub(super) const WIREGUARD: &str = "wireguard";
+pub(crate) const WIREGUARD: &str = "wireguard";
 
 /// Returns every device.
-pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
+pub(crate) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
     channel.dump(
         &encode::link_dump(),
         |links: &mut Vec<RawLink>, kind, payload| {
@@ -28,7 +28,7 @@ pub(super) fn all(channel: &mut Channel) -> io::Result<Vec<RawLink>> {
 }
 
 /// Returns the device of that name.
-pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLink>, Refusal> {
+pub(crate) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLink>, Refusal> {
     match channel
         .get(&encode::link_get(name), |kind, payload| (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten())
     {
@@ -38,7 +38,7 @@ pub(super) fn named(channel: &mut Channel, name: IfName) -> Result<Option<RawLin
 }
 
 /// Returns the device of that index.
-pub(super) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<RawLink>, Refusal> {
+pub(crate) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<RawLink>, Refusal> {
     match channel.get(&encode::link_get_index(index), |kind, payload| {
         (kind == rtm::NEWLINK).then(|| parse::link(payload)).flatten()
     }) {
@@ -50,7 +50,7 @@ pub(super) fn with_index(channel: &mut Channel, index: u32) -> Result<Option<Raw
 /// Keeps everybody beyond a device that was just made from configuring this host. This happens before it is brought up,
 /// since the first router advertisement may be waiting. If a setting cannot be written, that shows when the setting
 /// itself has its turn.
-pub(super) fn deafen(name: IfName) {
+pub(crate) fn deafen(name: IfName) {
     for (family, setting) in [("ipv6", "accept_ra"), ("ipv6", "accept_redirects"), ("ipv4", "accept_redirects")] {
         let setting = Sysctl::new(format!("net/{family}/conf/{name}/{setting}"));
         if let Err(error) = sysctl::write(&setting, "0") {
@@ -60,13 +60,13 @@ pub(super) fn deafen(name: IfName) {
 }
 
 /// Returns true if the device carries our mark.
-pub(super) fn is_ours(link: &RawLink) -> bool {
+pub(crate) fn is_ours(link: &RawLink) -> bool {
     link.alias.starts_with(Link::ALIAS)
 }
 
 /// Reads a device of ours as the agent knows it, and whether somebody altered it in what that does not tell; `None`: it
 /// has a kind or an identifier that we never give, so it is not ours whatever its alias says.
-pub(super) fn read(link: &RawLink) -> Option<(Link, Option<Altered>)> {
+pub(crate) fn read(link: &RawLink) -> Option<(Link, Option<Altered>)> {
     let mut altered = None;
     let kind = match (link.kind.as_str(), &link.vxlan) {
         ("vxlan", Some(vxlan)) => {
@@ -75,7 +75,7 @@ pub(super) fn read(link: &RawLink) -> Option<(Link, Option<Altered>)> {
             LinkKind::Vxlan(VxlanLink { vni: Vni::new(vxlan.vni).ok()?, port: vxlan.port, local })
         }
         ("bridge", _) => LinkKind::Bridge,
-        // The link does not report port and key: see `super::wireguard`.
+        // The link does not report port and key: see `crate::wireguard`.
         ("wireguard", _) => LinkKind::Wireguard(unset(Datapath::Kernel)),
         ("tun", _) if link.alias.split(' ').nth(1) == Some(WIREGUARD) => {
             LinkKind::Wireguard(unset(Datapath::Userspace))
@@ -90,7 +90,7 @@ pub(super) fn read(link: &RawLink) -> Option<(Link, Option<Altered>)> {
             })
         }
         ("ip6gre", _) if link.gre.is_some_and(|gre| gre.external) => LinkKind::Gre6(Datapath::Kernel),
-        ("tun", _) => crate::userspace::alias::read(&link.alias)?,
+        ("tun", _) => super::alias::read(&link.alias)?,
         _ => return None,
     };
     // The kernel allows more than anybody wants.
@@ -111,7 +111,7 @@ fn ipv4(address: Option<IpAddr>) -> Ipv4Addr {
 }
 
 /// Describes a device that is not ours, for people.
-pub(super) fn describe(link: &RawLink) -> String {
+pub(crate) fn describe(link: &RawLink) -> String {
     match &link.vxlan {
         Some(vxlan) => format!("vxlan VNI {} port {}", vxlan.vni, vxlan.port),
         None if link.kind.is_empty() => "device".to_owned(),

@@ -1,43 +1,31 @@
-//! Wakes when a firewall changed. nf_tables reports changes; the older ip_tables must be polled.
+//! Wakes when nf_tables reports a change.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
 
-use flatnet_model::IpFamily;
 use futures::Stream;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockFlag, recv};
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::legacy::{Fingerprint, fingerprint};
 use super::netfilter::open_socket;
 use crate::Wake;
 
 /// `NFNLGRP_NFTABLES` (7), as a bit mask.
 const NFTABLES_GROUP: u32 = 1 << 6;
-/// The interval at which the older tables are polled: half of the second in which drift is to be repaired.
-const LEGACY_POLL_EVERY: Duration = Duration::from_millis(500);
 /// Datagrams that are read at once before the reader is woken, so that a busy ruleset cannot keep us from waking.
 const COALESCED: usize = 4096;
 
-type Fingerprints = [Option<Fingerprint>; 2];
-
 struct Events {
     socket: AsyncFd<OwnedFd>,
-    poll: Interval,
-    legacy: Fingerprints,
     buffer: Vec<u8>,
 }
 
 /// Opens the stream of wakes. This must be called within a tokio runtime, in the network namespace that is meant.
 pub(super) fn events() -> io::Result<impl Stream<Item = Wake> + Send + Unpin + 'static> {
     let socket = register(open_socket(NFTABLES_GROUP, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?)?;
-    let mut poll = interval(LEGACY_POLL_EVERY);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The contents are not read, so they need not fit.
-    let events = Events { socket, poll, legacy: fingerprints(), buffer: vec![0; 64] };
+    let events = Events { socket, buffer: vec![0; 64] };
     Ok(Box::pin(futures::stream::unfold(events, |mut events| async move {
         events.next().await.then_some((Wake::Firewall, events))
     })))
@@ -52,25 +40,14 @@ fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 impl Events {
     /// Waits for a change; returns `false` if the socket broke.
     async fn next(&mut self) -> bool {
-        loop {
-            tokio::select! {
-                ready = self.socket.readable() => {
-                    let Ok(mut guard) = ready else { return false };
-                    if let Some(usable) = drain(&self.socket, &mut self.buffer) {
-                        guard.clear_ready();
-                        if !usable { return false }
-                    }
-                    return true;
-                }
-                _ = self.poll.tick() => {
-                    let now = fingerprints();
-                    if now != self.legacy {
-                        self.legacy = now;
-                        return true;
-                    }
-                }
+        let Ok(mut guard) = self.socket.readable().await else { return false };
+        if let Some(usable) = drain(&self.socket, &mut self.buffer) {
+            guard.clear_ready();
+            if !usable {
+                return false;
             }
         }
+        true
     }
 }
 
@@ -85,9 +62,4 @@ fn drain(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<bool> {
         }
     }
     None
-}
-
-/// Returns the fingerprints. A table that cannot be read now counts as none: reading it again tells.
-fn fingerprints() -> Fingerprints {
-    IpFamily::BOTH.map(|family| fingerprint(family).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Our nftables table, its set elements, and our rule at the head of other people's iptables chains.
+//! Our nftables table and its set elements.
 //!
 //! | what | how |
 //! |---|---|
@@ -6,48 +6,40 @@
 //! | an element | over netlink, in microseconds: it counts into the time from lease to first packet |
 //! | is the table as we loaded it? | a digest of what the kernel has, compared with the one right after the swap |
 //! | the guard under `nft flush ruleset` | a copy of what filters, in a table that only this process can delete |
-//! | iptables | `iptables-restore`, atomically; `iptables -S` only when the kernel's table changed |
 //!
-//! Sockets belong to the network namespace in which [`Firewall::new`] was called; programs run in the process's
-//! namespace. Dropping a call's future kills its program and changes nothing else; the next dump tells what was done.
+//! Sockets belong to the network namespace in which [`Nft::open`] was called; programs run in the process's namespace.
+//! Dropping a call's future kills its program and changes nothing else; the next dump tells what was done.
 
 mod drops;
 mod elements;
 mod events;
 pub(crate) mod fuzzing;
 mod held;
-mod iptables;
-mod legacy;
-mod listing;
 mod memory;
-mod netfilter;
-mod program;
+pub(crate) mod netfilter;
+mod provider;
 mod replica;
 mod sightings;
 mod swap;
-mod table;
-mod wire;
+pub(crate) mod table;
+pub(crate) mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatnet_core::claims::Sighting;
 use flatnet_core::drops::DropCount;
-use flatnet_core::facts::DroppingChain;
 use flatnet_core::object::{Altered, KernelState, ObjectKey, PeerSource, Ruleset};
-use flatnet_core::op::{Action, Object, ObjectKind, Op, OpError, OpOutcome};
-use futures::Stream;
+use flatnet_core::op::{Action, Object, Op, OpError, OpOutcome};
 
-use crate::{KernelError, Scope, Wake};
+use crate::program::ProgramError;
+use crate::{KernelError, Scope};
 use elements::Change;
 use held::Held;
-use iptables::{Cache, Wanted, Which};
 use memory::Memory;
 use netfilter::Netfilter;
-use program::ProgramError;
-pub use program::search_path;
 use swap::Loaded;
 use table::Digest;
 use wire::Family;
@@ -72,46 +64,52 @@ pub struct RulesetRefused {
     source: ProgramError,
 }
 
-/// The firewall of one network namespace.
-pub struct Firewall {
-    netfilter: Arc<Mutex<Netfilter>>,
+/// The one socket for requests to nf_tables, which providers share.
+#[derive(Clone)]
+pub(crate) struct NftRequests(Arc<Mutex<Netfilter>>);
+
+impl NftRequests {
+    /// Runs `work` with the socket. Its calls block, though rarely for long: a transaction on a large set takes
+    /// milliseconds.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Netfilter) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let netfilter = Arc::clone(&self.0);
+        let work = move || work(&mut lock(&netfilter));
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    }
+}
+
+/// The provider of our table.
+pub(crate) struct Nft {
+    requests: NftRequests,
     /// Locked after the socket, or alone.
     held: Arc<Mutex<Held>>,
     memory: Mutex<Memory>,
-    iptables: tokio::sync::Mutex<Cache>,
 }
 
-impl Firewall {
-    /// Opens the firewall in the calling thread's network namespace.
-    pub fn new() -> io::Result<Self> {
-        Self::with_memory(None)
-    }
-
-    /// Opens the firewall with a file (in the run directory) that remembers over a restart which ruleset is loaded.
-    pub fn with_memory(memory: Option<PathBuf>) -> io::Result<Self> {
+impl Nft {
+    /// Opens the socket in the calling thread's network namespace. The file `memory` (in the run directory) remembers
+    /// over a restart which ruleset is loaded.
+    pub(crate) fn open(memory: Option<PathBuf>) -> io::Result<Self> {
         Ok(Self {
-            netfilter: Arc::new(Mutex::new(Netfilter::open()?)),
+            requests: NftRequests(Arc::new(Mutex::new(Netfilter::open()?))),
             held: Arc::default(),
             memory: Mutex::new(Memory::load(memory)),
-            iptables: tokio::sync::Mutex::default(),
         })
     }
 
-    /// Adds our table, the elements of its sets and our iptables rules to `into`, as far as `scope` looks at them. A
-    /// table of ours that is not as we made it is marked as altered, and so is one of which only the held copy is left.
-    pub async fn dump(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
-        if scope.has_kind(ObjectKind::Ruleset) || scope.has_kind(ObjectKind::PeerSource) {
-            self.dump_table(scope, into).await?;
-        }
-        if scope.has_kind(ObjectKind::Iptables) {
-            into.iptables = self.with_listings(Cache::rules).await?;
-        }
-        Ok(())
+    /// Returns the socket.
+    pub(crate) fn requests(&self) -> NftRequests {
+        self.requests.clone()
     }
 
+    /// Adds our table and the elements of its sets to `into`, as far as `scope` looks at them. A table that is not as
+    /// we made it is marked as altered, and so is one of which only the held copy is left.
     async fn dump_table(&self, scope: &Scope, into: &mut KernelState) -> Result<(), KernelError> {
         let sets = scope.sets_read();
-        let read = self.blocking(move |netfilter| {
+        let read = self.requests.blocking(move |netfilter| {
             let mut contents = Vec::new();
             let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
             if digest.is_some() {
@@ -139,21 +137,15 @@ impl Firewall {
         Ok(())
     }
 
-    /// Returns the iptables chains that can drop packets. Where iptables' own program is missing, this is a guess on
-    /// the safe side; the operation that needs the program fails and names it.
-    pub async fn dropping_chains(&self) -> Result<BTreeSet<DroppingChain>, KernelError> {
-        self.with_listings(Cache::dropping).await
-    }
-
     /// Returns the packets that our rules have dropped. This includes those of the held copy, which drops what the
     /// table would have, had nobody flushed it.
-    pub async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
+    async fn drops(&self) -> Result<Vec<DropCount>, KernelError> {
         self.of_both_tables(drops::read).await.map_err(failed("nftables' counters"))
     }
 
     /// Returns the sources whose packets our rules dropped lately, as far as the kernel remembers. This includes the
     /// held copy's.
-    pub async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
+    async fn sightings(&self) -> Result<Vec<Sighting>, KernelError> {
         self.of_both_tables(sightings::read).await.map_err(failed("nftables' sets of dropped packets' sources"))
     }
 
@@ -173,32 +165,21 @@ impl Firewall {
             }
             Ok(all)
         };
-        self.blocking(read).await
+        self.requests.blocking(read).await
     }
 
-    async fn with_listings<T>(&self, read: impl Fn(&Cache) -> T) -> Result<T, KernelError> {
-        let mut cache = self.iptables.lock().await;
-        let looks = self.blocking(iptables::look).await.map_err(failed("iptables"))?;
-        cache.refresh(&looks).await.map_err(failed("iptables"))?;
-        Ok(read(&cache))
-    }
-
-    /// Carries out `ops` in order and returns one outcome each. Consecutive elements are one transaction, and
-    /// consecutive iptables rules are one transaction per table.
-    pub async fn apply(&self, ops: &[&Op]) -> Vec<OpOutcome> {
-        let mut outcomes = Vec::with_capacity(ops.len());
-        for run in ops.chunk_by(|a, b| a.object.kind() == b.object.kind()) {
-            match run.first().map(|op| &op.object) {
-                Some(Object::PeerSource(_)) => outcomes.extend(self.apply_elements(run).await),
-                Some(Object::Iptables(..)) => outcomes.extend(self.apply_iptables(run).await),
-                _ => {
-                    for op in run {
-                        outcomes.push(self.apply_table(op).await);
-                    }
+    /// Carries out a run of operations: elements, which are one transaction, or one swap.
+    async fn carry_out(&self, run: &[&Op]) -> Vec<OpOutcome> {
+        match run {
+            [Op { object: Object::PeerSource(_), .. }, ..] => self.apply_elements(run).await,
+            run => {
+                let mut outcomes = Vec::with_capacity(run.len());
+                for op in run {
+                    outcomes.push(self.apply_table(op).await);
                 }
+                outcomes
             }
         }
-        outcomes
     }
 
     async fn apply_table(&self, op: &Op) -> OpOutcome {
@@ -218,7 +199,7 @@ impl Firewall {
             table::delete(netfilter, Family::Inet, Ruleset::TABLE)?;
             lock(&held).delete(netfilter)
         };
-        match self.blocking(delete).await {
+        match self.requests.blocking(delete).await {
             Ok(()) => OpOutcome::Done,
             Err(error) => refuse_with(op, &error),
         }
@@ -229,12 +210,13 @@ impl Firewall {
         let mut look = Ok((0, None));
         let mut loaded = Loaded::Whole;
         for _ in 0..SWAP_TRIES {
-            let before = self.blocking(table::generation).await;
+            let before = self.requests.blocking(table::generation).await;
             loaded = match swap::swap(ruleset, elements).await {
                 Ok(loaded) => loaded,
                 Err(error) => return refuse(op, None, &with_causes(&error)),
             };
             look = self
+                .requests
                 .blocking(|netfilter| {
                     let digest = table::digest(netfilter, Family::Inet, Ruleset::TABLE)?;
                     Ok((table::generation(netfilter)?, digest))
@@ -263,17 +245,9 @@ impl Firewall {
         }
     }
 
-    /// Asks nft and the kernel whether they accept such a ruleset, and changes nothing.
-    pub async fn check(&self, ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), RulesetRefused> {
-        let Err(error) = swap::check(ruleset, elements).await else { return Ok(()) };
-        let by_kernel = matches!(&error, ProgramError::Refused { words, .. } if words.contains(NOT_PROCESSED));
-        let version = swap::version().await.unwrap_or_else(|| "of unknown version".to_owned());
-        Err(RulesetRefused { version, by_kernel, source: error })
-    }
-
-    /// Ends an apply: brings the held copy of the guard up to date with the table that was loaded, if the last dump found
+    /// Brings the held copy of the guard up to date with the table that was loaded, if the last dump found
     /// the copy outdated. This costs nothing where nothing is to be done.
-    pub async fn settle(&self) {
+    async fn hold(&self) {
         let loaded = lock(&self.memory).digest();
         if let Some(digest) = loaded.filter(|digest| lock(&self.held).is_due(*digest)) {
             self.copy(digest, None).await;
@@ -289,12 +263,12 @@ impl Firewall {
             Ok(())
         };
         // This fails only if the runtime does.
-        let _ = self.blocking(copy).await;
+        let _ = self.requests.blocking(copy).await;
     }
 
     async fn unhold(&self) {
         let held = Arc::clone(&self.held);
-        if let Err(error) = self.blocking(move |netfilter| lock(&held).delete(netfilter)).await {
+        if let Err(error) = self.requests.blocking(move |netfilter| lock(&held).delete(netfilter)).await {
             tracing::error!(error = with_causes(&error), "cannot delete the held copy of the guard");
         }
     }
@@ -304,7 +278,7 @@ impl Firewall {
     async fn fill(&self, op: &Op, elements: &[PeerSource]) -> OpOutcome {
         let elements: BTreeSet<PeerSource> = elements.iter().copied().collect();
         let changes: Vec<Change> = elements.into_iter().map(|source| Change { create: true, source }).collect();
-        match self.blocking(move |netfilter| elements::apply(netfilter, Ruleset::TABLE, &changes)).await {
+        match self.requests.blocking(move |netfilter| elements::apply(netfilter, Ruleset::TABLE, &changes)).await {
             Ok(results) => of_errno(op, results.into_iter().find(|errno| *errno != 0).unwrap_or_default()),
             Err(error) => refuse_with(op, &error),
         }
@@ -326,57 +300,19 @@ impl Firewall {
             held.remove(netfilter, &changes);
             Ok(results)
         };
-        match self.blocking(apply).await {
+        match self.requests.blocking(apply).await {
             Ok(results) => std::iter::zip(ops, results).map(|(op, errno)| of_errno(op, errno)).collect(),
             Err(error) => ops.iter().map(|op| refuse_with(op, &error)).collect(),
         }
     }
+}
 
-    async fn apply_iptables(&self, ops: &[&Op]) -> Vec<OpOutcome> {
-        let mut tables: BTreeMap<Which, Vec<(usize, Wanted)>> = BTreeMap::new();
-        for (index, op) in ops.iter().enumerate() {
-            if let Object::Iptables(key, rule) = &op.object {
-                let rule = (op.action != Action::Delete).then(|| rule.clone());
-                let wanted = Wanted { chain: key.chain, comment: key.comment.clone(), rule };
-                tables.entry((key.variant, key.family)).or_default().push((index, wanted));
-            }
-        }
-        let mut outcomes = vec![OpOutcome::Skipped; ops.len()];
-        for (which, changes) in tables {
-            let all: Vec<Wanted> = changes.iter().map(|(_, wanted)| wanted.clone()).collect();
-            if iptables::change(which, &all).await.is_ok() {
-                for (index, _) in changes {
-                    outcomes[index] = OpOutcome::Done;
-                }
-                continue;
-            }
-            // Trying them one by one shows which one is refused.
-            for (index, wanted) in changes {
-                outcomes[index] = match iptables::change(which, &[wanted]).await {
-                    Ok(()) => OpOutcome::Done,
-                    Err(error) => refuse(ops[index], None, &with_causes(&error)),
-                };
-            }
-        }
-        outcomes
-    }
-
-    /// Wakes when nftables or an older iptables table changed. This includes our own changes, and many changes at once
-    /// wake once.
-    pub fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
-        events::events().map_err(failed("nftables' notifications"))
-    }
-
-    /// Runs `work` with the socket. Its calls block, though rarely for long: a transaction on a large set takes
-    /// milliseconds.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Netfilter) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let netfilter = Arc::clone(&self.netfilter);
-        let work = move || work(&mut lock(&netfilter));
-        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-    }
+/// Asks nft and the kernel whether they accept such a ruleset, and changes nothing.
+pub(crate) async fn check(ruleset: &Ruleset, elements: &[PeerSource]) -> Result<(), RulesetRefused> {
+    let Err(error) = swap::check(ruleset, elements).await else { return Ok(()) };
+    let by_kernel = matches!(&error, ProgramError::Refused { words, .. } if words.contains(NOT_PROCESSED));
+    let version = swap::version().await.unwrap_or_else(|| "of unknown version".to_owned());
+    Err(RulesetRefused { version, by_kernel, source: error })
 }
 
 /// Locks. A lock whose holder panicked is still good, since every dump compares what it guards with the kernel.
@@ -384,7 +320,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {
+/// Returns the error of a reading that failed.
+pub(crate) fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {
     move |source| KernelError { what, source }
 }
 
@@ -396,12 +333,14 @@ fn refuse_with(op: &Op, error: &io::Error) -> OpOutcome {
     refuse(op, error.raw_os_error(), &with_causes(error))
 }
 
-fn refuse(op: &Op, errno: Option<i32>, reason: &str) -> OpOutcome {
+/// Returns the outcome of an operation that was refused.
+pub(crate) fn refuse(op: &Op, errno: Option<i32>, reason: &str) -> OpOutcome {
     let (action, object) = (op.action, op.object.to_string());
     OpOutcome::Failed(OpError { action, object, errno, reason: reason.to_owned() })
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// Returns an error with its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

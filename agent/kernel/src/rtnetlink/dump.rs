@@ -11,32 +11,25 @@ use super::links;
 use super::ports::Ports;
 use crate::netlink::parse::RawLink;
 use crate::netlink::socket::Channel;
-use crate::userspace::Userspace;
 use crate::{KernelError, Scope, sysctl};
 
-/// Dumps everything but the firewall.
+/// Adds to `dump` what `scope` looks at of the kernel's own objects, and every device of ours, whoever carries it.
 pub(super) fn dump(
     channel: &mut Channel,
-    userspace: &mut Userspace,
     ports: &mut Ports,
     scope: &Scope,
-) -> Result<Dump, KernelError> {
-    let mut dump = Dump::default();
+    dump: &mut Dump,
+) -> Result<(), KernelError> {
     if ASKED_OF_LINKS.iter().any(|kind| scope.has_kind(*kind)) {
         let links = raw_links(channel, scope).map_err(of("links"))?;
         let devices = Devices::new(&links);
-        read_links(&links, scope, &mut dump);
-        ports.look(&links, &mut dump);
+        read_links(&links, scope, dump);
+        ports.look(&links, dump);
         for carrier in carriers::ALL.iter().filter(|carrier| scope.has_kind(carrier.kind())) {
-            carrier.dump(channel, &devices, &mut dump).map_err(of(carrier.what()))?;
-        }
-        userspace.judge(&mut dump.state, |name| devices.index(name));
-        if scope.ours {
-            userspace.look(&dump.state, |name| devices.index(name));
+            carrier.dump(channel, &devices, dump).map_err(of(carrier.what()))?;
         }
     }
-    read_sysctls(scope, &mut dump.state).map_err(of("settings"))?;
-    Ok(dump)
+    read_sysctls(scope, &mut dump.state).map_err(of("settings"))
 }
 
 /// The kinds of which nothing can be read without knowing the devices.

@@ -108,10 +108,6 @@ impl Devices {
         }
     }
 
-    pub(super) fn index(&self, name: IfName) -> Option<u32> {
-        self.ours.iter().find(|(_, ours)| **ours == name).map(|(index, _)| *index)
-    }
-
     pub(super) fn name(&self, index: Option<u32>) -> Option<IfName> {
         self.all.get(&index?).copied()
     }

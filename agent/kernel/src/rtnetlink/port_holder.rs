@@ -8,7 +8,7 @@ use crate::netlink::socket::Refusal;
 const ODD: char = '?';
 
 /// Returns the refusal of a device whose `port` somebody has, naming the holder.
-pub(super) fn refusal(port: u16) -> Refusal {
+pub(crate) fn refusal(port: u16) -> Refusal {
     let holder = match inode(port) {
         // The kernel's own sockets have no file.
         Some(0) => "by the kernel for another tunnel device".to_owned(),

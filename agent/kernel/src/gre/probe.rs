@@ -8,11 +8,10 @@ use flatnet_model::IpFamily;
 
 use crate::netlink::gre;
 use crate::netlink::socket::Channel;
-use crate::userspace;
 
 /// The datapaths that were found, per underlay family.
 #[derive(Debug, Default)]
-pub(super) struct GreProbe {
+pub(crate) struct GreProbe {
     v4: Option<Found>,
     v6: Option<Found>,
     /// True with `--no-userspace`.
@@ -25,12 +24,12 @@ struct Found(Option<Datapath>);
 
 impl GreProbe {
     /// Never lets this process stand in for the kernel.
-    pub(super) fn refuse_userspace(&mut self) {
+    pub(crate) fn refuse_userspace(&mut self) {
         self.kernel_only = true;
     }
 
     /// Looks the first time, and then again only if a module that was missing is there.
-    pub(super) fn look(&mut self, channel: &mut Channel, family: IpFamily) -> Option<Datapath> {
+    pub(crate) fn look(&mut self, channel: &mut Channel, family: IpFamily) -> Option<Datapath> {
         let before = *self.of(family);
         match before {
             Some(Found(Some(Datapath::Kernel))) => return Some(Datapath::Kernel),
@@ -40,7 +39,7 @@ impl GreProbe {
         let found = if has_module(channel, family) {
             Some(Datapath::Kernel)
         } else {
-            Some(Datapath::Userspace).filter(|_| !self.kernel_only && userspace::is_possible(family))
+            Some(Datapath::Userspace).filter(|_| !self.kernel_only && super::userspace::is_possible(family))
         };
         *self.of(family) = Some(Found(found));
         if before != Some(Found(found)) {
@@ -50,7 +49,7 @@ impl GreProbe {
     }
 
     /// Forgets what was found if the kernel no longer knows such devices, because the module was removed.
-    pub(super) fn applied(&mut self, ops: &[Op], outcomes: &[OpOutcome]) {
+    pub(crate) fn applied(&mut self, ops: &[Op], outcomes: &[OpOutcome]) {
         for (op, outcome) in ops.iter().zip(outcomes) {
             let (Object::Link(_, link), OpOutcome::Failed(error)) = (&op.object, outcome) else { continue };
             match link.kind {

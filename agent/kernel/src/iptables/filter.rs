@@ -13,10 +13,10 @@ use flatnet_model::IpFamily;
 
 use super::legacy;
 use super::listing::{Listing, OurRule};
-use super::netfilter::Netfilter;
-use super::program::{ProgramError, run};
-use super::table::{self, Digest};
-use super::wire::Family;
+use crate::nft::netfilter::Netfilter;
+use crate::nft::table::{self, Digest};
+use crate::nft::wire::Family;
+use crate::program::{ProgramError, run};
 
 /// iptables' table, in both variants.
 const TABLE: &str = "filter";
