@@ -12,7 +12,8 @@ impl Dump {
     /// Takes in what another look `found` at `keys` and in `sets`, in the place of what was known of them.
     pub fn renew(&mut self, keys: &BTreeSet<ObjectKey>, sets: &BTreeSet<SetName>, found: Self) {
         for key in keys {
-            if !found.state.has(key) {
+            // What was not known takes nothing along, and looking for that would be a walk over everything.
+            if self.state.has(key) && !found.state.has(key) {
                 self.state.forget(key);
             }
             self.state.altered.remove(key);
@@ -26,7 +27,9 @@ impl Dump {
                 _ => {}
             }
         }
-        self.state.peer_sources.retain(|source| !sets.contains(&source.set));
+        if !sets.is_empty() {
+            self.state.peer_sources.retain(|source| !sets.contains(&source.set));
+        }
         self.state.extend(found.state);
         self.foreign.links.extend(found.foreign.links);
         self.foreign.nexthops.extend(found.foreign.nexthops);

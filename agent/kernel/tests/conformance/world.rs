@@ -48,7 +48,6 @@ pub enum World {
 }
 
 /// The kernel under test, as it is used within its runtime.
-#[expect(clippy::large_enum_variant, reason = "one of each lives at a time, on the stack of its test")]
 pub enum Subject {
     Fake(FakeKernel),
     Linux(NetlinkKernel),
