@@ -49,8 +49,8 @@ impl Failures {
         outcomes
     }
 
-    /// Carries out `ops` with `carry`, which is given what can be tried of each run and returns one outcome each. Returns
-    /// one outcome for each of `ops`, and what has failed so far.
+    /// Carries out `ops` with `carry`, which is given what can be tried of each run and returns one outcome each.
+    /// Returns one outcome for each of `ops`, and what has failed so far.
     pub(crate) fn carry(
         mut self,
         ops: &[Op],

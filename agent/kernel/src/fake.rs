@@ -259,7 +259,8 @@ impl Inner {
         HostFacts { routes, interfaces, features, ..self.facts.clone() }
     }
 
-    /// Makes a foreign device ours, which is what was planted there. One of a kind that we do not make is nobody's then.
+    /// Makes a foreign device ours, which is what was planted there. One of a kind that we do not make is nobody's
+    /// then.
     fn adopt(&mut self, object: &Object) {
         if let Object::Link(name, _) = object
             && self.foreign.links.remove(name).is_some()

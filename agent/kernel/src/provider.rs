@@ -9,8 +9,7 @@ use futures::stream::BoxStream;
 use crate::dependency::Failures;
 use crate::{Facts, KernelError, Questions, Scope, Wake};
 
-/// One part of a kernel. None has a method that another one may go without: what a provider has nothing to say about, it
-/// says so.
+/// One part of a kernel. No method has a body here: a provider that has nothing to say of something says that.
 pub(crate) trait Provider: Send + Sync {
     /// Returns true if operations on such an object are this provider's.
     fn carries(&self, object: &Object) -> bool;

@@ -12,8 +12,9 @@ use flatnet_core::way::{Detour, WayQuery};
 pub struct Questions {
     /// Asks for interfaces, addresses, routes and features, and for the routes to these addresses.
     pub host: Option<Vec<IpAddr>>,
-    /// Asks for the datapaths that can carry GRE ([`flatnet_core::facts::Features::gre`]). Looking makes the kernel load
-    /// its module, so this is asked only where a network wants it. A module that appears or goes later is noticed.
+    /// Asks for the datapaths that can carry GRE ([`flatnet_core::facts::Features::gre`]). Looking makes the kernel
+    /// load its module, so this is asked only where a network wants it. A module that appears or goes later is
+    /// noticed.
     pub gre: bool,
     /// Asks for the counters of those rules of ours that drop.
     pub drops: bool,

@@ -1,4 +1,4 @@
-//! Devices, addresses, neighbours, routes and rules over rtnetlink, and settings: all that the kernel carries by itself.
+//! Devices, addresses, neighbours, routes and rules over rtnetlink, and settings: what the kernel carries by itself.
 
 pub(crate) mod alias;
 mod apply;

@@ -1,4 +1,5 @@
-//! Wakes when a table of the older ip_tables changed, which nobody reports. Those of iptables-nft are nf_tables' to tell.
+//! Wakes when a table of the older ip_tables changed, which nobody reports. Those of iptables-nft are nf_tables' to
+//! tell.
 
 use std::time::Duration;
 
