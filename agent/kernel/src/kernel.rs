@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use flatnet_core::object::Dump;
 use flatnet_core::op::{Op, OpOutcome};
 use flatnet_model::IpFamily;
-use futures::Stream;
-use futures::stream::select_all;
+use futures::future::ready;
+use futures::stream::{self, BoxStream, select_all};
+use futures::{Stream, StreamExt};
 
 use crate::dependency::Failures;
 use crate::gre::{Gre, GreProbe};
@@ -124,6 +125,31 @@ impl Kernel for NetlinkKernel {
     fn events(&self) -> Result<impl Stream<Item = Wake> + Send + Unpin + 'static, KernelError> {
         let streams: Result<Vec<_>, KernelError> =
             self.providers.iter().filter_map(|provider| provider.events().transpose()).collect();
-        Ok(select_all(streams?))
+        Ok(until_one_ends(streams?))
+    }
+}
+
+/// Returns what all of `streams` yield, until the first of them ends: with the others alone something would be missed.
+fn until_one_ends(streams: Vec<BoxStream<'static, Wake>>) -> BoxStream<'static, Wake> {
+    let ending = streams.into_iter().map(|stream| stream.map(Some).chain(stream::once(ready(None))).boxed());
+    select_all(ending).take_while(|wake| ready(wake.is_some())).filter_map(ready).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn notices_end_as_soon_as_one_source_does_so_that_they_are_opened_again() {
+        let endless = || stream::once(ready(Wake::Netlink)).chain(stream::pending()).boxed();
+        let mut going = until_one_ends(vec![endless(), endless()]);
+        assert_eq!(going.next().now_or_never(), Some(Some(Wake::Netlink)));
+        assert_eq!(going.next().now_or_never(), Some(Some(Wake::Netlink)));
+        assert_eq!(going.next().now_or_never(), None, "it waits");
+        let broken = stream::once(ready(Wake::Firewall)).boxed();
+        let ended = until_one_ends(vec![endless(), broken]).collect::<Vec<_>>().now_or_never().unwrap();
+        assert!(ended.contains(&Wake::Firewall), "{ended:?}");
     }
 }

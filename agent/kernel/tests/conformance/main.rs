@@ -68,6 +68,7 @@ conformance! {
     keys::a_look_at_some_keys_shows_what_a_full_look_shows_of_them,
     keys::a_look_at_some_keys_shows_what_was_changed_there,
     refusals::a_foreign_device_on_our_name_is_told_and_left_alone,
+    refusals::a_foreign_device_that_is_adopted_is_ours_to_change_and_to_delete,
     refusals::a_foreign_route_on_our_key_is_told_and_left_alone,
     refusals::a_foreign_nexthop_on_our_id_is_told_and_left_alone,
     refusals::what_exists_is_not_made_twice,

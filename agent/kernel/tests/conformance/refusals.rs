@@ -26,6 +26,26 @@ pub async fn a_foreign_device_on_our_name_is_told_and_left_alone(world: &Subject
     assert_eq!(world.look(&scope).await, dump);
 }
 
+/// A device that flanneld left, which an operator said is to go.
+pub async fn a_foreign_device_that_is_adopted_is_ours_to_change_and_to_delete(world: &Subject) {
+    let (left, needs) = (name("flannel.1"), vxlan(1, "192.0.2.1"));
+    world.behind(
+        |fake| fake.plant_link(left, vxlan(1, "192.0.2.1")),
+        "ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.0.2.1 nolearning",
+    );
+    let scope = Scope::only([ObjectKey::Link(left)]);
+    assert!(world.look(&scope).await.foreign.links.contains_key(&left));
+    world.done(&[op(Action::Adopt, link("flannel.1", needs.clone()))]).await;
+    let found = world.look(&scope).await;
+    assert_eq!((found.foreign.links.len(), found.state.altered.len()), (0, 0));
+    assert_eq!(found.state.links.get(&left).map(|link| &link.kind), Some(&needs.kind));
+    assert_eq!(world.state().await.links.keys().collect::<Vec<_>>(), [&left], "a full look sees it as well");
+    // It makes room for ours.
+    world.done(&[op(Action::Delete, link("flannel.1", needs.clone())), create(link("flat.1", needs.clone()))]).await;
+    assert_eq!(world.state().await.links.keys().collect::<Vec<_>>(), [&name("flat.1")]);
+    world.done(&[op(Action::Adopt, link("absent", needs))]).await;
+}
+
 pub async fn a_foreign_route_on_our_key_is_told_and_left_alone(world: &Subject) {
     world.done(&[create(link("flat.1", vxlan(1, "192.0.2.1")))]).await;
     let nets = ["10.0.1.0/24", "fd00:5::/64"];
