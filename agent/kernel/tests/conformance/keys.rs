@@ -94,6 +94,25 @@ pub async fn a_look_at_some_keys_shows_what_a_full_look_shows_of_them(world: &Su
     assert_eq!(world.look_whole(&Scope::also([])).await.state.routes, whole.state.routes, "and changes nothing");
 }
 
+pub async fn a_look_at_some_keys_shows_a_tunnel_as_a_full_look_does_and_leaves_it_carried(world: &Subject) {
+    let ops = crate::tunnels::every_tunnel(world).await;
+    world.done(&ops).await;
+    let keys: BTreeSet<ObjectKey> = ops.iter().map(|op| op.object.key()).collect();
+    let whole = world.look_whole(&Scope::also(keys.clone())).await;
+    assert_eq!(whole.state.links.len(), ops.iter().filter(|op| op.object.kind() == ObjectKind::Link).count());
+    for key in &keys {
+        agrees(world, &whole, &Scope::only([key.clone()])).await;
+    }
+    agrees(world, &whole, &Scope::only(keys)).await;
+    // What a look at one device saw is not taken for all that there is.
+    assert_eq!(world.look_whole(&Scope::default()).await, whole);
+    let again: Vec<Op> = ops.iter().map(|made| op(Action::Change, made.object.clone())).collect();
+    world.done(&again).await;
+    let undo: Vec<Op> = ops.into_iter().rev().map(|made| op(Action::Delete, made.object)).collect();
+    world.done(&undo).await;
+    assert_eq!(world.look_whole(&Scope::default()).await, Dump::default());
+}
+
 pub async fn a_look_at_some_keys_shows_what_was_changed_there(world: &Subject) {
     world.done(&populated()).await;
     let device = ObjectKey::Link(name("flat.1"));

@@ -66,6 +66,7 @@ conformance! {
     cases::a_devices_settings_come_and_go_with_it,
     cases::two_thousand_peers_go_in_one_apply,
     keys::a_look_at_some_keys_shows_what_a_full_look_shows_of_them,
+    keys::a_look_at_some_keys_shows_a_tunnel_as_a_full_look_does_and_leaves_it_carried,
     keys::a_look_at_some_keys_shows_what_was_changed_there,
     refusals::a_foreign_device_on_our_name_is_told_and_left_alone,
     refusals::a_foreign_device_that_is_adopted_is_ours_to_change_and_to_delete,

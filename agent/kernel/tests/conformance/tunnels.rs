@@ -131,6 +131,27 @@ fn wireguard_peer(number: u8, allowed: &[&str]) -> Object {
     Object::WireguardPeer(key, WireguardPeer { endpoint, keepalive_secs: 0, psk: None, allowed })
 }
 
+/// Returns a tunnel of each kind that can be had here, with a peer each; a WireGuard device has two.
+pub async fn every_tunnel(world: &Subject) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if let Subject::Linux(_) = world {
+        // The socket of a WireGuard device in user space is this test's own.
+        shell("mount -t tmpfs none /run");
+    }
+    if let Some(datapath) = gre_carrier(world, IpFamily::V4).await {
+        ops.push(create(link("flatgre5", gre(5, datapath))));
+        let peer = gre_peer("flatgre5", 5, "10.6.2.0/24", [172, 16, 0, 2], datapath);
+        ops.extend(peer.into_iter().map(create));
+    }
+    if let Some(datapath) = wireguard_carrier(world).await {
+        ops.push(create(link(&format!("flatwg.{PORT}"), wireguard(PORT, datapath))));
+        ops.extend([wireguard_peer(2, &["10.7.2.0/24"]), wireguard_peer(3, &["10.7.3.0/24"])].map(create));
+    }
+    // In the order of a plan.
+    ops.sort_by_key(|op| op.object.kind());
+    ops
+}
+
 pub async fn a_wireguard_device_and_its_peers_are_as_asked(world: &Subject) {
     let Some(datapath) = wireguard_carrier(world).await else { return };
     let device = format!("flatwg.{PORT}");
