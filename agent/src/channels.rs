@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flatnet_controlplane::store::StoreError;
+use flatnet_controlplane::watch::Connection;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::NetworkName;
 use flatnet_model::keys::NetworkKeys;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::metrics::Gauges;
+use crate::networks::NetworkPort;
+use crate::part::{Changed, Report};
 use crate::report::{refusal_hint, store_hint};
 
 /// The time that a way may fail without an answer, while the store is followed, before that is reported. An election
@@ -229,6 +233,35 @@ impl Channels {
 
     fn change(&self, channel: Channel, network: Option<&NetworkKeys>, change: impl FnOnce(&mut Health) -> bool) {
         self.0.send_if_modified(|all| change(all.entry(key(channel, network)).or_default()));
+    }
+}
+
+/// The report of all ways to the store.
+pub struct ChannelReport {
+    /// The ways.
+    pub channels: Channels,
+    /// The joined networks, whose watch says whether the store is there at all.
+    pub networks: watch::Receiver<Vec<NetworkPort>>,
+}
+
+impl Report for ChannelReport {
+    fn problems(&self, now: Instant) -> Vec<Problem> {
+        let ports = self.networks.borrow();
+        let is_followed = |port: &NetworkPort| port.view.borrow().connection == Connection::Connected;
+        let followed = |network: Option<&NetworkName>| {
+            ports.iter().any(|port| network.is_none_or(|name| *name == port.name) && is_followed(port))
+        };
+        self.channels.problems(now, followed)
+    }
+
+    fn gauges(&self, gauges: &mut Gauges) {
+        let network = |name: Option<NetworkName>| name.map(|name| name.to_string()).unwrap_or_default();
+        let states = self.channels.states().into_iter();
+        gauges.channels.extend(states.map(|(channel, name, is_well)| (channel.as_str(), network(name), is_well)));
+    }
+
+    fn changes(&self) -> Vec<Box<dyn Changed>> {
+        vec![Box::new(self.channels.subscribe())]
     }
 }
 

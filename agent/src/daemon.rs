@@ -15,10 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::local_api::Ask;
 use crate::node::Node;
-use crate::plane::Plane;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
-use crate::wall_clock;
 pub use options::{JoinOptions, NetworkOptions};
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};
@@ -28,20 +26,13 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
     // Standard output is for data, and joining has none. A library (wireguard-control) prints there what it does not
     // understand. Where there is no standard error either, nothing can be said anyway.
     let _ = nix::unistd::dup2_stdout(std::io::stderr());
-    let Setup { parts, process, namespace: _namespace } = Setup::new(options).await?;
-    let (owner, dir) = (&parts.owner, Arc::clone(&parts.dir));
+    let Setup { node, process, namespace: _namespace } = Setup::new(options).await?;
+    let (owner, dir) = (&node.owner, Arc::clone(&node.dir));
     tracing::info!(node = %owner.node, name = owner.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     let listeners = Listeners::bind(&process).await?;
-    let plane = Arc::clone(&parts.plane);
-    let certificate = tokio::spawn(async move {
-        if let Plane::Remote(remote) = plane.as_ref() {
-            remote.clone().keep_certificate().await;
-        }
-    });
-    let mut node = Node::start(parts);
-    let clock = tokio::spawn(wall_clock::keep(Arc::clone(&dir), node.rotation()));
+    let mut node = Node::start(node);
     let mut tasks = Tasks::start(listeners, process, node.status(), node.metrics(), node.ready.clone());
     let ended = loop {
         tokio::select! {
@@ -53,8 +44,6 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
             }
             Some(ask) = tasks.asks.recv() => match ask {
                 Ask::Leave { purge, reply } => {
-                    // The task would write a key that nobody needs any more.
-                    clock.abort();
                     let mut failures = node.leave(purge).await;
                     failures.extend(stay_away(&dir));
                     tracing::info!(purge, "left");
@@ -82,8 +71,6 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
             },
         }
     };
-    certificate.abort();
-    clock.abort();
     notify(&NotifyState::Stopping);
     tracing::info!("stopping");
     match &ended {

@@ -1,6 +1,7 @@
 //! The kernel's evidence of packets that do not arrive: counters of our own rules that drop, and the way it would send
 //! a peer's packets. The kernel is looked at now and then; status, doctor and metrics read what was found.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,11 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::context::Context;
+use crate::metrics::Gauges;
 use crate::networks::NetworkPort;
-use crate::reconciler::Outcome;
+use crate::outcome::{Outcome, PeerState};
+use crate::part::{Changed, Part, Report, Stop};
 
 /// The interval between looks. A look is one dump of some tens of rules, and [`PEERS`] route look-ups of a few
 /// microseconds. Only where counters have moved does it also read what the kernel remembers of senders, which is
@@ -48,19 +52,52 @@ impl Evidence {
     }
 }
 
+/// Evidence is reported as it is found.
+impl Report for watch::Receiver<Evidence> {
+    fn problems(&self, _now: Instant) -> Vec<Problem> {
+        self.borrow().problems()
+    }
+
+    fn gauges(&self, gauges: &mut Gauges) {
+        let evidence = self.borrow();
+        let mut dropped: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for (reason, packets) in evidence.drops.totals() {
+            *dropped.entry((reason.network.clone(), reason.text.clone())).or_default() += packets;
+        }
+        gauges.dropped.extend(dropped.into_iter().map(|((network, reason), packets)| (network, reason, packets)));
+        let claimed = evidence.claims.totals();
+        gauges.claimed.extend(
+            claimed.map(|(network, flaw, peer, packets)| (network.to_owned(), flaw.as_str(), peer.to_owned(), packets)),
+        );
+    }
+
+    fn changes(&self) -> Vec<Box<dyn Changed>> {
+        // The log looks often enough for what is found every few seconds.
+        Vec::new()
+    }
+}
+
+/// Makes the part that looks.
+pub fn part<P, K: Kernel>(context: &Context<P, K>) -> Part {
+    let (sender, evidence) = watch::channel(Evidence::default());
+    let kernel = Arc::clone(&context.setup.kernel);
+    let looking = keep(kernel, context.networks.clone(), context.outcome.clone(), sender);
+    Part::new("evidence", Stop::Observer, looking).reporting(evidence)
+}
+
 /// Looks at the kernel for ever.
-pub async fn keep<K: Kernel>(
+async fn keep<K: Kernel>(
     kernel: Arc<K>,
-    bridge: Option<IfName>,
-    ports: Vec<NetworkPort>,
+    networks: watch::Receiver<Vec<NetworkPort>>,
     outcome: watch::Receiver<Outcome>,
     evidence: watch::Sender<Evidence>,
 ) {
-    let names: Vec<NetworkName> = ports.iter().map(|port| port.name.clone()).collect();
     let started = Instant::now();
     let mut from = 0;
     loop {
-        let ways = ways(&ports, bridge, &outcome.borrow());
+        let ports = networks.borrow().clone();
+        let names: Vec<NetworkName> = ports.iter().map(|port| port.name.clone()).collect();
+        let ways = ways(&ports, &outcome.borrow());
         let asked: Vec<WayQuery> = ways.iter().cycle().skip(from).take(PEERS.min(ways.len())).cloned().collect();
         from = if ways.is_empty() { 0 } else { (from + asked.len()) % ways.len() };
         // A reading that fails is reported by the reconciler, which reads the same.
@@ -139,17 +176,14 @@ fn holders(ports: &[NetworkPort]) -> Vec<Holder> {
 }
 
 /// Returns the ways to each peer that is programmed.
-fn ways(ports: &[NetworkPort], bridge: Option<IfName>, outcome: &Outcome) -> Vec<WayQuery> {
+fn ways(ports: &[NetworkPort], outcome: &Outcome) -> Vec<WayQuery> {
     let mut ways = Vec::new();
-    for (number, port) in ports.iter().enumerate() {
+    for port in ports {
         let Some(own) = port.holding.borrow().held.as_ref().map(|held| held.subnets) else { continue };
         let Some(network) = outcome.networks.iter().find(|network| network.name == port.name) else { continue };
-        // The bridge of our own is the first network's.
-        let bridge = bridge.filter(|_| number == 0);
-        let good =
-            network.peers.iter().filter(|peer| outcome.peer_state(peer) == crate::reconciler::PeerState::Programmed);
+        let good = network.peers.iter().filter(|peer| outcome.peer_state(peer) == PeerState::Programmed);
         for peer in good {
-            ways.extend(of_peer(peer.subnets, own, bridge));
+            ways.extend(of_peer(peer.subnets, own, port.bridge));
         }
     }
     ways

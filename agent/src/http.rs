@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::reconciler::Outcome;
+use crate::outcome::Outcome;
 use crate::status::StatusSource;
 
 /// The idle time after which the loop counts as hanging. It passes at least once a minute; the limit is twice that and

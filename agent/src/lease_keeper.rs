@@ -28,9 +28,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::channels::{Channel, Channels};
-use crate::networks::{Held, Holding};
-use crate::presence_keeper::Presence;
-use crate::reconciler::Outcome;
+use crate::context::{Context, NetworkSetup};
+use crate::networks::{Held, Holding, NetworkPort, Presence};
+use crate::outcome::Outcome;
+use crate::part::{Part, Stop};
 use crate::report::Failure;
 use crate::state_dir::StateDir;
 
@@ -77,6 +78,38 @@ pub struct LeaseKeeper<P> {
     pub fatal: mpsc::Sender<Failure>,
     /// The source of randomness that spreads waits and choices.
     pub random: NodeRandom,
+}
+
+/// The number of questions that may wait for a keeper. People and scripts ask, one at a time.
+const ASKS: usize = 8;
+
+/// Makes the part that keeps the lease in one network, which publishes its hold in `holding`.
+pub fn part<P: ControlPlane, K>(
+    context: &Context<P, K>,
+    network: &NetworkSetup,
+    port: &NetworkPort,
+    holding: watch::Sender<Holding>,
+) -> (Part, mpsc::Sender<LeaseAsk>) {
+    let (asks, receiver) = mpsc::channel(ASKS);
+    let setup = &context.setup;
+    let keeper = LeaseKeeper {
+        plane: Arc::clone(&setup.plane),
+        keys: network.keys.clone(),
+        owner: setup.owner.clone(),
+        ttl: setup.lease_ttl,
+        wanted: network.wanted.clone(),
+        init: network.init.clone(),
+        flannel_prefix: setup.flannel_prefix.clone(),
+        dir: Arc::clone(&setup.dir),
+        view: port.view.clone(),
+        outcome: context.outcome.clone(),
+        presence: context.presence.clone(),
+        channels: context.channels.clone(),
+        holding,
+        fatal: context.fatal.clone(),
+        random: setup.random.clone(),
+    };
+    (Part::new("lease", Stop::Speaker, keeper.run(receiver)), asks)
 }
 
 /// The state that changes while the keeper runs.

@@ -1,30 +1,37 @@
 //! Flatnet's agent: one per host. It leases a subnet and keeps the kernel equal to what the store says.
 //!
 //! - [`cli`]: the command line, one file per subcommand
-//! - [`daemon`]: the process that `agent join` runs; [`node`]: the tasks in it, generic over store and kernel
+//! - [`daemon`]: the process that `agent join` runs; [`node`]: the parts in it, generic over store and kernel; [`part`]:
+//!   the shape of all parts; [`context`]: what they share
 //! - [`reconciler`]: the loop; the only place that changes the kernel
 //! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to the store
 //!   fares
-//! - [`networks`]: what the tasks tell each other
+//! - [`networks`], [`outcome`]: what the parts tell each other
 //! - [`evidence`]: what the kernel tells of packets that do not arrive
 //! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`], [`problem_log`]: what others are told
 //! - [`report`]: how commands end
 
+mod certificate;
 pub mod channels;
 pub mod cli;
+pub mod context;
 pub mod daemon;
 pub mod doctor;
 pub mod env_files;
 pub mod evidence;
 pub mod host_kernel;
+pub mod host_options;
 pub mod http;
 pub mod lab;
 pub mod lease_keeper;
 pub mod local_api;
 pub mod metrics;
 pub mod namespace_lock;
+mod network_report;
 pub mod networks;
 pub mod node;
+pub mod outcome;
+pub mod part;
 pub mod plane;
 pub mod preflight;
 pub mod presence_keeper;

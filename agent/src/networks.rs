@@ -1,12 +1,23 @@
-//! The knowledge that the tasks of one agent share about one joined network. They tell each other by `watch` channels:
-//! the latest wins.
+//! The knowledge that the parts of one agent share about its identity and its joined networks. They tell each other by
+//! `watch` channels: the latest wins.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
-use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, Publication, SubnetKey};
+use flatnet_model::{BackendConfig, IfName, NetworkConfig, NetworkName, Publication, SubnetKey};
 use tokio::sync::watch;
+
+/// The state of this node's presence: tells whether it may act in its own name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// Not known yet in this run.
+    #[default]
+    Unknown,
+    /// The store has confirmed that there is no other copy.
+    Confirmed,
+}
 
 /// This node's hold on one network, as the lease keeper publishes it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,4 +61,8 @@ pub struct NetworkPort {
     pub view: watch::Receiver<NetworkView>,
     /// This node's hold on the network.
     pub holding: watch::Receiver<Holding>,
+    /// The bridge of our own in this network.
+    pub bridge: Option<IfName>,
+    /// The path of the network's env file.
+    pub env_file: PathBuf,
 }

@@ -93,6 +93,10 @@ impl ControlPlane for Plane {
         each!(self, plane => plane.restore_config(keys, value).await)
     }
 
+    async fn keep_identity(&self) {
+        each!(self, plane => plane.keep_identity().await);
+    }
+
     async fn feed(
         &self,
         keys: &NetworkKeys,

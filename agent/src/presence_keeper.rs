@@ -12,8 +12,11 @@ use flatnet_model::{HostRanges, Owner};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::channels::{Channel, Channels};
-use crate::reconciler::Outcome;
+use crate::channels::{Channel, ChannelReport, Channels};
+use crate::context::Context;
+use crate::networks::{NetworkPort, Presence};
+use crate::outcome::Outcome;
+use crate::part::{Part, Stop};
 use crate::report::{Exit, Failure};
 
 /// The first wait after the store did not answer.
@@ -29,16 +32,6 @@ const RENEWALS_PER_ANNOUNCEMENT: u32 = 1;
 /// The time for which the ranges this host uses must stay the same before they are announced: a route seldom comes
 /// alone.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
-
-/// The state of this node's presence: tells whether it may act in its own name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Presence {
-    /// Not known yet in this run.
-    #[default]
-    Unknown,
-    /// The store has confirmed that there is no other copy.
-    Confirmed,
-}
 
 /// The task that keeps the presence, and the handle by which leaving ends it.
 #[derive(Debug)]
@@ -72,38 +65,32 @@ impl<P> Clone for PresenceKeeper<P> {
 }
 
 impl<P: ControlPlane> PresenceKeeper<P> {
-    /// Creates a keeper that has announced nothing yet.
-    pub fn new(
-        plane: Arc<P>,
-        owner: Owner,
-        fatal: mpsc::Sender<Failure>,
-        random: NodeRandom,
-        outcome: watch::Receiver<Outcome>,
-        channels: Channels,
-        first: HostRanges,
-    ) -> Self {
+    /// Creates a keeper that has announced nothing yet and tells `state` whether this node may act in its own name.
+    pub fn new<K>(context: &Context<P, K>, state: watch::Sender<Presence>) -> Self {
+        let setup = &context.setup;
         Self {
-            plane,
-            owner,
-            fatal,
-            random,
-            outcome,
-            channels,
-            first,
-            state: watch::Sender::new(Presence::Unknown),
+            plane: Arc::clone(&setup.plane),
+            owner: setup.owner.clone(),
+            fatal: context.fatal.clone(),
+            random: setup.random.clone(),
+            outcome: context.outcome.clone(),
+            channels: context.channels.clone(),
+            first: setup.ranges.clone(),
+            state,
             held: Arc::default(),
         }
     }
 
-    /// Returns a receiver that tells whether this node may act in its own name.
+    /// Returns the part that runs the keeper. How every way to the store fares is its report.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Presence> {
-        self.state.subscribe()
+    pub fn part(&self, networks: watch::Receiver<Vec<NetworkPort>>) -> Part {
+        let report = ChannelReport { channels: self.channels.clone(), networks };
+        Part::new("presence", Stop::Speaker, self.clone().run()).reporting(report)
     }
 
     /// Announces this node and keeps the presence alive, for ever, and looks at the key again now and then. Ends the
     /// agent if the state directory was copied.
-    pub async fn run(self) {
+    async fn run(self) {
         let mut random = self.random.clone();
         let mut backoff = Backoff::new(FIRST_RETRY_AFTER, LONGEST_RETRY_AFTER);
         loop {

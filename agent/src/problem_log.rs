@@ -8,7 +8,7 @@ use flatnet_core::problem::{Problem, ProblemCode};
 use futures::future::select_all;
 use tokio::time::{Instant, sleep};
 
-use crate::reconciler::Changed;
+use crate::part::Changed;
 use crate::status::StatusSource;
 
 /// The interval of looks when nobody wakes the task: some problems come with time alone.
@@ -82,25 +82,34 @@ fn patience(code: ProblemCode) -> Duration {
 /// Logs problems as they come and go, for ever.
 pub async fn keep(status: StatusSource) {
     let mut log = ProblemLog::default();
-    let mut sources: Vec<Box<dyn Changed>> = vec![
-        Box::new(status.outcome.clone()),
-        Box::new(status.env_problems.clone()),
-        Box::new(status.channels.subscribe()),
-    ];
-    for port in &status.ports {
-        sources.push(Box::new(port.view.clone()));
-        sources.push(Box::new(port.holding.clone()));
-    }
+    let (mut sources, mut parts) = status.reports.changes();
     loop {
         for line in log.look(&status.problems(), Instant::now()) {
             say(&line);
         }
-        let woken = select_all(sources.iter_mut().map(|source| source.changed()));
         tokio::select! {
-            (alive, ..) = woken => if !alive { return },
+            is_there = parts.changed() => {
+                if !is_there {
+                    return;
+                }
+                (sources, parts) = status.reports.changes();
+            }
+            () = any(&mut sources) => {}
             () = sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// Waits until any of them changes. Those that will not change any more are not waited for.
+async fn any(sources: &mut Vec<Box<dyn Changed>>) {
+    while !sources.is_empty() {
+        let (is_there, ended, _) = select_all(sources.iter_mut().map(|source| source.changed())).await;
+        if is_there {
+            return;
+        }
+        drop(sources.remove(ended));
+    }
+    std::future::pending().await
 }
 
 fn say(line: &Line) {

@@ -7,82 +7,37 @@
 //! The daemon owns it for the life of the process. Dropping the future between two awaits is safe: the next agent
 //! starts from a dump.
 
-mod outcome;
 mod pace;
 mod pass;
 mod wanted;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use flatnet_core::exposure::Exposure;
 use flatnet_core::facts::HostFacts;
 use flatnet_core::firewall::FirewallNetwork;
 use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKey, Op};
-use flatnet_core::underlay::{Selection, Underlay};
+use flatnet_core::underlay::Underlay;
 use flatnet_kernel::{Kernel, Scope, Wake};
-use flatnet_model::{IfName, NodeId};
 use futures::StreamExt;
 use futures::future::select_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-pub use outcome::{Judgement, Outcome, PeerState};
 use pace::Pace;
 
+use crate::context::Context;
+use crate::host_options::HostOptions;
 use crate::metrics::Metrics;
 use crate::networks::NetworkPort;
+use crate::outcome::{Judgement, Outcome};
+use crate::part::Changed;
 use crate::report::chain;
 use crate::sysctl_record::SysctlRecord;
 use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
-
-/// Options that stay the same for the life of the agent.
-#[derive(Clone, Debug)]
-pub struct HostOptions {
-    /// This node.
-    pub node: NodeId,
-    /// The rules by which the underlay is chosen.
-    pub selection: Selection,
-    /// A bridge of our own, in the first network.
-    pub bridge: Option<IfName>,
-    /// True if traffic that leaves a network is masqueraded.
-    pub masquerade: bool,
-    /// True if a tunnel device that flanneld left is replaced.
-    pub take_over: bool,
-    /// The machines that may open connections into the networks besides their members.
-    pub exposure: Exposure,
-    /// The store's endpoints that containers must not reach; empty if they may.
-    pub endpoints: watch::Receiver<Vec<SocketAddr>>,
-    /// True if this process may carry tunnels for which the kernel has no module.
-    pub userspace: bool,
-    /// The addresses of the store's other endpoints at the start. No network may take these either.
-    pub other_endpoints: Vec<IpAddr>,
-}
-
-impl HostOptions {
-    /// Returns the addresses at which this host reaches the store.
-    #[must_use]
-    pub fn store(&self) -> Vec<IpAddr> {
-        let mut all: Vec<IpAddr> = self.selection.store.iter().chain(&self.other_endpoints).copied().collect();
-        all.extend(self.endpoints.borrow().iter().map(SocketAddr::ip));
-        all.sort();
-        all.dedup();
-        all
-    }
-}
-
-/// The node's records on disk that the loop uses.
-pub struct Records {
-    /// The settings that were changed.
-    pub sysctls: SysctlRecord,
-    /// The underlay that carried the tunnels last.
-    pub underlay: UnderlayRecord,
-    /// The WireGuard key.
-    pub wireguard: WireguardIdentity,
-}
 
 /// A question to the loop: what would the next full pass change?
 pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, String>>;
@@ -141,33 +96,27 @@ pub struct Reconciler<K> {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Creates a loop that has not looked yet. `store`: the addresses of the store, instead of those in `host`.
-    pub fn new(
-        kernel: Arc<K>,
-        mut host: HostOptions,
-        ports: Vec<NetworkPort>,
-        outcome: watch::Sender<Outcome>,
-        metrics: Arc<Metrics>,
-        records: Records,
-        mut store: watch::Receiver<Vec<IpAddr>>,
-    ) -> Self {
-        let Records { sysctls, underlay: underlay_record, wireguard } = records;
+    /// Creates a loop that has not looked yet. The addresses of the store are followed; those in the options of the
+    /// host are not used.
+    pub fn new<P>(context: &Context<P, K>, outcome: watch::Sender<Outcome>) -> Self {
+        let setup = &context.setup;
+        let (mut host, mut store) = (setup.host.clone(), setup.store_at.clone());
         host.selection.store.clone_from(&store.borrow_and_update());
         Self {
-            kernel,
+            kernel: Arc::clone(&setup.kernel),
             host,
-            ports,
+            ports: context.networks.borrow().clone(),
             outcome,
-            metrics,
-            sysctls,
+            metrics: Arc::clone(&context.metrics),
+            sysctls: setup.sysctls.clone(),
             unwritable: BTreeSet::new(),
-            wireguard,
+            wireguard: setup.wireguard.clone(),
             known: None,
             facts: HostFacts::default(),
             gre_wanted: false,
             guards: Vec::new(),
             underlay: None,
-            underlay_record,
+            underlay_record: setup.underlay.clone(),
             store,
             pace: Pace::new(Instant::now()),
         }
@@ -242,18 +191,6 @@ async fn changed(ports: &mut [NetworkPort]) {
     if !alive {
         // The daemon is stopping its tasks; this one is next.
         std::future::pending::<()>().await;
-    }
-}
-
-/// A receiver of any type of value.
-pub(crate) trait Changed: Send {
-    /// Waits for a new value. Returns `false` if there will be none.
-    fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>>;
-}
-
-impl<T: Send + Sync> Changed for watch::Receiver<T> {
-    fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(async { watch::Receiver::changed(self).await.is_ok() })
     }
 }
 

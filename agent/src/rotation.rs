@@ -9,7 +9,9 @@ use std::time::Duration;
 use flatnet_controlplane::watch::Connection;
 use flatnet_core::problem::Problem;
 use flatnet_model::{BackendConfig, BackendData, Lease, NodeId, WireguardKey};
+use tokio::sync::watch;
 
+use crate::context::Context;
 use crate::networks::NetworkPort;
 use crate::wireguard_key::WireguardIdentity;
 
@@ -23,7 +25,7 @@ pub struct Rotation {
     /// This node.
     pub node: NodeId,
     /// The networks of this node.
-    pub ports: Vec<NetworkPort>,
+    pub networks: watch::Receiver<Vec<NetworkPort>>,
     /// The key of this node.
     pub identity: WireguardIdentity,
 }
@@ -46,26 +48,34 @@ pub enum RotationError {
 }
 
 impl Rotation {
+    /// Makes what replaces the key of this node.
+    #[must_use]
+    pub fn of<P, K>(context: &Context<P, K>) -> Self {
+        let setup = &context.setup;
+        Self { node: setup.owner.node, networks: context.networks.clone(), identity: setup.wireguard.clone() }
+    }
+
     /// Returns true if any network uses the key.
     #[must_use]
     pub fn is_needed(&self) -> bool {
-        self.ports.iter().any(is_wireguard)
+        self.networks.borrow().iter().any(is_wireguard)
     }
 
     /// Makes a new key, and returns it once it is published in every lease of this node.
-    pub async fn run(mut self) -> Result<WireguardKey, RotationError> {
-        self.ports.retain(is_wireguard);
-        if self.ports.is_empty() {
+    pub async fn run(self) -> Result<WireguardKey, RotationError> {
+        let mut ports = self.networks.borrow().clone();
+        ports.retain(is_wireguard);
+        if ports.is_empty() {
             return Err(RotationError::NoNetwork);
         }
-        if let Some(port) = self.ports.iter().find(|port| port.view.borrow().connection != Connection::Connected) {
+        if let Some(port) = ports.iter().find(|port| port.view.borrow().connection != Connection::Connected) {
             return Err(RotationError::Disconnected(port.name.to_string()));
         }
         let identity = self.identity.clone();
         let made = tokio::task::spawn_blocking(move || identity.rotate()).await;
         let key = made.map_err(|error| RotationError::Unpublished(error.to_string()))?.map_err(RotationError::File)?;
         let deadline = tokio::time::Instant::now() + PUBLISH_TIMEOUT;
-        for port in &mut self.ports {
+        for port in &mut ports {
             let (node, holding) = (self.node, port.holding.clone());
             let published = port.view.wait_for(|view| {
                 let held = holding.borrow().held.as_ref().map(|held| held.subnets);

@@ -10,7 +10,9 @@ use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use tokio::sync::watch;
 
+use crate::context::{Context, NetworkSetup};
 use crate::networks::NetworkPort;
+use crate::part::{Part, Stop};
 use crate::state_dir::StateDir;
 
 /// The least time between two writes of one network. A host that crashes later than this after a change knows of the
@@ -22,13 +24,15 @@ const RATE: u32 = 512 * 1024;
 /// The wait before the first write: start-up has more urgent things to do.
 const FIRST_WRITE_AFTER: Duration = Duration::from_secs(1);
 
-/// Writes after every change, for ever. A write that fails is reported in `problem` and tried again.
-pub async fn keep(
-    dir: Arc<StateDir>,
-    keys: NetworkKeys,
-    mut port: NetworkPort,
-    problem: watch::Sender<Option<Problem>>,
-) {
+/// Makes the part that keeps the last view of one network.
+pub fn part<P, K>(context: &Context<P, K>, network: &NetworkSetup, port: &NetworkPort) -> Part {
+    let (sender, problems) = watch::channel(Vec::new());
+    let writing = keep(Arc::clone(&context.setup.dir), network.keys.clone(), port.clone(), sender);
+    Part::new("snapshot", Stop::Effect, writing).reporting(problems)
+}
+
+/// Writes after every change, for ever. A write that fails is reported in `problems` and tried again.
+async fn keep(dir: Arc<StateDir>, keys: NetworkKeys, mut port: NetworkPort, problems: watch::Sender<Vec<Problem>>) {
     tokio::time::sleep(FIRST_WRITE_AFTER).await;
     loop {
         let mut spacing = NEXT_WRITE_AFTER;
@@ -42,14 +46,15 @@ pub async fn keep(
         if let Some(bytes) = bytes {
             spacing = spacing_after(bytes.len());
             let written = write(Arc::clone(&dir), keys.clone(), bytes).await;
-            problem.send_if_modified(|problem| {
-                let changed = *problem != written;
-                *problem = written;
+            let written = Vec::from_iter(written);
+            problems.send_if_modified(|problems| {
+                let changed = *problems != written;
+                *problems = written;
                 changed
             });
         }
         tokio::time::sleep(spacing).await;
-        let failed = problem.borrow().is_some();
+        let failed = !problems.borrow().is_empty();
         if !failed && port.view.changed().await.is_err() {
             return;
         }

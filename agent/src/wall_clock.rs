@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::context::Context;
+use crate::part::{Part, Stop};
 use crate::report::chain;
 use crate::rotation::{Rotation, RotationError};
 use crate::state_dir::StateDir;
@@ -64,8 +66,14 @@ impl Horizon {
     }
 }
 
+/// Makes the part that watches the clock. It ends before the node leaves: it would write a key that nobody needs any
+/// more.
+pub fn part<P, K>(context: &Context<P, K>) -> Part {
+    Part::new("clock", Stop::Effect, keep(Arc::clone(&context.setup.dir), Rotation::of(context)))
+}
+
 /// Replaces the key of `rotation` whenever the wall clock was set back. Runs for ever.
-pub async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
+async fn keep(dir: Arc<StateDir>, rotation: Rotation) {
     let began = Instant::now();
     let mut horizon = Horizon::new(dir.read_clock(), SystemTime::now());
     let mut said = None;

@@ -327,6 +327,10 @@ impl ControlPlane for Remote {
         state.generation += 1;
     }
 
+    async fn keep_identity(&self) {
+        self.clone().keep_certificate().await;
+    }
+
     async fn acquire(
         &self,
         request: &ClaimRequest,

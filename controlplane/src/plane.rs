@@ -87,6 +87,12 @@ pub trait ControlPlane: Send + Sync + 'static {
         value: Vec<u8>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Keeps valid, for ever, what this node shows the control plane to be let in. Ends at once where there is nothing
+    /// to renew.
+    fn keep_identity(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// Opens a feed of a network: its records, then their changes. It begins with a snapshot, or resumes after
     /// `position` if the other side held the same records by then and has kept the changes since, as a server does. It
     /// ends with an error when it breaks, within 5 s also when the server falls silent.

@@ -20,13 +20,13 @@ use flatnet_proto::agent::v1::Store as StoreDocument;
 use tokio::sync::watch;
 
 use super::options::JoinOptions;
+use crate::context::{NetworkSetup, NodeSetup};
 use crate::host_kernel;
+use crate::host_options::HostOptions;
 use crate::namespace_lock::NamespaceLock;
-use crate::node::{NetworkSetup, NodeParts};
 use crate::plane::Plane;
 use crate::preflight;
 use crate::purge::state_dir_failure;
-use crate::reconciler::HostOptions;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
 use crate::store_address;
@@ -42,7 +42,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything the process and its node are made from.
 pub(super) struct Setup {
-    pub(super) parts: NodeParts<Plane, NetlinkKernel>,
+    pub(super) node: NodeSetup<Plane, NetlinkKernel>,
     pub(super) process: ProcessSetup,
     pub(super) namespace: NamespaceLock,
 }
@@ -117,7 +117,7 @@ impl Setup {
         };
         let (lease_ttl, flannel_prefix) = (options.lease_ttl, options.etcd.etcd_prefix);
         let random = NodeRandom::Os;
-        let parts = NodeParts {
+        let node = NodeSetup {
             plane,
             kernel,
             dir,
@@ -133,7 +133,7 @@ impl Setup {
             flannel_prefix,
             random,
         };
-        Ok(Self { parts, process, namespace })
+        Ok(Self { node, process, namespace })
     }
 }
 

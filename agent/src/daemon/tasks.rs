@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::setup::ProcessSetup;
 use crate::http::{self, Pulse};
 use crate::local_api::{self, Ask, LocalApi};
-use crate::metrics::{Metrics, count_restarts};
+use crate::metrics::Metrics;
 use crate::problem_log;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::SOCKET;
@@ -87,9 +87,6 @@ impl Tasks {
                     tracing::error!(%error, "the HTTP listener broke");
                 }
             });
-        }
-        for port in &status.ports {
-            tokio::spawn(count_restarts(port.view.clone(), Arc::clone(metrics)));
         }
         if let Some((endpoint, addresses)) = setup.lookup {
             tokio::spawn(store_address::look_up(endpoint, addresses));

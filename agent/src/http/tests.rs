@@ -6,14 +6,15 @@ use std::time::SystemTime;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::object::Datapath;
 use flatnet_core::outcome::NetworkOutcome;
-use flatnet_core::problem::Problem;
 use flatnet_model::state::ConfigState;
 use flatnet_model::{BackendData, BackendKind, InstanceNonce, Lease, NetworkName, NodeId, Owner, SubnetKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::network_report::NetworkReport;
 use crate::networks::{Held, Holding, NetworkPort};
+use crate::part::Reports;
 
 fn own_lease(subnets: SubnetKey) -> Lease {
     Lease {
@@ -38,7 +39,6 @@ struct Agent {
     holding: watch::Sender<Holding>,
     view: watch::Sender<NetworkView>,
     env_written: watch::Sender<bool>,
-    _problems: watch::Sender<Vec<Problem>>,
 }
 
 impl Agent {
@@ -49,20 +49,23 @@ impl Agent {
         let (holding, holdings) = watch::channel(Holding::default());
         let (view, views) = watch::channel(NetworkView::default());
         let (env_written, written) = watch::channel(false);
-        let (_problems, env_problems) = watch::channel(Vec::new());
-        let port = NetworkPort { name: NetworkName::default_network(), view: views, holding: holdings };
+        let port = NetworkPort {
+            name: NetworkName::default_network(),
+            view: views,
+            holding: holdings,
+            bridge: None,
+            env_file: Default::default(),
+        };
+        let report = NetworkReport { port: port.clone(), outcome: outcomes.clone(), node: NodeId::new(1) };
         let status = StatusSource {
             node: NodeId::new(1),
             name: "host1".to_owned(),
-            ports: vec![port],
+            networks: watch::channel(vec![port]).1,
+            reports: Reports::of(vec![Arc::new(outcomes.clone()), Arc::new(report)]),
             outcome: outcomes,
-            env_problems,
-            channels: crate::channels::Channels::default(),
-            evidence: watch::channel(crate::evidence::Evidence::default()).1,
-            snapshot_problems: Vec::new(),
         };
         tokio::spawn(serve(listener, status, Arc::new(Metrics::new()), written));
-        Self { address, outcome, holding, view, env_written, _problems }
+        Self { address, outcome, holding, view, env_written }
     }
 
     /// Gives the agent a lease, and makes the kernel what it should be.

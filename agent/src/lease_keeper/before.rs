@@ -9,7 +9,7 @@ use flatnet_core::transition::{self, Said};
 use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision, earlier_backends};
 
 use super::LeaseKeeper;
-use crate::reconciler::Outcome;
+use crate::outcome::Outcome;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Returns the earlier backends to receive by under `config`.

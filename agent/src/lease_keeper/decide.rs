@@ -14,9 +14,8 @@ use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, 
 use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};
-use crate::networks::Held;
-use crate::presence_keeper::Presence;
-use crate::reconciler::Judgement;
+use crate::networks::{Held, Presence};
+use crate::outcome::Judgement;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Returns the action that the machine asks for, and the configuration it was asked under.

@@ -4,21 +4,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flatnet_controlplane::flannel::{decode_change, decode_config};
+use flatnet_controlplane::random::NodeRandom;
 use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
 use flatnet_core::object::{Altered, KernelState, RouteKey, Sysctl};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_core::problem::ProblemCode;
+use flatnet_core::underlay::Selection;
 use flatnet_kernel::fake::{FakeKernel, Strike};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::ConfigState;
-use flatnet_model::{IpFamily, Mtu};
+use flatnet_model::{IfName, InstanceNonce, IpFamily, Mtu, NodeId, Owner};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
-use crate::networks::{Held, Holding};
+use crate::channels::Channels;
+use crate::context::NodeSetup;
+use crate::networks::{Held, Holding, Presence};
 use crate::state_dir::StateDir;
 
 const CONFIG: &[u8] = br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
@@ -57,6 +61,7 @@ struct Host {
     holding: watch::Sender<Holding>,
     outcome: watch::Receiver<Outcome>,
     metrics: Arc<Metrics>,
+    networks: watch::Sender<Vec<NetworkPort>>,
     plans: mpsc::Sender<PlanRequest>,
     dir: PathBuf,
     task: JoinHandle<()>,
@@ -101,8 +106,14 @@ impl Host {
         let (holding, holdings) = watch::channel(Holding { held: Some(held), problems: Vec::new() });
         let (outcomes, outcome) = watch::channel(Outcome::default());
         let metrics = Arc::new(Metrics::new());
-        let port = NetworkPort { name: flatnet_model::NetworkName::default_network(), view: views, holding: holdings };
-        let options = HostOptions {
+        let port = NetworkPort {
+            name: flatnet_model::NetworkName::default_network(),
+            view: views,
+            holding: holdings,
+            bridge: None,
+            env_file: PathBuf::new(),
+        };
+        let host = HostOptions {
             node: NodeId::new(1),
             selection: Selection::default(),
             bridge: None,
@@ -113,22 +124,36 @@ impl Host {
             userspace: true,
             other_endpoints: Vec::new(),
         };
-        let reconciler = Reconciler::new(
-            Arc::new(kernel.clone()),
-            options,
-            vec![port],
-            outcomes,
-            Arc::clone(&metrics),
-            Records {
-                sysctls: SysctlRecord::open(Arc::clone(&files)).unwrap(),
-                underlay: UnderlayRecord::open(Arc::clone(&files)),
-                wireguard: WireguardIdentity::new(files, Default::default()),
-            },
-            watch::channel(Vec::new()).1,
-        );
+        let setup = NodeSetup {
+            plane: Arc::new(()),
+            kernel: Arc::new(kernel.clone()),
+            dir: Arc::clone(&files),
+            sysctls: SysctlRecord::open(Arc::clone(&files)).unwrap(),
+            underlay: UnderlayRecord::open(Arc::clone(&files)),
+            wireguard: WireguardIdentity::new(files, Default::default()),
+            ranges: Default::default(),
+            store_at: watch::channel(Vec::new()).1,
+            owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
+            host,
+            networks: Vec::new(),
+            lease_ttl: Duration::from_secs(60),
+            flannel_prefix: FLANNEL_PREFIX.to_owned(),
+            random: NodeRandom::seeded(1),
+        };
+        let (networks, joined) = watch::channel(vec![port]);
+        let context = Context {
+            setup: Arc::new(setup),
+            networks: joined,
+            outcome: outcome.clone(),
+            presence: watch::channel(Presence::Confirmed).1,
+            channels: Channels::default(),
+            metrics: Arc::clone(&metrics),
+            fatal: mpsc::channel(1).0,
+        };
+        let reconciler = Reconciler::new(&context, outcomes);
         let (plans, requests) = mpsc::channel(1);
         let task = tokio::spawn(reconciler.run(requests));
-        let host = Self { kernel, view, holding, outcome, metrics, plans, dir, task };
+        let host = Self { kernel, view, holding, outcome, metrics, networks, plans, dir, task };
         for number in 1..=peers {
             host.peer(number);
         }

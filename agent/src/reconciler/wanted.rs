@@ -140,7 +140,6 @@ impl<K: Kernel> Reconciler<K> {
                 Said { read: view.state.leases.get(&held.subnets).filter(own), unread: &held.unread }
             })
             .collect();
-        let mut bridge = self.host.bridge;
         let inputs: Vec<NetworkInput<'_>> = self
             .ports
             .iter()
@@ -148,7 +147,6 @@ impl<K: Kernel> Reconciler<K> {
             .zip(std::iter::zip(&peers, &said))
             .filter_map(|((port, held), (peers, said))| {
                 let held = held.as_ref()?;
-                let bridge = bridge.take();
                 Some(NetworkInput {
                     name: &port.name,
                     config: &held.config,
@@ -156,7 +154,7 @@ impl<K: Kernel> Reconciler<K> {
                     own: held.subnets,
                     said: *said,
                     peers,
-                    bridge,
+                    bridge: port.bridge,
                     masquerade: self.host.masquerade,
                     guard: self.guards.iter().find(|guard| guard.name == port.name),
                 })

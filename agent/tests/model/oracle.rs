@@ -175,7 +175,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     // A device that flanneld left is in the way or not, depending on the networks' identifiers. That it exists is
     // enough for the node to be allowed to say so.
     let left_by_flanneld = slot.foreign.links.keys().any(|name| name.as_str().starts_with("flannel"));
-    for (network, port) in world.networks.iter().zip(&source.ports) {
+    for (network, port) in world.networks.iter().zip(&source.ports()) {
         let state = state(content, &network.keys);
         codes.extend(state.rejected.keys().map(|_| "key-rejected".to_owned()));
         match &state.config {

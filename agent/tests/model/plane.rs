@@ -15,7 +15,6 @@ use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
 use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
 use futures::stream::{BoxStream, Stream, StreamExt};
-use tokio::task::JoinSet;
 
 use crate::store::ModelStore;
 use crate::trace::RunLog;
@@ -30,8 +29,6 @@ pub enum ModelPlane {
         remote: Remote,
         /// The log of what the client says.
         log: Arc<RunLog>,
-        /// The task that renews the client's certificate as long as the node runs.
-        _certificate: JoinSet<()>,
     },
 }
 
@@ -111,6 +108,10 @@ impl ControlPlane for ModelPlane {
 
     async fn restore_config(&self, keys: &NetworkKeys, value: Vec<u8>) -> Result<bool, StoreError> {
         each!(self, plane => plane.restore_config(keys, value).await)
+    }
+
+    async fn keep_identity(&self) {
+        each!(self, plane => plane.keep_identity().await);
     }
 
     async fn feed(

@@ -18,7 +18,6 @@ use flatnet_model::{NodeId, Owner};
 use flatnet_proto::controlplane::v1 as proto;
 use hyper_util::rt::TokioIo;
 use proto::admin_client::AdminClient;
-use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::chance::Chance;
@@ -121,9 +120,7 @@ impl World {
         };
         let transport = Transport::Simulated(servers.net.dialer(host));
         let remote = Remote::over(transport, options).unwrap();
-        let mut certificate = JoinSet::new();
-        certificate.spawn(remote.clone().keep_certificate());
-        ModelPlane::Servers { remote, log, _certificate: certificate }
+        ModelPlane::Servers { remote, log }
     }
 
     /// Returns an administrator's client of a server.

@@ -391,7 +391,7 @@ async fn renumber(world: &mut World, index: usize) {
     let slot = &mut world.slots[index];
     if let Some(running) = &slot.running {
         let held = |slot: &Slot| -> BTreeMap<NetworkName, SubnetKey> {
-            let ports = slot.running.iter().flat_map(|running| &running.node.status().ports);
+            let ports = slot.running.iter().flat_map(|running| running.node.status().ports());
             ports.filter_map(|port| Some((port.name.clone(), port.holding.borrow().held.as_ref()?.subnets))).collect()
         };
         let before = held(slot);

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flatnet_agent::node::{NetworkSetup, Node, NodeParts};
-use flatnet_agent::reconciler::HostOptions;
+use flatnet_agent::context::{NetworkSetup, NodeSetup};
+use flatnet_agent::host_options::HostOptions;
+use flatnet_agent::node::Node;
 use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
 use flatnet_agent::underlay_record::UnderlayRecord;
@@ -236,7 +237,7 @@ impl World {
         };
         let slot = &mut self.slots[index];
         let kernel = ModelKernel::new(slot.kernel.clone(), Arc::clone(&log), self.mutant);
-        let node = Node::start(NodeParts {
+        let node = Node::start(NodeSetup {
             plane: Arc::new(plane),
             kernel: Arc::new(kernel),
             sysctls: SysctlRecord::open(Arc::clone(&dir)).unwrap(),
@@ -379,7 +380,7 @@ impl World {
         }
         for slot in self.slots.iter().filter(|slot| slot.client.link() == Link::Up) {
             let Some(running) = &slot.running else { continue };
-            for port in &running.node.status().ports {
+            for port in &running.node.status().ports() {
                 let view = port.view.borrow();
                 let follows = view.connection == Connection::Connected && view.source == Source::Store;
                 let knows = view.state.valid_config().is_some() && view.suspect.is_none();
@@ -397,7 +398,7 @@ impl World {
         }
         for slot in &self.slots {
             let Some(running) = &slot.running else { continue };
-            for port in &running.node.status().ports {
+            for port in &running.node.status().ports() {
                 let view = port.view.borrow();
                 let lost = view.suspect.as_ref().is_some_and(|now| now.kept_config && now.sign == Sign::Revision);
                 let follows = view.connection == Connection::Connected && slot.client.link() == Link::Up;
@@ -477,7 +478,7 @@ impl Slot {
     /// Checks that the subnets that are held stay the same.
     fn holds(&mut self) -> Result<(), String> {
         let Some(running) = &self.running else { return Ok(()) };
-        for port in &running.node.status().ports {
+        for port in &running.node.status().ports() {
             let holding = port.holding.borrow();
             let Some(now) = &holding.held else { continue };
             let before = *self.held.entry(port.name.clone()).or_insert(now.subnets);

@@ -1,4 +1,4 @@
-//! The outcome of a pass: what it found and did. This is the only thing that flows back up.
+//! The outcome of a pass of the reconciler: what it found and did. This is the only thing that flows back up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,10 @@ use flatnet_core::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
 use flatnet_model::{HostRanges, NetworkConfig, NetworkName, Revision, WireguardKey};
+use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::part::{Changed, Report};
 
 /// The outcome of the last pass: what it found and did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,6 +38,17 @@ pub struct Outcome {
     pub revision: Revision,
     /// The ranges that this host uses itself; `None` until they were looked at.
     pub ranges: Option<HostRanges>,
+}
+
+/// The problems on this host are reported as the last pass found them.
+impl Report for watch::Receiver<Outcome> {
+    fn problems(&self, _now: Instant) -> Vec<Problem> {
+        self.borrow().problems.clone()
+    }
+
+    fn changes(&self) -> Vec<Box<dyn Changed>> {
+        vec![Box::new(self.clone())]
+    }
 }
 
 /// The verdict on a configuration: whether this host could serve a network by it.

@@ -1,0 +1,106 @@
+//! The parts of one joined network.
+
+use std::sync::Arc;
+
+use flatnet_controlplane::flannel::decode_in_force;
+use flatnet_controlplane::plane::ControlPlane;
+use flatnet_controlplane::snapshot;
+use flatnet_controlplane::watch::{NetworkView, Source, follow_with};
+use flatnet_model::keys::NetworkKeys;
+use flatnet_model::{BackendConfig, EARLIER_BACKENDS, IfName, NetworkConfig, NetworkName};
+use tokio::sync::{mpsc, watch};
+
+use crate::context::{Context, NetworkSetup};
+use crate::lease_keeper::{self, LeaseAsk};
+use crate::metrics::count_restarts;
+use crate::network_report::NetworkReport;
+use crate::networks::{Held, Holding, NetworkPort};
+use crate::part::{Part, Stop};
+use crate::report::chain;
+use crate::snapshots;
+use crate::state_dir::StateDir;
+
+/// The ends by which the node reaches one joined network's parts.
+pub(super) struct Joined {
+    pub(super) setup: NetworkSetup,
+    pub(super) port: NetworkPort,
+    pub(super) lease: mpsc::Sender<LeaseAsk>,
+}
+
+/// Makes the parts of a network, which go on from what is on disk. `bridge`: the bridge of our own in it.
+pub(super) fn join<P: ControlPlane, K>(
+    context: &Context<P, K>,
+    setup: NetworkSetup,
+    bridge: Option<IfName>,
+) -> (Joined, Vec<Part>) {
+    let dir = &context.setup.dir;
+    let name = setup.keys.network().clone();
+    let from_disk = from_disk(dir, &setup.keys).unwrap_or_default();
+    let held = held(dir, &name, &from_disk);
+    let (view_sender, view) = watch::channel(from_disk);
+    let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
+    let port = NetworkPort { name, view, holding, bridge, env_file: setup.env_file.clone() };
+    let (keeper, lease) = lease_keeper::part(context, &setup, &port, holding_sender);
+    let parts = vec![
+        keeper,
+        watch_part(context, &setup, &port, view_sender),
+        snapshots::part(context, &setup, &port),
+        Part::new("restarts", Stop::Observer, count_restarts(port.view.clone(), Arc::clone(&context.metrics))),
+    ];
+    (Joined { setup, port, lease }, parts)
+}
+
+/// Makes the part that follows the network in the store. What it finds is the network's report.
+fn watch_part<P: ControlPlane, K>(
+    context: &Context<P, K>,
+    network: &NetworkSetup,
+    port: &NetworkPort,
+    view: watch::Sender<NetworkView>,
+) -> Part {
+    let setup = &context.setup;
+    let (plane, keys, random) = (Arc::clone(&setup.plane), network.keys.clone(), setup.random.clone());
+    let report = NetworkReport { port: port.clone(), outcome: context.outcome.clone(), node: setup.owner.node };
+    Part::new("watch", Stop::Feed, follow_with(plane, keys, setup.lease_ttl, view, random)).reporting(report)
+}
+
+/// Returns the subnet that an earlier run held, if it still fits the configuration that was in force or that is in the
+/// last view.
+fn held(dir: &StateDir, name: &NetworkName, view: &NetworkView) -> Option<Held> {
+    let subnets = dir.read_subnet(name).unwrap_or_else(|error| {
+        tracing::warn!(network = %name, error = chain(&error), "the last subnet cannot be read");
+        None
+    })?;
+    let config = in_force(dir, name).or_else(|| Some((view.state.valid_config().cloned()?, Vec::new())));
+    let (config, before) = config.filter(|(config, _)| lease_keeper::fits(config, subnets))?;
+    Some(Held { subnets, config, before, unread: Vec::new(), expires: None })
+}
+
+/// Reads the configuration in force here, and the earlier backends, from disk.
+fn in_force(dir: &StateDir, network: &NetworkName) -> Option<(NetworkConfig, Vec<BackendConfig>)> {
+    let text = dir.read_config(network).unwrap_or_else(|error| {
+        tracing::warn!(network = %network, error = chain(&error), "the configuration in force cannot be read");
+        None
+    })?;
+    let mut configs = text.split(|byte| *byte == b'\n').filter_map(|json| decode_in_force(json).ok());
+    let (config, _) = configs.next()?;
+    Some((config, configs.map(|(earlier, _)| earlier.backend).take(EARLIER_BACKENDS).collect()))
+}
+
+fn from_disk(dir: &StateDir, keys: &NetworkKeys) -> Option<NetworkView> {
+    let name = keys.network();
+    let bytes = dir.read_snapshot(name).unwrap_or_else(|error| {
+        tracing::warn!(network = %name, error = chain(&error), "the last view cannot be read");
+        None
+    })?;
+    match snapshot::decode(keys, &bytes) {
+        Ok(view) => {
+            debug_assert_eq!(view.source, Source::Disk);
+            tracing::info!(network = %name, leases = view.state.leases.len(), "starting from the last view on disk");
+            Some(view)
+        }
+        Err(error) => {
+            tracing::warn!(network = %name, %error, "the last view on disk is not usable; waiting for the store");
+            None
+        }
+    }
+}
