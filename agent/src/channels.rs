@@ -199,6 +199,15 @@ impl Channels {
         }
     }
 
+    /// Forgets the ways of a network that was left.
+    pub fn forget(&self, network: &NetworkName) {
+        self.0.send_if_modified(|all| {
+            let before = all.len();
+            all.retain(|(_, of), _| of.as_ref() != Some(network));
+            all.len() != before
+        });
+    }
+
     /// Records that the store is followed again: whoever got no answer meanwhile has the full time again.
     pub fn store_is_back(&self, network: &NetworkKeys, now: Instant) {
         self.0.send_if_modified(|all| {

@@ -1,20 +1,18 @@
 //! Everything that a node is made from, and what its parts share while they run.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flatnet_controlplane::random::NodeRandom;
-use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{HostRanges, Owner};
-use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 
 use crate::channels::Channels;
 use crate::host_options::HostOptions;
 use crate::metrics::Metrics;
-use crate::networks::{NetworkPort, Presence};
+use crate::network_record::NetworkRecord;
+use crate::networks::{NetworkPort, NetworkSetup, Presence};
 use crate::outcome::Outcome;
 use crate::report::Failure;
 use crate::state_dir::StateDir;
@@ -44,27 +42,16 @@ pub struct NodeSetup<P, K> {
     pub owner: Owner,
     /// The options of the host that stay the same while the node runs.
     pub host: HostOptions,
-    /// The networks to join.
+    /// The networks that the command line names.
     pub networks: Vec<NetworkSetup>,
+    /// The networks that were joined and left at run time.
+    pub record: NetworkRecord,
     /// The time that leases outlive this node.
     pub lease_ttl: Duration,
     /// The key prefix under which the network `default` lives.
     pub flannel_prefix: String,
     /// The source of randomness that spreads waits and choices.
     pub random: NodeRandom,
-}
-
-/// One network that is to be joined.
-#[derive(Clone, Debug)]
-pub struct NetworkSetup {
-    /// The network's name and keys.
-    pub keys: NetworkKeys,
-    /// The ranges to create the network with if it does not exist.
-    pub init: Vec<IpNet>,
-    /// The subnets asked for.
-    pub wanted: Vec<IpNet>,
-    /// The path of the network's env file.
-    pub env_file: PathBuf,
 }
 
 /// What the parts of a running node share. Clones are the same node's.

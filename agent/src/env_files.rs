@@ -1,5 +1,8 @@
 //! The task that writes the env files which container runtimes read (`subnet.env`).
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use flatnet_core::env_file::EnvFile;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::NetworkName;
@@ -12,45 +15,81 @@ use crate::part::{Part, Stop};
 use crate::report::chain;
 use crate::state_dir;
 
-/// Makes the part that writes the files. `ready` becomes true once every joined network has its file.
-pub fn part<P, K>(context: &Context<P, K>, ready: watch::Sender<bool>) -> Part {
-    let (sender, problems) = watch::channel(Vec::new());
-    let masquerade = context.setup.host.masquerade;
-    let writing = keep(context.networks.clone(), masquerade, context.outcome.clone(), sender, ready);
-    Part::new("env", Stop::Effect, writing).reporting(problems)
+/// Makes the part that writes the files. `written`: the networks that have theirs; `ready` becomes true once every
+/// joined network has its file.
+pub fn part<P, K>(
+    context: &Context<P, K>,
+    written: watch::Sender<BTreeSet<NetworkName>>,
+    ready: watch::Sender<bool>,
+) -> Part {
+    let (problems, receiver) = watch::channel(Vec::new());
+    let writer = Writer {
+        masquerade: context.setup.host.masquerade,
+        outcome: context.outcome.clone(),
+        networks: context.networks.clone(),
+        written,
+        ready,
+        problems,
+    };
+    Part::new("env", Stop::Effect, writer.run()).reporting(receiver)
 }
 
-/// Writes the files whenever something in them has changed, and again when they are gone. Runs for ever.
-async fn keep(
-    networks: watch::Receiver<Vec<NetworkPort>>,
+/// The writer of the files.
+struct Writer {
     masquerade: bool,
-    mut outcome: watch::Receiver<Outcome>,
-    problems: watch::Sender<Vec<Problem>>,
+    outcome: watch::Receiver<Outcome>,
+    networks: watch::Receiver<Vec<NetworkPort>>,
+    written: watch::Sender<BTreeSet<NetworkName>>,
     ready: watch::Sender<bool>,
-) {
-    loop {
-        let mut failed = Vec::new();
-        let mut written = 0;
-        let ports = networks.borrow().clone();
-        for port in &ports {
-            let Some(text) = content(port, masquerade, &outcome.borrow_and_update()) else { continue };
+    problems: watch::Sender<Vec<Problem>>,
+}
+
+impl Writer {
+    /// Writes the files whenever something in them has changed, and again when they are gone. Runs for ever. The file
+    /// of a network that was left goes: its subnet may be another host's by now.
+    async fn run(mut self) {
+        let mut files: BTreeSet<PathBuf> = BTreeSet::new();
+        loop {
+            let ports = self.networks.borrow_and_update().clone();
+            let now: BTreeSet<PathBuf> = ports.iter().map(|port| port.env_file.clone()).collect();
+            files.retain(|file| now.contains(file) || state_dir::remove(file).is_err());
+            files.extend(now);
+            self.write_all(&ports);
+            let woken = tokio::select! {
+                woken = self.outcome.changed() => woken,
+                woken = self.networks.changed() => woken,
+            };
+            if woken.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write_all(&mut self, ports: &[NetworkPort]) {
+        let (mut failed, mut written) = (Vec::new(), BTreeSet::new());
+        for port in ports {
+            let Some(text) = content(port, self.masquerade, &self.outcome.borrow_and_update()) else { continue };
             match write(port, &text) {
-                Ok(()) => written += 1,
+                Ok(()) => drop(written.insert(port.name.clone())),
                 Err(problem) => failed.push(problem),
             }
         }
-        problems.send_if_modified(|problems| {
-            let changed = *problems != failed;
-            *problems = failed;
-            changed
-        });
-        if written == ports.len() {
-            ready.send_if_modified(|ready| !std::mem::replace(ready, true));
-        }
-        if outcome.changed().await.is_err() {
-            return;
+        let is_ready = written.len() == ports.len();
+        replace(&self.problems, failed);
+        replace(&self.written, written);
+        if is_ready {
+            replace(&self.ready, true);
         }
     }
+}
+
+/// Publishes a value, and wakes nobody if it is as it was.
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|present| {
+        let differs = *present != value;
+        *present = value;
+        differs
+    });
 }
 
 /// Returns what belongs in the file, once lease and MTU are known.

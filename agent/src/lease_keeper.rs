@@ -18,22 +18,23 @@ use std::time::{Duration, SystemTime};
 use flatnet_controlplane::allocate::Claim;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::random::NodeRandom;
+use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::lease_machine::{Action, LeaseMachine, LeaseState};
 use flatnet_core::problem::Problem;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{BackendConfig, NetworkConfig, Owner, SubnetKey};
+use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, Owner, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::channels::{Channel, Channels};
-use crate::context::{Context, NetworkSetup};
-use crate::networks::{Held, Holding, NetworkPort, Presence};
+use crate::context::Context;
+use crate::networks::{Held, Holding, NetworkPort, NetworkSetup, Presence};
 use crate::outcome::Outcome;
 use crate::part::{Part, Stop};
 use crate::report::Failure;
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateDirError};
 
 pub(crate) use decide::fits;
 
@@ -41,9 +42,48 @@ pub(crate) use decide::fits;
 #[derive(Debug)]
 pub enum LeaseAsk {
     /// Give the lease back and end. A keeper without a lease that went on would claim one.
-    Release(oneshot::Sender<Result<(), String>>),
+    Release(oneshot::Sender<Result<(), LeaseError>>),
     /// Give a lost subnet up and take a new one.
-    Renumber(oneshot::Sender<Result<(), String>>),
+    Renumber(oneshot::Sender<Result<(), LeaseError>>),
+}
+
+/// The reason why a lease was not given back, or a lost subnet not given up.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The store did not take the lease back.
+    #[error("network {network}: the lease stays until it expires")]
+    Release {
+        /// The network.
+        network: NetworkName,
+        /// The store's answer.
+        #[source]
+        source: StoreError,
+    },
+    /// The store did not take back a lease that was to be replaced.
+    #[error("network {network}: the subnet {subnets} is kept")]
+    Kept {
+        /// The network.
+        network: NetworkName,
+        /// The subnet.
+        subnets: SubnetKey,
+        /// The store's answer.
+        #[source]
+        source: StoreError,
+    },
+    /// Nobody knows whether there is a lease.
+    #[error(
+        "network {0}: the store did not answer the last attempt to claim a lease; if it was carried out, that lease stays until it expires"
+    )]
+    Unanswered(NetworkName),
+    /// There may be a lease of an earlier run.
+    #[error("network {0}: the lease was not confirmed by the store in this run; it stays until it expires")]
+    Unconfirmed(NetworkName),
+    /// The subnet is given up in the store, but not on disk.
+    #[error(transparent)]
+    File(#[from] StateDirError),
+    /// The keeper was still waiting for the store.
+    #[error("the store did not answer in time; the lease stays until it expires")]
+    NoAnswer,
 }
 
 /// Everything the keeper works with.
@@ -83,12 +123,14 @@ pub struct LeaseKeeper<P> {
 /// The number of questions that may wait for a keeper. People and scripts ask, one at a time.
 const ASKS: usize = 8;
 
-/// Makes the part that keeps the lease in one network, which publishes its hold in `holding`.
+/// Makes the part that keeps the lease in one network. It publishes its hold in `holding`, and tells `fatal` what only
+/// an operator can put right.
 pub fn part<P: ControlPlane, K>(
     context: &Context<P, K>,
     network: &NetworkSetup,
     port: &NetworkPort,
     holding: watch::Sender<Holding>,
+    fatal: mpsc::Sender<Failure>,
 ) -> (Part, mpsc::Sender<LeaseAsk>) {
     let (asks, receiver) = mpsc::channel(ASKS);
     let setup = &context.setup;
@@ -106,7 +148,7 @@ pub fn part<P: ControlPlane, K>(
         presence: context.presence.clone(),
         channels: context.channels.clone(),
         holding,
-        fatal: context.fatal.clone(),
+        fatal,
         random: setup.random.clone(),
     };
     (Part::new("lease", Stop::Speaker, keeper.run(receiver)), asks)

@@ -6,6 +6,7 @@
 //! - [`reconciler`]: the loop; the only place that changes the kernel
 //! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to the store
 //!   fares
+//! - [`membership`]: the networks joined and left while the agent runs, remembered in [`network_record`]
 //! - [`networks`], [`outcome`]: what the parts tell each other
 //! - [`evidence`]: what the kernel tells of packets that do not arrive
 //! - [`status`], [`metrics`], [`http`], [`local_api`], [`env_files`], [`problem_log`]: what others are told
@@ -25,8 +26,10 @@ pub mod http;
 pub mod lab;
 pub mod lease_keeper;
 pub mod local_api;
+pub mod membership;
 pub mod metrics;
 pub mod namespace_lock;
+pub mod network_record;
 mod network_report;
 pub mod networks;
 pub mod node;

@@ -218,7 +218,11 @@ impl Metrics {
 
     /// Brings the gauges up to date and writes everything in OpenMetrics text.
     pub fn render(&self, status: &flatnet_proto::agent::v1::Status, now: &Gauges) -> String {
+        // A network that was left has none of these.
         self.peers.clear();
+        self.connected.clear();
+        self.channels.clear();
+        self.lease_expiry.clear();
         for network in &status.networks {
             for peer in &network.peers {
                 let labels = PeerLabels {

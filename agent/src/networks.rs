@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
+use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IfName, NetworkConfig, NetworkName, Publication, SubnetKey};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 /// The state of this node's presence: tells whether it may act in its own name.
@@ -50,6 +52,19 @@ impl Held {
     pub fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
         std::iter::once(&self.config.backend).chain(&self.before)
     }
+}
+
+/// One network that is to be joined.
+#[derive(Clone, Debug)]
+pub struct NetworkSetup {
+    /// The network's name and keys.
+    pub keys: NetworkKeys,
+    /// The ranges to create the network with if it does not exist.
+    pub init: Vec<IpNet>,
+    /// The subnets asked for.
+    pub wanted: Vec<IpNet>,
+    /// The path of the network's env file.
+    pub env_file: PathBuf,
 }
 
 /// One joined network as other tasks read it.

@@ -1,12 +1,11 @@
 //! One node: the parts that make a store and a kernel into a member of its networks. It is generic over both, so that a
 //! model test runs exactly what a host runs, on a store and a kernel in memory.
 //!
-//! Each part is one line in a list: those of the node in [`Node::start`], those of one network in `network::join`.
+//! Each part is one line in a list: those of the node in [`Node::start`], those of one network in `membership/network.rs`.
 //! Dropping a [`Node`] cuts every part off where it stands, as `kill -9` does: what is in the store and in the kernel
 //! stays. What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
 
-mod network;
-
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::channels::Channels;
 use crate::context::{Context, NodeSetup};
 use crate::env_files;
 use crate::evidence;
-use crate::lease_keeper::LeaseAsk;
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::networks::{NetworkPort, Presence};
 use crate::outcome::Outcome;
@@ -35,7 +34,6 @@ use crate::rotation::Rotation;
 use crate::status::StatusSource;
 use crate::sysctl_record::SysctlRecord;
 use crate::wall_clock;
-use network::Joined;
 
 /// The longest that a silent store may hold up the datapath of a node that knows its peers from disk.
 const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,7 +53,7 @@ pub struct Node<P: ControlPlane, K: Kernel> {
     /// True once every joined network has its env file.
     pub ready: watch::Receiver<bool>,
     plans: mpsc::Sender<PlanRequest>,
-    joined: Vec<Joined>,
+    membership: Arc<Membership<P, K>>,
     presence: PresenceKeeper<P>,
     running: Running,
 }
@@ -76,6 +74,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         let (presence_sender, presence) = watch::channel(Presence::default());
         let (networks_sender, networks) = watch::channel(Vec::new());
         let (ready_sender, ready) = watch::channel(false);
+        let (written_sender, written) = watch::channel(BTreeSet::new());
         let context = Context {
             setup: Arc::new(setup),
             networks,
@@ -86,12 +85,12 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             fatal: fatal_sender,
         };
         let running = Running::default();
-        let joined = join_all(&context, &running, &networks_sender);
+        let membership = Membership::start(context.clone(), running.clone(), written, networks_sender);
         let keeper = PresenceKeeper::new(&context, presence_sender);
         // This is the list: a new part is a line here, and its own file.
         let parts = [
             keeper.part(context.networks.clone()),
-            env_files::part(&context, ready_sender),
+            env_files::part(&context, written_sender, ready_sender),
             reconciler(&context, outcome_sender, plan_receiver),
             evidence::part(&context),
             certificate::part(&context),
@@ -105,7 +104,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
             outcome: context.outcome.clone(),
             reports: running.reports(),
         };
-        Self { context, status, fatal, ready, plans, joined, presence: keeper, running }
+        Self { context, status, fatal, ready, plans, membership: Arc::new(membership), presence: keeper, running }
     }
 
     /// Returns the source of the node's status: what it is, has and lacks.
@@ -148,21 +147,21 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
 
     /// Gives lost subnets up and takes new ones. Returns what could not be done.
     pub async fn renumber(&self) -> Vec<String> {
-        let mut failures = Vec::new();
-        for network in &self.joined {
-            failures.extend(ask_lease(&network.lease, LeaseAsk::Renumber).await);
-        }
-        failures
+        self.membership.renumber().await.iter().map(|failure| chain(failure)).collect()
+    }
+
+    /// Returns the networks of this node, which change while it runs.
+    #[must_use]
+    pub fn membership(&self) -> &Arc<Membership<P, K>> {
+        &self.membership
     }
 
     /// Gives everything back in the store, and in the kernel too if `purge` is set. Returns what could not be undone.
     pub async fn leave(&mut self, purge: bool) -> Vec<String> {
         // Nobody may program or publish while we take down.
         self.running.stop_until(Stop::Effect).await;
-        let mut failures = Vec::new();
-        for network in &self.joined {
-            failures.extend(ask_lease(&network.lease, LeaseAsk::Release).await);
-        }
+        let remains = self.membership.release_all().await;
+        let mut failures: Vec<String> = remains.iter().map(|remains| chain(remains)).collect();
         self.running.stop_until(Stop::Feed).await;
         failures.extend(self.withdraw().await);
         if purge {
@@ -179,39 +178,22 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
     async fn withdraw(&self) -> Option<String> {
         match tokio::time::timeout(LEAVE_TIMEOUT, self.presence.withdraw()).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error),
+            Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("the store did not answer in time; this node counts as alive for 15 s more".to_owned()),
         }
     }
 
     fn remove_files(&self) -> Vec<String> {
         let dir = &self.context.setup.dir;
-        let files = self.joined.iter().map(|network| &network.setup.env_file);
+        let setups = self.membership.setups();
+        let files = setups.iter().map(|setup| &setup.env_file);
         let mut failures: Vec<String> =
             files.filter_map(|file| crate::state_dir::remove(file).err()).map(|error| chain(&error)).collect();
-        let joined = self.joined.iter().map(|network| network.port.name.clone());
+        let joined = setups.iter().map(|setup| setup.keys.network().clone());
         let networks: Vec<NetworkName> = dir.networks().into_iter().chain(joined).collect();
         failures.extend(purge::files(dir, &networks));
         failures
     }
-}
-
-/// Starts the parts of every network that the node is to join.
-fn join_all<P: ControlPlane, K>(
-    context: &Context<P, K>,
-    running: &Running,
-    networks: &watch::Sender<Vec<NetworkPort>>,
-) -> Vec<Joined> {
-    // The bridge of our own is the first network's.
-    let mut bridge = context.setup.host.bridge;
-    let mut all = Vec::new();
-    for setup in &context.setup.networks {
-        let (joined, parts) = network::join(context, setup.clone(), bridge.take());
-        networks.send_modify(|ports| ports.push(joined.port.clone()));
-        parts.into_iter().for_each(|part| running.start(Some(&joined.port.name), part));
-        all.push(joined);
-    }
-    all
 }
 
 /// Makes the part that programs the kernel, once this node may act in its own name.
@@ -241,20 +223,5 @@ async fn wait_for_identity(networks: watch::Receiver<Vec<NetworkPort>>, mut pres
     tokio::pin!(confirmed);
     if tokio::time::timeout(STORE_ANSWER_TIMEOUT, &mut confirmed).await.is_err() && answers() {
         let _ = tokio::time::timeout(IDENTITY_TIMEOUT, confirmed).await;
-    }
-}
-
-async fn ask_lease(
-    lease: &mpsc::Sender<LeaseAsk>,
-    ask: impl FnOnce(oneshot::Sender<Result<(), String>>) -> LeaseAsk,
-) -> Option<String> {
-    let (reply, answer) = oneshot::channel();
-    if lease.send(ask(reply)).await.is_err() {
-        return None;
-    }
-    match tokio::time::timeout(LEAVE_TIMEOUT, answer).await {
-        Ok(Ok(Ok(())) | Err(_)) => None,
-        Ok(Ok(Err(failure))) => Some(failure),
-        Err(_) => Some("the store did not answer in time; the lease stays until it expires".to_owned()),
     }
 }

@@ -159,9 +159,9 @@ impl<P: ControlPlane> PresenceKeeper<P> {
     }
 
     /// Ends the presence. Call after [`Self::run`] was stopped.
-    pub async fn withdraw(&self) -> Result<(), String> {
+    pub async fn withdraw(&self) -> Result<(), StoreError> {
         match self.held.lock().await.take() {
-            Some(held) => self.plane.withdraw(&held).await.map_err(|error| error.to_string()),
+            Some(held) => self.plane.withdraw(&held).await,
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@
 //! The daemon owns it for the life of the process. Dropping the future between two awaits is safe: the next agent
 //! starts from a dump.
 
+mod departed;
 mod pace;
 mod pass;
 mod wanted;
@@ -21,6 +22,7 @@ use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKey, Op};
 use flatnet_core::underlay::Underlay;
 use flatnet_kernel::{Kernel, Scope, Wake};
+use flatnet_model::IfName;
 use futures::StreamExt;
 use futures::future::select_all;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -74,6 +76,10 @@ pub struct Reconciler<K> {
     kernel: Arc<K>,
     host: HostOptions,
     ports: Vec<NetworkPort>,
+    /// The joined networks, from which `ports` is taken.
+    networks: watch::Receiver<Vec<NetworkPort>>,
+    /// The tunnel devices of networks that were left.
+    departed: BTreeSet<IfName>,
     outcome: watch::Sender<Outcome>,
     metrics: Arc<Metrics>,
     sysctls: SysctlRecord,
@@ -102,10 +108,14 @@ impl<K: Kernel> Reconciler<K> {
         let setup = &context.setup;
         let (mut host, mut store) = (setup.host.clone(), setup.store_at.clone());
         host.selection.store.clone_from(&store.borrow_and_update());
+        let mut networks = context.networks.clone();
+        let ports = networks.borrow_and_update().clone();
         Self {
             kernel: Arc::clone(&setup.kernel),
             host,
-            ports: context.networks.borrow().clone(),
+            ports,
+            networks,
+            departed: BTreeSet::new(),
             outcome,
             metrics: Arc::clone(&context.metrics),
             sysctls: setup.sysctls.clone(),
@@ -146,6 +156,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 // The sender is kept in `self`: it goes away only with the loop.
                 Ok(()) = keys.changed() => self.pass(Look::Quick).await,
+                Ok(()) = self.networks.changed() => {
+                    self.take_networks();
+                    self.pass(Look::Quick).await;
+                }
                 () = changed(&mut self.ports) => self.pass(Look::Quick).await,
                 wake = next(&mut events) => match wake {
                     Some(_) => self.pace.kernel_changed(Instant::now()),
@@ -157,6 +171,20 @@ impl<K: Kernel> Reconciler<K> {
                 },
             }
         }
+    }
+
+    /// Takes over the networks that are joined now. What is known of those that stay is kept.
+    fn take_networks(&mut self) {
+        let joined = self.networks.borrow_and_update().clone();
+        let mut known = std::mem::take(&mut self.ports);
+        for port in joined {
+            let same = known.iter().position(|known| known.view.same_channel(&port.view));
+            self.ports.push(same.map_or(port, |at| known.remove(at)));
+        }
+        let outcome = self.outcome.borrow();
+        let left = outcome.networks.iter().filter(|network| known.iter().any(|port| port.name == network.name));
+        let devices = left.flat_map(|network| network.ways.iter().flat_map(|way| &way.devices));
+        self.departed.extend(devices.copied());
     }
 
     fn subscribe(&self) -> Option<Events> {
@@ -183,13 +211,16 @@ async fn next(events: &mut Option<Events>) -> Option<Wake> {
 /// Waits until the store or the lease of any network changed.
 async fn changed(ports: &mut [NetworkPort]) {
     let waits = ports.iter_mut().flat_map(|port| [&mut port.view as &mut dyn Changed, &mut port.holding]);
-    let waits: Vec<_> = waits.map(Changed::changed).collect();
+    let waits: Vec<_> = waits.map(|wait| Box::pin(news(wait))).collect();
     if waits.is_empty() {
         std::future::pending::<()>().await;
     }
-    let (alive, _, _) = select_all(waits).await;
-    if !alive {
-        // The daemon is stopping its tasks; this one is next.
+    select_all(waits).await;
+}
+
+/// Waits for a new value. There is none from a network whose parts were stopped.
+async fn news(receiver: &mut dyn Changed) {
+    if !receiver.changed().await {
         std::future::pending::<()>().await;
     }
 }

@@ -10,8 +10,8 @@ use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use tokio::sync::watch;
 
-use crate::context::{Context, NetworkSetup};
-use crate::networks::NetworkPort;
+use crate::context::Context;
+use crate::networks::{NetworkPort, NetworkSetup};
 use crate::part::{Part, Stop};
 use crate::state_dir::StateDir;
 

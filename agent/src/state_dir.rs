@@ -8,6 +8,7 @@
 //! | `<network>.snapshot` | state | the last view of a network, to start from when the store is away |
 //! | `<network>.subnet` | state | the subnet this node held last |
 //! | `<network>.config` | state | the network's configuration that was in force last |
+//! | `networks` | state | the networks joined and left at run time |
 //! | `underlay` | state | the underlay that carried the tunnels last, and where the store was |
 //! | `clock` | state | the latest time at which the WireGuard key may have been used |
 //! | `wireguard.key` | state | the node's WireGuard key, once a network needs one |
@@ -224,6 +225,27 @@ impl StateDir {
         replace(&self.state.join("underlay"), bytes, 0o600)
     }
 
+    /// Returns the record of the networks that were joined and left at run time, if there is one. The bytes are to be
+    /// parsed as hostile input.
+    pub fn read_networks(&self) -> Result<Option<Vec<u8>>, StateDirError> {
+        read(&self.state.join("networks"))
+    }
+
+    /// Writes that record; `None` forgets it.
+    pub fn write_networks(&self, bytes: Option<&[u8]>) -> Result<(), StateDirError> {
+        let path = self.state.join("networks");
+        match bytes {
+            Some(bytes) => replace(&path, bytes, 0o600),
+            None => remove(&path),
+        }
+    }
+
+    /// Removes what is remembered of a network that was left. Returns what failed.
+    pub fn forget_network(&self, network: &NetworkName) -> Vec<StateDirError> {
+        let files = [self.snapshot(network), self.subnet(network), self.config(network)];
+        files.iter().filter_map(|file| remove(file).err()).collect()
+    }
+
     /// Returns the path of this node's WireGuard key.
     #[must_use]
     pub fn wireguard_key(&self) -> PathBuf {
@@ -274,6 +296,7 @@ impl StateDir {
             self.wireguard_key(),
             self.clock(),
             self.state.join("underlay"),
+            self.state.join("networks"),
             self.state.join(credentials::KEY_FILE),
             self.state.join(credentials::CERTIFICATE_FILE),
             self.run.join("instance"),

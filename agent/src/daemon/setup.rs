@@ -20,10 +20,12 @@ use flatnet_proto::agent::v1::Store as StoreDocument;
 use tokio::sync::watch;
 
 use super::options::JoinOptions;
-use crate::context::{NetworkSetup, NodeSetup};
+use crate::context::NodeSetup;
 use crate::host_kernel;
 use crate::host_options::HostOptions;
 use crate::namespace_lock::NamespaceLock;
+use crate::network_record::NetworkRecord;
+use crate::networks::NetworkSetup;
 use crate::plane::Plane;
 use crate::preflight;
 use crate::purge::state_dir_failure;
@@ -105,7 +107,9 @@ impl Setup {
                 wanted: network.wanted,
             })
             .collect();
-        let names = networks.iter().map(|network| network.keys.network());
+        let record = NetworkRecord::open(Arc::clone(&dir));
+        let all = record.to_join(&networks, &options.etcd.etcd_prefix);
+        let names = all.iter().map(|network| network.keys.network());
         let held: Vec<SubnetKey> = names.filter_map(|name| dir.read_subnet(name).ok().flatten()).collect();
         let ranges = host_ranges::own(&facts, &held, &host.store());
         let process = ProcessSetup {
@@ -129,6 +133,7 @@ impl Setup {
             owner,
             host,
             networks,
+            record,
             lease_ttl,
             flannel_prefix,
             random,

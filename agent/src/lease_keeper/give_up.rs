@@ -6,28 +6,21 @@ use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_core::problem::{Problem, ProblemCode};
 
-use super::{LeaseKeeper, Run};
-use crate::report::chain;
+use super::{LeaseError, LeaseKeeper, Run};
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Gives the lease back. Nothing may be claimed or published afterwards: the keeper ends.
-    pub(super) async fn release(&mut self, run: &mut Run) -> Result<(), String> {
-        let network = self.keys.network();
+    pub(super) async fn release(&mut self, run: &mut Run) -> Result<(), LeaseError> {
+        let network = self.keys.network().clone();
         match run.claim.take().or_else(|| self.claim_in_view()) {
             Some(claim) => {
-                self.plane.release(&self.keys, &claim).await.map_err(|error| {
-                    format!("network {network}: the lease stays until it expires: {}", chain(&error))
-                })?;
-                self.dir.write_subnet(network, None).map_err(|error| chain(&error))
+                let released = self.plane.release(&self.keys, &claim).await;
+                released.map_err(|source| LeaseError::Release { network: network.clone(), source })?;
+                Ok(self.dir.write_subnet(&network, None)?)
             }
-            None if run.unanswered => Err(format!(
-                "network {network}: the store did not answer the last attempt to claim a lease; if it was carried out, that \
-                 lease stays until it expires"
-            )),
+            None if run.unanswered => Err(LeaseError::Unanswered(network)),
             None if run.machine.subnets().is_none() => Ok(()),
-            None => Err(format!(
-                "network {network}: the lease was not confirmed by the store in this run; it stays until it expires"
-            )),
+            None => Err(LeaseError::Unconfirmed(network)),
         }
     }
 
@@ -45,7 +38,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
     }
 
     /// Gives up subnets that cannot be kept, and takes others.
-    pub(super) async fn renumber(&mut self, run: &mut Run) -> Result<(), String> {
+    pub(super) async fn renumber(&mut self, run: &mut Run) -> Result<(), LeaseError> {
         let has = |problem: &Option<Problem>, code| problem.as_ref().is_some_and(|problem| problem.code == code);
         match run.machine.state() {
             LeaseState::TakenByOther { .. } => {}
@@ -53,16 +46,15 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             _ if has(&run.config_problem, ProblemCode::NetworkChanged) => {
                 // The subnet is still this node's: others would be kept from it for as long as the lease lasts.
                 if let Some(claim) = run.claim.clone().or_else(|| self.claim_in_view()) {
-                    let network = self.keys.network();
-                    self.plane.release(&self.keys, &claim).await.map_err(|error| {
-                        format!("network {network}: the subnet {} is kept: {}", claim.lease.subnets, chain(&error))
-                    })?;
+                    let (network, subnets) = (self.keys.network().clone(), claim.lease.subnets);
+                    let released = self.plane.release(&self.keys, &claim).await;
+                    released.map_err(|source| LeaseError::Kept { network, subnets, source })?;
                 }
             }
             // The loss of another network is not this one's.
             _ => return Ok(()),
         }
-        self.dir.write_subnet(self.keys.network(), None).map_err(|error| chain(&error))?;
+        self.dir.write_subnet(self.keys.network(), None)?;
         run.machine.renumber();
         run.claim = None;
         run.attempt_problem = None;

@@ -13,7 +13,7 @@ use flatnet_model::IfName;
 use tokio::time::Instant;
 
 use super::wanted::{Wanted, flannel_devices, left_by_flanneld};
-use super::{Known, Look, Outcome, Reconciler};
+use super::{Known, Look, Outcome, Reconciler, departed};
 use crate::report::chain;
 
 impl<K: Kernel> Reconciler<K> {
@@ -182,7 +182,8 @@ impl<K: Kernel> Reconciler<K> {
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep(&known.state);
         let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
-        let Plan { ops, conflicts, in_use } = plan(&desired.state, &known, prune);
+        let Plan { mut ops, conflicts, in_use } = plan(&desired.state, &known, prune);
+        departed::add(&mut self.departed, &desired.state, &known.state, &mut ops);
         if let Some(left) = left {
             // Where the last pass failed, its own changes cannot be told from somebody else's. It has counted somebody
             // else's already.

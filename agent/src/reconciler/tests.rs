@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::channels::Channels;
 use crate::context::NodeSetup;
+use crate::network_record::NetworkRecord;
 use crate::networks::{Held, Holding, Presence};
 use crate::state_dir::StateDir;
 
@@ -61,7 +62,6 @@ struct Host {
     holding: watch::Sender<Holding>,
     outcome: watch::Receiver<Outcome>,
     metrics: Arc<Metrics>,
-    networks: watch::Sender<Vec<NetworkPort>>,
     plans: mpsc::Sender<PlanRequest>,
     dir: PathBuf,
     task: JoinHandle<()>,
@@ -130,20 +130,20 @@ impl Host {
             dir: Arc::clone(&files),
             sysctls: SysctlRecord::open(Arc::clone(&files)).unwrap(),
             underlay: UnderlayRecord::open(Arc::clone(&files)),
-            wireguard: WireguardIdentity::new(files, Default::default()),
+            wireguard: WireguardIdentity::new(Arc::clone(&files), Default::default()),
             ranges: Default::default(),
             store_at: watch::channel(Vec::new()).1,
             owner: Owner { node: NodeId::new(1), name: "host1".to_owned(), nonce: InstanceNonce::new(1) },
             host,
             networks: Vec::new(),
+            record: NetworkRecord::open(files),
             lease_ttl: Duration::from_secs(60),
             flannel_prefix: FLANNEL_PREFIX.to_owned(),
             random: NodeRandom::seeded(1),
         };
-        let (networks, joined) = watch::channel(vec![port]);
         let context = Context {
             setup: Arc::new(setup),
-            networks: joined,
+            networks: watch::channel(vec![port]).1,
             outcome: outcome.clone(),
             presence: watch::channel(Presence::Confirmed).1,
             channels: Channels::default(),
@@ -153,7 +153,7 @@ impl Host {
         let reconciler = Reconciler::new(&context, outcomes);
         let (plans, requests) = mpsc::channel(1);
         let task = tokio::spawn(reconciler.run(requests));
-        let host = Self { kernel, view, holding, outcome, metrics, networks, plans, dir, task };
+        let host = Self { kernel, view, holding, outcome, metrics, plans, dir, task };
         for number in 1..=peers {
             host.peer(number);
         }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flatnet_agent::context::{NetworkSetup, NodeSetup};
+use flatnet_agent::context::NodeSetup;
 use flatnet_agent::host_options::HostOptions;
+use flatnet_agent::network_record::NetworkRecord;
+use flatnet_agent::networks::NetworkSetup;
 use flatnet_agent::node::Node;
 use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
@@ -258,6 +260,7 @@ impl World {
             store_at: watch::channel(Vec::new()).1,
             owner,
             networks: setups,
+            record: NetworkRecord::open(Arc::clone(&dir)),
             lease_ttl: self.ttl,
             flannel_prefix: FLANNEL_PREFIX.to_owned(),
             random: NodeRandom::seeded(self.seed ^ (self.runs << 40)),

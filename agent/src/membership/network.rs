@@ -10,13 +10,13 @@ use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, EARLIER_BACKENDS, IfName, NetworkConfig, NetworkName};
 use tokio::sync::{mpsc, watch};
 
-use crate::context::{Context, NetworkSetup};
+use crate::context::Context;
 use crate::lease_keeper::{self, LeaseAsk};
 use crate::metrics::count_restarts;
 use crate::network_report::NetworkReport;
-use crate::networks::{Held, Holding, NetworkPort};
+use crate::networks::{Held, Holding, NetworkPort, NetworkSetup};
 use crate::part::{Part, Stop};
-use crate::report::chain;
+use crate::report::{Failure, chain};
 use crate::snapshots;
 use crate::state_dir::StateDir;
 
@@ -27,11 +27,13 @@ pub(super) struct Joined {
     pub(super) lease: mpsc::Sender<LeaseAsk>,
 }
 
-/// Makes the parts of a network, which go on from what is on disk. `bridge`: the bridge of our own in it.
+/// Makes the parts of a network, which go on from what is on disk. `bridge`: the bridge of our own in it; `fatal`: whom
+/// the keeper tells what only an operator can put right.
 pub(super) fn join<P: ControlPlane, K>(
     context: &Context<P, K>,
     setup: NetworkSetup,
     bridge: Option<IfName>,
+    fatal: mpsc::Sender<Failure>,
 ) -> (Joined, Vec<Part>) {
     let dir = &context.setup.dir;
     let name = setup.keys.network().clone();
@@ -40,7 +42,8 @@ pub(super) fn join<P: ControlPlane, K>(
     let (view_sender, view) = watch::channel(from_disk);
     let (holding_sender, holding) = watch::channel(Holding { held, problems: Vec::new() });
     let port = NetworkPort { name, view, holding, bridge, env_file: setup.env_file.clone() };
-    let (keeper, lease) = lease_keeper::part(context, &setup, &port, holding_sender);
+    let (keeper, lease) = lease_keeper::part(context, &setup, &port, holding_sender, fatal);
+    // This is the list: a new part of each network is a line here, and its own file.
     let parts = vec![
         keeper,
         watch_part(context, &setup, &port, view_sender),
@@ -59,8 +62,14 @@ fn watch_part<P: ControlPlane, K>(
 ) -> Part {
     let setup = &context.setup;
     let (plane, keys, random) = (Arc::clone(&setup.plane), network.keys.clone(), setup.random.clone());
-    let report = NetworkReport { port: port.clone(), outcome: context.outcome.clone(), node: setup.owner.node };
-    Part::new("watch", Stop::Feed, follow_with(plane, keys, setup.lease_ttl, view, random)).reporting(report)
+    let following = follow_with(plane, keys, setup.lease_ttl, view, random);
+    Part::new("watch", Stop::Feed, following).reporting(report(context, port))
+}
+
+/// Returns what the network reports.
+pub(super) fn report<P, K>(context: &Context<P, K>, port: &NetworkPort) -> NetworkReport {
+    let node = context.setup.owner.node;
+    NetworkReport { port: port.clone(), outcome: context.outcome.clone(), node }
 }
 
 /// Returns the subnet that an earlier run held, if it still fits the configuration that was in force or that is in the
