@@ -52,6 +52,14 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
                     break Ok(());
                 }
                 Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
+                Ask::JoinNetwork { name, options, reply } => {
+                    let membership = Arc::clone(node.membership());
+                    tokio::spawn(async move { drop(reply.send(membership.join(&name, options).await)) });
+                }
+                Ask::LeaveNetwork { name, purge, reply } => {
+                    let membership = Arc::clone(node.membership());
+                    tokio::spawn(async move { drop(reply.send(membership.leave(&name, purge).await)) });
+                }
                 Ask::RotateKey(reply) => {
                     let rotation = node.rotation();
                     // A rotation waits for the store: the next ask must not wait for it.

@@ -1,8 +1,8 @@
 //! Flatnet's agent: one per host. It leases a subnet and keeps the kernel equal to what the store says.
 //!
 //! - [`cli`]: the command line, one file per subcommand
-//! - [`daemon`]: the process that `agent join` runs; [`node`]: the parts in it, generic over store and kernel; [`part`]:
-//!   the shape of all parts; [`context`]: what they share
+//! - [`daemon`]: the process that `agent join` runs; [`node`]: the parts in it, generic over store and kernel
+//! - [`part`]: the shape of all parts; [`context`]: what they share
 //! - [`reconciler`]: the loop; the only place that changes the kernel
 //! - [`lease_keeper`], [`presence_keeper`]: what this node has in the store; [`channels`]: how each way to the store
 //!   fares

@@ -8,24 +8,30 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use flatnet_controlplane::wire::refusal;
+use flatnet_model::{NetworkName, WireguardKey};
 use flatnet_proto::agent::v1::agent_client::AgentClient;
 use flatnet_proto::agent::v1::agent_server::{Agent, AgentServer};
 use flatnet_proto::agent::v1::{
-    GetPlanRequest, GetStatusRequest, GetStoreRequest, LeaveReply, LeaveRequest, Plan, PlannedOp, RotateKeyReply,
-    RotateKeyRequest, Status as StatusDocument, Store,
+    GetPlanRequest, GetStatusRequest, GetStoreRequest, JoinNetworkReply, JoinNetworkRequest, LeaveNetworkReply,
+    LeaveNetworkRequest, LeaveReply, LeaveRequest, Plan, PlannedOp, RotateKeyReply, RotateKeyRequest,
+    Status as StatusDocument, Store,
 };
+use flatnet_proto::controlplane::v1::Refusal;
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
-use flatnet_model::WireguardKey;
-
-use crate::report::{Exit, Failure};
+use crate::membership::{JoinError, Joining, LeaveError, Left};
+use crate::network_record::RunTimeOptions;
+use crate::report::{Exit, Failure, chain};
 use crate::rotation::RotationError;
 use crate::state_dir::SOCKET;
+use crate::status;
 
 /// The longest a client waits for an answer. A pass over 8,000 peers takes well under a second; leaving a store that
 /// does not answer ends with its own deadline of 3 s.
@@ -67,6 +73,24 @@ pub enum Ask {
     RotateKey(oneshot::Sender<Result<WireguardKey, RotationError>>),
     /// Give up a lost subnet and take a new one.
     Renumber(oneshot::Sender<Vec<String>>),
+    /// Join a further network.
+    JoinNetwork {
+        /// The network.
+        name: NetworkName,
+        /// How to join it.
+        options: RunTimeOptions,
+        /// The sender for what came of it.
+        reply: oneshot::Sender<Result<Joining, JoinError>>,
+    },
+    /// Leave one network.
+    LeaveNetwork {
+        /// The network.
+        name: NetworkName,
+        /// Also forget what is remembered of it.
+        purge: bool,
+        /// The sender for what came of it.
+        reply: oneshot::Sender<Result<Left, LeaveError>>,
+    },
 }
 
 /// The server's side of the socket.
@@ -139,8 +163,77 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> Agent for LocalApi<S> {
         }
     }
 
+    async fn join_network(&self, request: Request<JoinNetworkRequest>) -> Result<Response<JoinNetworkReply>, Status> {
+        let JoinNetworkRequest { name, subnets, subnet_file } = request.into_inner();
+        let subnets: Result<Vec<IpNet>, _> = subnets.iter().map(|subnet| subnet.parse()).collect();
+        let subnets = subnets.map_err(|_| Status::invalid_argument("a subnet is not a CIDR"))?;
+        let options = RunTimeOptions { subnets, subnet_file: subnet_file.map(PathBuf::from) };
+        let name = network_name(&name)?;
+        let joined = self.ask(|reply| Ask::JoinNetwork { name, options, reply }).await?;
+        let Joining { up, problems, document } = joined.map_err(|error| not_joined(&error))?;
+        let problems = problems.into_iter().map(status::problem).collect();
+        Ok(Response::new(JoinNetworkReply { network: Some(document), up, problems }))
+    }
+
+    async fn leave_network(
+        &self,
+        request: Request<LeaveNetworkRequest>,
+    ) -> Result<Response<LeaveNetworkReply>, Status> {
+        let LeaveNetworkRequest { name, purge } = request.into_inner();
+        let name = network_name(&name)?;
+        let left = self.ask(|reply| Ask::LeaveNetwork { name, purge, reply }).await?;
+        let Left { is_named, remains } = left.map_err(|error| not_left(&error))?;
+        let failures = remains.iter().map(|remains| chain(remains)).collect();
+        Ok(Response::new(LeaveNetworkReply { failures, named: is_named }))
+    }
+
     async fn get_store(&self, _: Request<GetStoreRequest>) -> Result<Response<Store>, Status> {
         Ok(Response::new(self.store.clone()))
+    }
+}
+
+fn network_name(text: &str) -> Result<NetworkName, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("{error}")))
+}
+
+/// Makes a refusal with a hint for people.
+fn refusal(code: Code, error: &(dyn std::error::Error + 'static), hint: impl Into<String>) -> Status {
+    refusal::status(code, chain(error), Refusal { hint: hint.into(), ..Refusal::default() })
+}
+
+fn not_joined(error: &JoinError) -> Status {
+    const NO_ROOM: &str = "make room in the state directory, or make it writable";
+    let (code, hint) = match error {
+        JoinError::OtherOptions(name) => {
+            (Code::AlreadyExists, format!("leave it first: agent network leave {name}; or leave the options out"))
+        }
+        JoinError::FileInUse { .. } => (Code::AlreadyExists, "name another --subnet-file".to_owned()),
+        JoinError::Named(_) => (Code::InvalidArgument, "leave --subnet and --subnet-file out".to_owned()),
+        JoinError::NoSuchNetwork(name) => (
+            Code::NotFound,
+            format!("`agent network ls` lists them; create it: agent network create {name} --cidr 10.100.0.0/16"),
+        ),
+        JoinError::Refused(failure) => {
+            let code = match failure.exit() {
+                Exit::InvalidConfig => Code::InvalidArgument,
+                Exit::Unsupported => Code::FailedPrecondition,
+                Exit::Conflict => Code::Aborted,
+                _ => Code::Internal,
+            };
+            (code, failure.hints().to_owned())
+        }
+        JoinError::Record { .. } => (Code::Unavailable, NO_ROOM.to_owned()),
+        JoinError::Stopping => (Code::Unavailable, String::new()),
+    };
+    refusal(code, error, hint)
+}
+
+fn not_left(error: &LeaveError) -> Status {
+    match error {
+        LeaveError::NotJoined(_) => refusal(Code::NotFound, error, "`agent status` lists the networks of this host"),
+        LeaveError::Record { .. } => {
+            refusal(Code::Unavailable, error, "make room in the state directory, or make it writable")
+        }
     }
 }
 
@@ -180,7 +273,11 @@ pub async fn connect(run_dir: &Path) -> Result<AgentClient<Channel>, Failure> {
 /// Converts a refused call to a failure of this command.
 #[must_use]
 pub fn refused(status: &Status) -> Failure {
-    Failure::new(Exit::of_code(status.code()), format!("the agent answered: {}", status.message()))
+    let failure = Failure::new(Exit::of_code(status.code()), format!("the agent answered: {}", status.message()));
+    match refusal::details(status).hint {
+        hint if hint.is_empty() => failure,
+        hint => failure.hint(hint),
+    }
 }
 
 #[cfg(test)]

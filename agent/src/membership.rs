@@ -1,23 +1,22 @@
 //! The networks that this node has joined: the set changes while the node runs.
 //!
-//! The set is published on a `watch` channel, from which every part that works for all networks takes it. Joining starts
-//! the parts of one network and waits until packets can flow; leaving gives its lease back, takes it out of the set, and
-//! ends its parts. What belongs to other networks is not touched by either. What was joined and left is written down
-//! before anything else is done ([`NetworkRecord`]).
+//! The set is published on a `watch` channel, from which every part that works for all networks takes it. Joining
+//! starts the parts of one network and waits until packets can flow; leaving gives its lease back, takes it out of the
+//! set, and ends its parts. What belongs to other networks is not touched by either. What was joined and left is
+//! written down before anything else is done ([`NetworkRecord`]).
 
 mod network;
+mod up;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, NetworkView};
-use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_model::NetworkName;
-use flatnet_model::state::ConfigState;
-use flatnet_proto::agent::v1::{Network as Document, Status};
+use flatnet_proto::agent::v1::Network as Document;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -25,15 +24,11 @@ use crate::context::Context;
 use crate::lease_keeper::{LeaseAsk, LeaseError};
 use crate::network_record::{NetworkRecord, RunTimeOptions};
 use crate::networks::{NetworkPort, NetworkSetup};
-use crate::outcome::Outcome;
-use crate::part::{Report, Running};
+use crate::part::Running;
 use crate::report::Failure;
 use crate::state_dir::StateDirError;
 use network::Joined;
 
-/// The longest that joining waits for packets to flow. It takes some tens of milliseconds; an election of the store
-/// takes 1 to 2 s.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that leaving waits for the loop to take the network's objects out of the kernel.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a keeper may take to give a lease back to a store that does not answer.
@@ -70,6 +65,14 @@ pub enum JoinError {
     /// The command line has the options of this network.
     #[error("network {0} is named by the agent's command line, which has its options")]
     Named(NetworkName),
+    /// Another network has the env file.
+    #[error("{} is the env file of network {other}", file.display())]
+    FileInUse {
+        /// The file.
+        file: PathBuf,
+        /// The other network.
+        other: NetworkName,
+    },
     /// The store has no such network.
     #[error("network {0} is not in the store")]
     NoSuchNetwork(NetworkName),
@@ -163,9 +166,10 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
         membership
     }
 
-    /// Joins a further network and waits until packets can flow, or until it is known what keeps them. Joining a network
-    /// that is joined with the same options changes nothing.
+    /// Joins a further network and waits until packets can flow, or until it is known what keeps them. Joining a
+    /// network that is joined with the same options changes nothing.
     pub async fn join(&self, name: &NetworkName, options: RunTimeOptions) -> Result<Joining, JoinError> {
+        let began = Instant::now();
         let changing = self.changing.lock().await;
         let (port, mut failures) = match self.port(name) {
             Some(port) => {
@@ -188,11 +192,16 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
         match self.wait_until_up(&port, &mut failures).await {
             Err(refused) if is_new => {
                 tracing::warn!(network = %name, error = %refused, "not joined");
-                // It had nothing: what could not be undone is nothing.
-                let _ = self.leave(name, true).await;
+                // It has taken nothing: there is nothing to report of giving it back.
+                let _ = self.leave(name, false).await;
                 Err(refused)
             }
-            result => result,
+            Ok(joined) => {
+                let elapsed_ms = began.elapsed().as_secs_f64() * 1_000.0;
+                tracing::info!(network = %name, up = joined.up, elapsed_ms, "joined");
+                Ok(joined)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -260,8 +269,12 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
             Some(_) if options != RunTimeOptions::default() => Err(JoinError::Named(name.clone())),
             Some(setup) => Ok((setup.clone(), None)),
             None => {
-                let setup = self.state().record.setup(name, &options, &self.context.setup.flannel_prefix);
-                Ok((setup, Some(options)))
+                let state = self.state();
+                let setup = state.record.setup(name, &options, &self.context.setup.flannel_prefix);
+                match state.joined.iter().find(|joined| joined.setup.env_file == setup.env_file) {
+                    Some(other) => Err(JoinError::FileInUse { file: setup.env_file, other: other.port.name.clone() }),
+                    None => Ok((setup, Some(options))),
+                }
             }
         }
     }
@@ -288,67 +301,6 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
         port
     }
 
-    async fn wait_until_up(
-        &self,
-        port: &NetworkPort,
-        failures: &mut Option<mpsc::Receiver<Failure>>,
-    ) -> Result<Joining, JoinError> {
-        let (mut port, mut outcome, mut written) = (port.clone(), self.context.outcome.clone(), self.written.clone());
-        let deadline = Instant::now() + JOIN_TIMEOUT;
-        loop {
-            if let Some(failure) = failures.as_mut().and_then(|failures| failures.try_recv().ok()) {
-                return Err(JoinError::Refused(failure));
-            }
-            outcome.mark_unchanged();
-            written.mark_unchanged();
-            let problems = self.problems(&mut port)?;
-            if is_up(&port, &outcome.borrow()) && written.borrow().contains(&port.name) {
-                return Ok(Joining { up: true, problems, document: self.document(&port) });
-            }
-            let is_held = port.holding.borrow().held.is_some();
-            if (!problems.is_empty() && !is_held) || Instant::now() >= deadline {
-                let problems = self.all_problems(&port);
-                return Ok(Joining { up: false, problems, document: self.document(&port) });
-            }
-            tokio::select! {
-                changed = outcome.changed() => changed.map_err(|_| JoinError::Stopping)?,
-                changed = written.changed() => changed.map_err(|_| JoinError::Stopping)?,
-                changed = port.view.changed() => changed.map_err(|_| JoinError::Stopping)?,
-                changed = port.holding.changed() => changed.map_err(|_| JoinError::Stopping)?,
-                () = tokio::time::sleep_until(deadline) => {}
-            }
-        }
-    }
-
-    /// Returns the problems that do not pass by themselves within moments. An error says that there is no such network.
-    fn problems(&self, port: &mut NetworkPort) -> Result<Vec<Problem>, JoinError> {
-        let (view, holding) = (port.view.borrow_and_update(), port.holding.borrow_and_update());
-        if is_missing(&view) {
-            return Err(JoinError::NoSuchNetwork(port.name.clone()));
-        }
-        let is_invalid = matches!(view.state.config, ConfigState::Invalid(_));
-        let refused = matches!(view.connection, Connection::Lost { refused: true, .. });
-        let problems = holding.problems.clone();
-        drop((view, holding));
-        Ok(if is_invalid || refused { self.all_problems(port) } else { problems })
-    }
-
-    /// Returns all problems of the network, and those on this host if it is not programmed.
-    fn all_problems(&self, port: &NetworkPort) -> Vec<Problem> {
-        let mut problems = network::report(&self.context, port).problems(Instant::now());
-        let outcome = self.context.outcome.borrow();
-        if !is_up(port, &outcome) && port.holding.borrow().held.is_some() {
-            problems.extend(outcome.problems.iter().cloned());
-        }
-        problems
-    }
-
-    fn document(&self, port: &NetworkPort) -> Document {
-        let mut status = Status::default();
-        network::report(&self.context, port).status(&mut status);
-        status.networks.pop().unwrap_or_default()
-    }
-
     fn named(&self, name: &NetworkName) -> Option<&NetworkSetup> {
         self.context.setup.networks.iter().find(|setup| setup.keys.network() == name)
     }
@@ -365,22 +317,6 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
         // Both fields are whole between any two statements that change them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns true if the store is followed and has no such network.
-fn is_missing(view: &NetworkView) -> bool {
-    view.connection == Connection::Connected && view.state.config == ConfigState::Missing && view.suspect.is_none()
-}
-
-/// Returns true if the lease is confirmed and everything that carries packets is in the kernel.
-fn is_up(port: &NetworkPort, outcome: &Outcome) -> bool {
-    let is_confirmed = port.holding.borrow().held.as_ref().is_some_and(|held| held.expires.is_some());
-    let programmed = outcome.networks.iter().find(|network| network.name == port.name);
-    is_confirmed
-        && programmed.is_some_and(|network| {
-            let is_refused = |key: &ObjectKey| matches!(key, ObjectKey::Link(name) if network.devices.contains(name));
-            network.mtu.is_some() && !outcome.failed.iter().any(is_refused)
-        })
 }
 
 async fn release(lease: &mpsc::Sender<LeaseAsk>) -> Option<LeaseError> {

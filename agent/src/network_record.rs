@@ -1,8 +1,8 @@
 //! The record, kept across restarts, of the networks that were joined and left while the agent ran.
 //!
-//! What was said last holds: a network that was joined is joined again at the next start, besides those that the command
-//! line names, and one that was left stays left although the command line names it. A mark that the command line no
-//! longer names is forgotten, so that the name may be used anew.
+//! What was said last holds: a network that was joined is joined again at the next start, besides those that the
+//! command line names, and one that was left stays left although the command line names it. A mark that the command
+//! line no longer names is forgotten, so that the name may be used anew.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

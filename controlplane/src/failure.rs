@@ -61,6 +61,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Returns what to do about it; empty if nothing is known.
+    #[must_use]
+    pub fn hints(&self) -> &str {
+        self.hint.as_deref().unwrap_or_default()
+    }
+
     /// Makes a failure of one sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), hint: None, source: None }

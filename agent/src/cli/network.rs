@@ -1,6 +1,7 @@
-//! The command `agent network …`: networks and their permanent peers, in the store.
+//! The command `agent network …`: networks and their permanent peers in the store, and which of them this host is in.
 
 mod document;
+mod members;
 mod target;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +17,7 @@ use super::store_args::StoreTarget;
 use super::{status, values};
 use crate::report::{Exit, Failure, print};
 
-/// Create, show, change and remove networks
+/// Create, show, change and remove networks; join and leave them
 #[derive(Subcommand, Clone, Debug)]
 pub enum NetworkCommand {
     /// Create a network; type and VNI are always written
@@ -29,6 +30,10 @@ pub enum NetworkCommand {
     Inspect(InspectArgs),
     /// Remove a network; refused while hosts hold leases
     Rm(RemoveArgs),
+    /// Join a further network while the agent of this host runs
+    Join(members::JoinArgs),
+    /// Leave a network while the agent of this host runs
+    Leave(members::LeaveArgs),
     /// Permanent peers: hosts without an agent
     #[command(subcommand)]
     Peer(PeerCommand),
@@ -190,6 +195,8 @@ pub async fn run(command: NetworkCommand) -> Result<(), Failure> {
             args.target.open().await?.remove(&args.name, force(args.force)).await?;
             say(&format!("network {} removed\n", args.name))
         }
+        NetworkCommand::Join(args) => members::join(args).await,
+        NetworkCommand::Leave(args) => members::leave(args).await,
         NetworkCommand::Peer(PeerCommand::Add(args)) => {
             let target = args.target.open().await?;
             let publication = args.publication(&target.inspect(&args.name).await?)?;

@@ -78,8 +78,8 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// Starts a node in `default` and, if they are `named`, further networks. The store has `default`, `blue` and `red`.
-    /// `test` keeps the files of tests apart.
+    /// Starts a node in `default` and, if they are `named`, further networks. The store has `default`, `blue` and
+    /// `red`. `test` keeps the files of tests apart.
     async fn start(test: &str, named: &[&str]) -> Self {
         let store = MemoryStore::new();
         for (network, range, vni) in
@@ -257,6 +257,8 @@ async fn what_cannot_be_joined_is_refused_and_nothing_is_left_of_the_attempt() {
     let refused = host.join("blue", outside.clone()).await.unwrap_err();
     assert!(matches!(&refused, JoinError::Refused(failure) if failure.exit() == Exit::InvalidConfig), "{refused}");
     assert!(matches!(host.join("default", outside).await, Err(JoinError::OtherOptions(_))));
+    let same_file = RunTimeOptions { subnets: Vec::new(), subnet_file: Some(host.dir.join("run/subnet.env")) };
+    assert!(matches!(host.join("blue", same_file).await, Err(JoinError::FileInUse { .. })));
     assert!(host.node().fatal.try_recv().is_err(), "the agent goes on");
     assert_eq!(host.networks(), ["default"]);
     assert_eq!((objects(&host.kernel), host.file("networks"), host.leases("blue")), (before, false, 0));
