@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::local_api::Ask;
 use crate::node::Node;
+use crate::reconciler::PlanError;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
 pub use options::{JoinOptions, NetworkOptions};
@@ -70,7 +71,7 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
                     // A pass may be under way: the next ask must not wait for it.
                     tokio::spawn(async move {
                         let plan = match answer {
-                            Ok(answer) => answer.await.unwrap_or_else(|_| Err("the agent is stopping".to_owned())),
+                            Ok(answer) => answer.await.unwrap_or(Err(PlanError::Stopping)),
                             Err(error) => Err(error),
                         };
                         drop(reply.send(plan.map(|ops| ops.iter().map(planned).collect())));

@@ -29,6 +29,8 @@ pub use host::Places;
 use host::{Files, Host};
 use ruleset::Rules;
 
+use crate::report::Failure;
+
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,7 +71,7 @@ impl Check {
 }
 
 /// Looks at the host and at what its agent says (`Err`: why no agent answers).
-pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, String>, places: Places) -> Vec<Check> {
+pub async fn examine<K: Kernel>(kernel: Option<&K>, agent: Result<Status, Failure>, places: Places) -> Vec<Check> {
     let files = Files::below("/");
     let mut checks = vec![agent::rights(), agent::programs()];
     checks.extend(agent::said(&agent, &files, &places));

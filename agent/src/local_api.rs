@@ -28,6 +28,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::membership::{JoinError, Joining, LeaveError, Left};
 use crate::network_record::RunTimeOptions;
+use crate::reconciler::PlanError;
 use crate::report::{Exit, Failure, chain};
 use crate::rotation::RotationError;
 use crate::state_dir::SOCKET;
@@ -61,7 +62,7 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
 #[derive(Debug)]
 pub enum Ask {
     /// Tell what the next pass would change.
-    Plan(oneshot::Sender<Result<Vec<PlannedOp>, String>>),
+    Plan(oneshot::Sender<Result<Vec<PlannedOp>, PlanError>>),
     /// Give the lease back and stop.
     Leave {
         /// Remove everything of ours.
@@ -138,7 +139,7 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> Agent for LocalApi<S> {
     async fn get_plan(&self, _: Request<GetPlanRequest>) -> Result<Response<Plan>, Status> {
         match self.ask(Ask::Plan).await? {
             Ok(ops) => Ok(Response::new(Plan { ops })),
-            Err(reason) => Err(Status::unavailable(reason)),
+            Err(error) => Err(Status::unavailable(chain(&error))),
         }
     }
 

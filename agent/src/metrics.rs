@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use flatnet_controlplane::store::StoreErrorKind;
 use flatnet_controlplane::watch::{Connection, NetworkView};
 use flatnet_core::object::KernelState;
 use flatnet_core::op::{Action, ObjectKey, ObjectKind};
@@ -211,9 +212,9 @@ impl Metrics {
         }
     }
 
-    /// Records that the store was lost for `reason`, as [`Connection::Lost`] has it, and is watched anew.
-    pub fn watch_restarted(&self, reason: &str) {
-        self.watch_restarts.get_or_create(&ReasonLabels { reason: restart_reason(reason) }).inc();
+    /// Records that the store was lost, and is watched anew.
+    pub fn watch_restarted(&self, kind: StoreErrorKind) {
+        self.watch_restarts.get_or_create(&ReasonLabels { reason: restart_reason(kind) }).inc();
     }
 
     /// Brings the gauges up to date and writes everything in OpenMetrics text.
@@ -268,10 +269,10 @@ pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc
     let mut before = Connection::Connecting;
     loop {
         let now = view.borrow_and_update().connection.clone();
-        if let Connection::Lost { reason, .. } = &now
+        if let Connection::Lost { kind, .. } = &now
             && before == Connection::Connected
         {
-            metrics.watch_restarted(reason);
+            metrics.watch_restarted(*kind);
         }
         before = now;
         if view.changed().await.is_err() {
@@ -280,15 +281,15 @@ pub async fn count_restarts(mut view: watch::Receiver<NetworkView>, metrics: Arc
     }
 }
 
-/// Returns the kind of store error that `reason` tells. There are few kinds, and so few values of the label.
-fn restart_reason(reason: &str) -> &'static str {
-    let kinds = [
-        (" is not reachable: ", "unavailable"),
-        ("has forgotten revisions before ", "compacted"),
-        (" refused: ", "denied"),
-        (" answered: ", "rejected"),
-    ];
-    kinds.iter().find(|(text, _)| reason.contains(text)).map_or("other", |(_, kind)| kind)
+/// Returns the label of a kind of store error.
+fn restart_reason(kind: StoreErrorKind) -> &'static str {
+    match kind {
+        StoreErrorKind::Unavailable => "unavailable",
+        StoreErrorKind::Compacted => "compacted",
+        StoreErrorKind::Denied => "denied",
+        StoreErrorKind::Rejected => "rejected",
+        StoreErrorKind::LeaseGone => "other",
+    }
 }
 
 #[cfg(test)]

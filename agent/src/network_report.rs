@@ -68,13 +68,13 @@ fn view_problems(port: &NetworkPort, view: &NetworkView) -> Vec<Problem> {
             "if this stays: check the endpoint, and that etcd runs there and has a leader, or the control plane",
             name,
         )),
-        Connection::Lost { reason, refused: true } => problems.push(Problem::new(
+        Connection::Lost { reason, kind } if kind.is_refusal() => problems.push(Problem::new(
             ProblemCode::StoreRefuses,
             format!("network {name} cannot be followed: {reason}"),
             format!("the datapath goes on with the last known peers; {}", refusal_hint(reason)),
             name,
         )),
-        Connection::Lost { reason, refused: false } => problems.push(Problem::new(
+        Connection::Lost { reason, .. } => problems.push(Problem::new(
             ProblemCode::StoreUnreachable,
             format!("the store does not answer: {reason}"),
             format!("the datapath goes on with the last known peers; {}", store_hint(reason)),

@@ -1,9 +1,10 @@
 //! One node: the parts that make a store and a kernel into a member of its networks. It is generic over both, so that a
 //! model test runs exactly what a host runs, on a store and a kernel in memory.
 //!
-//! Each part is one line in a list: those of the node in [`Node::start`], those of one network in `membership/network.rs`.
-//! Dropping a [`Node`] cuts every part off where it stands, as `kill -9` does: what is in the store and in the kernel
-//! stays. What belongs to a process (sockets, signals, the service manager) is in [`crate::daemon`].
+//! Each part is one line in a list: those of the node in [`Node::start`], those of one network in
+//! `membership/network.rs`. Dropping a [`Node`] cuts every part off where it stands, as `kill -9` does: what is in the
+//! store and in the kernel stays. What belongs to a process (sockets, signals, the service manager) is in
+//! [`crate::daemon`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::outcome::Outcome;
 use crate::part::{Part, Running, Stop};
 use crate::presence_keeper::PresenceKeeper;
 use crate::purge;
-use crate::reconciler::{PlanRequest, Reconciler};
+use crate::reconciler::{PlanError, PlanRequest, Reconciler};
 use crate::report::{Failure, chain};
 use crate::rotation::Rotation;
 use crate::status::StatusSource;
@@ -120,9 +121,9 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
     }
 
     /// Asks the reconciler what its next pass would change.
-    pub async fn plan(&self) -> Result<oneshot::Receiver<Result<Vec<Op>, String>>, String> {
+    pub async fn plan(&self) -> Result<oneshot::Receiver<Result<Vec<Op>, PlanError>>, PlanError> {
         let (request, answer) = oneshot::channel();
-        self.plans.send(request).await.map_err(|_| "the reconciler has stopped".to_owned())?;
+        self.plans.send(request).await.map_err(|_| PlanError::Stopping)?;
         Ok(answer)
     }
 

@@ -21,7 +21,7 @@ use flatnet_core::firewall::FirewallNetwork;
 use flatnet_core::object::Dump;
 use flatnet_core::op::{ObjectKey, Op};
 use flatnet_core::underlay::Underlay;
-use flatnet_kernel::{Kernel, Scope, Wake};
+use flatnet_kernel::{Kernel, KernelError, Scope, Wake};
 use flatnet_model::IfName;
 use futures::StreamExt;
 use futures::future::select_all;
@@ -42,7 +42,18 @@ use crate::underlay_record::UnderlayRecord;
 use crate::wireguard_key::WireguardIdentity;
 
 /// A question to the loop: what would the next full pass change?
-pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, String>>;
+pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, PlanError>>;
+
+/// The reason why nobody can say what the next pass would change.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The kernel cannot be read.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The loop has ended.
+    #[error("the agent is stopping")]
+    Stopping,
+}
 
 /// The two ways in which a pass gets to know the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +163,7 @@ impl<K: Kernel> Reconciler<K> {
                 Ok(()) = self.host.endpoints.changed() => self.pace.kernel_changed(Instant::now()),
                 Some(reply) = plans.recv() => {
                     // Whoever asked may have gone away.
-                    let _ = reply.send(self.plan().await.map_err(|error| chain(&error)));
+                    let _ = reply.send(self.plan().await.map_err(PlanError::Kernel));
                 }
                 // The sender is kept in `self`: it goes away only with the loop.
                 Ok(()) = keys.changed() => self.pass(Look::Quick).await,

@@ -175,7 +175,42 @@ pub enum StoreError {
     },
 }
 
+/// The kinds of a store's errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// [`StoreError::Unavailable`].
+    Unavailable,
+    /// [`StoreError::Compacted`].
+    Compacted,
+    /// [`StoreError::LeaseGone`].
+    LeaseGone,
+    /// [`StoreError::Denied`].
+    Denied,
+    /// [`StoreError::Rejected`].
+    Rejected,
+}
+
+impl StoreErrorKind {
+    /// Returns true if the store is there and refuses the call until somebody changes something.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Denied | Self::Rejected)
+    }
+}
+
 impl StoreError {
+    /// Returns the kind of the error.
+    #[must_use]
+    pub fn kind(&self) -> StoreErrorKind {
+        match self {
+            Self::Unavailable { .. } => StoreErrorKind::Unavailable,
+            Self::Compacted(_) => StoreErrorKind::Compacted,
+            Self::LeaseGone(_) => StoreErrorKind::LeaseGone,
+            Self::Denied { .. } => StoreErrorKind::Denied,
+            Self::Rejected { .. } => StoreErrorKind::Rejected,
+        }
+    }
+
     /// Makes the error of a server that has not got as far as the revision before `from`.
     pub(crate) fn behind(endpoint: &str, at: Revision, from: Revision) -> Self {
         let reason = format!("it is at revision {at}, behind {}: it was put back, or lags", from - 1);
@@ -193,7 +228,7 @@ impl StoreError {
     /// Returns true if the store is there and refuses the call until somebody changes something.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Rejected { .. })
+        self.kind().is_refusal()
     }
 
     /// Returns true if the same call may succeed later without anybody changing anything.

@@ -19,7 +19,7 @@ use crate::plane::ControlPlane;
 use crate::plane::contents::Contents;
 use crate::plane::feed::{News, Position};
 use crate::random::{Backoff, OsRandom, Random};
-use crate::store::{StoreError, WatchBatch};
+use crate::store::{StoreError, StoreErrorKind, WatchBatch};
 
 mod fold;
 
@@ -47,8 +47,8 @@ pub enum Connection {
     Lost {
         /// The cause, as told by the store or the network.
         reason: String,
-        /// True if the store itself gave it: it is there, and refuses.
-        refused: bool,
+        /// The kind of the cause: tells whether the store itself gave it.
+        kind: StoreErrorKind,
     },
 }
 
@@ -308,12 +308,12 @@ impl<P: ControlPlane> Follower<P> {
         if let Some(ends) = self.grace_ends.take() {
             self.grace_left = Some(ends.saturating_duration_since(Instant::now()));
         }
-        let (reason, refused) = (error.to_string(), error.is_refusal());
+        let (reason, kind) = (error.to_string(), error.kind());
         self.view.send_if_modified(|view| {
             let known = matches!(&view.connection, Connection::Lost { reason: before, .. } if *before == reason);
             if !known {
                 tracing::info!(network = %self.keys.network(), reason, "lost the store");
-                view.connection = Connection::Lost { reason, refused };
+                view.connection = Connection::Lost { reason, kind };
             }
             !known
         });

@@ -20,13 +20,26 @@ pub fn with_defaults(program: Command, subcommand: &str, file: &Path) -> Result<
     })
 }
 
+/// The reason why a configuration file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// The text is not TOML.
+    #[error(transparent)]
+    NotToml(#[from] toml::de::Error),
+    /// A value has a form that no flag takes.
+    #[error("{0}: expected a string, number, boolean, or a list of them")]
+    NotScalar(String),
+    /// A key that no flag has.
+    #[error("unknown key {:?}", flatnet_model::text::excerpt(.0))]
+    UnknownKey(String),
+}
+
 /// Returns `program` with the values of `text` as defaults, like [`with_defaults`]. The error names what is wrong in
 /// `text`.
-pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Command, String> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Command, ConfigFileError> {
+    let table: toml::Table = text.parse()?;
     for (key, value) in table {
-        let values =
-            scalars(&value).ok_or_else(|| format!("{key}: expected a string, number, boolean, or a list of them"))?;
+        let values = scalars(&value).ok_or_else(|| ConfigFileError::NotScalar(key.clone()))?;
         let supply = |argument: Arg| argument.required(false).default_values(values);
         let of_subcommand =
             program.find_subcommand(subcommand).and_then(|command| named(command.get_arguments(), &key));
@@ -34,7 +47,7 @@ pub fn apply(mut program: Command, subcommand: &str, text: &str) -> Result<Comma
         program = match (of_subcommand, global) {
             (Some(id), _) => program.mut_subcommand(subcommand, |command| command.mut_arg(id, supply)),
             (None, Some(id)) => program.mut_arg(id, supply),
-            (None, None) => return Err(format!("unknown key {:?}", flatnet_model::text::excerpt(&key))),
+            (None, None) => return Err(ConfigFileError::UnknownKey(key)),
         };
     }
     Ok(program)
@@ -112,8 +125,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_and_a_nested_table_are_refused_by_name() {
-        assert!(apply(program(), "join", "node-nam = 1").unwrap_err().contains("node-nam"));
-        assert!(apply(program(), "join", "[node-name]\na = 1").unwrap_err().contains("node-name"));
-        assert!(apply(program(), "join", "node-name = ").unwrap_err().contains("line 1"));
+        assert!(apply(program(), "join", "node-nam = 1").unwrap_err().to_string().contains("node-nam"));
+        assert!(apply(program(), "join", "[node-name]\na = 1").unwrap_err().to_string().contains("node-name"));
+        assert!(apply(program(), "join", "node-name = ").unwrap_err().to_string().contains("line 1"));
     }
 }

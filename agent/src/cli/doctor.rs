@@ -27,7 +27,7 @@ pub struct DoctorArgs {
 /// Examines this host and prints the checks. The exit code is 8 on any failure.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode, Failure> {
     let kernel = host_kernel::observing().ok();
-    let agent = status::fetch(&args.run_dir).await.map_err(|failure| failure.to_string());
+    let agent = status::fetch(&args.run_dir).await;
     let places = Places { state_dir: args.state_dir, run_dir: args.run_dir.run_dir };
     let checks = doctor::examine(kernel.as_ref(), agent, places).await;
     print(&if args.json { status::json(&checks)? } else { checks.iter().map(line).collect() })?;

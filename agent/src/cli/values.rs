@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flatnet_model::NetworkName;
+use flatnet_model::network::InvalidNetworkName;
 use ipnet::IpNet;
 
 /// A CIDR, for the network `default` or for a named one: `10.1.0.0/16` or `blue=10.1.0.0/16`.
@@ -15,31 +16,59 @@ pub struct NamedCidr {
     pub cidr: IpNet,
 }
 
+/// The reason why a word on the command line is not the value that it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidValue {
+    /// The network's name is none.
+    #[error(transparent)]
+    Network(#[from] InvalidNetworkName),
+    /// The word is not a CIDR.
+    #[error("not a CIDR such as 10.100.0.0/16 or fd00::/48")]
+    NotCidr,
+    /// The address of the CIDR is not that of the range.
+    #[error("has host bits set; {0} is meant")]
+    HostBits(IpNet),
+    /// The word is not a length of time.
+    #[error("not a length of time such as 90s, 30m, 24h or 7d")]
+    NotDuration,
+    /// The time is too short, or longer than etcd takes.
+    #[error("must be at least 10s")]
+    Ttl,
+    /// The word is not a hash.
+    #[error("not sha256: and 64 hexadecimal digits, as `controlplane token create` prints it")]
+    NotHash,
+    /// The word is not an address.
+    #[error("not an IP address")]
+    NotAddress,
+    /// The address is this host's own, nobody's, or a group's.
+    #[error("not an address that other hosts can send to")]
+    NotUnicast,
+}
+
 /// Parses [`NamedCidr`].
-pub fn named_cidr(text: &str) -> Result<NamedCidr, String> {
+pub fn named_cidr(text: &str) -> Result<NamedCidr, InvalidValue> {
     let (network, cidr) = match text.split_once('=') {
-        Some((name, cidr)) => (name.parse().map_err(|error| format!("{error}"))?, cidr),
+        Some((name, cidr)) => (name.parse::<NetworkName>()?, cidr),
         None => (NetworkName::default_network(), text),
     };
     Ok(NamedCidr { network, cidr: self::cidr(cidr)? })
 }
 
 /// Parses a CIDR without host bits.
-pub fn cidr(text: &str) -> Result<IpNet, String> {
-    let net: IpNet = text.parse().map_err(|_| "not a CIDR such as 10.100.0.0/16 or fd00::/48".to_owned())?;
-    if net == net.trunc() { Ok(net) } else { Err(format!("has host bits set; {} is meant", net.trunc())) }
+pub fn cidr(text: &str) -> Result<IpNet, InvalidValue> {
+    let net: IpNet = text.parse().map_err(|_| InvalidValue::NotCidr)?;
+    if net == net.trunc() { Ok(net) } else { Err(InvalidValue::HostBits(net.trunc())) }
 }
 
 /// Parses a subnet lease's time to live. The shortest is what a keep-alive every third of it can hold through a store
 /// election.
-pub fn lease_ttl(text: &str) -> Result<Duration, String> {
+pub fn lease_ttl(text: &str) -> Result<Duration, InvalidValue> {
     /// The shortest time to live: with less, one failed-over etcd election costs the lease.
     const SHORTEST_TTL: Duration = Duration::from_secs(10);
     /// etcd's own limit on a lease's TTL (`lease.MaxLeaseTTL`), in seconds.
     const LONGEST_TTL: Duration = Duration::from_secs(9_000_000_000);
-    let ttl =
-        humantime::parse_duration(text).map_err(|_| "not a length of time such as 90s, 30m, 24h or 7d".to_owned())?;
-    if (SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) { Ok(ttl) } else { Err("must be at least 10s".to_owned()) }
+    let ttl = humantime::parse_duration(text).map_err(|_| InvalidValue::NotDuration)?;
+    if (SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) { Ok(ttl) } else { Err(InvalidValue::Ttl) }
 }
 
 /// A text that appears in no log, no error and no dump.
@@ -61,20 +90,20 @@ impl std::str::FromStr for Secret {
 }
 
 /// Parses `--ca-hash`.
-pub fn ca_hash(text: &str) -> Result<String, String> {
+pub fn ca_hash(text: &str) -> Result<String, InvalidValue> {
     let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
     match hex {
         Some(hex) => Ok(format!("sha256:{}", hex.to_ascii_lowercase())),
-        None => Err("not sha256: and 64 hexadecimal digits, as `controlplane token create` prints it".to_owned()),
+        None => Err(InvalidValue::NotHash),
     }
 }
 
 /// Parses an address that other hosts can send to.
-pub fn unicast<A: std::str::FromStr + Into<IpAddr> + Copy>(text: &str) -> Result<A, String> {
-    let address: A = text.parse().map_err(|_| "not an IP address".to_owned())?;
+pub fn unicast<A: std::str::FromStr + Into<IpAddr> + Copy>(text: &str) -> Result<A, InvalidValue> {
+    let address: A = text.parse().map_err(|_| InvalidValue::NotAddress)?;
     let ip: IpAddr = address.into();
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-        return Err("not an address that other hosts can send to".to_owned());
+        return Err(InvalidValue::NotUnicast);
     }
     Ok(address)
 }

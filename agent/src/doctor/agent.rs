@@ -7,6 +7,7 @@ use flatnet_proto::agent::v1::Status;
 use super::Check;
 use super::host::{Files, Places};
 use crate::preflight;
+use crate::report::Failure;
 use crate::state_dir::LEFT;
 
 /// Checks for the rights and the one program that are always needed.
@@ -35,7 +36,7 @@ pub(super) fn programs() -> Check {
 }
 
 /// Checks the agent's own problems, and its peers.
-pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Places) -> Vec<Check> {
+pub(super) fn said(agent: &Result<Status, Failure>, files: &Files, places: &Places) -> Vec<Check> {
     let status = match agent {
         Ok(status) => status,
         Err(_) if files.exists(places.state_dir.join(LEFT)) => {
@@ -46,7 +47,7 @@ pub(super) fn said(agent: &Result<Status, String>, files: &Files, places: &Place
                 format!("to join again: rm {} && systemctl start flatnet-agent", marker.display()),
             )];
         }
-        Err(error) => return vec![Check::failure("agent", error.clone(), "start it: agent join ENDPOINT")],
+        Err(error) => return vec![Check::failure("agent", error.to_string(), "start it: agent join ENDPOINT")],
     };
     let mut checks = vec![match status.state.as_str() {
         "converged" => Check::ok("agent", format!("converged at revision {}", status.revision)),

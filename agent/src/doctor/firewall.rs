@@ -19,7 +19,7 @@ use crate::preflight;
 /// Returns everybody else's nftables tables, as `nft -j list ruleset` would list them, or why they cannot be had. They
 /// are listed table by table: nft before 1.1.0 garbles the JSON of a table that has a flag, such as the one a running
 /// agent holds.
-pub(super) async fn ruleset() -> Result<Value, String> {
+pub(super) async fn ruleset() -> Result<Value, ProgramError> {
     let tables = output("nft", &["list", "tables"]).await?;
     let mut listed = Vec::new();
     for (family, name) in tables.lines().filter_map(|line| line.strip_prefix("table ")?.split_once(' ')) {
@@ -27,7 +27,7 @@ pub(super) async fn ruleset() -> Result<Value, String> {
             continue;
         }
         let text = output("nft", &["-j", "list", "table", family, name]).await?;
-        let listing: Value = serde_json::from_str(&text).map_err(|error| format!("nft's listing: {error}"))?;
+        let listing: Value = serde_json::from_str(&text).map_err(ProgramError::Listing)?;
         listed.extend(listing["nftables"].as_array().into_iter().flatten().cloned());
     }
     Ok(serde_json::json!({ "nftables": listed }))
@@ -42,14 +42,31 @@ pub(super) async fn legacy_raw(host: &Host) -> String {
     output("iptables-legacy", &["-w", "1", "-t", "raw", "-S", "PREROUTING"]).await.unwrap_or_default()
 }
 
-async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let path = preflight::find_program(program).ok_or_else(|| format!("{program} is not installed"))?;
+/// The reason why a program's output cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProgramError {
+    /// The program is not there.
+    #[error("{0} is not installed")]
+    Missing(&'static str),
+    /// The program cannot be started.
+    #[error("{0}: {1}")]
+    Start(&'static str, std::io::Error),
+    /// The program ended with an error, and these words.
+    #[error("{0}: {1}")]
+    Failed(&'static str, String),
+    /// nft's listing is not JSON.
+    #[error("nft's listing: {0}")]
+    Listing(serde_json::Error),
+}
+
+async fn output(program: &'static str, arguments: &[&str]) -> Result<String, ProgramError> {
+    let path = preflight::find_program(program).ok_or(ProgramError::Missing(program))?;
     let ran = Command::new(path).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
-    let ran = ran.map_err(|error| format!("{program}: {error}"))?;
+    let ran = ran.map_err(|error| ProgramError::Start(program, error))?;
     if ran.status.success() {
         Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
     } else {
-        Err(format!("{program}: {}", String::from_utf8_lossy(&ran.stderr).trim()))
+        Err(ProgramError::Failed(program, String::from_utf8_lossy(&ran.stderr).trim().to_owned()))
     }
 }
 
@@ -100,7 +117,7 @@ pub(super) fn iptables(host: &Host) -> Check {
 }
 
 /// Checks foreign nftables chains.
-pub(super) fn nftables(host: &Host, rules: Result<&Rules, &String>) -> Check {
+pub(super) fn nftables(host: &Host, rules: Result<&Rules, &ProgramError>) -> Check {
     const NAME: &str = "nft-drops";
     let rules = match rules {
         Ok(rules) => rules,
@@ -131,7 +148,7 @@ pub(super) fn nftables(host: &Host, rules: Result<&Rules, &String>) -> Check {
 }
 
 /// Checks Docker's rules against packets that come to containers directly.
-pub(super) fn docker(host: &Host, rules: Result<&Rules, &String>, legacy: &str) -> Check {
+pub(super) fn docker(host: &Host, rules: Result<&Rules, &ProgramError>, legacy: &str) -> Check {
     const NAME: &str = "docker-direct-routing";
     let subnets = host.subnets();
     let mut found = rules.map(|rules| rules.direct_routing_drops(&subnets)).unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use flatnet_controlplane::store::StoreErrorKind;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::object::Datapath;
 use flatnet_core::outcome::NetworkOutcome;
@@ -125,7 +126,8 @@ async fn readiness_comes_with_lease_kernel_and_env_file_and_stays_while_the_stor
     agent.env_written.send_replace(true);
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.as_str()), (200, "converged\n"));
-    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), refused: false };
+    let lost =
+        flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
     agent.view.send_modify(|view| view.connection = lost);
     assert_eq!(agent.get("/readyz").await.0, 200);
     agent.passed(false);
@@ -154,7 +156,8 @@ async fn a_lease_that_the_others_do_not_see_is_neither_ready_nor_converged() {
     let (code, _, body) = agent.get("/readyz").await;
     assert!(code == 503 && body.contains("lease-unconfirmed: "), "{code} {body}");
     // A store that is away says nothing either way: packets flow.
-    let lost = flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), refused: false };
+    let lost =
+        flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
     agent.view.send_modify(|view| view.connection = lost);
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.as_str()), (200, "degraded\n"));

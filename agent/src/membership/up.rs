@@ -63,7 +63,7 @@ impl<P: ControlPlane, K: Send + Sync + 'static> Membership<P, K> {
             return Err(JoinError::NoSuchNetwork(port.name.clone()));
         }
         let is_invalid = matches!(view.state.config, ConfigState::Invalid(_));
-        let refused = matches!(view.connection, Connection::Lost { refused: true, .. });
+        let refused = matches!(view.connection, Connection::Lost { kind, .. } if kind.is_refusal());
         let problems = holding.problems.clone();
         drop((view, holding));
         Ok(if is_invalid || refused { self.all_problems(port) } else { problems })

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use flatnet_controlplane::store::StoreError;
+use flatnet_controlplane::store::{StoreError, StoreErrorKind};
 use flatnet_model::IfName;
 use flatnet_proto::agent::v1::{Network, Peer, Status};
 
@@ -12,7 +12,7 @@ fn rendered() -> String {
     metrics.pass(0.003);
     metrics.op(ObjectKind::Route, Action::Create, "done");
     metrics.drift(ObjectKind::Link);
-    metrics.watch_restarted("the store at http://a:2379 is not reachable: timed out");
+    metrics.watch_restarted(StoreErrorKind::Unavailable);
     let failed = BTreeSet::from([ObjectKey::Link(IfName::new("flat.1").unwrap())]);
     metrics.objects(&KernelState::default(), &failed);
     let peer = Peer { backend: "vxlan".to_owned(), state: "programmed".to_owned(), ..Peer::default() };
@@ -106,7 +106,7 @@ fn each_kind_of_store_error_has_its_reason() {
         (StoreError::LeaseGone(1), "other"),
     ];
     for (error, reason) in errors {
-        assert_eq!(restart_reason(&error.to_string()), reason, "{error}");
+        assert_eq!(restart_reason(error.kind()), reason, "{error}");
     }
 }
 
@@ -117,7 +117,7 @@ async fn a_lost_store_counts_once_however_often_its_reason_changes() {
     let counting = tokio::spawn(count_restarts(receiver, Arc::clone(&metrics)));
     let lost = |reason: &str| Connection::Lost {
         reason: format!("the store at a is not reachable: {reason}"),
-        refused: false,
+        kind: StoreErrorKind::Unavailable,
     };
     for connection in [lost("x"), Connection::Connected, lost("x"), lost("y"), Connection::Connected, lost("z")] {
         view.send_modify(|view| view.connection = connection);
