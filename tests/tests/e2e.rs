@@ -29,6 +29,8 @@ mod flannel;
 mod host_kept;
 #[path = "e2e/isolation.rs"]
 mod isolation;
+#[path = "e2e/join_and_leave.rs"]
+mod join_and_leave;
 #[path = "e2e/lab_command.rs"]
 mod lab_command;
 #[path = "e2e/masquerade.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         bad_input::tests(),
         choices::tests(),
         network_commands::tests(),
+        join_and_leave::tests(),
         lab_command::tests(),
         tls::tests(),
         wireguard::tests(),
