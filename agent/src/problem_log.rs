@@ -109,7 +109,7 @@ async fn any(sources: &mut Vec<Box<dyn Changed>>) {
         }
         drop(sources.remove(ended));
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn say(line: &Line) {
