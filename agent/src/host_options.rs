@@ -14,7 +14,7 @@ pub struct HostOptions {
     pub node: NodeId,
     /// The rules by which the underlay is chosen.
     pub selection: Selection,
-    /// A bridge of our own, in the first network.
+    /// A bridge of our own, in the first network that the command line names.
     pub bridge: Option<IfName>,
     /// True if traffic that leaves a network is masqueraded.
     pub masquerade: bool,

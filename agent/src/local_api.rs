@@ -168,7 +168,12 @@ impl<S: Fn() -> StatusDocument + Send + Sync + 'static> Agent for LocalApi<S> {
         let JoinNetworkRequest { name, subnets, subnet_file } = request.into_inner();
         let subnets: Result<Vec<IpNet>, _> = subnets.iter().map(|subnet| subnet.parse()).collect();
         let subnets = subnets.map_err(|_| Status::invalid_argument("a subnet is not a CIDR"))?;
-        let options = RunTimeOptions { subnets, subnet_file: subnet_file.map(PathBuf::from) };
+        let subnets = subnets.iter().map(IpNet::trunc).collect();
+        let subnet_file = subnet_file.map(PathBuf::from);
+        if subnet_file.as_ref().is_some_and(|file| file.is_relative()) {
+            return Err(Status::invalid_argument("the path of the env file is not absolute"));
+        }
+        let options = RunTimeOptions { subnets, subnet_file };
         let name = network_name(&name)?;
         let joined = self.ask(|reply| Ask::JoinNetwork { name, options, reply }).await?;
         let Joining { up, problems, document } = joined.map_err(|error| not_joined(&error))?;
