@@ -146,9 +146,9 @@ pub fn connect(endpoints: &[String]) -> EtcdStore {
     EtcdStore::connect(EtcdOptions { endpoints: endpoints.to_vec(), ..EtcdOptions::default() }).unwrap()
 }
 
-/// Returns a loopback port that nobody listens on now, and that nobody else is given or takes before a server has it: no
-/// other caller in this process, and no connection, since it is below the ports that Linux takes for those (32,768 to
-/// 60,999). Other processes begin to look elsewhere.
+/// Returns a loopback port that nobody listens on now, and that nobody else is given or takes before a server has it:
+/// no other caller in this process, and no connection, since it is below the ports that Linux takes for those (32,768
+/// to 60,999). Other processes begin to look elsewhere.
 pub fn free_port() -> u16 {
     /// The ports looked at.
     const PORTS: std::ops::Range<u32> = 10_000..32_000;
