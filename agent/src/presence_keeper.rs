@@ -158,7 +158,7 @@ impl<P: ControlPlane> PresenceKeeper<P> {
         }
     }
 
-    /// Ends the presence. Call after [`Self::run`] was stopped.
+    /// Ends the presence. Call after its part was stopped.
     pub async fn withdraw(&self) -> Result<(), StoreError> {
         match self.held.lock().await.take() {
             Some(held) => self.plane.withdraw(&held).await,

@@ -7,7 +7,7 @@
 //! | is the table as we loaded it? | a digest of what the kernel has, compared with the one right after the swap |
 //! | the guard under `nft flush ruleset` | a copy of what filters, in a table that only this process can delete |
 //!
-//! Sockets belong to the network namespace in which [`Nft::open`] was called; programs run in the process's namespace.
+//! Sockets belong to the network namespace in which the provider was opened; programs run in the process's namespace.
 //! Dropping a call's future kills its program and changes nothing else; the next dump tells what was done.
 
 mod drops;
