@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flatnet_core::backend::PublicKey;
 use flatnet_core::op::ObjectKey;
-use flatnet_core::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
+use flatnet_core::outcome::{Judgement, NetworkOutcome, PeerDecision, PeerOutcome};
 use flatnet_core::problem::Problem;
 use flatnet_core::underlay::Underlay;
-use flatnet_model::{HostRanges, NetworkConfig, NetworkName, Revision, WireguardKey};
+use flatnet_model::{HostRanges, NetworkName, Revision};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -32,8 +33,8 @@ pub struct Outcome {
     pub problems: Vec<Problem>,
     /// True if the kernel is what the store said.
     pub complete: bool,
-    /// The public half of the key that our WireGuard devices have; the only one to publish.
-    pub wireguard: Option<WireguardKey>,
+    /// The public half of the key that our devices have; the only one to publish.
+    pub key: Option<PublicKey>,
     /// The store's revision that the kernel was reconciled with.
     pub revision: Revision,
     /// The ranges that this host uses itself; `None` until they were looked at.
@@ -49,15 +50,6 @@ impl Report for watch::Receiver<Outcome> {
     fn changes(&self) -> Vec<Box<dyn Changed>> {
         vec![Box::new(self.clone())]
     }
-}
-
-/// The verdict on a configuration: whether this host could serve a network by it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Judgement {
-    /// The configuration that was judged.
-    pub config: NetworkConfig,
-    /// The reason why it could not; `None` if it could.
-    pub refused: Option<Problem>,
 }
 
 /// A peer's state, as `status` prints it.

@@ -34,7 +34,7 @@ use crate::context::Context;
 use crate::host_options::HostOptions;
 use crate::metrics::Metrics;
 use crate::networks::NetworkPort;
-use crate::outcome::{Judgement, Outcome};
+use crate::outcome::Outcome;
 use crate::part::Changed;
 use crate::report::chain;
 use crate::sysctl_record::SysctlRecord;
@@ -96,12 +96,13 @@ pub struct Reconciler<K> {
     sysctls: SysctlRecord,
     /// Settings that cannot be written here and can be done without.
     unwritable: BTreeSet<ObjectKey>,
-    wireguard: WireguardIdentity,
+    /// The key with which this host's tunnels encrypt.
+    key: WireguardIdentity,
     /// The kernel as the last pass left it; `None` when no pass came to its end.
     known: Option<Known>,
     facts: HostFacts,
-    /// True if the facts tell who carries GRE.
-    gre_wanted: bool,
+    /// True if the facts tell who carries the tunnels of which not every kernel has the module.
+    carriers_known: bool,
     /// Each network's part of the guard, as it was programmed last.
     guards: Vec<FirewallNetwork>,
     /// The last underlay found. It is kept while a look finds none.
@@ -131,10 +132,10 @@ impl<K: Kernel> Reconciler<K> {
             metrics: Arc::clone(&context.metrics),
             sysctls: setup.sysctls.clone(),
             unwritable: BTreeSet::new(),
-            wireguard: setup.wireguard.clone(),
+            key: setup.wireguard.clone(),
             known: None,
             facts: HostFacts::default(),
-            gre_wanted: false,
+            carriers_known: false,
             guards: Vec::new(),
             underlay: None,
             underlay_record: setup.underlay.clone(),
@@ -146,7 +147,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Runs for ever.
     pub async fn run(mut self, mut plans: mpsc::Receiver<PlanRequest>) {
         let mut events = self.subscribe();
-        let mut keys = self.wireguard.changes();
+        let mut keys = self.key.changes();
         loop {
             let due = self.pace.due();
             // In this order: what is due has a pause of its own after it, people ask rarely, and neither a busy store

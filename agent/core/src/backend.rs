@@ -18,7 +18,9 @@ use flatnet_model::{
 use ipnet::IpNet;
 
 use crate::facts::HostFacts;
-use crate::object::{Datapath, Draft, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia, TunnelId};
+use crate::object::{
+    Datapath, Draft, KernelState, Link, LinkKind, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia, TunnelId,
+};
 use crate::outcome::PeerOutcome;
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
@@ -39,6 +41,74 @@ pub trait Backend {
 
     /// Returns what we publish, given that [`check`] passed.
     fn publication(&self, node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication;
+}
+
+/// The things that a network may need beside the store and the facts. They are made or looked for only where a network
+/// needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// True if it needs the key with which this host's tunnels encrypt.
+    pub key: bool,
+    /// True if it needs to know who can carry its tunnels ([`crate::facts::Features::gre`]). Looking makes the kernel
+    /// load its modules.
+    pub carriers: bool,
+}
+
+impl Needs {
+    /// Returns what any of `backends` needs.
+    #[must_use]
+    pub fn of<'a>(backends: impl IntoIterator<Item = &'a BackendConfig>) -> Self {
+        backends.into_iter().map(needs).fold(Self::default(), Self::and)
+    }
+
+    /// Returns what either needs.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { key: self.key || other.key, carriers: self.carriers || other.carriers }
+    }
+}
+
+fn needs(backend: &BackendConfig) -> Needs {
+    Needs { key: matches!(backend, BackendConfig::Wireguard(_)), carriers: matches!(backend, BackendConfig::Gre(_)) }
+}
+
+/// The public half of the key with which a host's tunnels encrypt.
+pub type PublicKey = WireguardKey;
+
+/// Returns the reason why there is no key where no network needs one.
+pub(crate) fn key_not_needed() -> Problem {
+    Problem::new(ProblemCode::WireguardNoKey, "no network of this host is WireGuard's", "", "")
+}
+
+/// Returns the devices by which another program would have the tunnels of `config`. A host has room for one of the two.
+pub(crate) fn rivals(config: &NetworkConfig) -> Vec<IfName> {
+    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => families.filter_map(|family| vxlan::rival(vxlan.vni, family)).collect(),
+        BackendConfig::Wireguard(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
+            Vec::new()
+        }
+    }
+}
+
+/// Returns the names that another program would give the devices of `desired`, each with our device, where a host has
+/// room for one of the two.
+pub fn rivals_of(desired: &KernelState) -> impl Iterator<Item = (IfName, &Link)> {
+    desired.links.values().filter_map(|link| match &link.kind {
+        LinkKind::Vxlan(vxlan) => Some((vxlan::rival(vxlan.vni, IpFamily::of(vxlan.local))?, link)),
+        LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
+    })
+}
+
+/// Returns the problem of a rival that is there and is not to be taken over. `what`: what it is.
+#[must_use]
+pub fn rival_problem(device: IfName, what: &str) -> Problem {
+    Problem::new(
+        ProblemCode::FlannelDevice,
+        format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),
+        "stop flanneld on this host, then join with --take-over: the subnet is kept",
+        device,
+    )
 }
 
 /// The input that a backend decides from.

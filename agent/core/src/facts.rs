@@ -47,6 +47,15 @@ impl HostFacts {
     pub fn interface(&self, name: IfName) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
     }
+
+    /// Adds settings of [`Self::accept_ra`] that we had raised and that `now` shows to be as they were. Somebody set
+    /// them back, or plugged the interface in again. It was we who turned forwarding on.
+    pub fn add_set_back(&mut self, now: impl IntoIterator<Item = (Sysctl, String)>) {
+        let back = now.into_iter().filter(|(_, value)| Sysctl::is_deaf(value)).map(|(setting, _)| setting);
+        self.accept_ra.extend(back);
+        self.accept_ra.sort();
+        self.accept_ra.dedup();
+    }
 }
 
 /// One interface.
@@ -111,6 +120,15 @@ pub struct Features {
     /// The datapaths that can carry GRE tunnels, per underlay family. They are looked for only where a network wants
     /// them.
     pub gre: GreSupport,
+}
+
+impl Features {
+    /// Leaves out what only user space can carry, where it may not.
+    pub fn forbid_userspace(&mut self) {
+        for carrier in [&mut self.wireguard, &mut self.gre.v4, &mut self.gre.v6] {
+            carrier.take_if(|carrier| *carrier == Datapath::Userspace);
+        }
+    }
 }
 
 /// The datapaths that can carry GRE tunnels, per underlay family; `None`: there is none, or it was not looked for.

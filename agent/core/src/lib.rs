@@ -32,6 +32,7 @@ pub mod problem;
 pub mod takeover;
 pub mod transition;
 pub mod underlay;
+pub mod wanted;
 pub mod way;
 
 #[cfg(test)]

@@ -45,6 +45,13 @@ pub struct AddressKey {
 }
 
 impl KernelState {
+    /// Returns true if `key` is a device that has this host's key.
+    #[must_use]
+    pub fn is_keyed(&self, key: &ObjectKey) -> bool {
+        let ObjectKey::Link(name) = key else { return false };
+        self.links.get(name).is_some_and(|link| matches!(link.kind, LinkKind::Wireguard(_)))
+    }
+
     /// Returns true if no harm is done while `setting` has another value than is wanted here. A tunnel's guard lets no
     /// router advertisements out of the tunnel, and where forwarding is on, the kernel ignores redirects.
     #[must_use]

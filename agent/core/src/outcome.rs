@@ -2,12 +2,24 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{BackendConfig, GreKey, IfName, IpFamily, Mac, Mtu, NetworkName, SubnetKey, Vni, WireguardKey};
+use flatnet_model::{
+    BackendConfig, GreKey, IfName, IpFamily, Mac, Mtu, NetworkConfig, NetworkName, SubnetKey, Vni, WireguardKey,
+};
 
 use crate::object::{
     Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, TunnelId, WireguardPeerKey,
 };
 use crate::op::ObjectKey;
+use crate::problem::Problem;
+
+/// The verdict on a configuration: whether this host could serve a network by it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The configuration that was judged.
+    pub config: NetworkConfig,
+    /// The reason why it could not; `None` if it could.
+    pub refused: Option<Problem>,
+}
 
 /// The outcome for one network.
 #[derive(Clone, Debug, PartialEq, Eq)]

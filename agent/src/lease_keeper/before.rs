@@ -113,7 +113,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let network = outcome.networks.iter().find(|network| network.name == *self.keys.network());
         let is_there = |way: &&WayOutcome| {
             way.devices.iter().all(|device| !outcome.failed.contains(&ObjectKey::Link(*device)))
-                && (!matches!(way.backend, BackendConfig::Wireguard(_)) || outcome.wireguard.is_some())
+                && (!matches!(way.backend, BackendConfig::Wireguard(_)) || outcome.key.is_some())
         };
         let before = self.holding.borrow().held.as_ref().map(|held| held.before.clone()).unwrap_or_default();
         let needed = self.needed(config, &before, view, outcome);

@@ -7,6 +7,7 @@ use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend;
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
+use flatnet_core::outcome::Judgement;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition;
 use flatnet_model::keys::NetworkKeys;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};
 use crate::networks::{Held, Presence};
-use crate::outcome::Judgement;
 
 impl<P: ControlPlane> LeaseKeeper<P> {
     /// Returns the action that the machine asks for, and the configuration it was asked under.
@@ -148,14 +148,14 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let ready = self.ready(view, &outcome, config);
         if ready.iter().any(|way| way.backend != config.backend) {
             // The network changes its backend: peers are told by which backends this host receives by now.
-            let (node, key, name) = (self.owner.node, outcome.wireguard, self.keys.network());
+            let (node, key, name) = (self.owner.node, outcome.key, self.keys.network());
             return Some(transition::publication(node, key, name, config, underlay, &ready));
         }
-        if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.wireguard.is_none() {
+        if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.key.is_none() {
             // The reconciler says why there is no key yet.
             return None;
         }
-        Some(backend::publication(self.owner.node, outcome.wireguard, self.keys.network(), config, underlay))
+        Some(backend::publication(self.owner.node, outcome.key, self.keys.network(), config, underlay))
     }
 
     /// Returns true if a claim may be written now. Without a configuration nobody claims anything new. A lease that the

@@ -6,6 +6,7 @@ use flatnet_controlplane::flannel::decode_lease;
 use flatnet_controlplane::random::SeededRandom;
 use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
 use flatnet_controlplane::watch::follow_with;
+use flatnet_core::outcome::Judgement;
 use flatnet_core::problem::ProblemCode;
 use flatnet_core::underlay::Underlay;
 use flatnet_model::{IfName, InstanceNonce, Lease, Mtu, NetworkName, NodeId, Revision};
@@ -13,7 +14,6 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
-use crate::outcome::Judgement;
 
 const CONFIG: &str = r#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// The configuration of a network with three subnets.

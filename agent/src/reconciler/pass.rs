@@ -2,19 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flatnet_core::backend::{rival_problem, rivals_of};
 use flatnet_core::diff::{Conflict, InUse};
 use flatnet_core::drift::drift;
-use flatnet_core::object::{Datapath, Dump, KernelState, Link, LinkKind, Ruleset, Sysctl};
+use flatnet_core::object::{Dump, KernelState, Link, Ruleset, Sysctl};
 use flatnet_core::op::{Action, Object, ObjectKey, ObjectKind, Op, OpError, OpOutcome};
 use flatnet_core::plan::{Plan, close_tunnels, plan};
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_core::wanted::Wanted;
 use flatnet_kernel::{Kernel, KernelError, Questions, Scope};
 use flatnet_model::IfName;
 use tokio::time::Instant;
 
-use super::wanted::{Wanted, flannel_devices, left_by_flanneld};
 use super::{Known, Look, Outcome, Reconciler, departed};
 use crate::report::chain;
+
+/// The operations of a pass that were not done.
+struct Undone {
+    failed: BTreeSet<ObjectKey>,
+    problems: Vec<Problem>,
+}
 
 impl<K: Kernel> Reconciler<K> {
     /// Makes one pass. A quick pass becomes a full one whenever the kernel's state is not known.
@@ -22,8 +29,8 @@ impl<K: Kernel> Reconciler<K> {
         let started = Instant::now();
         let (look, result) = match look {
             Look::Full => (look, self.full().await),
-            // Who carries GRE is looked for only once a network wants it.
-            Look::Quick if self.wants_gre() && !self.gre_wanted => (Look::Full, self.full().await),
+            // Who carries tunnels is looked for only once a network needs to know.
+            Look::Quick if self.lacks_carriers() => (Look::Full, self.full().await),
             Look::Quick => {
                 let wanted = self.want();
                 match self.look_at_new(&wanted.desired.state).await {
@@ -81,7 +88,7 @@ impl<K: Kernel> Reconciler<K> {
         let Ok(now) = self.settings(known.scope.sysctls().chain(&heard)).await else { return };
         let changed = known.scope.sysctls().any(|setting| now.get(setting) != known.dump.state.sysctls.get(setting));
         // With forwarding on, such an interface is deaf to router advertisements (see `HostFacts::accept_ra`).
-        let deaf = heard.iter().any(|setting| now.get(setting).is_some_and(|value| value == "1"));
+        let deaf = heard.iter().any(|setting| now.get(setting).is_some_and(|value| Sysctl::is_deaf(value)));
         if changed || deaf {
             self.pace.kernel_changed(Instant::now());
         }
@@ -118,9 +125,9 @@ impl<K: Kernel> Reconciler<K> {
     async fn full(&mut self) -> Result<bool, KernelError> {
         self.look_at_host().await?;
         let mut wanted = self.want();
-        if self.wants_gre() && !self.gre_wanted {
-            // The store asked for GRE after the look. Without another look the network would be taken to be impossible
-            // here.
+        if self.lacks_carriers() {
+            // The store asked for such tunnels after the look. Without another look the network would be taken to be
+            // impossible here.
             self.look_at_host().await?;
             wanted = self.want();
         }
@@ -135,7 +142,7 @@ impl<K: Kernel> Reconciler<K> {
         Ok(self.bring_about(wanted, left).await)
     }
 
-    /// Makes flanneld's tunnel devices ours where they hold a VNI that we need: the plan then replaces them.
+    /// Makes the devices of another program ours that have what a tunnel of ours needs: the plan then replaces them.
     async fn take_over(&self, desired: &KernelState, dump: &mut Dump) -> Result<(), KernelError> {
         let adopt = |(name, link): (IfName, &Link)| {
             tracing::warn!(device = %name, "replacing the tunnel device that flanneld left (--take-over)");
@@ -159,20 +166,21 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     async fn look_at_host(&mut self) -> Result<(), KernelError> {
-        let gre = self.wants_gre();
+        let gre = self.needs().carriers;
         let asked = Questions { gre, ..Questions::host(self.host.selection.route_queries()) };
         self.facts = self.kernel.facts(&asked).await?.host;
-        self.gre_wanted = gre;
-        // Somebody set `accept_ra` back, or plugged the interface in again. It was we who turned forwarding on.
+        self.carriers_known = gre;
         let raised = self.settings(self.sysctls.raised().iter()).await?;
-        let back = raised.into_iter().filter(|(_, value)| value == "1").map(|(setting, _)| setting);
-        self.facts.accept_ra.extend(back);
-        self.facts.accept_ra.sort();
-        self.facts.accept_ra.dedup();
-        if !self.host.userspace && self.facts.features.wireguard == Some(Datapath::Userspace) {
-            self.facts.features.wireguard = None;
+        self.facts.add_set_back(raised);
+        if !self.host.userspace {
+            self.facts.features.forbid_userspace();
         }
         Ok(())
+    }
+
+    /// Returns true if a network needs to know who carries its tunnels, and the last look did not ask.
+    fn lacks_carriers(&self) -> bool {
+        self.needs().carriers && !self.carriers_known
     }
 
     /// Makes the kernel what is wanted, starting from what is known of it. Returns true if nothing was left undone.
@@ -181,7 +189,7 @@ impl<K: Kernel> Reconciler<K> {
         // Taken out so that a pass that is cut off leaves `None` behind: not known.
         let Some(Known { dump: mut known, scope, .. }) = self.known.take() else { return false };
         wanted.keep(&known.state);
-        let Wanted { desired, judgements, mut problems, prune, revision, ranges, wireguard, .. } = wanted;
+        let Wanted { desired, judgements, problems, prune, revision, ranges, key, .. } = wanted;
         let Plan { mut ops, conflicts, in_use } = plan(&desired.state, &known, prune);
         departed::add(&mut self.departed, &desired.state, &known.state, &mut ops);
         if let Some(left) = left {
@@ -190,73 +198,21 @@ impl<K: Kernel> Reconciler<K> {
             let ops = ops.iter().filter(|op| !left.unsure.contains(&op.object.key()));
             self.say_drift(drift(&left.dump.state, &known.state, ops));
         }
-        for op in &ops {
-            // A device of ours takes its settings along when it goes.
-            if let (Action::Create | Action::Change, Object::Sysctl(sysctl, ours)) = (op.action, &op.object)
-                && !sysctl.device().is_some_and(|device| desired.state.links.contains_key(&device))
-                && let Some(before) = known.state.sysctls.get(sysctl)
-            {
-                self.sysctls.changing(sysctl, before, ours);
-            }
-        }
-        let outcomes = self.kernel.apply(&ops).await;
-        let mut failed = BTreeSet::new();
-        for (op, outcome) in ops.iter().zip(&outcomes) {
-            let result = match outcome {
-                OpOutcome::Done => {
-                    known.apply(op);
-                    "done"
-                }
-                OpOutcome::Failed(error) if is_dispensable(&desired.state, op, error) => {
-                    self.unwritable(op, error);
-                    "failed"
-                }
-                OpOutcome::Failed(error) => {
-                    failed.insert(op.object.key());
-                    problems.push(refused(error));
-                    "failed"
-                }
-                OpOutcome::Skipped => {
-                    failed.insert(op.object.key());
-                    "skipped"
-                }
-            };
-            self.metrics.op(op.object.kind(), op.action, result);
-        }
-        let refused_guard = |key: &ObjectKey| matches!(key, ObjectKey::Ruleset);
-        if failed.iter().any(refused_guard) && !flatnet_kernel::is_guarded(&*self.kernel).await {
-            problems.push(unguarded());
-            let ops = close_tunnels(&known.state);
-            let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
-            for (op, outcome) in ops.iter().zip(&outcomes) {
-                // Even where the operation worked, the device is not as it is wanted.
-                failed.insert(op.object.key());
-                match outcome {
-                    OpOutcome::Done => known.apply(op),
-                    OpOutcome::Failed(error) => problems.push(refused(error)),
-                    OpOutcome::Skipped => {}
-                }
-                let result = if *outcome == OpOutcome::Done { "done" } else { "failed" };
-                self.metrics.op(op.object.kind(), op.action, result);
-            }
-        }
+        self.record_settings(&ops, &desired.state, &known.state);
+        let mut undone = Undone { failed: BTreeSet::new(), problems };
+        self.carry_out(&ops, &desired.state, &mut known, &mut undone).await;
+        self.close_unguarded(&mut known, &mut undone).await;
+        let Undone { mut failed, mut problems } = undone;
         problems.extend(conflicts.iter().map(in_the_way));
         problems.extend(in_use.iter().map(still_used));
-        problems.extend(
-            flannel_devices(&desired.state)
-                .filter_map(|(name, _)| known.foreign.links.get(&name).map(|what| left_by_flanneld(name, what))),
-        );
+        let rivals = rivals_of(&desired.state).filter_map(|(name, _)| Some((name, known.foreign.links.get(&name)?)));
+        problems.extend(rivals.map(|(name, what)| rival_problem(name, what)));
         self.metrics.objects(&known.state, &failed);
         let complete = failed.is_empty() && self.underlay.is_some();
-        let keyless = |key: &ObjectKey| {
-            let of =
-                |name| desired.state.links.get(name).is_some_and(|link| matches!(link.kind, LinkKind::Wireguard(_)));
-            matches!(key, ObjectKey::Link(name) if of(name))
-        };
         // Peers must not learn a key before every device has it.
-        let wireguard = match failed.iter().any(keyless) {
-            true => self.outcome.borrow().wireguard,
-            false => wireguard,
+        let key = match failed.iter().any(|failed| desired.state.is_keyed(failed)) {
+            true => self.outcome.borrow().key,
+            false => key,
         };
         self.known = Some(Known { dump: known, scope, unsure: failed.clone(), stale: false });
         // A conflicting object was not tried, and is not there either: whoever depends on it must know. Looking again
@@ -274,10 +230,71 @@ impl<K: Kernel> Reconciler<K> {
             complete: complete && conflicts.is_empty(),
             revision,
             ranges: Some(ranges),
-            wireguard,
+            key,
             ..Outcome::default()
         });
         complete
+    }
+
+    /// Writes down the settings that `ops` are about to change.
+    fn record_settings(&mut self, ops: &[Op], desired: &KernelState, known: &KernelState) {
+        for op in ops {
+            // A device of ours takes its settings along when it goes.
+            if let (Action::Create | Action::Change, Object::Sysctl(sysctl, ours)) = (op.action, &op.object)
+                && !sysctl.device().is_some_and(|device| desired.links.contains_key(&device))
+                && let Some(before) = known.sysctls.get(sysctl)
+            {
+                self.sysctls.changing(sysctl, before, ours);
+            }
+        }
+    }
+
+    /// Applies `ops`, folds into `known` what was done, and adds the rest to `undone`.
+    async fn carry_out(&mut self, ops: &[Op], desired: &KernelState, known: &mut Dump, undone: &mut Undone) {
+        let outcomes = self.kernel.apply(ops).await;
+        for (op, outcome) in ops.iter().zip(&outcomes) {
+            let result = match outcome {
+                OpOutcome::Done => {
+                    known.apply(op);
+                    "done"
+                }
+                OpOutcome::Failed(error) if is_dispensable(desired, op, error) => {
+                    self.unwritable(op, error);
+                    "failed"
+                }
+                OpOutcome::Failed(error) => {
+                    undone.failed.insert(op.object.key());
+                    undone.problems.push(refused(error));
+                    "failed"
+                }
+                OpOutcome::Skipped => {
+                    undone.failed.insert(op.object.key());
+                    "skipped"
+                }
+            };
+            self.metrics.op(op.object.kind(), op.action, result);
+        }
+    }
+
+    /// Closes the tunnels if the guard was refused and there is none.
+    async fn close_unguarded(&mut self, known: &mut Dump, undone: &mut Undone) {
+        if !undone.failed.contains(&ObjectKey::Ruleset) || flatnet_kernel::is_guarded(&*self.kernel).await {
+            return;
+        }
+        undone.problems.push(unguarded());
+        let ops = close_tunnels(&known.state);
+        let outcomes = if ops.is_empty() { Vec::new() } else { self.kernel.apply(&ops).await };
+        for (op, outcome) in ops.iter().zip(&outcomes) {
+            // Even where the operation worked, the device is not as it is wanted.
+            undone.failed.insert(op.object.key());
+            match outcome {
+                OpOutcome::Done => known.apply(op),
+                OpOutcome::Failed(error) => undone.problems.push(refused(error)),
+                OpOutcome::Skipped => {}
+            }
+            let result = if *outcome == OpOutcome::Done { "done" } else { "failed" };
+            self.metrics.op(op.object.kind(), op.action, result);
+        }
     }
 
     /// Warns, once for each setting, that a setting cannot be written that can be done without.
@@ -338,15 +355,14 @@ impl<K: Kernel> Reconciler<K> {
 
 /// Returns what a dump must look at besides what carries our mark.
 fn scope(desired: &KernelState) -> Scope {
-    let links =
-        desired.links.keys().copied().chain(flannel_devices(desired).map(|(name, _)| name)).map(ObjectKey::Link);
+    let links = desired.links.keys().copied().chain(rivals_of(desired).map(|(name, _)| name)).map(ObjectKey::Link);
     let sysctls = desired.sysctls.keys().cloned().map(ObjectKey::Sysctl);
     Scope::also(links.chain(sysctls)).with_sets(desired.ruleset.iter().flat_map(Ruleset::sets))
 }
 
-/// Returns flanneld's devices that hold a VNI which is wanted, each with the device of ours that needs it.
+/// Returns the rivals of wanted devices that are there, each with the device of ours in whose way it is.
 fn in_the_way_of<'a>(desired: &'a KernelState, dump: &'a Dump) -> impl Iterator<Item = (IfName, &'a Link)> {
-    flannel_devices(desired).filter(move |(name, _)| dump.foreign.links.contains_key(name))
+    rivals_of(desired).filter(move |(name, _)| dump.foreign.links.contains_key(name))
 }
 
 /// Returns true if a setting could not be written, as in a container whose `/proc/sys` is read-only, and nothing is

@@ -259,7 +259,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         })
         .collect();
     let none = Problem::new(ProblemCode::WireguardNoKey, "no device has a key", "", "");
-    let key = source.outcome.borrow().wireguard;
+    let key = source.outcome.borrow().key;
     let wanted = desired(&HostInput {
         store: &[],
         node,

@@ -217,5 +217,14 @@ pub(super) fn device_name(vni: Vni, family: IpFamily) -> Result<IfName, flatnet_
     }
 }
 
+/// Returns flanneld's name for its tunnel device (`vxlan.go`: `flannel.%v`, `flannel-v6.%v`).
+pub(super) fn rival(vni: Vni, family: IpFamily) -> Option<IfName> {
+    IfName::new(&match family {
+        IpFamily::V4 => format!("flannel.{vni}"),
+        IpFamily::V6 => format!("flannel-v6.{vni}"),
+    })
+    .ok()
+}
+
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,12 @@ impl Sysctl {
     /// The value of [`Self::accept_ra`] with which router advertisements are accepted even if this host forwards.
     pub const ACCEPT_RA_ALWAYS: &str = "2";
 
+    /// Returns true if a device whose setting for router advertisements has `value` hears none once this host forwards.
+    #[must_use]
+    pub fn is_deaf(value: &str) -> bool {
+        value == "1"
+    }
+
     /// Returns the setting for router advertisements on `device`: with 1 they are accepted while nothing is forwarded,
     /// with 2 always.
     #[must_use]
