@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use flatnet_controlplane::watch::Connection;
+use flatnet_core::backend::Needs;
 use flatnet_core::problem::Problem;
-use flatnet_model::{BackendConfig, BackendData, Lease, NodeId, WireguardKey};
+use flatnet_model::{BackendData, Lease, NodeId, WireguardKey};
 use tokio::sync::watch;
 
 use crate::context::Context;
@@ -58,13 +59,13 @@ impl Rotation {
     /// Returns true if any network uses the key.
     #[must_use]
     pub fn is_needed(&self) -> bool {
-        self.networks.borrow().iter().any(is_wireguard)
+        self.networks.borrow().iter().any(needs_key)
     }
 
     /// Makes a new key, and returns it once it is published in every lease of this node.
     pub async fn run(self) -> Result<WireguardKey, RotationError> {
         let mut ports = self.networks.borrow().clone();
-        ports.retain(is_wireguard);
+        ports.retain(needs_key);
         if ports.is_empty() {
             return Err(RotationError::NoNetwork);
         }
@@ -80,9 +81,8 @@ impl Rotation {
             let published = port.view.wait_for(|view| {
                 let held = holding.borrow().held.as_ref().map(|held| held.subnets);
                 let lease = held.and_then(|held| view.state.leases.get(&held)).filter(|lease| lease.is_owned_by(node));
-                let besides =
-                    |lease: &'_ Lease| lease.besides.iter().all(|way| says(&way.data, key) && says(&way.data_v6, key));
-                lease.is_some_and(|lease| says(&lease.data, key) && says(&lease.data_v6, key) && besides(lease))
+                // No other key than the new one, by whatever way.
+                lease.is_some_and(|lease| published(lease).all(|published| published == key))
             });
             match tokio::time::timeout_at(deadline, published).await {
                 Ok(Ok(_)) => {}
@@ -93,15 +93,11 @@ impl Rotation {
     }
 }
 
-fn is_wireguard(port: &NetworkPort) -> bool {
-    let is_wireguard = |backend: &BackendConfig| matches!(backend, BackendConfig::Wireguard(_));
-    port.holding.borrow().held.as_ref().is_some_and(|held| held.backends().any(is_wireguard))
+fn needs_key(port: &NetworkPort) -> bool {
+    port.holding.borrow().held.as_ref().is_some_and(|held| Needs::of(held.backends()).key)
 }
 
-/// Returns true if `data` publishes `key`, or no WireGuard key at all.
-fn says(data: &BackendData, key: WireguardKey) -> bool {
-    match data {
-        BackendData::Wireguard { public_key, .. } => *public_key == key,
-        BackendData::None | BackendData::Vxlan { .. } | BackendData::Gre { .. } => true,
-    }
+/// Returns the keys that `lease` publishes.
+fn published(lease: &Lease) -> impl Iterator<Item = WireguardKey> {
+    lease.ways().flatten().filter_map(BackendData::public_key)
 }

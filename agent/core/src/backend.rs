@@ -1,46 +1,119 @@
 //! Backends: how a network's packets travel, as functions that add objects to the desired state.
 //!
+//! Each is one file, which implements [`Backend`] for the model's configuration of it; [`of`] alone tells them apart.
 //! A backend sees its own network only, never another backend and never the kernel. The parts that all of them share
 //! (the route that catches unknown addresses, the bridge, the firewall, settings) are added by [`crate::desired`].
 
 mod gre;
 mod hostgw;
+mod identities;
+mod mtu;
 mod peer;
+mod rival;
+mod unsupported;
 mod vxlan;
 mod wireguard;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flatnet_model::{
-    BackendConfig, BackendData, BackendKind, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId,
-    Publication, SubnetKey, WireguardKey,
+    BackendConfig, BackendData, IfName, IpFamily, Lease, Mtu, NetworkConfig, NetworkName, NodeId, Publication,
+    SubnetKey, WireguardKey,
 };
 use ipnet::IpNet;
 
 use crate::facts::HostFacts;
-use crate::object::{
-    Datapath, Draft, KernelState, Link, LinkKind, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia, TunnelId,
-};
+use crate::object::{Datapath, Draft, NextHop, Nexthop, NexthopId, Route, RouteKey, RouteVia, TunnelId};
 use crate::outcome::PeerOutcome;
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
 pub use flatnet_model::vtep_mac;
+pub use mtu::Overhead;
+pub(crate) use rival::rivals;
+pub use rival::{problem as rival_problem, rivals_of};
 
-/// Bytes of headers that a backend adds to an IP packet, so that the result is an IP packet of the underlay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overhead(pub u32);
+/// The public half of the key with which a host's tunnels encrypt.
+pub type PublicKey = WireguardKey;
 
 /// A backend, which adds what one network needs to the desired state.
-pub trait Backend {
+pub(crate) trait Backend {
+    /// Returns the things that it needs beside the store and the usual facts.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Returns true if packets of the network may come by the underlay as they are.
+    fn has_direct_routes(&self) -> bool {
+        false
+    }
+
+    /// Returns the families of the underlay that it uses.
+    fn underlays(&self, network: &NetworkConfig, underlay: &Underlay) -> Vec<IpFamily> {
+        let _ = underlay;
+        families(network).collect()
+    }
+
+    /// Checks that it can be built on `underlay` at all.
+    fn check(&self, name: &NetworkName, network: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
+        self.underlays(network, underlay).into_iter().try_for_each(|family| has_address(name, underlay, family))
+    }
+
+    /// Checks that this host can build it, as far as that does not depend on the underlay.
+    fn supported(&self, name: &NetworkName, network: &NetworkConfig, host: &Abilities<'_>) -> Result<(), Problem> {
+        let _ = (name, network, host);
+        Ok(())
+    }
+
+    /// Returns the tunnel device of the network's addresses of `family`; `None`: there is none.
+    fn device(&self, family: IpFamily) -> Option<IfName> {
+        let _ = family;
+        None
+    }
+
+    /// Returns how the packets of that device look on the underlay.
+    fn wire(&self, family: IpFamily) -> Option<Wire> {
+        let _ = family;
+        None
+    }
+
+    /// Returns the device that another program would have instead, where a host has room for only one of the two.
+    fn rival(&self, family: IpFamily) -> Option<IfName> {
+        let _ = family;
+        None
+    }
+
+    /// Returns the words for two networks whose tunnels have one [`TunnelId`].
+    fn clash(&self) -> Option<Clash> {
+        None
+    }
+
     /// Returns the bytes added to each packet over an underlay of `underlay`.
     fn overhead(&self, underlay: IpFamily) -> Overhead;
 
-    /// Adds devices, addresses and the ways to all peers to `out`. An error means that nothing was added.
-    fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem>;
+    /// Returns the underlay addresses to publish: those of the network's families only, as flannel does.
+    fn addresses(&self, network: &NetworkConfig, underlay: &Underlay) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let (v4, v6) = (network.v4.is_some(), network.v6.is_some());
+        (underlay.public_v4.filter(|_| v4), underlay.public_v6.filter(|_| v6))
+    }
 
-    /// Returns what we publish, given that [`check`] passed.
-    fn publication(&self, node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication;
+    /// Returns what the host `node`, whose key is `key`, publishes for `family`. `None`: it lacks the key.
+    fn data(&self, node: NodeId, key: Option<PublicKey>, family: IpFamily) -> Option<BackendData>;
+
+    /// Adds devices, addresses and the ways to all peers to `out`, given that the checks passed. An error means that
+    /// nothing was added.
+    fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem>;
+}
+
+/// Returns the backend that is configured. Nowhere else is one told from another.
+fn of(config: &BackendConfig) -> &dyn Backend {
+    match config {
+        BackendConfig::Vxlan(vxlan) => vxlan,
+        BackendConfig::Gre(gre) => gre,
+        BackendConfig::Wireguard(wireguard) => wireguard,
+        BackendConfig::HostGw => &hostgw::HostGw,
+        BackendConfig::Unsupported(kind) => kind,
+    }
 }
 
 /// The things that a network may need beside the store and the facts. They are made or looked for only where a network
@@ -58,7 +131,7 @@ impl Needs {
     /// Returns what any of `backends` needs.
     #[must_use]
     pub fn of<'a>(backends: impl IntoIterator<Item = &'a BackendConfig>) -> Self {
-        backends.into_iter().map(needs).fold(Self::default(), Self::and)
+        backends.into_iter().map(|backend| of(backend).needs()).fold(Self::default(), Self::and)
     }
 
     /// Returns what either needs.
@@ -68,47 +141,50 @@ impl Needs {
     }
 }
 
-fn needs(backend: &BackendConfig) -> Needs {
-    Needs { key: matches!(backend, BackendConfig::Wireguard(_)), carriers: matches!(backend, BackendConfig::Gre(_)) }
+/// The things that decide whether a host can build a network, beside its underlay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Abilities<'a> {
+    /// The facts about the host.
+    pub facts: &'a HostFacts,
+    /// The public half of our key, or the reason why there is none.
+    pub key: Result<PublicKey, &'a Problem>,
 }
 
-/// The public half of the key with which a host's tunnels encrypt.
-pub type PublicKey = WireguardKey;
-
-/// Returns the reason why there is no key where no network needs one.
-pub(crate) fn key_not_needed() -> Problem {
-    Problem::new(ProblemCode::WireguardNoKey, "no network of this host is WireGuard's", "", "")
+/// The way in which a tunnel's packets are told from others on the underlay, and who judges them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// The guard judges what carries the identifier.
+    Guarded {
+        /// The identifier.
+        id: TunnelId,
+        /// The UDP destination port; 0 for a protocol that has no ports.
+        port: u16,
+    },
+    /// The device judges by itself what comes to its UDP port.
+    Encrypted {
+        /// The port.
+        port: u16,
+    },
 }
 
-/// Returns the devices by which another program would have the tunnels of `config`. A host has room for one of the two.
-pub(crate) fn rivals(config: &NetworkConfig) -> Vec<IfName> {
-    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
-    match &config.backend {
-        BackendConfig::Vxlan(vxlan) => families.filter_map(|family| vxlan::rival(vxlan.vni, family)).collect(),
-        BackendConfig::Wireguard(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
-            Vec::new()
+impl Wire {
+    /// Returns the identifier that the guard judges.
+    pub(crate) fn id(self) -> Option<TunnelId> {
+        match self {
+            Self::Guarded { id, .. } => Some(id),
+            Self::Encrypted { .. } => None,
         }
     }
 }
 
-/// Returns the names that another program would give the devices of `desired`, each with our device, where a host has
-/// room for one of the two.
-pub fn rivals_of(desired: &KernelState) -> impl Iterator<Item = (IfName, &Link)> {
-    desired.links.values().filter_map(|link| match &link.kind {
-        LinkKind::Vxlan(vxlan) => Some((vxlan::rival(vxlan.vni, IpFamily::of(vxlan.local))?, link)),
-        LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
-    })
-}
-
-/// Returns the problem of a rival that is there and is not to be taken over. `what`: what it is.
-#[must_use]
-pub fn rival_problem(device: IfName, what: &str) -> Problem {
-    Problem::new(
-        ProblemCode::FlannelDevice,
-        format!("{device} ({what}) was left by flanneld and holds the VNI this network needs"),
-        "stop flanneld on this host, then join with --take-over: the subnet is kept",
-        device,
-    )
+/// The words for two networks on one host whose tunnels have one identifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Clash {
+    pub code: ProblemCode,
+    /// The identifier, as people call it.
+    pub id: String,
+    /// The option of `network update` that gives another one.
+    pub option: &'static str,
 }
 
 /// The input that a backend decides from.
@@ -126,8 +202,8 @@ pub struct NetworkCtx<'a> {
     pub config: &'a NetworkConfig,
     /// Our subnets.
     pub own: SubnetKey,
-    /// The public half of our WireGuard key, or the reason why there is none.
-    pub wireguard: Result<WireguardKey, &'a Problem>,
+    /// The public half of our key, or the reason why there is none.
+    pub key: Result<PublicKey, &'a Problem>,
     /// The other leases.
     pub peers: &'a [&'a Lease],
     /// The ranges of all networks of this host. No tunnel can end inside one.
@@ -141,6 +217,21 @@ impl NetworkCtx<'_> {
             self.config.pool(family)?;
             Some((family, self.own.of(family)?))
         })
+    }
+
+    /// Makes the problem of a lease that is of none of the network's families.
+    fn no_subnet(&self) -> Problem {
+        Problem::new(
+            ProblemCode::NoSubnet,
+            format!("network {}: this host's lease {} is of none of its families", self.name, self.own),
+            "agent leave --renumber takes a new one",
+            self.name,
+        )
+    }
+
+    /// Makes the problem of what the checks should have ruled out.
+    fn internal(&self, message: String) -> Problem {
+        Problem::new(ProblemCode::Internal, message, "report this as a bug", self.name)
     }
 }
 
@@ -172,150 +263,120 @@ impl Built {
 /// Checks that `config` can be built on `underlay` at all. This is asked before a lease is taken: a lease that cannot
 /// be served would draw traffic into a hole.
 pub fn check(name: &NetworkName, config: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
-    if let BackendConfig::Unsupported(kind) = &config.backend {
-        return Err(Problem::new(
-            ProblemCode::BackendUnsupported,
-            format!("network {name}: the backend {:?} is not supported", kind.as_str()),
-            "supported are vxlan, wireguard, gre and host-gw: agent network update NAME --backend vxlan",
-            name,
-        ));
-    }
-    let needed = match &config.backend {
-        BackendConfig::Wireguard(wireguard) => wireguard::underlays(wireguard, config, underlay),
-        BackendConfig::Vxlan(_) | BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => {
-            IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some()).collect()
-        }
-    };
-    for family in needed {
-        if underlay.address(family).is_none() {
-            return Err(Problem::new(
-                ProblemCode::UnderlayFamily,
-                format!("network {name} needs {family}, but the underlay {} has no {family} address", underlay.device),
-                format!(
-                    "give {} an {family} address, choose another interface with --iface, or leave {family} out of the network",
-                    underlay.device
-                ),
-                name,
-            ));
-        }
-        if config.backend == BackendConfig::HostGw && underlay.address(family) != underlay.public_address(family) {
-            return Err(Problem::new(
-                ProblemCode::PublicIpHostGw,
-                format!("network {name}: host-gw cannot publish an address that is not the one of {}", underlay.device),
-                "leave out --public-ip and --public-ipv6, or use the backend vxlan",
-                name,
-            ));
-        }
-    }
-    Ok(())
+    of(&config.backend).check(name, config, underlay)
 }
 
 /// Checks that this host can build `config`, as far as that does not depend on the underlay. This is also asked before
 /// a lease is taken.
-pub(crate) fn check_host(
-    name: &NetworkName,
-    config: &NetworkConfig,
-    facts: &HostFacts,
-    key: Result<WireguardKey, &Problem>,
-) -> Result<(), Problem> {
-    match &config.backend {
-        BackendConfig::Wireguard(_) => {
-            wireguard::supported(facts, name)?;
-            key.map(drop).map_err(Clone::clone)
-        }
-        BackendConfig::Gre(_) => gre::supported(name, config, facts),
-        BackendConfig::Vxlan(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Ok(()),
-    }
+pub(crate) fn check_host(name: &NetworkName, config: &NetworkConfig, host: &Abilities<'_>) -> Result<(), Problem> {
+    of(&config.backend).supported(name, config, host)
 }
 
-/// Returns what a node publishes in its lease of the network `name`. `key` is the public WireGuard key that its devices
-/// have.
+/// Returns what a node publishes in its lease of the network `name`. `key` is the public half of the key that its
+/// devices have.
 pub fn publication(
     node: NodeId,
-    key: Option<WireguardKey>,
+    key: Option<PublicKey>,
     name: &NetworkName,
     config: &NetworkConfig,
     underlay: &Underlay,
 ) -> Result<Publication, Problem> {
     check(name, config, underlay)?;
-    Ok(match &config.backend {
-        BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).publication(node, underlay, config),
-        BackendConfig::Wireguard(options) => {
-            let key = key.ok_or_else(|| {
-                Problem::new(
-                    ProblemCode::WireguardNoKey,
-                    format!("network {name}: this host has no WireGuard key to publish yet"),
-                    "the agent goes on by itself once its device has one; agent doctor looks at the key file",
-                    name,
-                )
-            })?;
-            wireguard::Wireguard { config: *options, key }.publication(node, underlay, config)
-        }
-        BackendConfig::Gre(gre) => gre::Gre(*gre).publication(node, underlay, config),
-        BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.publication(node, underlay, config),
+    let backend = of(&config.backend);
+    let data = |family| match config.pool(family) {
+        Some(_) => backend.data(node, key, family).ok_or_else(|| wireguard::no_key_yet(name)),
+        None => Ok(BackendData::None),
+    };
+    let (public_ip, public_ipv6) = backend.addresses(config, underlay);
+    Ok(Publication {
+        public_ip,
+        public_ipv6,
+        backend: config.backend.kind(),
+        data: data(IpFamily::V4)?,
+        data_v6: data(IpFamily::V6)?,
+        besides: Vec::new(),
     })
 }
 
 /// Builds one network with its backend.
 pub(crate) fn build(ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
     check(ctx.name, ctx.config, ctx.underlay)?;
-    check_host(ctx.name, ctx.config, ctx.facts, ctx.wireguard)?;
-    match &ctx.config.backend {
-        BackendConfig::Vxlan(vxlan) => vxlan::Vxlan(*vxlan).desired(ctx, out),
-        BackendConfig::Gre(gre) => gre::Gre(*gre).desired(ctx, out),
-        BackendConfig::Wireguard(config) => {
-            let key = ctx.wireguard.map_err(Clone::clone)?;
-            wireguard::Wireguard { config: *config, key }.desired(ctx, out)
-        }
-        BackendConfig::HostGw | BackendConfig::Unsupported(_) => hostgw::HostGw.desired(ctx, out),
-    }
+    check_host(ctx.name, ctx.config, &Abilities { facts: ctx.facts, key: ctx.key })?;
+    of(&ctx.config.backend).desired(ctx, out)
 }
 
-/// Returns the tunnel devices of `config`, each with its family and the identifier of its packets. WireGuard devices
-/// have no identifier; they have their port.
-pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Option<TunnelId>)> {
-    let families = IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some());
-    let device = |family| match &config.backend {
-        BackendConfig::Vxlan(vxlan) => {
-            Some((vxlan::device_name(vxlan.vni, family).ok()?, Some(TunnelId::Vxlan(vxlan.vni))))
-        }
-        BackendConfig::Gre(gre) => Some((gre::device_of(gre.key, family)?, Some(TunnelId::Gre(gre.key)))),
-        BackendConfig::Wireguard(wireguard) => {
-            Some((crate::object::wireguard_device(wireguard.port_of(family)).ok()?, None))
-        }
-        BackendConfig::HostGw | BackendConfig::Unsupported(_) => None,
-    };
-    families.filter_map(|family| device(family).map(|(name, id)| (family, name, id))).collect()
+/// Returns the tunnel devices of `config`, each with the family of its addresses and its packets on the underlay.
+pub(crate) fn devices(config: &NetworkConfig) -> Vec<(IpFamily, IfName, Wire)> {
+    let backend = of(&config.backend);
+    families(config).filter_map(|family| Some((family, backend.device(family)?, backend.wire(family)?))).collect()
+}
+
+/// Returns how the packets of a tunnel device look on the underlay.
+pub(crate) fn wire(backend: &BackendConfig, family: IpFamily) -> Option<Wire> {
+    of(backend).wire(family)
+}
+
+/// Returns true if packets of the network may come by the underlay as they are.
+pub(crate) fn has_direct_routes(backend: &BackendConfig) -> bool {
+    of(backend).has_direct_routes()
+}
+
+/// Returns true if a network of `backend` goes through tunnels that encrypt, or not at all.
+#[must_use]
+pub fn encrypts(backend: &BackendConfig) -> bool {
+    IpFamily::BOTH.into_iter().any(|family| matches!(wire(backend, family), Some(Wire::Encrypted { .. })))
+}
+
+/// Returns the UDP ports on which the tunnels of `config` listen.
+pub(crate) fn udp_ports(config: &NetworkConfig) -> Vec<u16> {
+    let ports = families(config).filter_map(|family| match wire(&config.backend, family)? {
+        Wire::Guarded { port: 0, .. } => None,
+        Wire::Guarded { port, .. } | Wire::Encrypted { port } => Some(port),
+    });
+    ports.collect()
+}
+
+/// Returns the words for what both have, if the tunnels of both have one identifier: over one family, a host has room
+/// for only one of them.
+pub(crate) fn clash(one: &BackendConfig, other: &BackendConfig) -> Option<Clash> {
+    let id = |backend: &BackendConfig| wire(backend, IpFamily::V4)?.id();
+    if id(one)? == id(other)? { of(one).clash() } else { None }
 }
 
 /// Predicts the lease of a peer that runs our agent and does not say yet that it receives by `backend`. `None`: the
 /// lease cannot be known, or would be of no use.
 pub(crate) fn expected(peer: &Lease, backend: &BackendConfig) -> Option<Lease> {
     let owner = peer.owner.as_ref()?;
-    let (data, data_v6) = match backend {
-        BackendConfig::Vxlan(vxlan) => {
-            let data =
-                |family| BackendData::Vxlan { vni: Some(vxlan.vni), mac: vtep_mac(owner.node, vxlan.vni, family) };
-            (data(IpFamily::V4), data(IpFamily::V6))
-        }
-        BackendConfig::Gre(gre) => (BackendData::Gre { key: gre.key }, BackendData::Gre { key: gre.key }),
-        BackendConfig::HostGw => (BackendData::None, BackendData::None),
-        // Keys are only known once they are published.
-        BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => return None,
-    };
+    // Keys are only known once they are published.
+    let data = |family| of(backend).data(owner.node, None, family);
+    let (data, data_v6) = (data(IpFamily::V4)?, data(IpFamily::V6)?);
     Some(Lease { backend: backend.kind(), data, data_v6, ..peer.clone() })
 }
 
-/// Returns the publication with the addresses of the network's families only, as flannel does.
-fn published(underlay: &Underlay, config: &NetworkConfig, backend: BackendKind) -> Publication {
-    Publication {
-        public_ip: underlay.public_v4.filter(|_| config.v4.is_some()),
-        public_ipv6: underlay.public_v6.filter(|_| config.v6.is_some()),
-        backend,
-        data: BackendData::None,
-        data_v6: BackendData::None,
-        besides: Vec::new(),
+/// Returns the reason why there is no key where no network needs one.
+pub(crate) fn key_not_needed() -> Problem {
+    wireguard::no_network()
+}
+
+/// Returns the families in which a network has addresses.
+fn families(config: &NetworkConfig) -> impl Iterator<Item = IpFamily> {
+    IpFamily::BOTH.into_iter().filter(|family| config.pool(*family).is_some())
+}
+
+/// Checks that the underlay has an address of `family`.
+fn has_address(name: &NetworkName, underlay: &Underlay, family: IpFamily) -> Result<(), Problem> {
+    if underlay.address(family).is_some() {
+        return Ok(());
     }
+    Err(Problem::new(
+        ProblemCode::UnderlayFamily,
+        format!("network {name} needs {family}, but the underlay {} has no {family} address", underlay.device),
+        format!(
+            "give {} an {family} address, choose another interface with --iface, or leave {family} out of the network",
+            underlay.device
+        ),
+        name,
+    ))
 }
 
 impl Draft {
@@ -337,57 +398,4 @@ impl Draft {
         self.routes.push((RouteKey::to_peer(subnet), Route { via, source: None }));
         object.is_some()
     }
-}
-
-/// Returns the network's MTU: the configured one if it fits, or else the largest that fits.
-fn fitting_mtu(
-    ctx: &NetworkCtx<'_>,
-    family: IpFamily,
-    overhead: Overhead,
-    configured: Option<Mtu>,
-    problems: &mut Vec<Problem>,
-) -> Result<Mtu, Problem> {
-    let too_small = || {
-        Problem::new(
-            ProblemCode::UnderlayMtu,
-            format!(
-                "network {}: the underlay {} has an MTU of {} bytes, too small for {family} with {} bytes of headers",
-                ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
-            ),
-            format!("ip link set {} mtu 1500, as far as the network between the hosts carries it", ctx.underlay.device),
-            ctx.underlay.device,
-        )
-    };
-    let fits = ctx.underlay.mtu.less(overhead.0).map_err(|_| too_small())?;
-    let mtu = match configured {
-        Some(configured) if configured > fits => {
-            problems.push(Problem::new(
-                ProblemCode::MtuTooLarge,
-                format!(
-                    "network {}: the configured MTU {configured} does not fit {} ({} bytes less {} of headers); {fits} is used",
-                    ctx.name, ctx.underlay.device, ctx.underlay.mtu, overhead.0
-                ),
-                format!("agent network update {} --mtu {fits}, or raise the underlay's MTU on every host", ctx.name),
-                ctx.name,
-            ));
-            fits
-        }
-        Some(configured) => configured,
-        None => fits,
-    };
-    if family == IpFamily::V4 || mtu.get() >= Mtu::MIN_IPV6 {
-        return Ok(mtu);
-    }
-    Err(match configured {
-        Some(configured) if configured == mtu => Problem::new(
-            ProblemCode::MtuTooSmall,
-            format!(
-                "network {}: the configured MTU {configured} is too small for IPv6 (RFC 8200: 1280 bytes)",
-                ctx.name
-            ),
-            format!("agent network update {} --mtu {fits}", ctx.name),
-            ctx.name,
-        ),
-        Some(_) | None => too_small(),
-    })
 }

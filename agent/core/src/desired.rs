@@ -13,12 +13,12 @@ mod ways;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{BackendConfig, IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey, WireguardKey};
+use flatnet_model::{BackendConfig, IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
 use ipnet::IpNet;
 
 pub use candidate::{admit, admit_changes};
 
-use crate::backend::NetworkCtx;
+use crate::backend::{NetworkCtx, PublicKey};
 use crate::exposure::Exposure;
 use crate::facts::HostFacts;
 use crate::firewall::FirewallNetwork;
@@ -34,8 +34,8 @@ use waiting::Waiting;
 pub struct HostInput<'a> {
     /// This node's identity, from which the Ethernet addresses of tunnel devices are derived.
     pub node: NodeId,
-    /// The public half of our WireGuard key, or the reason why there is none.
-    pub wireguard: Result<WireguardKey, &'a Problem>,
+    /// The public half of our key, or the reason why there is none.
+    pub key: Result<PublicKey, &'a Problem>,
     /// The interface and addresses that carry the tunnels.
     pub underlay: &'a Underlay,
     /// The facts about the host, as they were found.
@@ -110,21 +110,16 @@ impl Desired {
 /// programmed.
 #[must_use]
 pub fn desired(host: &HostInput<'_>) -> Desired {
-    let mut draft = Draft::default();
-    let mut problems = Vec::new();
     let sorted: Vec<range::Sorted<'_>> = host.networks.iter().map(|network| range::sort(host, network)).collect();
     let inputs: Vec<NetworkInput<'_>> = std::iter::zip(host.networks, &sorted)
         .map(|(network, sorted)| NetworkInput { peers: &sorted.peers, ..*network })
         .collect();
     let host = &HostInput { networks: &inputs, ..*host };
+    let mut making = Making::default();
     let mut accepted = check::Accepted::default();
     let refused: Vec<Option<Problem>> =
-        host.networks.iter().map(|network| accepted.admit(host, *network, &mut problems).err()).collect();
+        host.networks.iter().map(|network| accepted.admit(host, *network, &mut making.problems).err()).collect();
     let overlays = accepted.ranges();
-    let mut networks = Vec::with_capacity(host.networks.len());
-    let (mut firewall, mut remembered, mut closed) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut unsettled, mut guard_unknown) = (false, false);
-    let mut waiting = Vec::new();
     for (network, refusal) in host.networks.iter().zip(refused) {
         let ctx = NetworkCtx {
             node: host.node,
@@ -133,58 +128,86 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             name: network.name,
             config: network.config,
             own: network.own,
-            wireguard: host.wireguard,
+            key: host.key,
             peers: network.peers,
             overlays: &overlays,
         };
         let before = accepted.beside(network);
-        match refusal.map_or_else(|| ways::build(&ctx, &before, network.said, &mut draft), Err) {
-            Ok(built) => {
-                shared::add(host, network, &built, &mut draft);
-                firewall.push(shared::firewall_network(host, network, &built));
-                networks.push(NetworkOutcome {
-                    name: network.name.clone(),
-                    mtu: built.mtu(),
-                    devices: built.devices(),
-                    datapath: built.datapath(),
-                    ways: built.ways.iter().map(ways::Way::outcome).collect(),
-                    peers: built.peers,
-                });
-                problems.extend(built.problems);
-            }
-            Err(problem) => {
-                unsettled = true;
-                waiting.push(Waiting::of(network));
-                shared::refuse_unknown(host, network, &mut draft);
-                match network.guard {
-                    Some(guard) => remembered.push(shared::without_removed(guard, network)),
-                    None => {
-                        guard_unknown = true;
-                        closed.extend(shared::closed(host, network));
-                    }
-                }
-                networks.push(not_programmed(network, &problem));
-                problems.push(problem);
-            }
+        match refusal.map_or_else(|| ways::build(&ctx, &before, network.said, &mut making.draft), Err) {
+            Ok(built) => making.programmed(host, network, built),
+            Err(problem) => making.refused(host, network, problem),
         }
     }
-    for (outcome, sorted) in networks.iter_mut().zip(&sorted).filter(|(_, sorted)| !sorted.refused.is_empty()) {
+    for (outcome, sorted) in making.networks.iter_mut().zip(&sorted).filter(|(_, sorted)| !sorted.refused.is_empty()) {
         outcome.peers.extend(sorted.refused.iter().cloned());
         outcome.peers.sort_by_key(|peer| peer.subnets);
-        problems.extend(sorted.problem.clone());
+        making.problems.extend(sorted.problem.clone());
     }
-    let programmed = firewall.len();
-    shared::add_beside(remembered, &mut firewall);
-    if !firewall.is_empty() {
-        shared::add_host(host, &firewall, &mut draft);
+    making.end(host)
+}
+
+/// The desired state while it is made.
+#[derive(Default)]
+struct Making {
+    draft: Draft,
+    problems: Vec<Problem>,
+    networks: Vec<NetworkOutcome>,
+    /// The guard's parts of the networks that are programmed.
+    guards: Vec<FirewallNetwork>,
+    /// The parts of those that are not, as far as they are known.
+    remembered: Vec<FirewallNetwork>,
+    /// The parts that shut the others.
+    closed: Vec<FirewallNetwork>,
+    waiting: Vec<Waiting>,
+    guard_unknown: bool,
+}
+
+impl Making {
+    fn programmed(&mut self, host: &HostInput<'_>, network: &NetworkInput<'_>, built: ways::Ways) {
+        shared::add(host, network, &built, &mut self.draft);
+        self.guards.push(shared::firewall_network(host, network, &built));
+        self.networks.push(NetworkOutcome {
+            name: network.name.clone(),
+            mtu: built.mtu(),
+            devices: built.devices(),
+            datapath: built.datapath(),
+            ways: built.ways.iter().map(ways::Way::outcome).collect(),
+            peers: built.peers,
+        });
+        self.problems.extend(built.problems);
     }
-    // Networks that were not programmed in this run only need their tunnels shut.
-    shared::add_beside(closed, &mut firewall);
-    shared::add_guard(host, &firewall, &mut draft);
-    firewall.truncate(programmed);
-    problems.sort();
-    problems.dedup();
-    Desired { state: draft.into_state(), networks, problems, unsettled, waiting, guards: firewall, guard_unknown }
+
+    fn refused(&mut self, host: &HostInput<'_>, network: &NetworkInput<'_>, problem: Problem) {
+        self.waiting.push(Waiting::of(network));
+        shared::refuse_unknown(host, network, &mut self.draft);
+        match network.guard {
+            Some(guard) => self.remembered.push(shared::without_removed(guard, network)),
+            None => {
+                self.guard_unknown = true;
+                self.closed.extend(shared::closed(host, network));
+            }
+        }
+        self.networks.push(not_programmed(network, &problem));
+        self.problems.push(problem);
+    }
+
+    /// Adds what all networks share.
+    fn end(self, host: &HostInput<'_>) -> Desired {
+        let Self { mut draft, mut problems, networks, mut guards, remembered, closed, waiting, guard_unknown } = self;
+        let programmed = guards.len();
+        shared::add_beside(remembered, &mut guards);
+        if !guards.is_empty() {
+            shared::add_host(host, &guards, &mut draft);
+        }
+        // Networks that were not programmed in this run only need their tunnels shut.
+        shared::add_beside(closed, &mut guards);
+        shared::add_guard(host, &guards, &mut draft);
+        guards.truncate(programmed);
+        problems.sort();
+        problems.dedup();
+        let unsettled = !waiting.is_empty();
+        Desired { state: draft.into_state(), networks, problems, unsettled, waiting, guards, guard_unknown }
+    }
 }
 
 fn not_programmed(network: &NetworkInput<'_>, problem: &Problem) -> NetworkOutcome {

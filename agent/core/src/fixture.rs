@@ -127,7 +127,7 @@ pub(crate) fn with(
     desired(&HostInput {
         store: &[],
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay,
         facts,
         exposure: &crate::exposure::Exposure::default(),

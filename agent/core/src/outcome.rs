@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{
-    BackendConfig, GreKey, IfName, IpFamily, Mac, Mtu, NetworkConfig, NetworkName, SubnetKey, Vni, WireguardKey,
-};
+use flatnet_model::{BackendConfig, IfName, IpFamily, Mac, Mtu, NetworkConfig, NetworkName, SubnetKey, WireguardKey};
 
 use crate::object::{
     Datapath, FdbKey, NeighbourKey, NexthopId, PeerSource, RouteKey, SetName, TunnelId, WireguardPeerKey,
@@ -112,35 +110,28 @@ pub struct Path {
     pub tunnel: Option<Tunnel>,
     /// True if the route goes through a nexthop object.
     pub nexthop_object: bool,
-    /// The peer's key, where the tunnel is WireGuard's.
-    pub wireguard: Option<WireguardKey>,
+    /// The peer's key, where packets are encrypted for it.
+    pub key: Option<WireguardKey>,
 }
 
-/// The objects that a tunnel needs for one peer besides the route.
+/// A tunnel to one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tunnel {
-    /// A neighbour and a forwarding entry.
-    Vxlan {
-        /// The tunnel's identifier.
-        vni: Vni,
-        /// The peer's Ethernet address in the tunnel.
-        mac: Mac,
-    },
-    /// A neighbour.
-    GreNeighbour(GreKey),
-    /// Nothing, because the route itself names the tunnel's ends.
-    GreRoute(GreKey),
+pub struct Tunnel {
+    /// The identifier by which its packets are told from others.
+    pub id: TunnelId,
+    /// The way in which the device finds the peer.
+    pub reach: Reach,
 }
 
-impl Tunnel {
-    /// Returns the identifier by which the tunnel's packets are told from others.
-    #[must_use]
-    pub fn id(&self) -> TunnelId {
-        match self {
-            Self::Vxlan { vni, .. } => TunnelId::Vxlan(*vni),
-            Self::GreNeighbour(key) | Self::GreRoute(key) => TunnelId::Gre(*key),
-        }
-    }
+/// The objects that a tunnel needs for one peer beside the route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// A neighbour and a forwarding entry, with the peer's Ethernet address in the tunnel.
+    Forwarding(Mac),
+    /// A neighbour.
+    Neighbour,
+    /// Nothing, because the route itself names the tunnel's ends.
+    Route,
 }
 
 impl PeerOutcome {
@@ -162,29 +153,29 @@ impl PeerOutcome {
             };
             let tunnel = path.tunnel.map(|tunnel| {
                 let (family, prefix_len) = (IpFamily::of(path.outer), subnet.prefix_len());
-                let set = SetName { tunnel: tunnel.id(), family, prefix_len };
+                let set = SetName { tunnel: tunnel.id, family, prefix_len };
                 let source = ObjectKey::PeerSource(PeerSource { set, outer: path.outer, inner: subnet });
                 let neighbour = ObjectKey::Neighbour(NeighbourKey { device, address: subnet.addr() });
-                match tunnel {
-                    Tunnel::Vxlan { mac, .. } => {
+                match tunnel.reach {
+                    Reach::Forwarding(mac) => {
                         [Some(source), Some(neighbour), Some(ObjectKey::Fdb(FdbKey { device, mac }))]
                     }
-                    Tunnel::GreNeighbour(_) => [Some(source), Some(neighbour), None],
-                    Tunnel::GreRoute(_) => [Some(source), None, None],
+                    Reach::Neighbour => [Some(source), Some(neighbour), None],
+                    Reach::Route => [Some(source), None, None],
                 }
             });
-            let is_direct = path.tunnel.is_none() && path.wireguard.is_none();
+            let is_direct = path.tunnel.is_none() && path.key.is_none();
             let direct = [subnet, path.outer.into()].map(|net| ObjectKey::PeerSource(PeerSource::direct(net)));
             let direct = is_direct.then_some(direct).into_iter().flatten();
-            let wireguard =
-                path.wireguard.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
+            let encrypted =
+                path.key.map(|public_key| ObjectKey::WireguardPeer(WireguardPeerKey { device, public_key }));
             tunnel
                 .into_iter()
                 .flatten()
                 .flatten()
                 .chain(direct)
                 .chain(nexthop)
-                .chain(wireguard)
+                .chain(encrypted)
                 .chain([ObjectKey::Route(RouteKey::to_peer(subnet))])
         })
     }

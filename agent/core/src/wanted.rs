@@ -168,7 +168,7 @@ pub fn want(inputs: &Inputs<'_>) -> Wanted {
     let key = inputs.key.map_or(Err(&unneeded), |key| key.as_ref().map(|key| *key));
     let host = HostInput {
         node: inputs.node,
-        wireguard: key,
+        key,
         underlay: &underlay,
         facts: inputs.facts,
         store: inputs.store,

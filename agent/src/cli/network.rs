@@ -246,11 +246,7 @@ impl PeerAddArgs {
         let backend = config.backend.kind();
         let data = match (&backend, self.mac) {
             (BackendKind::Vxlan, Some(mac)) if mac.is_unicast() => {
-                let vni = match &config.backend {
-                    flatnet_model::BackendConfig::Vxlan(vxlan) => Some(vxlan.vni),
-                    _ => None,
-                };
-                BackendData::Vxlan { vni, mac }
+                BackendData::Vxlan { vni: config.backend.vni(), mac }
             }
             (BackendKind::Vxlan, _) => {
                 return Err(Failure::new(Exit::Usage, "a vxlan peer needs --mac").hint(
@@ -264,11 +260,7 @@ impl PeerAddArgs {
                 })?;
                 BackendData::Wireguard { public_key, port: self.port }
             }
-            (BackendKind::Gre, _) => match &config.backend {
-                flatnet_model::BackendConfig::Gre(gre) => BackendData::Gre { key: gre.key },
-                _ => BackendData::None,
-            },
-            _ => BackendData::None,
+            _ => config.backend.gre_key().map_or(BackendData::None, |key| BackendData::Gre { key }),
         };
         // One WireGuard tunnel may carry both families over an underlay of one.
         let everywhere = backend == BackendKind::Wireguard;

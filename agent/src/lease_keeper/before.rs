@@ -3,6 +3,7 @@
 
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
+use flatnet_core::backend::Needs;
 use flatnet_core::op::ObjectKey;
 use flatnet_core::outcome::WayOutcome;
 use flatnet_core::transition::{self, Said};
@@ -113,7 +114,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         let network = outcome.networks.iter().find(|network| network.name == *self.keys.network());
         let is_there = |way: &&WayOutcome| {
             way.devices.iter().all(|device| !outcome.failed.contains(&ObjectKey::Link(*device)))
-                && (!matches!(way.backend, BackendConfig::Wireguard(_)) || outcome.key.is_some())
+                && (!Needs::of([&way.backend]).key || outcome.key.is_some())
         };
         let before = self.holding.borrow().held.as_ref().map(|held| held.before.clone()).unwrap_or_default();
         let needed = self.needed(config, &before, view, outcome);

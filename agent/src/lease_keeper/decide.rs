@@ -5,7 +5,7 @@ use std::time::Duration;
 use flatnet_controlplane::allocate::Holder;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::watch::{Connection, NetworkView, Source};
-use flatnet_core::backend;
+use flatnet_core::backend::{self, Needs};
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
 use flatnet_core::outcome::Judgement;
 use flatnet_core::problem::{Problem, ProblemCode};
@@ -151,7 +151,7 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             let (node, key, name) = (self.owner.node, outcome.key, self.keys.network());
             return Some(transition::publication(node, key, name, config, underlay, &ready));
         }
-        if matches!(config.backend, BackendConfig::Wireguard(_)) && outcome.key.is_none() {
+        if Needs::of([&config.backend]).key && outcome.key.is_none() {
             // The reconciler says why there is no key yet.
             return None;
         }

@@ -263,7 +263,7 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
     let wanted = desired(&HostInput {
         store: &[],
         node,
-        wireguard: key.ok_or(&none),
+        key: key.ok_or(&none),
         underlay: &underlay,
         facts: &facts,
         exposure: &flatnet_core::exposure::Exposure::default(),

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::net::{GreKey, Mtu, Vni};
-use crate::wireguard::WireguardConfig;
+use crate::net::{GreKey, Mac, Mtu, Vni};
+use crate::wireguard::{WireguardConfig, WireguardKey};
 
 /// The type named in a network's configuration and in every lease (flannel's `Backend.Type`, `BackendType`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +80,30 @@ impl BackendConfig {
         }
     }
 
+    /// Returns true if a node that publishes `kind` and `data` (over IPv4 and IPv6) is reached by this backend. Data
+    /// without a VNI or key has the network's.
+    #[must_use]
+    pub fn reaches(&self, kind: &BackendKind, data: [&BackendData; 2]) -> bool {
+        let fits = |data: &BackendData| match (data, self) {
+            (BackendData::Vxlan { vni: Some(vni), .. }, Self::Vxlan(vxlan)) => *vni == vxlan.vni,
+            (BackendData::Gre { key }, Self::Gre(gre)) => *key == gre.key,
+            _ => true,
+        };
+        *kind == self.kind() && data.into_iter().all(fits)
+    }
+
+    /// Returns the VNI of its packets.
+    #[must_use]
+    pub fn vni(&self) -> Option<Vni> {
+        if let Self::Vxlan(vxlan) = self { Some(vxlan.vni) } else { None }
+    }
+
+    /// Returns the GRE key of its packets, which may say that there is none.
+    #[must_use]
+    pub fn gre_key(&self) -> Option<GreKey> {
+        if let Self::Gre(gre) = self { Some(gre.key) } else { None }
+    }
+
     /// Returns true if one host can have both backends at once and peers can tell which is meant. Otherwise `new` takes
     /// this one's place: a changed MTU is set in the device, a changed VXLAN port replaces the device.
     fn stands_beside(&self, new: &Self) -> bool {
@@ -91,6 +115,40 @@ impl BackendConfig {
             (Self::Unsupported(_), _) => false,
             _ => self.kind() != new.kind(),
         }
+    }
+}
+
+/// A backend's part of a lease, for one underlay family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendData {
+    /// Nothing published (host-gw, or no such underlay).
+    None,
+    /// flannel's vxlan data.
+    Vxlan {
+        /// The VNI the node receives on; absent in leases of old flannel releases.
+        vni: Option<Vni>,
+        /// `VtepMAC`.
+        mac: Mac,
+    },
+    /// flannel's wireguard data.
+    Wireguard {
+        /// `PublicKey`.
+        public_key: WireguardKey,
+        /// `Port`: UDP port the node listens on; absent: that of the network's configuration.
+        port: Option<u16>,
+    },
+    /// The gre backend's data.
+    Gre {
+        /// `Key`: the key of the packets the node receives.
+        key: GreKey,
+    },
+}
+
+impl BackendData {
+    /// Returns the key for which packets to the node are encrypted.
+    #[must_use]
+    pub fn public_key(&self) -> Option<WireguardKey> {
+        if let Self::Wireguard { public_key, .. } = self { Some(*public_key) } else { None }
     }
 }
 

@@ -2,11 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::backend::{BackendConfig, BackendKind};
-use crate::net::{GreKey, IpFamily, Mac, Vni};
+use crate::backend::{BackendConfig, BackendData, BackendKind};
+use crate::net::IpFamily;
 use crate::node::{InstanceNonce, NodeId};
 use crate::subnet::SubnetKey;
-use crate::wireguard::WireguardKey;
 
 /// A revision of the store: every change has the next one.
 pub type Revision = i64;
@@ -79,32 +78,6 @@ pub struct Owner {
     pub nonce: InstanceNonce,
 }
 
-/// A backend's part of a lease, for one underlay family.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackendData {
-    /// Nothing published (host-gw, or no such underlay).
-    None,
-    /// flannel's vxlan data.
-    Vxlan {
-        /// The VNI the node receives on; absent in leases of old flannel releases.
-        vni: Option<Vni>,
-        /// `VtepMAC`.
-        mac: Mac,
-    },
-    /// flannel's wireguard data.
-    Wireguard {
-        /// `PublicKey`.
-        public_key: WireguardKey,
-        /// `Port`: UDP port the node listens on; absent: that of the network's configuration.
-        port: Option<u16>,
-    },
-    /// The gre backend's data.
-    Gre {
-        /// `Key`: the key of the packets the node receives.
-        key: GreKey,
-    },
-}
-
 /// Another way to a node, beside the one its lease names: an earlier backend of its network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Besides {
@@ -140,8 +113,13 @@ impl Publication {
     #[must_use]
     pub fn sends_by(&self, backend: &BackendConfig) -> bool {
         let of =
-            |besides: &Besides| besides.used && receives(&besides.backend, [&besides.data, &besides.data_v6], backend);
-        receives(&self.backend, [&self.data, &self.data_v6], backend) || self.besides.iter().any(of)
+            |besides: &Besides| besides.used && backend.reaches(&besides.backend, [&besides.data, &besides.data_v6]);
+        backend.reaches(&self.backend, [&self.data, &self.data_v6]) || self.besides.iter().any(of)
+    }
+
+    /// Returns the data of all ways to the node: for each the data over IPv4 and the data over IPv6.
+    pub fn ways(&self) -> impl Iterator<Item = [&BackendData; 2]> {
+        ways([&self.data, &self.data_v6], &self.besides)
     }
 }
 
@@ -163,10 +141,10 @@ impl Lease {
     /// whether it may still send by it.
     #[must_use]
     pub fn under(&self, backend: &BackendConfig) -> Option<(Self, bool)> {
-        if receives(&self.backend, [&self.data, &self.data_v6], backend) {
+        if backend.reaches(&self.backend, [&self.data, &self.data_v6]) {
             return Some((self.clone(), true));
         }
-        let of = |besides: &&Besides| receives(&besides.backend, [&besides.data, &besides.data_v6], backend);
+        let of = |besides: &&Besides| backend.reaches(&besides.backend, [&besides.data, &besides.data_v6]);
         let besides = self.besides.iter().find(of)?;
         let lease = Self {
             backend: besides.backend.clone(),
@@ -176,14 +154,13 @@ impl Lease {
         };
         Some((lease, besides.used))
     }
+
+    /// Returns the data of all ways to the node: for each the data over IPv4 and the data over IPv6.
+    pub fn ways(&self) -> impl Iterator<Item = [&BackendData; 2]> {
+        ways([&self.data, &self.data_v6], &self.besides)
+    }
 }
 
-/// Returns true if a node that publishes this is reached by `backend`. Data without a VNI or key has the network's.
-fn receives(kind: &BackendKind, data: [&BackendData; 2], backend: &BackendConfig) -> bool {
-    let fits = |data: &BackendData| match (data, backend) {
-        (BackendData::Vxlan { vni: Some(vni), .. }, BackendConfig::Vxlan(vxlan)) => *vni == vxlan.vni,
-        (BackendData::Gre { key }, BackendConfig::Gre(gre)) => *key == gre.key,
-        _ => true,
-    };
-    *kind == backend.kind() && data.into_iter().all(fits)
+fn ways<'a>(named: [&'a BackendData; 2], besides: &'a [Besides]) -> impl Iterator<Item = [&'a BackendData; 2]> {
+    std::iter::once(named).chain(besides.iter().map(|besides| [&besides.data, &besides.data_v6]))
 }

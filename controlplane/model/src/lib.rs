@@ -22,9 +22,11 @@ pub mod text;
 pub mod vtep;
 pub mod wireguard;
 
-pub use backend::{BackendConfig, BackendKind, EARLIER_BACKENDS, GreConfig, VxlanConfig, earlier_backends};
+pub use backend::{
+    BackendConfig, BackendData, BackendKind, EARLIER_BACKENDS, GreConfig, VxlanConfig, earlier_backends,
+};
 pub use host_ranges::{HostRange, HostRanges};
-pub use lease::{BackendData, Besides, EtcdLease, Lease, Owner, Publication, Revision};
+pub use lease::{Besides, EtcdLease, Lease, Owner, Publication, Revision};
 pub use net::{GreKey, IfName, IpFamily, Mac, Mtu, Vni};
 pub use network::{NetworkConfig, NetworkName};
 pub use node::{InstanceNonce, NodeId};

@@ -229,7 +229,7 @@ fn ports_of(config: &NetworkConfig, backend: &BackendConfig) -> Vec<u16> {
 
 /// Returns flannel's 1 for the network at flannel's prefix, else the lowest free from [`FIRST_VNI`] up.
 fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
-    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(vni).collect();
+    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(|way| Some(way.vni()?.get())).collect();
     if name.is_default() && !used.contains(&1) {
         return 1;
     }
@@ -240,19 +240,11 @@ fn free_vni(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
 /// Returns no key for the network at flannel's prefix, so that tunnels made by hand fit it, else the lowest free from
 /// [`FIRST_KEY`] up.
 fn free_key(name: &NetworkName, others: &[&NetworkInfo]) -> u32 {
-    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(key).collect();
+    let used: Vec<u32> = configs(others).flat_map(backends).filter_map(|way| Some(way.gre_key()?.get())).collect();
     if name.is_default() && !used.contains(&0) {
         return 0;
     }
     (FIRST_KEY..).find(|key| !used.contains(key)).unwrap_or(FIRST_KEY)
-}
-
-fn key(backend: &BackendConfig) -> Option<u32> {
-    if let BackendConfig::Gre(gre) = backend { Some(gre.key.get()) } else { None }
-}
-
-fn vni(backend: &BackendConfig) -> Option<u32> {
-    if let BackendConfig::Vxlan(vxlan) = backend { Some(vxlan.vni.get()) } else { None }
 }
 
 /// Checks that ranges, VNI and GRE key are this network's alone.
@@ -272,11 +264,9 @@ pub(super) fn check_against(
                 }
             }
         }
-        if let BackendConfig::Vxlan(vxlan) = &config.backend
-            && vni(&other_config.backend) == Some(vxlan.vni.get())
-        {
+        if let Some(vni) = config.backend.vni().filter(|vni| other_config.backend.vni() == Some(*vni)) {
             let other = other.keys.network().clone();
-            return Err(NetworkError::VniInUse { name: name.clone(), vni: vxlan.vni.get(), other });
+            return Err(NetworkError::VniInUse { name: name.clone(), vni: vni.get(), other });
         }
         let is_wireguard = |config: &NetworkConfig| matches!(config.backend, BackendConfig::Wireguard(_));
         let theirs = udp_ports(other_config);
@@ -287,11 +277,9 @@ pub(super) fn check_against(
             let other = other.keys.network().clone();
             return Err(NetworkError::PortInUse { name: name.clone(), port, other });
         }
-        if let BackendConfig::Gre(gre) = &config.backend
-            && key(&other_config.backend) == Some(gre.key.get())
-        {
+        if let Some(key) = config.backend.gre_key().filter(|key| other_config.backend.gre_key() == Some(*key)) {
             let other = other.keys.network().clone();
-            return Err(NetworkError::KeyInUse { name: name.clone(), key: gre.key.get(), other });
+            return Err(NetworkError::KeyInUse { name: name.clone(), key: key.get(), other });
         }
     }
     Ok(())

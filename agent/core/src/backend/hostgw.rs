@@ -1,9 +1,10 @@
 //! host-gw: plain routes to peers on the same link; nothing is encapsulated.
 
-use flatnet_model::{BackendKind, IpFamily, Lease, NetworkConfig, NodeId, Publication};
+use flatnet_model::{BackendData, IpFamily, Lease, NetworkConfig, NetworkName, NodeId};
 
+use super::mtu::fitting_mtu;
 use super::peer::{self, Refusal};
-use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
+use super::{Backend, Built, NetworkCtx, Overhead, PublicKey, has_address};
 use crate::object::{Datapath, Draft, NextHop};
 use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};
@@ -14,8 +15,34 @@ use crate::underlay::Underlay;
 pub(super) struct HostGw;
 
 impl Backend for HostGw {
+    fn has_direct_routes(&self) -> bool {
+        true
+    }
+
+    fn check(&self, name: &NetworkName, network: &NetworkConfig, underlay: &Underlay) -> Result<(), Problem> {
+        for family in self.underlays(network, underlay) {
+            has_address(name, underlay, family)?;
+            if underlay.address(family) != underlay.public_address(family) {
+                return Err(Problem::new(
+                    ProblemCode::PublicIpHostGw,
+                    format!(
+                        "network {name}: host-gw cannot publish an address that is not the one of {}",
+                        underlay.device
+                    ),
+                    "leave out --public-ip and --public-ipv6, or use the backend vxlan",
+                    name,
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn overhead(&self, _underlay: IpFamily) -> Overhead {
         Overhead(0)
+    }
+
+    fn data(&self, _node: NodeId, _key: Option<PublicKey>, _family: IpFamily) -> Option<BackendData> {
+        Some(BackendData::None)
     }
 
     fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
@@ -37,10 +64,6 @@ impl Backend for HostGw {
         });
         Ok(Built { mtu, devices: Vec::new(), peers, problems, datapath: Datapath::Kernel })
     }
-
-    fn publication(&self, _node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
-        published(underlay, config, BackendKind::HostGw)
-    }
 }
 
 fn paths(ctx: &NetworkCtx<'_>, peer: &Lease) -> Result<Paths, Refusal> {
@@ -58,16 +81,8 @@ fn paths(ctx: &NetworkCtx<'_>, peer: &Lease) -> Result<Paths, Refusal> {
                  plain routes)",
             ));
         }
-        paths.set(
-            family,
-            Path {
-                device: ctx.underlay.device,
-                outer,
-                tunnel: None,
-                wireguard: None,
-                nexthop_object: family == IpFamily::V4 && ctx.facts.features.nexthop_objects,
-            },
-        );
+        let nexthop_object = family == IpFamily::V4 && ctx.facts.features.nexthop_objects;
+        paths.set(family, Path { device: ctx.underlay.device, outer, tunnel: None, key: None, nexthop_object });
     }
     Ok(paths)
 }

@@ -6,17 +6,20 @@
 //! judges packets that come in, so no guard of ours has to. The rules that keep the network's packets off every other
 //! device are in [`crate::firewall`].
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flatnet_model::{
-    BackendData, BackendKind, IfName, IpFamily, Lease, NetworkConfig, NodeId, Publication, Revision, SubnetKey,
-    WireguardConfig, WireguardKey, WireguardMode,
+    BackendData, IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, WireguardConfig, WireguardKey,
+    WireguardMode,
 };
 use ipnet::IpNet;
 
+use super::identities::Identities;
+use super::mtu::fitting_mtu;
 use super::peer::{self, Refusal};
-use super::{Backend, Built, NetworkCtx, Overhead, fitting_mtu, published};
+use super::{Abilities, Backend, Built, Needs, NetworkCtx, Overhead, PublicKey, Wire, families};
+use crate::facts::HostFacts;
 use crate::object::{
     AddressKey, Datapath, Draft, Link, LinkKind, NextHop, WireguardLink, WireguardPeer, WireguardPeerKey,
     wireguard_device,
@@ -25,14 +28,35 @@ use crate::outcome::{Path, Paths};
 use crate::problem::{Problem, ProblemCode};
 use crate::underlay::Underlay;
 
-/// The backend with its network's options and this host's public key.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wireguard {
-    pub(super) config: WireguardConfig,
-    pub(super) key: WireguardKey,
-}
+impl Backend for WireguardConfig {
+    fn needs(&self) -> Needs {
+        Needs { key: true, ..Needs::default() }
+    }
 
-impl Backend for Wireguard {
+    /// Returns all families of the network (`separate`), or one.
+    fn underlays(&self, network: &NetworkConfig, underlay: &Underlay) -> Vec<IpFamily> {
+        match self.mode {
+            WireguardMode::Separate => families(network).collect(),
+            WireguardMode::Ipv4 => vec![IpFamily::V4],
+            WireguardMode::Ipv6 => vec![IpFamily::V6],
+            WireguardMode::Auto if underlay.v4.is_some() => vec![IpFamily::V4],
+            WireguardMode::Auto => vec![IpFamily::V6],
+        }
+    }
+
+    fn supported(&self, name: &NetworkName, _network: &NetworkConfig, host: &Abilities<'_>) -> Result<(), Problem> {
+        datapath(host.facts, name)?;
+        host.key.map(drop).map_err(Clone::clone)
+    }
+
+    fn device(&self, family: IpFamily) -> Option<IfName> {
+        wireguard_device(self.port_of(family)).ok()
+    }
+
+    fn wire(&self, family: IpFamily) -> Option<Wire> {
+        Some(Wire::Encrypted { port: self.port_of(family) })
+    }
+
     fn overhead(&self, underlay: IpFamily) -> Overhead {
         /// UDP 8 (RFC 768); type, receiver and counter 16, authenticator 16 (WireGuard §5.4.6), in bytes. Padding never
         /// goes beyond the device's MTU.
@@ -45,38 +69,43 @@ impl Backend for Wireguard {
         }
     }
 
+    /// Returns both addresses where one device is reached by either.
+    fn addresses(&self, network: &NetworkConfig, underlay: &Underlay) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let is_alone = self.mode == WireguardMode::Separate;
+        let of = |pool: bool| pool || !is_alone;
+        let (v4, v6) = (of(network.v4.is_some()), of(network.v6.is_some()));
+        (underlay.public_v4.filter(|_| v4), underlay.public_v6.filter(|_| v6))
+    }
+
+    fn data(&self, _node: NodeId, key: Option<PublicKey>, family: IpFamily) -> Option<BackendData> {
+        Some(BackendData::Wireguard { public_key: key?, port: Some(self.port_of(family)) })
+    }
+
     fn desired(&self, ctx: &NetworkCtx<'_>, out: &mut Draft) -> Result<Built, Problem> {
         let mut problems = Vec::new();
-        let datapath = datapath(ctx)?;
+        let own = Own { config: *self, key: ctx.key.map_err(Clone::clone)?, datapath: datapath(ctx.facts, ctx.name)? };
         let mut tunnels = Vec::new();
-        for families in tunnels_of(&self.config, ctx) {
-            tunnels.push(self.tunnel(ctx, families, datapath, &mut problems)?);
+        for families in own.families(ctx) {
+            tunnels.push(own.tunnel(ctx, families, &mut problems)?);
         }
-        let Some(mtu) = tunnels.iter().map(|tunnel| tunnel.link.mtu).min() else {
-            return Err(Problem::new(
-                ProblemCode::NoSubnet,
-                format!("network {}: this host's lease {} is of none of its families", ctx.name, ctx.own),
-                "agent leave --renumber takes a new one",
-                ctx.name,
-            ));
-        };
+        let mtu = tunnels.iter().map(|tunnel| tunnel.link.mtu).min().ok_or_else(|| ctx.no_subnet())?;
         for tunnel in &tunnels {
             out.links.push((tunnel.device, tunnel.link.clone()));
-            let own = tunnel.families.iter().filter_map(|family| ctx.own.of(*family));
-            let addresses = own.map(|own| AddressKey { device: tunnel.device, address: IpNet::from(own.addr()) });
+            let subnets = tunnel.families.iter().filter_map(|family| ctx.own.of(*family));
+            let addresses = subnets.map(|own| AddressKey { device: tunnel.device, address: IpNet::from(own.addr()) });
             out.addresses.extend(addresses);
         }
-        let claims = Claims::of(ctx.peers);
+        let claims = Identities::of(published(ctx.peers));
         let mut programmed: BTreeMap<WireguardPeerKey, WireguardPeer> = BTreeMap::new();
         let peers = peer::decide_all(ctx, &mut problems, |peer| {
             let ways = tunnels
                 .iter()
                 .filter(|tunnel| tunnel.families.iter().any(|family| peer.subnets.of(*family).is_some()))
-                .map(|tunnel| self.way(ctx, tunnel, peer, &claims).map(|way| (tunnel, way)))
+                .map(|tunnel| own.way(ctx, tunnel, peer, &claims).map(|way| (tunnel, way)))
                 .collect::<Result<Vec<_>, Refusal>>()?;
             let mut paths = Paths::default();
             for (tunnel, way) in ways {
-                add(tunnel, way, peer, self.config, &mut programmed, out);
+                add(tunnel, way, peer, own.config, &mut programmed, out);
                 for family in tunnel.families.iter().filter(|family| peer.subnets.of(**family).is_some()) {
                     paths.set(*family, way.path(tunnel.device));
                 }
@@ -86,49 +115,12 @@ impl Backend for Wireguard {
         out.wireguard_peers.extend(programmed);
         let devices =
             tunnels.iter().flat_map(|tunnel| tunnel.families.iter().map(|family| (*family, tunnel.device))).collect();
-        Ok(Built { mtu, devices, peers, problems, datapath })
-    }
-
-    fn publication(&self, _node: NodeId, underlay: &Underlay, config: &NetworkConfig) -> Publication {
-        let data = |family| BackendData::Wireguard { public_key: self.key, port: Some(self.config.port_of(family)) };
-        let mut publication = published(underlay, config, BackendKind::Wireguard);
-        if self.config.mode != WireguardMode::Separate {
-            publication.public_ip = underlay.public_v4;
-            publication.public_ipv6 = underlay.public_v6;
-        }
-        if config.v4.is_some() {
-            publication.data = data(IpFamily::V4);
-        }
-        if config.v6.is_some() {
-            publication.data_v6 = data(IpFamily::V6);
-        }
-        publication
+        Ok(Built { mtu, devices, peers, problems, datapath: own.datapath })
     }
 }
 
-/// Returns the families of the underlay that a network uses: all of its own (`separate`), or one.
-pub(super) fn underlays(config: &WireguardConfig, network: &NetworkConfig, underlay: &Underlay) -> Vec<IpFamily> {
-    match config.mode {
-        WireguardMode::Separate => {
-            IpFamily::BOTH.into_iter().filter(|family| network.pool(*family).is_some()).collect()
-        }
-        WireguardMode::Ipv4 => vec![IpFamily::V4],
-        WireguardMode::Ipv6 => vec![IpFamily::V6],
-        WireguardMode::Auto if underlay.v4.is_some() => vec![IpFamily::V4],
-        WireguardMode::Auto => vec![IpFamily::V6],
-    }
-}
-
-/// Returns the datapath that will carry the packets.
-pub(super) fn datapath(ctx: &NetworkCtx<'_>) -> Result<Datapath, Problem> {
-    supported(ctx.facts, ctx.name)
-}
-
-/// Returns the datapath that can carry this network's packets here, or a problem if there is none.
-pub(super) fn supported(
-    facts: &crate::facts::HostFacts,
-    network: &flatnet_model::NetworkName,
-) -> Result<Datapath, Problem> {
+/// Returns the datapath that can carry a network's packets here, or a problem if there is none.
+fn datapath(facts: &HostFacts, network: &NetworkName) -> Result<Datapath, Problem> {
     facts.features.wireguard.ok_or_else(|| {
         Problem::new(
             ProblemCode::WireguardUnsupported,
@@ -140,20 +132,26 @@ pub(super) fn supported(
     })
 }
 
-/// Returns the families of each tunnel.
-fn tunnels_of(config: &WireguardConfig, ctx: &NetworkCtx<'_>) -> Vec<Vec<IpFamily>> {
-    let families: Vec<IpFamily> = ctx.families().map(|(family, _)| family).collect();
-    match config.mode {
-        WireguardMode::Separate => families.into_iter().map(|family| vec![family]).collect(),
-        _ if families.is_empty() => Vec::new(),
-        _ => vec![families],
-    }
+/// Makes the problem of a network that cannot be published yet.
+pub(super) fn no_key_yet(network: &NetworkName) -> Problem {
+    Problem::new(
+        ProblemCode::WireguardNoKey,
+        format!("network {network}: this host has no WireGuard key to publish yet"),
+        "the agent goes on by itself once its device has one; agent doctor looks at the key file",
+        network,
+    )
+}
+
+/// Makes the reason for which a host has no key that needs none.
+pub(super) fn no_network() -> Problem {
+    Problem::new(ProblemCode::WireguardNoKey, "no network of this host is WireGuard's", "", "")
 }
 
 /// One of the network's devices.
 struct Tunnel {
     device: IfName,
     link: Link,
+    port: u16,
     /// The families that it carries.
     families: Vec<IpFamily>,
 }
@@ -167,31 +165,46 @@ struct Way {
 
 impl Way {
     fn path(self, device: IfName) -> Path {
-        Path { device, outer: self.endpoint.ip(), tunnel: None, nexthop_object: false, wireguard: Some(self.key) }
+        Path { device, outer: self.endpoint.ip(), tunnel: None, nexthop_object: false, key: Some(self.key) }
     }
 }
 
-impl Wireguard {
+/// This host's side of a network: its options, and what this host has for them.
+struct Own {
+    config: WireguardConfig,
+    key: PublicKey,
+    datapath: Datapath,
+}
+
+impl Own {
+    /// Returns the families of each tunnel.
+    fn families(&self, ctx: &NetworkCtx<'_>) -> Vec<Vec<IpFamily>> {
+        let families: Vec<IpFamily> = ctx.families().map(|(family, _)| family).collect();
+        match self.config.mode {
+            WireguardMode::Separate => families.into_iter().map(|family| vec![family]).collect(),
+            _ if families.is_empty() => Vec::new(),
+            _ => vec![families],
+        }
+    }
+
     fn tunnel(
         &self,
         ctx: &NetworkCtx<'_>,
         families: Vec<IpFamily>,
-        datapath: Datapath,
         problems: &mut Vec<Problem>,
     ) -> Result<Tunnel, Problem> {
-        let internal = |message: String| Problem::new(ProblemCode::Internal, message, "report this as a bug", ctx.name);
         let port = match families.as_slice() {
             [IpFamily::V6] => self.config.port_of(IpFamily::V6),
             _ => self.config.port_of(IpFamily::V4),
         };
-        let device = wireguard_device(port).map_err(|error| internal(error.to_string()))?;
+        let device = wireguard_device(port).map_err(|error| ctx.internal(error.to_string()))?;
         let outer = self.outer(ctx, &families);
         let mut mtu = ctx.underlay.mtu;
         for family in &families {
-            mtu = mtu.min(fitting_mtu(ctx, *family, self.overhead(outer), self.config.mtu, problems)?);
+            mtu = mtu.min(fitting_mtu(ctx, *family, self.config.overhead(outer), self.config.mtu, problems)?);
         }
-        let kind = LinkKind::Wireguard(WireguardLink { port, public_key: Some(self.key), datapath });
-        Ok(Tunnel { device, link: Link { kind, mtu, mac: None, up: true }, families })
+        let kind = LinkKind::Wireguard(WireguardLink { port, public_key: Some(self.key), datapath: self.datapath });
+        Ok(Tunnel { device, link: Link { kind, mtu, mac: None, up: true }, port, families })
     }
 
     /// Returns the underlay family whose headers a packet must have room for. In `auto` it is IPv6, whose headers are
@@ -207,7 +220,7 @@ impl Wireguard {
     }
 
     /// Returns the way to `peer` through `tunnel`, if what it publishes makes one.
-    fn way(&self, ctx: &NetworkCtx<'_>, tunnel: &Tunnel, peer: &Lease, claims: &Claims) -> Result<Way, Refusal> {
+    fn way(&self, ctx: &NetworkCtx<'_>, tunnel: &Tunnel, peer: &Lease, claims: &Keys) -> Result<Way, Refusal> {
         let outer = match (self.config.mode, tunnel.families.as_slice()) {
             (WireguardMode::Separate, [family, ..]) => peer::admit(ctx, peer, *family)?,
             (WireguardMode::Ipv6, _) => peer::admit(ctx, peer, IpFamily::V6)?,
@@ -217,11 +230,7 @@ impl Wireguard {
             _ => peer::admit(ctx, peer, IpFamily::V4)?,
         };
         let mut data = tunnel.families.iter().map(|family| peer.backend_data(*family));
-        let published = data.find_map(|data| match data {
-            BackendData::Wireguard { public_key, port } => Some((*public_key, *port)),
-            BackendData::None | BackendData::Vxlan { .. } | BackendData::Gre { .. } => None,
-        });
-        let Some((key, port)) = published else {
+        let Some((key, port)) = data.find_map(key_and_port) else {
             return Err(Refusal::failed(
                 ProblemCode::PeerNoKey,
                 "it publishes no PublicKey",
@@ -235,14 +244,12 @@ impl Wireguard {
                 ONE_KEY_TWO_HOSTS,
             ));
         }
-        if let Some((other, address)) = claims.older(key, peer) {
+        if let Some((other, (v4, v6))) = claims.older(&key, peer, (peer.public_ip, peer.public_ipv6)) {
+            let address = v4.map(IpAddr::V4).or(v6.map(IpAddr::V6)).map(|at| at.to_string()).unwrap_or_default();
             let reason = format!("its PublicKey {key} is claimed by the older lease {other} at {address}");
             return Err(Refusal::failed(ProblemCode::DuplicateKey, reason, ONE_KEY_TWO_HOSTS));
         }
-        let LinkKind::Wireguard(link) = tunnel.link.kind else {
-            return Err(Refusal::failed(ProblemCode::Internal, "not a WireGuard device", "report this as a bug"));
-        };
-        Ok(Way { key, endpoint: SocketAddr::new(outer, port.unwrap_or(link.port)) })
+        Ok(Way { key, endpoint: SocketAddr::new(outer, port.unwrap_or(tunnel.port)) })
     }
 }
 
@@ -278,36 +285,23 @@ fn add(
     entry.allowed.sort();
 }
 
-/// The leases that keys belong to. One key is one host, and the older lease holds, so that a newcomer cannot take over
-/// a peer's traffic by publishing its key.
-struct Claims(HashMap<WireguardKey, (Revision, SubnetKey, Addresses)>);
+/// A host's underlay addresses: the IPv4 one, the IPv6 one.
+type Addresses = (Option<Ipv4Addr>, Option<Ipv6Addr>);
 
-/// A lease's underlay addresses: the IPv4 one, the IPv6 one.
-type Addresses = (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>);
+/// Keys, and where they are. One key is one host.
+type Keys = Identities<WireguardKey, Addresses>;
 
-impl Claims {
-    fn of(peers: &[&Lease]) -> Self {
-        let mut claims = HashMap::with_capacity(peers.len());
-        for peer in peers {
-            for data in [&peer.data, &peer.data_v6] {
-                let BackendData::Wireguard { public_key, .. } = data else { continue };
-                let claim = (peer.create_revision, peer.subnets, (peer.public_ip, peer.public_ipv6));
-                claims
-                    .entry(*public_key)
-                    .and_modify(|held: &mut (Revision, SubnetKey, Addresses)| *held = claim.min(*held))
-                    .or_insert(claim);
-            }
-        }
-        Self(claims)
-    }
+/// Returns the keys that peers publish, each with the addresses of its host.
+fn published<'a>(peers: &[&'a Lease]) -> impl Iterator<Item = (WireguardKey, &'a Lease, Addresses)> {
+    peers.iter().flat_map(|peer| {
+        let keys = [&peer.data, &peer.data_v6].into_iter().filter_map(key_and_port);
+        keys.map(|(key, _)| (key, *peer, (peer.public_ip, peer.public_ipv6)))
+    })
+}
 
-    /// Returns the older claim on `key` that contradicts `peer` having it: a claim of a host somewhere else.
-    fn older(&self, key: WireguardKey, peer: &Lease) -> Option<(SubnetKey, String)> {
-        let (_, subnets, (v4, v6)) = *self.0.get(&key)?;
-        let elsewhere = subnets != peer.subnets && (v4, v6) != (peer.public_ip, peer.public_ipv6);
-        let address = v4.map(|v4| v4.to_string()).or_else(|| v6.map(|v6| v6.to_string())).unwrap_or_default();
-        elsewhere.then_some((subnets, address))
-    }
+fn key_and_port(data: &BackendData) -> Option<(WireguardKey, Option<u16>)> {
+    let BackendData::Wireguard { public_key, port } = data else { return None };
+    Some((*public_key, *port))
 }
 
 #[cfg(test)]

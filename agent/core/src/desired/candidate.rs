@@ -7,7 +7,7 @@ use flatnet_model::{IpFamily, NetworkConfig, NetworkName, SubnetKey};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, check, ways};
-use crate::backend::{self, NetworkCtx};
+use crate::backend::{self, Abilities, NetworkCtx};
 use crate::object::Draft;
 use crate::problem::{Problem, ProblemCode};
 use crate::transition::Said;
@@ -16,7 +16,7 @@ use crate::transition::Said;
 /// asked before a lease is taken, since a lease that cannot be served draws traffic into a hole.
 pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -> Result<(), Problem> {
     backend::check(name, config, host.underlay)?;
-    backend::check_host(name, config, host.facts, host.wireguard)?;
+    backend::check_host(name, config, &Abilities { facts: host.facts, key: host.key })?;
     let first = |family| config.pool(family).and_then(|pool| pool.nth(0));
     let v4 = first(IpFamily::V4).and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None });
     let v6 = first(IpFamily::V6).and_then(|net| if let IpNet::V6(net) = net { Some(net) } else { None });
@@ -123,7 +123,7 @@ fn ctx<'a>(host: &HostInput<'a>, network: &NetworkInput<'a>, config: &'a Network
         name: network.name,
         config,
         own: network.own,
-        wireguard: host.wireguard,
+        key: host.key,
         peers: &[],
         overlays: &[],
     }

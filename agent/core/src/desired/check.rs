@@ -7,6 +7,7 @@ use flatnet_model::{BackendConfig, IpFamily, NetworkConfig, NetworkName};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, first_address, range};
+use crate::backend;
 use crate::facts::Interface;
 use crate::host_ranges;
 use crate::problem::{Problem, ProblemCode};
@@ -163,12 +164,13 @@ fn overlap(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), P
     Ok(())
 }
 
-/// Checks the tunnels. Two VXLAN devices with one VNI and port, or two GRE devices with one key, over one underlay
-/// family cannot be on one host. Nor can anything share a port with WireGuard.
+/// Checks the tunnels. Two devices whose packets have one identifier (a VNI, a key) cannot be on one host over one
+/// underlay family. Nor can anything share a port with a device that takes all that comes to it.
 fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(), Problem> {
-    let is_wireguard = |network: &NetworkInput<'_>| matches!(network.config.backend, BackendConfig::Wireguard(_));
-    if (is_wireguard(network) || is_wireguard(other))
-        && let Some(port) = udp_ports(network).into_iter().find(|port| udp_ports(other).contains(port))
+    let (one, two) = (&network.config.backend, &other.config.backend);
+    let others = backend::udp_ports(other.config);
+    if (backend::encrypts(one) || backend::encrypts(two))
+        && let Some(port) = backend::udp_ports(network.config).into_iter().find(|port| others.contains(port))
     {
         return Err(Problem::new(
             ProblemCode::PortConflict,
@@ -178,37 +180,15 @@ fn same_tunnel(network: &NetworkInput<'_>, other: &NetworkInput<'_>) -> Result<(
         ));
     }
     let both = |family| network.config.pool(family).is_some() && other.config.pool(family).is_some();
-    if !IpFamily::BOTH.into_iter().any(both) {
-        return Ok(());
-    }
-    match (&network.config.backend, &other.config.backend) {
-        // The VNI alone names the device, so different ports do not help.
-        (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) if a.vni == b.vni => Err(Problem::new(
-            ProblemCode::VniConflict,
-            format!("networks {} and {} both have VNI {}", other.name, network.name, a.vni),
-            format!("agent network update {} --vni N, with an N no other network has", network.name),
+    let clash = backend::clash(one, two).filter(|_| IpFamily::BOTH.into_iter().any(both));
+    clash.map_or(Ok(()), |clash| {
+        Err(Problem::new(
+            clash.code,
+            format!("networks {} and {} both have {}", other.name, network.name, clash.id),
+            format!("agent network update {} {} N, with an N no other network has", network.name, clash.option),
             network.name,
-        )),
-        (BackendConfig::Gre(a), BackendConfig::Gre(b)) if a.key == b.key => Err(Problem::new(
-            ProblemCode::GreKeyConflict,
-            format!("networks {} and {} both have the GRE key {} (0: none)", other.name, network.name, a.key),
-            format!("agent network update {} --key N, with an N no other network has", network.name),
-            network.name,
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Returns the UDP ports a network's tunnels listen on.
-fn udp_ports(network: &NetworkInput<'_>) -> Vec<u16> {
-    match &network.config.backend {
-        BackendConfig::Vxlan(vxlan) => vec![vxlan.port],
-        BackendConfig::Wireguard(wireguard) => {
-            let families = IpFamily::BOTH.into_iter().filter(|family| network.config.pool(*family).is_some());
-            families.map(|family| wireguard.port_of(family)).collect()
-        }
-        BackendConfig::Gre(_) | BackendConfig::HostGw | BackendConfig::Unsupported(_) => Vec::new(),
-    }
+        ))
+    })
 }
 
 /// Checks that our own subnets are inside the network: the configuration may have moved since the lease was taken.

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use flatnet_model::{BackendConfig, IfName, IpFamily, Pool};
+use flatnet_model::{IfName, IpFamily, Pool};
 use ipnet::IpNet;
 
 use super::settings::{self, Device};
 use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, first_address, range};
-use crate::backend;
+use crate::backend::{self, Wire};
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Draft, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 use crate::outcome::{PeerDecision, PeerOutcome};
@@ -87,24 +87,32 @@ pub(super) fn without_removed(guard: &FirewallNetwork, network: &NetworkInput<'_
 /// is there.
 pub(super) fn closed(host: &HostInput<'_>, network: &NetworkInput<'_>) -> Option<FirewallNetwork> {
     let mut firewall = empty_guard(host, network);
-    let port = if let BackendConfig::Vxlan(vxlan) = &network.config.backend { vxlan.port } else { 0 };
-    for (family, device, id) in backend::devices(network.config) {
-        match id {
-            Some(id) => {
-                let prefix_lens = network.config.pool(family).map(Pool::subnet_len).into_iter().collect();
-                firewall.tunnels.push(FirewallTunnel { id, family, prefix_lens, port, device });
-            }
-            None => {
-                let BackendConfig::Wireguard(wireguard) = &network.config.backend else { continue };
-                let port = wireguard.port_of(family);
-                match firewall.encrypted.iter_mut().find(|tunnel| tunnel.port == port) {
-                    Some(tunnel) => tunnel.families.push(family),
-                    None => firewall.encrypted.push(EncryptedTunnel { device, port, families: vec![family] }),
-                }
-            }
-        }
+    for (family, device, wire) in backend::devices(network.config) {
+        add_tunnel(network, family, device, wire, [], &mut firewall);
     }
     (!firewall.tunnels.is_empty() || !firewall.encrypted.is_empty()).then_some(firewall)
+}
+
+/// Adds a tunnel device of one family. `of_peers`: the lengths that its peers' subnets have, in bits.
+fn add_tunnel(
+    network: &NetworkInput<'_>,
+    family: IpFamily,
+    device: IfName,
+    wire: Wire,
+    of_peers: impl IntoIterator<Item = u8>,
+    firewall: &mut FirewallNetwork,
+) {
+    match wire {
+        Wire::Guarded { id, port } => {
+            let usual = network.config.pool(family).map(Pool::subnet_len);
+            let prefix_lens = of_peers.into_iter().chain(usual).collect();
+            firewall.tunnels.push(FirewallTunnel { id, family, prefix_lens, port, device });
+        }
+        Wire::Encrypted { port } => match firewall.encrypted.iter_mut().find(|tunnel| tunnel.device == device) {
+            Some(tunnel) => tunnel.families.push(family),
+            None => firewall.encrypted.push(EncryptedTunnel { device, port, families: vec![family] }),
+        },
+    }
 }
 
 /// Adds what the host needs once any network is programmed: forwarding and the firewall.
@@ -143,7 +151,7 @@ pub(super) fn firewall_network(host: &HostInput<'_>, network: &NetworkInput<'_>,
         add_way(network, way, &mut firewall);
     }
     // Only beside a tunnel that encrypts does it matter which peers are not in it yet.
-    for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !is_wireguard(&way.backend)) {
+    for way in built.ways.iter().filter(|way| !firewall.encrypted.is_empty() && !backend::encrypts(&way.backend)) {
         firewall.clear_to.extend(&way.reached);
     }
     firewall
@@ -166,37 +174,23 @@ fn empty_guard(host: &HostInput<'_>, network: &NetworkInput<'_>) -> FirewallNetw
     }
 }
 
-fn is_wireguard(backend: &BackendConfig) -> bool {
-    matches!(backend, BackendConfig::Wireguard(_))
-}
-
 /// Adds the tunnels of one backend, and the peers that may send by them.
 fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork) {
     let built = &way.built;
-    let (id, port) = match &way.backend {
-        BackendConfig::Vxlan(vxlan) => (Some(TunnelId::Vxlan(vxlan.vni)), vxlan.port),
-        BackendConfig::Gre(gre) => (Some(TunnelId::Gre(gre.key)), 0),
-        BackendConfig::HostGw | BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => (None, 0),
-    };
+    let wires: Vec<(IpFamily, IfName, Wire)> = built
+        .devices
+        .iter()
+        .filter_map(|(family, device)| Some((*family, *device, backend::wire(&way.backend, *family)?)))
+        .collect();
+    let id = wires.iter().find_map(|(_, _, wire)| wire.id());
     let peers: BTreeSet<PeerSource> =
         id.map(|id| built.peers.iter().flat_map(|peer| sources(peer, id)).collect()).unwrap_or_default();
-    let tunnel = |(family, device): &(IpFamily, IfName)| {
-        let pool = network.config.pool(*family).map(Pool::subnet_len);
-        let of_peers = peers.iter().map(|source| source.set).filter(|set| set.family == *family);
-        let prefix_lens = of_peers.map(|set| set.prefix_len).chain(pool).collect();
-        Some(FirewallTunnel { id: id?, family: *family, prefix_lens, port, device: *device })
-    };
-    if let BackendConfig::Wireguard(wireguard) = &way.backend {
-        let carried = |device: IfName| built.devices.iter().filter(move |(_, of)| *of == device);
-        let tunnel = |device| {
-            let families: Vec<IpFamily> = carried(device).map(|(family, _)| *family).collect();
-            EncryptedTunnel { device, port: wireguard.port_of(*families.first()?), families }.into()
-        };
-        firewall.encrypted.extend(built.device_names().into_iter().filter_map(tunnel));
+    for (family, device, wire) in wires {
+        let of_family = peers.iter().map(|source| source.set).filter(|set| set.family == family);
+        add_tunnel(network, family, device, wire, of_family.map(|set| set.prefix_len), firewall);
     }
-    firewall.tunnels.extend(built.devices.iter().filter_map(tunnel));
     firewall.peers.extend(peers);
-    if has_direct_routes(&way.backend) {
+    if backend::has_direct_routes(&way.backend) {
         let direct: Vec<PeerSource> = built.peers.iter().flat_map(unencapsulated).collect();
         let usual = network.config.pools().flat_map(|pool| {
             let family = pool.family();
@@ -204,15 +198,6 @@ fn add_way(network: &NetworkInput<'_>, way: &Way, firewall: &mut FirewallNetwork
         });
         firewall.direct.extend(direct.iter().map(|source| source.set).chain(usual));
         firewall.peers.extend(direct);
-    }
-}
-
-/// Returns true if packets of the network may come by the underlay as they are.
-fn has_direct_routes(backend: &BackendConfig) -> bool {
-    match backend {
-        BackendConfig::HostGw => true,
-        BackendConfig::Vxlan(vxlan) => vxlan.direct_routing,
-        BackendConfig::Gre(_) | BackendConfig::Wireguard(_) | BackendConfig::Unsupported(_) => false,
     }
 }
 

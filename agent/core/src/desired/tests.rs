@@ -288,7 +288,7 @@ fn of_two_networks_that_contradict_each_other_the_first_is_kept() {
         desired(&HostInput {
             store: &[],
             node: NODE,
-            wireguard: Ok(crate::fixture::key(0xa)),
+            key: Ok(crate::fixture::key(0xa)),
             underlay: &underlay,
             facts: &facts,
             exposure: &crate::exposure::Exposure::default(),
@@ -360,7 +360,7 @@ fn a_bridge_has_the_first_address_of_each_subnet() {
     let state = desired(&HostInput {
         store: &[],
         node: NODE,
-        wireguard: Ok(crate::fixture::key(0xa)),
+        key: Ok(crate::fixture::key(0xa)),
         underlay: &underlay,
         facts: &facts,
         exposure: &crate::exposure::Exposure::default(),

@@ -77,11 +77,7 @@ impl Waiting {
     }
 }
 
-/// Returns the WireGuard keys that a host has published, for all the ways to it.
+/// Returns the keys that a host has published, for all the ways to it.
 fn keys(lease: &Lease) -> impl Iterator<Item = WireguardKey> {
-    let besides = lease.besides.iter().flat_map(|way| [&way.data, &way.data_v6]);
-    [&lease.data, &lease.data_v6].into_iter().chain(besides).filter_map(|data| match data {
-        BackendData::Wireguard { public_key, .. } => Some(*public_key),
-        BackendData::None | BackendData::Vxlan { .. } | BackendData::Gre { .. } => None,
-    })
+    lease.ways().flatten().filter_map(BackendData::public_key)
 }

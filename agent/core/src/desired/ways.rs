@@ -105,7 +105,7 @@ fn alone(ctx: &NetworkCtx<'_>, backend: &BackendConfig) -> Result<Alone, Problem
     let configured = *backend == ctx.config.backend;
     // A peer that said it no longer sends by this backend may have to do so again, if the network changes back, before
     // that is read here. A network that is to be encrypted waits until it is read.
-    let may_resume = !matches!(ctx.config.backend, BackendConfig::Wireguard(_));
+    let may_resume = !backend::encrypts(&ctx.config.backend);
     let (mut sends, mut not_yet) = (HashSet::new(), HashSet::new());
     let mut leases: Vec<Lease> = Vec::with_capacity(ctx.peers.len());
     for peer in ctx.peers {
@@ -248,7 +248,7 @@ fn add(mut way: Draft, rank: u8, reaches: impl Fn(IpNet) -> bool, draft: &mut Dr
     }
     for (name, link) in way.links {
         match draft.links.iter_mut().find(|(other, _)| *other == name) {
-            // All GRE networks over IPv6 share one device.
+            // Networks may share a device, as those of GRE over IPv6 do.
             Some((_, shared)) => shared.mtu = shared.mtu.min(link.mtu),
             None => draft.links.push((name, link)),
         }

@@ -76,7 +76,7 @@ impl Host {
         let host = HostInput {
             store: &[],
             node: self.node(),
-            wireguard: Ok(key(self.number)),
+            key: Ok(key(self.number)),
             underlay: &self.underlay(),
             facts: &self.facts,
             exposure: &crate::exposure::Exposure::default(),
@@ -222,7 +222,7 @@ impl World {
         let outer = [192, 0, 2, 10 + from.number].into();
         let state = &to.made.state;
         if let Some(tunnel) = path.tunnel {
-            let set = SetName { tunnel: tunnel.id(), family: IpFamily::V4, prefix_len: 24 };
+            let set = SetName { tunnel: tunnel.id, family: IpFamily::V4, prefix_len: 24 };
             let source = PeerSource { set, outer, inner };
             prop_assert!(
                 state.links.contains_key(&path.device),
@@ -247,7 +247,7 @@ impl World {
                 prop_assert!(is_received, "{} does not know {}'s tunnel", to.number, from.number);
             }
         }
-        if path.wireguard.is_some() {
+        if path.key.is_some() {
             prop_assert!(state.links.contains_key(&path.device));
         } else if path.tunnel.is_none() {
             let direct = PeerSource::direct(inner);

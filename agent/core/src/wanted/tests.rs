@@ -305,6 +305,6 @@ fn a_network_needs_a_key_or_a_look_at_carriers_by_its_backend_alone() {
     assert_eq!(needs(&[]), (false, false));
     assert_eq!(needs(&[vxlan(), BackendConfig::HostGw]), (false, false));
     assert_eq!(needs(&[vxlan(), wireguard()]), (true, false));
-    assert_eq!(needs(&[gre.clone()]), (false, true));
+    assert_eq!(needs(std::slice::from_ref(&gre)), (false, true));
     assert_eq!(needs(&[wireguard(), gre]), (true, true));
 }

@@ -44,12 +44,12 @@ struct RejectedDocument {
 /// Returns a network as `--json` prints it.
 pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
     let config: Option<&NetworkConfig> = info.config.as_ref().ok();
-    let (vni, port, key) = match config.map(|config| &config.backend) {
-        Some(BackendConfig::Vxlan(vxlan)) => (Some(vxlan.vni.get()), Some(vxlan.port), None),
-        Some(BackendConfig::Wireguard(wireguard)) => (None, Some(wireguard.port), None),
-        Some(BackendConfig::Gre(gre)) => (None, None, Some(gre.key.get())),
-        Some(BackendConfig::HostGw | BackendConfig::Unsupported(_)) | None => (None, None, None),
-    };
+    let backend = config.map(|config| &config.backend);
+    let port = backend.and_then(|backend| match backend {
+        BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
+        BackendConfig::Wireguard(wireguard) => Some(wireguard.port),
+        _ => None,
+    });
     let leases = info.leases.iter().map(|lease| LeaseDocument {
         subnet: lease.subnets.v4().map(|net| net.to_string()),
         subnet6: lease.subnets.v6().map(|net| net.to_string()),
@@ -67,9 +67,9 @@ pub(super) fn document(info: &NetworkInfo) -> NetworkDocument {
         subnet_len: config.and_then(|config| config.v4.map(|pool| pool.subnet_len())),
         subnet6_len: config.and_then(|config| config.v6.map(|pool| pool.subnet_len())),
         backend: config.map(|config| config.backend.kind().to_string()),
-        vni,
+        vni: backend.and_then(|backend| Some(backend.vni()?.get())),
         port,
-        key,
+        key: backend.and_then(|backend| Some(backend.gre_key()?.get())),
         problem: info.config.as_ref().err().map(ToString::to_string),
         warnings: info.warnings.iter().map(|warning| warning.message.clone()).collect(),
         leases: leases.collect(),

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::BackendData;
 use crate::backend::{BackendConfig, BackendKind};
-use crate::lease::BackendData;
 use crate::pool::Pool;
 
 fn config() -> NetworkConfig {

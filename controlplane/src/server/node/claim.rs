@@ -302,8 +302,7 @@ fn shares_identity(lease: &Lease, publication: &Publication) -> bool {
 /// Refuses Ethernet addresses of tunnels that are not derived from the caller's id: another node may be going to have
 /// them.
 fn check_own_addresses(node: NodeId, publication: &Publication) -> Result<(), Status> {
-    let besides = publication.besides.iter().map(|besides| (&besides.data, &besides.data_v6));
-    for (v4, v6) in std::iter::once((&publication.data, &publication.data_v6)).chain(besides) {
+    for [v4, v6] in publication.ways() {
         for (data, family) in [(v4, IpFamily::V4), (v6, IpFamily::V6)] {
             let BackendData::Vxlan { vni, mac } = data else { continue };
             if vni.map(|vni| vtep_mac(node, vni, family)) != Some(*mac) {
@@ -318,8 +317,7 @@ fn check_own_addresses(node: NodeId, publication: &Publication) -> Result<(), St
 }
 
 fn ways(publication: &Publication) -> impl Iterator<Item = &BackendData> {
-    let besides = publication.besides.iter().flat_map(|besides| [&besides.data, &besides.data_v6]);
-    [&publication.data, &publication.data_v6].into_iter().chain(besides)
+    publication.ways().flatten()
 }
 
 fn same_identity(a: &BackendData, b: &BackendData) -> bool {

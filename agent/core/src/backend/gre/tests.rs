@@ -1,4 +1,4 @@
-use flatnet_model::{BackendConfig, NetworkName};
+use flatnet_model::{BackendConfig, BackendKind, NetworkName};
 
 use super::*;
 use crate::desired::{HostInput, NetworkInput, desired};
@@ -92,7 +92,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
     let desired = desired(&HostInput {
         store: &[],
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
         exposure: &crate::exposure::Exposure::default(),
@@ -145,7 +145,7 @@ fn without_any_way_to_make_it_no_lease_is_taken_and_nothing_is_programmed() {
     let host = HostInput {
         store: &[],
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
         exposure: &crate::exposure::Exposure::default(),
@@ -189,7 +189,7 @@ fn two_networks_of_one_key_are_not_both_programmed() {
     let desired = desired(&HostInput {
         store: &[],
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
         exposure: &crate::exposure::Exposure::default(),

@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn the_overhead_counts_every_header_up_to_the_inner_packet() {
-    let vxlan = Vxlan(VxlanConfig::default());
+    let vxlan = VxlanConfig::default();
     assert_eq!(vxlan.overhead(IpFamily::V4), Overhead(50));
     assert_eq!(vxlan.overhead(IpFamily::V6), Overhead(70));
 }

@@ -41,7 +41,7 @@ fn judged(facts: &HostFacts, networks: &[(&NetworkConfig, &str, Option<&NetworkC
     let underlay = underlay();
     let host = HostInput {
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts,
         store: &[],
@@ -61,7 +61,7 @@ fn joining(facts: &HostFacts, config: &NetworkConfig) -> &'static str {
     let underlay = underlay();
     let host = HostInput {
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts,
         store: &[],
@@ -223,7 +223,7 @@ fn a_range_that_holds_the_store_the_gateway_or_a_resolver_is_refused_before_and_
         let networks = [network];
         let host = HostInput {
             node: NODE,
-            wireguard: Ok(key(0xa)),
+            key: Ok(key(0xa)),
             underlay: &underlay,
             facts: &facts,
             store: &store,
@@ -259,7 +259,7 @@ fn what_this_host_needs_of_a_range_that_is_in_force_is_left_out_of_it() {
     };
     let host = HostInput {
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
         store: &store,

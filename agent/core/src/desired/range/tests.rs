@@ -73,7 +73,7 @@ fn with(config: &NetworkConfig, own: &str, peers: &[Lease], guard: Option<&Firew
     desired(&HostInput {
         store: &store,
         node: NODE,
-        wireguard: Ok(key(0xa)),
+        key: Ok(key(0xa)),
         underlay: &underlay,
         facts: &facts,
         exposure: &crate::exposure::Exposure::default(),

@@ -130,7 +130,7 @@ impl World {
         let none = Problem::new(ProblemCode::WireguardKeyFile, "the key cannot be read", "", "");
         desired(&HostInput {
             node: NODE,
-            wireguard: if self.keyless { Err(&none) } else { Ok(key(0xa)) },
+            key: if self.keyless { Err(&none) } else { Ok(key(0xa)) },
             underlay: &self.underlay,
             facts: &self.facts,
             store: &[],
@@ -209,7 +209,7 @@ fn beside_a_refused_network_whoever_was_removed_is_out_and_nothing_else() {
             };
             desired(&HostInput {
                 node: NODE,
-                wireguard: Ok(key(0xa)),
+                key: Ok(key(0xa)),
                 underlay: &underlay(),
                 facts: &facts(),
                 store: &[],
