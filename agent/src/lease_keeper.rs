@@ -5,7 +5,7 @@
 //! found again in the store by this node's identity.
 
 mod attempt;
-mod before;
+mod change;
 mod decide;
 mod give_up;
 mod init;
@@ -22,8 +22,9 @@ use flatnet_controlplane::store::StoreError;
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::lease_machine::{Action, LeaseMachine, LeaseState};
 use flatnet_core::problem::Problem;
+use flatnet_core::transition::Change;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{BackendConfig, NetworkConfig, NetworkName, Owner, SubnetKey};
+use flatnet_model::{NetworkConfig, NetworkName, Owner, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -258,12 +259,10 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         }
     }
 
-    fn hold(&self, subnets: SubnetKey, config: &NetworkConfig, before: Vec<BackendConfig>) {
+    fn hold(&self, subnets: SubnetKey, config: &NetworkConfig, change: Change) {
         let expires = Some(SystemTime::now() + self.ttl);
-        self.holding.send_modify(|holding| {
-            let unread = holding.held.take().map(|held| held.unread).unwrap_or_default();
-            holding.held = Some(Held { subnets, config: config.clone(), before, unread, expires });
-        });
+        let held = Some(Held { subnets, config: config.clone(), change, expires });
+        self.holding.send_modify(|holding| holding.held = held);
     }
 
     /// Publishes what changed besides the hold itself: problems, and a configuration that came into force.
@@ -277,21 +276,21 @@ impl<P: ControlPlane> LeaseKeeper<P> {
         problems.extend(held.and_then(|held| problems::differs(&self.keys, &self.wanted, held)));
         let config = self.in_force(&self.view.borrow()).0;
         let admitted = config.as_ref().is_some_and(|config| self.is_admitted(config));
-        let before = config.as_ref().map(|config| self.before(config)).unwrap_or_default();
+        let change = config.as_ref().map(|config| self.change(config)).unwrap_or_default();
         self.holding.send_if_modified(|holding| {
             let mut changed = holding.problems != problems;
             holding.problems = problems;
             match (&mut holding.held, config) {
-                (Some(held), Some(config)) if held.config != config || held.before != before => {
-                    self.remember_config(&config, &before);
-                    (held.config, held.before) = (config, before);
+                (Some(held), Some(config)) if held.config != config || held.change != change => {
+                    self.remember_config(&config, change.earlier());
+                    (held.config, held.change) = (config, change);
                     changed = true;
                 }
                 // A node that knew its subnet but not the network now knows both, and containers use that subnet.
                 (None, Some(config)) if admitted && !matches!(run.machine.state(), LeaseState::Starting) => {
                     if let Some(subnets) = run.machine.subnets().filter(|subnets| fits(&config, *subnets)) {
-                        self.remember_config(&config, &before);
-                        holding.held = Some(Held { subnets, config, before, unread: Vec::new(), expires: None });
+                        self.remember_config(&config, change.earlier());
+                        holding.held = Some(Held { subnets, config, change, expires: None });
                         changed = true;
                     }
                 }

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
+use flatnet_core::transition::Change;
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{BackendConfig, IfName, NetworkConfig, NetworkName, Publication, SubnetKey};
+use flatnet_model::{BackendConfig, IfName, NetworkConfig, NetworkName, SubnetKey};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
@@ -37,12 +38,8 @@ pub struct Held {
     pub subnets: SubnetKey,
     /// The configuration that is in force here: the store's, unless that would leave this subnet outside.
     pub config: NetworkConfig,
-    /// Earlier backends of the network that this host still receives by ([`flatnet_core::transition`]), the latest
-    /// first.
-    pub before: Vec<BackendConfig>,
-    /// Publications that were, or may have been, written into the lease since it was last read, while the network
-    /// changes its backend.
-    pub unread: Vec<Publication>,
+    /// The change of the network's backend that this host is in.
+    pub change: Change,
     /// The time at which the lease ends unless renewed; `None` while the store has not confirmed it in this run.
     pub expires: Option<SystemTime>,
 }
@@ -50,7 +47,7 @@ pub struct Held {
 impl Held {
     /// Returns the backends this host receives by: the configured one, then earlier ones.
     pub fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
-        std::iter::once(&self.config.backend).chain(&self.before)
+        std::iter::once(&self.config.backend).chain(self.change.earlier())
     }
 }
 

@@ -288,14 +288,8 @@ pub fn publication(
         None => Ok(BackendData::None),
     };
     let (public_ip, public_ipv6) = backend.addresses(config, underlay);
-    Ok(Publication {
-        public_ip,
-        public_ipv6,
-        backend: config.backend.kind(),
-        data: data(IpFamily::V4)?,
-        data_v6: data(IpFamily::V6)?,
-        besides: Vec::new(),
-    })
+    let (data, data_v6) = (data(IpFamily::V4)?, data(IpFamily::V6)?);
+    Ok(Publication { public_ip, public_ipv6, data, data_v6, ..Publication::of(config.backend.kind()) })
 }
 
 /// Builds one network with its backend.

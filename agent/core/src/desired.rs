@@ -9,11 +9,10 @@ mod range;
 mod settings;
 mod shared;
 mod waiting;
-mod ways;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flatnet_model::{BackendConfig, IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
+use flatnet_model::{IfName, Lease, NetworkConfig, NetworkName, NodeId, SubnetKey};
 use ipnet::IpNet;
 
 pub use candidate::{admit, admit_changes};
@@ -25,7 +24,7 @@ use crate::firewall::FirewallNetwork;
 use crate::object::{Datapath, Draft, KernelState};
 use crate::outcome::{NetworkOutcome, PeerDecision, PeerOutcome};
 use crate::problem::Problem;
-use crate::transition::Said;
+use crate::transition::{Stage, ways};
 use crate::underlay::Underlay;
 use waiting::Waiting;
 
@@ -56,12 +55,10 @@ pub struct NetworkInput<'a> {
     pub name: &'a NetworkName,
     /// The network's configuration.
     pub config: &'a NetworkConfig,
-    /// Earlier backends of the network by which this host still receives, the latest first ([`crate::transition`]).
-    pub before: &'a [BackendConfig],
     /// The subnets this host has leased.
     pub own: SubnetKey,
-    /// This host's lease, as peers may know it.
-    pub said: Said<'a>,
+    /// The stage that this host is at in a change of the network's backend.
+    pub stage: Stage<'a>,
     /// The leases that are in force (`NetworkState::resolve`), without our own.
     pub peers: &'a [&'a Lease],
     /// The bridge to make for containers, which gets the subnets' first addresses.
@@ -132,8 +129,9 @@ pub fn desired(host: &HostInput<'_>) -> Desired {
             peers: network.peers,
             overlays: &overlays,
         };
-        let before = accepted.beside(network);
-        match refusal.map_or_else(|| ways::build(&ctx, &before, network.said, &mut making.draft), Err) {
+        let has_room = |config: &_, beside: &[_]| accepted.has_room(network, config, beside);
+        let earlier = network.stage.with_room(network.config, has_room);
+        match refusal.map_or_else(|| ways::build(&ctx, &earlier, network.stage, &mut making.draft), Err) {
             Ok(built) => making.programmed(host, network, built),
             Err(problem) => making.refused(host, network, problem),
         }

@@ -9,7 +9,7 @@ use crate::backend::vtep_mac;
 use crate::desired::{Desired, HostInput, NetworkInput, desired};
 use crate::facts::{Features, GreSupport, HostFacts, Interface};
 use crate::object::{Datapath, KernelState, RouteVia};
-use crate::transition::Said;
+use crate::transition::Stage;
 use crate::underlay::Underlay;
 
 pub(crate) const NODE: NodeId = NodeId::new(0xa);
@@ -116,8 +116,7 @@ pub(crate) fn with(
     let network = NetworkInput {
         name: &name,
         config,
-        before: &[],
-        said: Said::default(),
+        stage: Stage::default(),
         own,
         peers: &peers,
         bridge: None,

@@ -8,8 +8,7 @@ use std::net::IpAddr;
 
 use flatnet_model::state::NetworkState;
 use flatnet_model::{
-    BackendConfig, HostRanges, IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, Publication, Revision,
-    SubnetKey, WireguardKey,
+    HostRanges, IfName, IpFamily, Lease, NetworkConfig, NetworkName, NodeId, Revision, SubnetKey, WireguardKey,
 };
 
 use crate::backend;
@@ -22,7 +21,7 @@ use crate::host_ranges;
 use crate::object::{KernelState, SetName, TunnelId};
 use crate::outcome::Judgement;
 use crate::problem::{Problem, ProblemCode};
-use crate::transition::Said;
+use crate::transition::{Change, Stage};
 use crate::underlay::{self, Selection, Underlay};
 
 /// Everything that a pass decides from.
@@ -78,10 +77,8 @@ pub struct Hold<'a> {
     pub subnets: SubnetKey,
     /// The configuration in force.
     pub config: &'a NetworkConfig,
-    /// Earlier backends of the network by which this host still receives, the latest first.
-    pub before: &'a [BackendConfig],
-    /// The publications that may have been written into the lease since it was last read.
-    pub unread: &'a [Publication],
+    /// The change of the network's backend that this host is in.
+    pub change: &'a Change,
 }
 
 /// The state that is wanted, and what else follows from the inputs.
@@ -206,11 +203,11 @@ fn choose_underlay(inputs: &Inputs<'_>, problems: &mut Vec<Problem>) -> Option<U
     }
 }
 
-/// The leases of a network that is held: those of its peers, and this host's own as they may know it.
+/// The leases of a network that is held: those of its peers, and what follows from this host's own.
 #[derive(Default)]
 struct Leases<'a> {
     peers: Vec<&'a Lease>,
-    said: Said<'a>,
+    stage: Stage<'a>,
 }
 
 /// Returns the leases of `joined`; those that do not hold are reported.
@@ -228,7 +225,7 @@ fn leases<'a>(node: NodeId, joined: &Joined<'a>, problems: &mut Vec<Problem>) ->
     let is_own = |lease: &&Lease| lease.subnets == held.subnets || lease.is_owned_by(node);
     let peers = resolution.leases.into_iter().filter(|lease| !is_own(lease)).collect();
     let read = joined.state.leases.get(&held.subnets).filter(|lease| lease.is_owned_by(node));
-    Leases { peers, said: Said { read, unread: held.unread } }
+    Leases { peers, stage: held.change.stage(read) }
 }
 
 /// Returns the networks that are held, with the `leases` of all.
@@ -239,9 +236,8 @@ fn held_networks<'a>(inputs: &Inputs<'a>, leases: &'a [Leases<'a>]) -> Vec<Netwo
             Some(NetworkInput {
                 name: joined.name,
                 config: held.config,
-                before: held.before,
                 own: held.subnets,
-                said: leases.said,
+                stage: leases.stage,
                 peers: &leases.peers,
                 bridge: joined.bridge,
                 masquerade: inputs.masquerade,

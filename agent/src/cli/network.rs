@@ -270,8 +270,7 @@ impl PeerAddArgs {
             public_ipv6: self.public_ipv6,
             data: over(self.public_ip.is_some()),
             data_v6: over(self.public_ipv6.is_some()),
-            besides: Vec::new(),
-            backend,
+            ..Publication::of(backend)
         })
     }
 }

@@ -76,8 +76,7 @@ impl Agent {
         let held = Held {
             subnets: "10.100.7.0-24".parse().unwrap(),
             config,
-            before: Vec::new(),
-            unread: Vec::new(),
+            change: Default::default(),
             expires: Some(SystemTime::now()),
         };
         self.view.send_modify(|view| drop(view.state.leases.insert(held.subnets, own_lease(held.subnets))));

@@ -52,12 +52,12 @@ impl<P: ControlPlane> LeaseKeeper<P> {
             Ok(claim) => {
                 let subnets = claim.lease.subnets;
                 tracing::info!(network = %self.keys.network(), subnet = %subnets, origin = ?claim.origin, "lease held");
-                let before = self.before(config);
-                run.attempt_problem = self.remember(subnets, config, &before);
+                let change = self.change(config);
+                run.attempt_problem = self.remember(subnets, config, change.earlier());
                 let bits = random.next_u64();
                 run.machine.acquired(now, subnets, claim.lease.publication(), claim.lease.mod_revision, self.ttl, bits);
                 run.claim = Some(claim);
-                self.hold(subnets, config, before);
+                self.hold(subnets, config, change);
             }
             Err(error) => {
                 run.claim = None;

@@ -18,11 +18,11 @@ impl<S> LeaseKeeper<S> {
         &self,
         subnets: SubnetKey,
         config: &NetworkConfig,
-        before: &[BackendConfig],
+        earlier: &[BackendConfig],
     ) -> Option<Problem> {
         let network = self.keys.network();
         let written = self.dir.write_subnet(network, Some(subnets));
-        self.remember_config(config, before);
+        self.remember_config(config, earlier);
         written.err().map(|error| {
             Problem::new(
                 ProblemCode::SubnetUnwritable,
@@ -41,7 +41,7 @@ impl<S> LeaseKeeper<S> {
         }
         let (now, held) = (run.started.elapsed(), self.holding.borrow().held.clone());
         if let Some(held) = held.filter(|_| now >= run.remember_at) {
-            run.attempt_problem = self.remember(held.subnets, &held.config, &held.before);
+            run.attempt_problem = self.remember(held.subnets, &held.config, held.change.earlier());
             run.remember_at = now + REMEMBER_RETRY_AFTER;
         }
         Some(until.map_or(run.remember_at, |until| until.min(run.remember_at)))
@@ -50,9 +50,9 @@ impl<S> LeaseKeeper<S> {
     /// Remembers the configuration in force. Should the store's be changed so that this node's subnet is outside, a
     /// restarted agent must still know what its containers live in. The earlier backends, by which peers may send, are
     /// remembered too.
-    pub(super) fn remember_config(&self, config: &NetworkConfig, before: &[BackendConfig]) {
+    pub(super) fn remember_config(&self, config: &NetworkConfig, earlier: &[BackendConfig]) {
         let network = self.keys.network();
-        let earlier = before.iter().map(|backend| NetworkConfig {
+        let earlier = earlier.iter().map(|backend| NetworkConfig {
             backend: backend.clone(),
             before: Vec::new(),
             ..config.clone()

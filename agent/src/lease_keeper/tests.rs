@@ -105,8 +105,7 @@ impl Host {
         let held = subnets.zip(config).map(|(subnets, config)| Held {
             subnets,
             config,
-            before: Vec::new(),
-            unread: Vec::new(),
+            change: Default::default(),
             expires: None,
         });
         let (view_sender, view) = watch::channel(NetworkView::default());

@@ -6,6 +6,7 @@ use flatnet_controlplane::flannel::decode_in_force;
 use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::snapshot;
 use flatnet_controlplane::watch::{NetworkView, Source, follow_with};
+use flatnet_core::transition::Change;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, EARLIER_BACKENDS, IfName, NetworkConfig, NetworkName};
 use tokio::sync::{mpsc, watch};
@@ -80,8 +81,8 @@ fn held(dir: &StateDir, name: &NetworkName, view: &NetworkView) -> Option<Held> 
         None
     })?;
     let config = in_force(dir, name).or_else(|| Some((view.state.valid_config().cloned()?, Vec::new())));
-    let (config, before) = config.filter(|(config, _)| lease_keeper::fits(config, subnets))?;
-    Some(Held { subnets, config, before, unread: Vec::new(), expires: None })
+    let (config, earlier) = config.filter(|(config, _)| lease_keeper::fits(config, subnets))?;
+    Some(Held { subnets, config, change: Change::among(earlier), expires: None })
 }
 
 /// Reads the configuration in force here, and the earlier backends, from disk.

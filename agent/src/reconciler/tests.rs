@@ -93,13 +93,8 @@ impl Host {
     fn start_on(dir: PathBuf, kernel: FakeKernel, source: Source, peers: u8) -> Self {
         let files = Arc::new(StateDir::open(&dir.join("state"), &dir.join("run")).unwrap());
         let config = decode_config(CONFIG).unwrap().0;
-        let held = Held {
-            subnets: OWN.parse().unwrap(),
-            config: config.clone(),
-            before: Vec::new(),
-            unread: Vec::new(),
-            expires: None,
-        };
+        let held =
+            Held { subnets: OWN.parse().unwrap(), config: config.clone(), change: Default::default(), expires: None };
         let mut first = NetworkView { source, ..NetworkView::default() };
         first.state.config = ConfigState::Valid(config);
         let (view, views) = watch::channel(first);
@@ -401,7 +396,7 @@ impl Host {
         let config = decode_config(json).unwrap().0;
         self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
         let subnets = "10.100.40.0-24&fd00:100:0:40::-64".parse().unwrap();
-        let held = Some(Held { subnets, config, before: Vec::new(), unread: Vec::new(), expires: None });
+        let held = Some(Held { subnets, config, change: Default::default(), expires: None });
         self.holding.send_replace(Holding { held, problems: Vec::new() });
     }
 }

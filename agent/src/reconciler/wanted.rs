@@ -69,5 +69,5 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 fn hold(held: &Held) -> Hold<'_> {
-    Hold { subnets: held.subnets, config: &held.config, before: &held.before, unread: &held.unread }
+    Hold { subnets: held.subnets, config: &held.config, change: &held.change }
 }

@@ -10,7 +10,7 @@ use flatnet_core::desired::{HostInput, NetworkInput, desired};
 use flatnet_core::object::KernelState;
 use flatnet_core::outcome::WayOutcome;
 use flatnet_core::problem::{Problem, ProblemCode};
-use flatnet_core::transition::{self, Said};
+use flatnet_core::transition;
 use flatnet_core::underlay::{self, Selection};
 use flatnet_kernel::{Kernel, Questions};
 use flatnet_model::keys::{NetworkKeys, presence};
@@ -205,10 +205,10 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
                 let unneeded = |backend: &&flatnet_model::BackendConfig| {
                     all_follow && !others().any(|lease| lease.under(backend).is_some_and(|(_, sends)| sends))
                 };
-                if let Some(backend) = now.before.iter().find(unneeded) {
+                if let Some(backend) = now.change.earlier().iter().find(unneeded) {
                     return Err(format!("it keeps {}, which nobody sends by", backend.kind()));
                 }
-                held.push(Some((now.subnets, config, state, now.before)));
+                held.push(Some((now.subnets, config, state, now.change)));
             }
             None => {
                 starting = true;
@@ -241,16 +241,14 @@ async fn host(world: &World, slot: &Slot, content: &Content) -> Result<(), Strin
         .zip(&held)
         .zip(&resolved)
         .filter_map(|((network, held), peers)| {
-            let (own, config, state, before) = held.as_ref()?;
+            let (own, config, state, change) = held.as_ref()?;
             let name = network.keys.network();
             let read = state.leases.get(own).filter(|lease| lease.is_owned_by(node));
-            let said = Said { read, unread: &[] };
             Some(NetworkInput {
                 name,
                 config,
-                before,
                 own: *own,
-                said,
+                stage: change.stage(read),
                 peers,
                 bridge: None,
                 masquerade: true,

@@ -109,6 +109,19 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// Returns a publication of `backend` without addresses and data.
+    #[must_use]
+    pub fn of(backend: BackendKind) -> Self {
+        Self {
+            public_ip: None,
+            public_ipv6: None,
+            backend,
+            data: BackendData::None,
+            data_v6: BackendData::None,
+            besides: Vec::new(),
+        }
+    }
+
     /// Returns true if it says that its node may send by `backend`.
     #[must_use]
     pub fn sends_by(&self, backend: &BackendConfig) -> bool {

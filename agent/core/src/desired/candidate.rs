@@ -6,11 +6,11 @@
 use flatnet_model::{IpFamily, NetworkConfig, NetworkName, SubnetKey};
 use ipnet::IpNet;
 
-use super::{HostInput, NetworkInput, check, ways};
+use super::{HostInput, NetworkInput, check};
 use crate::backend::{self, Abilities, NetworkCtx};
 use crate::object::Draft;
 use crate::problem::{Problem, ProblemCode};
-use crate::transition::Said;
+use crate::transition::{Stage, ways};
 
 /// Checks that a network in which this host holds no lease yet could be programmed beside those of `host`. This is
 /// asked before a lease is taken, since a lease that cannot be served draws traffic into a hole.
@@ -31,9 +31,8 @@ pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -
     let candidate = NetworkInput {
         name,
         config,
-        before: &[],
         own,
-        said: Said::default(),
+        stage: Stage::default(),
         peers: &[],
         bridge: None,
         masquerade: false,
@@ -41,7 +40,7 @@ pub fn admit(host: &HostInput<'_>, name: &NetworkName, config: &NetworkConfig) -
     };
     accepted.consider(host, &candidate)?;
     let mut draft = Draft::default();
-    ways::build(&ctx(host, &candidate, config), &[], candidate.said, &mut draft)?;
+    ways::build(&ctx(host, &candidate, config), &[], candidate.stage, &mut draft)?;
     let in_the_way =
         draft.links.iter().find_map(|(device, _)| host.facts.interface(*device).filter(|found| !found.ours));
     match in_the_way {

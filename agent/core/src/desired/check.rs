@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_model::{BackendConfig, IpFamily, NetworkConfig, NetworkName};
+use flatnet_model::{IpFamily, NetworkConfig, NetworkName};
 use ipnet::IpNet;
 
 use super::{HostInput, NetworkInput, first_address, range};
@@ -42,20 +42,18 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
-    /// Returns the earlier backends of `network` that have room beside its own one and beside the other networks.
-    pub(super) fn beside(&self, network: &NetworkInput<'_>) -> Vec<BackendConfig> {
-        let mut kept: Vec<NetworkConfig> = Vec::new();
-        for backend in network.before {
-            let config = NetworkConfig { backend: backend.clone(), ..network.config.clone() };
-            let candidate = NetworkInput { config: &config, ..*network };
-            let has_room = |config| same_tunnel(&candidate, &NetworkInput { config, ..*network }).is_ok();
-            let mut others = self.networks.iter().filter(|other| other.name != network.name);
-            let among_others = others.all(|other| same_tunnel(&candidate, other).is_ok());
-            if among_others && has_room(network.config) && kept.iter().all(has_room) {
-                kept.push(config);
-            }
-        }
-        kept.into_iter().map(|config| config.backend).collect()
+    /// Returns true if `network` can have the tunnels of `config` too, `beside` those it has by other configurations and
+    /// those of the other networks.
+    pub(super) fn has_room(
+        &self,
+        network: &NetworkInput<'_>,
+        config: &NetworkConfig,
+        beside: &[NetworkConfig],
+    ) -> bool {
+        let candidate = NetworkInput { config, ..*network };
+        let mut others = self.networks.iter().filter(|other| other.name != network.name);
+        others.all(|other| same_tunnel(&candidate, other).is_ok())
+            && beside.iter().all(|config| same_tunnel(&candidate, &NetworkInput { config, ..*network }).is_ok())
     }
 
     /// Checks that a network in which this host holds no lease yet could be programmed beside those accepted.

@@ -7,12 +7,12 @@ use flatnet_model::{IfName, IpFamily, Pool};
 use ipnet::IpNet;
 
 use super::settings::{self, Device};
-use super::ways::{Way, Ways};
 use super::{HostInput, NetworkInput, first_address, range};
 use crate::backend::{self, Wire};
 use crate::firewall::{self, EncryptedTunnel, FirewallHost, FirewallNetwork, FirewallTunnel};
 use crate::object::{AddressKey, Draft, Link, LinkKind, PeerSource, Route, RouteKey, RouteVia, SetName, TunnelId};
 use crate::outcome::{PeerDecision, PeerOutcome};
+use crate::transition::ways::{Way, Ways};
 
 /// Adds what one network needs beside its backend's objects.
 pub(super) fn add(host: &HostInput<'_>, network: &NetworkInput<'_>, built: &Ways, draft: &mut Draft) {

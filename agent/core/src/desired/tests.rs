@@ -275,8 +275,7 @@ fn of_two_networks_that_contradict_each_other_the_first_is_kept() {
         let input = |name, config, own: &str| NetworkInput {
             name,
             config,
-            before: &[],
-            said: Said::default(),
+            stage: Stage::default(),
             own: own.parse().unwrap(),
             peers: &[],
             bridge: None,
@@ -349,8 +348,7 @@ fn a_bridge_has_the_first_address_of_each_subnet() {
     let network = NetworkInput {
         name: &name,
         config: &config,
-        before: &[],
-        said: Said::default(),
+        stage: Stage::default(),
         own: "10.100.1.0-24&fd00:100:0:1::-64".parse().unwrap(),
         peers: &[],
         bridge: Some(device("flbr0")),

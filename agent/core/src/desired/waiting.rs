@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use flatnet_model::{BackendData, IfName, Lease, NetworkConfig, WireguardKey};
+use flatnet_model::{BackendData, IfName, Lease, WireguardKey};
 use ipnet::IpNet;
 
 use super::NetworkInput;
@@ -26,9 +26,7 @@ pub struct Waiting {
 impl Waiting {
     pub(super) fn of(network: &NetworkInput<'_>) -> Self {
         let mut waiting = Self::default();
-        let backends = network.before.iter().chain([&network.config.backend]);
-        for backend in backends {
-            let config = NetworkConfig { backend: backend.clone(), ..network.config.clone() };
+        for config in network.stage.configs(network.config) {
             waiting.devices.extend(backend::devices(&config).into_iter().map(|(_, device, _)| device));
         }
         for peer in network.peers {

@@ -33,11 +33,9 @@ struct Host {
     number: u8,
     facts: HostFacts,
     config: NetworkConfig,
-    before: Vec<BackendConfig>,
+    change: Change,
     /// The store as it was when this host last looked.
     view: Vec<Lease>,
-    /// The publications it has written since.
-    unread: Vec<Publication>,
     made: Desired,
 }
 
@@ -46,7 +44,7 @@ impl Host {
         let mut facts = facts();
         facts.features.gre = gre(datapath);
         let made = Desired::default();
-        Self { number, facts, config: config.clone(), before: Vec::new(), view: Vec::new(), unread: Vec::new(), made }
+        Self { number, facts, config: config.clone(), change: Change::default(), view: Vec::new(), made }
     }
 
     fn node(&self) -> NodeId {
@@ -60,7 +58,7 @@ impl Host {
 
     fn configured(&mut self, config: &NetworkConfig) {
         if self.config != *config {
-            self.before = earlier_backends(&self.before, &self.config.backend, &config.backend);
+            self.change = self.change.clone().turned(&self.config.backend, &config.backend);
             self.config = config.clone();
         }
     }
@@ -69,10 +67,9 @@ impl Host {
         let name = NetworkName::default_network();
         let own = subnets(self.number);
         let peers: Vec<&Lease> = self.view.iter().filter(|lease| lease.subnets != own).collect();
-        let (config, before) = (&self.config, &self.before);
-        let (peers, bridge, said) = (&peers, None, self.said());
-        let input =
-            NetworkInput { name: &name, config, before, own, said, peers, bridge, masquerade: true, guard: None };
+        let (config, stage) = (&self.config, self.change.stage(self.read()));
+        let (peers, bridge) = (&peers, None);
+        let input = NetworkInput { name: &name, config, own, stage, peers, bridge, masquerade: true, guard: None };
         let host = HostInput {
             store: &[],
             node: self.node(),
@@ -100,13 +97,11 @@ impl Host {
 
     fn publish(&mut self, store: &mut Vec<Lease>) {
         let needed = self.needed();
-        let is_needed = |way: &&WayOutcome| way.backend == self.config.backend || needed.contains(&way.backend);
-        let mut ready: Vec<&WayOutcome> = self.ways().iter().filter(is_needed).collect();
-        ready.sort_by_key(|way| way.backend != self.config.backend);
+        let ready = ready(&self.config, &self.change, &needed, self.ways(), |_| true);
         let name = NetworkName::default_network();
         let published =
             publication(self.node(), Some(key(self.number)), &name, &self.config, &self.underlay(), &ready).unwrap();
-        self.unread.push(published.clone());
+        self.change.unread.push(published.clone());
         let nonce = InstanceNonce::new(1);
         let lease = Lease {
             subnets: subnets(self.number),
@@ -125,18 +120,17 @@ impl Host {
         store.push(lease);
     }
 
-    fn said(&self) -> Said<'_> {
-        let read = self.view.iter().find(|lease| lease.subnets == subnets(self.number));
-        Said { read, unread: &self.unread }
+    fn read(&self) -> Option<&Lease> {
+        self.view.iter().find(|lease| lease.subnets == subnets(self.number))
     }
 
     fn needed(&self) -> Vec<BackendConfig> {
         let peers: Vec<&Lease> = self.view.iter().filter(|lease| lease.subnets != subnets(self.number)).collect();
-        needed(&self.before, &self.config, self.said().read, &peers, self.ways())
+        needed(self.change.earlier(), &self.config, self.read(), &peers, self.ways())
     }
 
     fn forget(&mut self) {
-        self.before = kept(&self.before, &self.needed(), &self.said());
+        self.change = self.change.clone().without_done(&self.needed(), self.read());
     }
 }
 
@@ -178,7 +172,7 @@ impl World {
             Step::Configured(host) => self.hosts[host].configured(self.configs.last().unwrap()),
             Step::See(host) => {
                 self.hosts[host].view.clone_from(&self.store);
-                self.hosts[host].unread.clear();
+                self.hosts[host].change.nothing_unread();
             }
             Step::Pass(host) => self.hosts[host].pass(),
             Step::Publish(host) => self.hosts[host].publish(&mut self.store),
@@ -313,7 +307,7 @@ proptest! {
         world.check()?;
         let last = &backends[backends.len() - 1];
         for host in &world.hosts {
-            prop_assert!(host.before.is_empty(), "{:?}", host.before);
+            prop_assert!(host.change.earlier().is_empty(), "{:?}", host.change);
             let ways: Vec<&BackendConfig> = host.ways().iter().map(|way| &way.backend).collect();
             prop_assert_eq!(ways, vec![last]);
         }
@@ -366,9 +360,9 @@ fn a_host_that_joins_meanwhile_and_one_that_does_not_follow_reach_each_other() {
     };
     follow(&mut world, &[0, 1]);
     let config = world.configs.last().unwrap();
-    let before = joining(config, &world.store.iter().collect::<Vec<_>>());
-    assert_eq!(before, [vxlan(1)]);
-    let joined = Host { before, ..Host::new(4, Datapath::Kernel, config) };
+    let change = Change::joining(config, &world.store.iter().collect::<Vec<_>>());
+    assert_eq!(change.earlier(), [vxlan(1)]);
+    let joined = Host { change, ..Host::new(4, Datapath::Kernel, config) };
     world.hosts.push(joined);
     // The third still looks at the store. Only the change of the configuration does not reach it, or cannot be made
     // there.
@@ -379,7 +373,7 @@ fn a_host_that_joins_meanwhile_and_one_that_does_not_follow_reach_each_other() {
     world.check().unwrap();
     world.settle();
     world.check().unwrap();
-    assert!(world.hosts.iter().all(|host| host.before.is_empty()));
+    assert!(world.hosts.iter().all(|host| host.change.earlier().is_empty()));
     // A host that comes later has nothing to do with it.
     assert!(joining(&world.configs[0], &world.store.iter().collect::<Vec<_>>()).is_empty());
 }
@@ -399,14 +393,14 @@ fn a_foreign_peer_keeps_the_backend_its_lease_names() {
     world.settle();
     world.check().unwrap();
     for host in &world.hosts {
-        assert_eq!(host.before, [vxlan(1)]);
+        assert_eq!(host.change.earlier(), [vxlan(1)]);
         let peers = &host.made.networks[0].peers;
         let foreign = peers.iter().find(|peer| peer.subnets == foreign.subnets).unwrap();
         assert!(matches!(foreign.decision, PeerDecision::Programmed(_)), "{foreign:?}");
     }
     world.store.retain(|lease| lease.owner.is_some());
     world.settle();
-    assert!(world.hosts.iter().all(|host| host.before.is_empty()));
+    assert!(world.hosts.iter().all(|host| host.change.earlier().is_empty()));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use super::*;
 use crate::fixture::{self, NODE, config, facts, interface, key, peer, vxlan, wireguard};
 use crate::object::{Altered, ObjectKey};
 use flatnet_model::state::ConfigState;
-use flatnet_model::{GreConfig, Owner};
+use flatnet_model::{BackendConfig, GreConfig, Owner};
 
 const OWN: &str = "10.0.40.0-24";
 
@@ -68,6 +68,7 @@ impl Host {
     }
 
     fn want(&self) -> Wanted {
+        let none = Change::default();
         let joined: Vec<Joined<'_>> = self
             .networks
             .iter()
@@ -75,12 +76,7 @@ impl Host {
                 name: &network.name,
                 state: &network.state,
                 is_whole: network.is_whole,
-                held: network.held.as_ref().map(|(subnets, config)| Hold {
-                    subnets: *subnets,
-                    config,
-                    before: &[],
-                    unread: &[],
-                }),
+                held: network.held.as_ref().map(|(subnets, config)| Hold { subnets: *subnets, config, change: &none }),
                 bridge: network.bridge,
             })
             .collect();

@@ -6,7 +6,7 @@ use crate::facts::{GreSupport, HostFacts};
 use crate::fixture::{NODE, codes, config, device, facts, gre, key, one, peer, underlay, with};
 use crate::object::{FdbKey, LinkAddress, NeighbourKey, NexthopId, PeerSource, SetName, TunnelId};
 use crate::outcome::PeerDecision;
-use crate::transition::Said;
+use crate::transition::Stage;
 
 fn backend(key: u32) -> BackendConfig {
     BackendConfig::Gre(GreConfig { key: GreKey::new(key), mtu: None })
@@ -75,8 +75,7 @@ fn over_ipv6_networks_share_one_device_and_each_route_names_its_key() {
     let network = |name, config, own: &str, peers| NetworkInput {
         name,
         config,
-        before: &[],
-        said: Said::default(),
+        stage: Stage::default(),
         own: own.parse().unwrap(),
         peers,
         bridge: None,
@@ -176,8 +175,7 @@ fn two_networks_of_one_key_are_not_both_programmed() {
     let network = |name, config, own: &str| NetworkInput {
         name,
         config,
-        before: &[],
-        said: Said::default(),
+        stage: Stage::default(),
         own: own.parse().unwrap(),
         peers: &[],
         bridge: None,

@@ -5,7 +5,7 @@ use crate::desired::{HostInput, NetworkInput};
 use crate::facts::HostFacts;
 use crate::fixture::{NODE, config, facts, interface, key, underlay, vxlan, wireguard};
 use crate::problem::Problem;
-use crate::transition::Said;
+use crate::transition::Stage;
 
 fn vni(vni: u32) -> BackendConfig {
     BackendConfig::Vxlan(VxlanConfig { vni: Vni::new(vni).unwrap(), ..VxlanConfig::default() })
@@ -29,9 +29,8 @@ fn judged(facts: &HostFacts, networks: &[(&NetworkConfig, &str, Option<&NetworkC
         .map(|(name, (config, own, _))| NetworkInput {
             name,
             config,
-            before: &[],
             own: own.parse().unwrap(),
-            said: Said::default(),
+            stage: Stage::default(),
             peers: &[],
             bridge: None,
             masquerade: true,
@@ -212,9 +211,8 @@ fn a_range_that_holds_the_store_the_gateway_or_a_resolver_is_refused_before_and_
         let network = NetworkInput {
             name: &name,
             config: &now,
-            before: &[],
             own: "10.100.1.0-24".parse().unwrap(),
-            said: Said::default(),
+            stage: Stage::default(),
             peers: &[],
             bridge: None,
             masquerade: true,
@@ -249,9 +247,8 @@ fn what_this_host_needs_of_a_range_that_is_in_force_is_left_out_of_it() {
     let network = NetworkInput {
         name: &name,
         config: &config,
-        before: &[],
         own: "10.100.1.0-24".parse().unwrap(),
-        said: Said::default(),
+        stage: Stage::default(),
         peers: &peers,
         bridge: None,
         masquerade: true,

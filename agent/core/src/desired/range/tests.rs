@@ -12,7 +12,7 @@ use crate::fixture::{NODE, codes, config, facts, interface, key, peer, underlay,
 use crate::object::{Dump, RouteVia};
 use crate::op::{Action, Object, Op};
 use crate::plan::plan;
-use crate::transition::Said;
+use crate::transition::Stage;
 use crate::underlay::Underlay;
 
 /// Returns flannel's example, and an IPv6 range that is bounded on one side.
@@ -62,8 +62,7 @@ fn with(config: &NetworkConfig, own: &str, peers: &[Lease], guard: Option<&Firew
     let network = NetworkInput {
         name: &name,
         config,
-        before: &[],
-        said: Said::default(),
+        stage: Stage::default(),
         own: own.parse().unwrap(),
         peers: &peers,
         bridge: None,

@@ -115,9 +115,8 @@ impl World {
         let network = |name, config, own, peers, guard| NetworkInput {
             name,
             config,
-            before: &[],
             own,
-            said: Said::default(),
+            stage: Stage::default(),
             peers,
             bridge: None,
             masquerade: true,
@@ -199,9 +198,8 @@ fn beside_a_refused_network_whoever_was_removed_is_out_and_nothing_else() {
             let network = |name, config, own: &str, peers, guard| NetworkInput {
                 name,
                 config,
-                before: &[],
                 own: own.parse().unwrap(),
-                said: Said::default(),
+                stage: Stage::default(),
                 peers,
                 bridge: None,
                 masquerade: true,

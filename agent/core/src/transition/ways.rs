@@ -10,63 +10,63 @@ use std::collections::{HashMap, HashSet};
 use flatnet_model::{BackendConfig, IfName, Lease, Mtu, NetworkConfig};
 use ipnet::IpNet;
 
+use super::{Said, Stage};
 use crate::backend::{self, Built, NetworkCtx};
 use crate::object::{Datapath, Draft, NexthopId, RouteKey, RouteVia};
 use crate::outcome::{PeerDecision, PeerOutcome, WayOutcome};
 use crate::problem::Problem;
-use crate::transition::Said;
 
 /// A network as it was built.
-pub(super) struct Ways {
+pub(crate) struct Ways {
     /// The backends that were built, the configured one first.
-    pub(super) ways: Vec<Way>,
+    pub(crate) ways: Vec<Way>,
     /// The outcome for each peer, in the order of their subnets.
-    pub(super) peers: Vec<PeerOutcome>,
+    pub(crate) peers: Vec<PeerOutcome>,
     /// Problems that did not keep the network from being built.
-    pub(super) problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 /// One backend of a network on this host.
-pub(super) struct Way {
-    pub(super) backend: BackendConfig,
+pub(crate) struct Way {
+    pub(crate) backend: BackendConfig,
     /// The objects that were built. The peers in it are those that may send by this backend.
-    pub(super) built: Built,
+    pub(crate) built: Built,
     /// The subnets of the peers that are reached by this backend.
-    pub(super) reached: Vec<IpNet>,
+    pub(crate) reached: Vec<IpNet>,
     /// True if this host sends by it, or may do so as soon as it reads what a peer publishes next.
-    pub(super) used: bool,
+    pub(crate) used: bool,
 }
 
 impl Way {
     /// Returns what is reported about this backend.
-    pub(super) fn outcome(&self) -> WayOutcome {
+    pub(crate) fn outcome(&self) -> WayOutcome {
         WayOutcome { backend: self.backend.clone(), devices: self.built.device_names(), used: self.used }
     }
 }
 
 impl Ways {
     /// Returns the smallest MTU in bytes: the largest size a container's packet may have whichever way it goes.
-    pub(super) fn mtu(&self) -> Option<Mtu> {
+    pub(crate) fn mtu(&self) -> Option<Mtu> {
         self.ways.iter().map(|way| way.built.mtu).min()
     }
 
     /// Returns all tunnel devices, each once.
-    pub(super) fn devices(&self) -> Vec<IfName> {
+    pub(crate) fn devices(&self) -> Vec<IfName> {
         self.ways.iter().flat_map(|way| way.built.device_names()).collect()
     }
 
     /// Returns the carrier of the packets. If the kernel does not carry them all, user space is reported.
-    pub(super) fn datapath(&self) -> Datapath {
+    pub(crate) fn datapath(&self) -> Datapath {
         self.ways.iter().map(|way| way.built.datapath).max().unwrap_or(Datapath::Kernel)
     }
 }
 
 /// Builds the network with its configured backend and those of `before`. Fails if none of them can be built, with the
-/// problem of the configured one. `said` is what peers may know of this host's lease.
-pub(super) fn build(
+/// problem of the configured one. `stage` is that of the network's change.
+pub(crate) fn build(
     ctx: &NetworkCtx<'_>,
     before: &[BackendConfig],
-    said: Said<'_>,
+    stage: Stage<'_>,
     draft: &mut Draft,
 ) -> Result<Ways, Problem> {
     if before.is_empty() && ctx.peers.iter().all(|peer| peer.besides.is_empty()) {
@@ -80,7 +80,7 @@ pub(super) fn build(
     }
     let backends = std::iter::once(&ctx.config.backend).chain(before);
     let built: Vec<Result<Alone, Problem>> = backends.map(|backend| alone(ctx, backend)).collect();
-    merge(ctx, built, said, draft)
+    merge(ctx, built, stage.said, draft)
 }
 
 /// One backend built as if it were the only one.
@@ -189,7 +189,7 @@ fn merge(
 /// Chooses the backend by which each subnet is reached. It is the first that reaches the subnet, has its devices, and
 /// by which this host sends according to its lease. A subnet that is reached by another backend now is not moved to a
 /// device that may turn out to be impossible. Nor is it moved to a backend that the peer may be about to give up,
-/// because the peer has not read yet that it is used ([`crate::transition::kept`] is the other half).
+/// because the peer has not read yet that it is used ([`super::kept`] is the other half).
 fn choose(alone: &[Alone], ctx: &NetworkCtx<'_>, said: Said<'_>) -> HashMap<IpNet, usize> {
     let is_there = |way: &Alone| {
         let mut devices = way.built.devices.iter();
