@@ -10,11 +10,13 @@ mod tasks;
 
 use std::sync::Arc;
 
+use flatnet_kernel::NetlinkKernel;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::local_api::Ask;
 use crate::node::Node;
+use crate::plane::Plane;
 use crate::reconciler::PlanError;
 use crate::report::{Exit, Failure, chain};
 use crate::state_dir::StateDir;
@@ -43,41 +45,11 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
                 tracing::error!(error = %failure, "cannot go on");
                 break Err(failure);
             }
-            Some(ask) = tasks.asks.recv() => match ask {
-                Ask::Leave { purge, reply } => {
-                    let mut failures = node.leave(purge).await;
-                    failures.extend(stay_away(&dir));
-                    tracing::info!(purge, "left");
-                    // Whoever asked may have gone away; the leaving is done all the same.
-                    let _ = reply.send(failures);
+            Some(ask) = tasks.asks.recv() => {
+                if answer(ask, &mut node, &dir).await {
                     break Ok(());
                 }
-                Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
-                Ask::JoinNetwork { name, options, reply } => {
-                    let membership = Arc::clone(node.membership());
-                    tokio::spawn(async move { drop(reply.send(membership.join(&name, options).await)) });
-                }
-                Ask::LeaveNetwork { name, purge, reply } => {
-                    let membership = Arc::clone(node.membership());
-                    tokio::spawn(async move { drop(reply.send(membership.leave(&name, purge).await)) });
-                }
-                Ask::RotateKey(reply) => {
-                    let rotation = node.rotation();
-                    // A rotation waits for the store: the next ask must not wait for it.
-                    tokio::spawn(async move { drop(reply.send(rotation.run().await)) });
-                }
-                Ask::Plan(reply) => {
-                    let answer = node.plan().await;
-                    // A pass may be under way: the next ask must not wait for it.
-                    tokio::spawn(async move {
-                        let plan = match answer {
-                            Ok(answer) => answer.await.unwrap_or(Err(PlanError::Stopping)),
-                            Err(error) => Err(error),
-                        };
-                        drop(reply.send(plan.map(|ops| ops.iter().map(planned).collect())));
-                    });
-                }
-            },
+            }
         }
     };
     notify(&NotifyState::Stopping);
@@ -88,6 +60,46 @@ pub async fn run(options: JoinOptions) -> Result<(), Failure> {
     }
     tasks.finish().await;
     ended
+}
+
+/// Does what is asked over the socket. Returns true if this node has left.
+async fn answer(ask: Ask, node: &mut Node<Plane, NetlinkKernel>, dir: &StateDir) -> bool {
+    match ask {
+        Ask::Leave { purge, reply } => {
+            let mut failures = node.leave(purge).await;
+            failures.extend(stay_away(dir));
+            tracing::info!(purge, "left");
+            // Whoever asked may have gone away; the leaving is done all the same.
+            let _ = reply.send(failures);
+            return true;
+        }
+        Ask::Renumber(reply) => drop(reply.send(node.renumber().await)),
+        Ask::JoinNetwork { name, options, reply } => {
+            let membership = Arc::clone(node.membership());
+            tokio::spawn(async move { drop(reply.send(membership.join(&name, options).await)) });
+        }
+        Ask::LeaveNetwork { name, purge, reply } => {
+            let membership = Arc::clone(node.membership());
+            tokio::spawn(async move { drop(reply.send(membership.leave(&name, purge).await)) });
+        }
+        Ask::RotateKey(reply) => {
+            let rotation = node.rotation();
+            // A rotation waits for the store: the next ask must not wait for it.
+            tokio::spawn(async move { drop(reply.send(rotation.run().await)) });
+        }
+        Ask::Plan(reply) => {
+            let answer = node.plan().await;
+            // A pass may be under way: the next ask must not wait for it.
+            tokio::spawn(async move {
+                let plan = match answer {
+                    Ok(answer) => answer.await.unwrap_or(Err(PlanError::Stopping)),
+                    Err(error) => Err(error),
+                };
+                drop(reply.send(plan.map(|ops| ops.iter().map(planned).collect())));
+            });
+        }
+    }
+    false
 }
 
 /// Keeps a service manager from starting an agent again that was told to leave. Returns what went wrong. A service

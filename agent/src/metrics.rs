@@ -142,48 +142,49 @@ impl Metrics {
             lease_expiry: Family::default(),
             tasks: Gauge::default(),
         };
-        let registry = &mut metrics.registry;
-        registry.register("reconcile_duration_seconds", "Time one pass of the reconciler took", metrics.passes.clone());
-        registry.register("reconcile_ops", "Operations on kernel objects", metrics.ops.clone());
-        registry.register(
-            "drift_repairs",
-            "Objects of ours that somebody else changed, repaired",
-            metrics.drift.clone(),
-        );
+        metrics.register();
+        metrics
+    }
+
+    /// Names all of them in the registry.
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("reconcile_duration_seconds", "Time one pass of the reconciler took", self.passes.clone());
+        registry.register("reconcile_ops", "Operations on kernel objects", self.ops.clone());
+        registry.register("drift_repairs", "Objects of ours that somebody else changed, repaired", self.drift.clone());
         registry.register(
             "objects",
             "Kernel objects of ours: programmed, or failed because the kernel refused them",
-            metrics.objects.clone(),
+            self.objects.clone(),
         );
         registry.register(
             "watch_restarts",
             "Times the watch on the store had to begin anew",
-            metrics.watch_restarts.clone(),
+            self.watch_restarts.clone(),
         );
-        registry.register("controlplane_connected", "1 while the store is followed", metrics.connected.clone());
+        registry.register("controlplane_connected", "1 while the store is followed", self.connected.clone());
         registry.register(
             "store_channel_ok",
             "1 while the last call of this way of speaking with the store went well",
-            metrics.channels.clone(),
+            self.channels.clone(),
         );
         registry.register(
             "dropped_packets",
             "Packets that the agent's own rules dropped since it began to look, by reason",
-            metrics.dropped.clone(),
+            self.dropped.clone(),
         );
         registry.register(
             "source_mismatch_packets",
             "Dropped packets by the peer that they claimed to be from: they came from another address or interface, or in clear",
-            metrics.claimed.clone(),
+            self.claimed.clone(),
         );
-        registry.register("peers", "Peers by backend and state", metrics.peers.clone());
+        registry.register("peers", "Peers by backend and state", self.peers.clone());
         registry.register(
             "lease_expiry_timestamp_seconds",
             "When the lease ends unless renewed",
-            metrics.lease_expiry.clone(),
+            self.lease_expiry.clone(),
         );
-        registry.register("tasks", "Tasks of the agent's runtime that have not ended", metrics.tasks.clone());
-        metrics
+        registry.register("tasks", "Tasks of the agent's runtime that have not ended", self.tasks.clone());
     }
 
     /// Records that one pass took this long.

@@ -27,6 +27,7 @@ pub mod control_plane;
 pub mod etcd;
 pub mod flannel;
 pub mod lab;
+pub mod length;
 pub mod members;
 pub mod modules;
 pub mod netns;

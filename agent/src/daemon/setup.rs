@@ -15,11 +15,11 @@ use flatnet_core::underlay::Selection;
 use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel, Questions};
 use flatnet_model::keys::NetworkKeys;
-use flatnet_model::{IpFamily, Owner, SubnetKey};
+use flatnet_model::{IpFamily, NodeId, Owner, SubnetKey};
 use flatnet_proto::agent::v1::Store as StoreDocument;
 use tokio::sync::watch;
 
-use super::options::JoinOptions;
+use super::options::{JoinOptions, NetworkOptions};
 use crate::context::NodeSetup;
 use crate::host_kernel;
 use crate::host_options::HostOptions;
@@ -57,11 +57,14 @@ pub(super) struct ProcessSetup {
     /// The lookup of the store's name, if that is still to be resolved.
     pub(super) lookup: Option<Lookup>,
     /// The store's endpoints, and the sender for their addresses; `None` if they need not be known.
-    pub(super) endpoints: Option<(Vec<Endpoint>, watch::Sender<Vec<SocketAddr>>)>,
+    pub(super) endpoints: Option<Followed>,
 }
 
 /// A name that could not be resolved in time, and the sender for its addresses once it can be.
 pub(super) type Lookup = (Endpoint, watch::Sender<Vec<IpAddr>>);
+
+/// Endpoints whose addresses are to be known, and the sender for these.
+pub(super) type Followed = (Vec<Endpoint>, watch::Sender<Vec<SocketAddr>>);
 
 impl Setup {
     pub(super) async fn new(options: JoinOptions) -> Result<Self, Failure> {
@@ -77,36 +80,12 @@ impl Setup {
         let sysctls = SysctlRecord::open(Arc::clone(&dir)).map_err(|error| state_dir_failure(&error))?;
         let underlay = UnderlayRecord::open(Arc::clone(&dir));
         let (store_at, lookup) = store_address(&options.endpoints, &underlay).await;
-        let selection = Selection { store: store_at.borrow().clone(), ..options.underlay };
+        let selection = Selection { store: store_at.borrow().clone(), ..options.underlay.clone() };
         check_firewall(&kernel).await?;
         let facts = check_underlay(kernel.as_ref(), &selection).await?;
+        let (host, endpoints) = host_options(&options, dir.node(), selection).await;
         let owner = Owner { node: dir.node(), name: options.name, nonce: dir.nonce() };
-        let endpoints = options.endpoints;
-        let closed = !options.containers_reach_store;
-        let known = if closed { store_address::known(&endpoints, &store_at.borrow()) } else { Vec::new() };
-        let (tell, endpoints_at) = watch::channel(known);
-        let follow = closed.then(|| (endpoints.clone(), tell));
-        let host = HostOptions {
-            node: dir.node(),
-            selection,
-            bridge: options.bridge,
-            masquerade: options.masquerade,
-            take_over: options.take_over,
-            exposure: exposure(&options.expose, options.take_over),
-            endpoints: endpoints_at,
-            userspace: options.userspace,
-            other_endpoints: other_addresses(&endpoints).await,
-        };
-        let networks: Vec<NetworkSetup> = options
-            .networks
-            .into_iter()
-            .map(|network| NetworkSetup {
-                keys: NetworkKeys::new(&network.name, &options.etcd.etcd_prefix),
-                env_file: network.env_file.unwrap_or_else(|| dir.env_file(&network.name)),
-                init: network.init,
-                wanted: network.wanted,
-            })
-            .collect();
+        let networks = network_setups(options.networks, &options.etcd.etcd_prefix, &dir);
         let record = NetworkRecord::open(Arc::clone(&dir));
         let all = record.to_join(&networks, &options.etcd.etcd_prefix);
         let names = all.iter().map(|network| network.keys.network());
@@ -115,9 +94,9 @@ impl Setup {
         let process = ProcessSetup {
             run_dir: options.run_dir,
             http_listen: options.http_listen,
-            store: store_endpoints::document(&options.etcd, &endpoints),
+            store: store_endpoints::document(&options.etcd, &options.endpoints),
             lookup,
-            endpoints: follow,
+            endpoints,
         };
         let (lease_ttl, flannel_prefix) = (options.lease_ttl, options.etcd.etcd_prefix);
         let random = NodeRandom::Os;
@@ -140,6 +119,36 @@ impl Setup {
         };
         Ok(Self { node, process, namespace })
     }
+}
+
+/// Returns the options of the host `node`, and the endpoints to follow if containers must not reach the store.
+async fn host_options(options: &JoinOptions, node: NodeId, selection: Selection) -> (HostOptions, Option<Followed>) {
+    let closed = !options.containers_reach_store;
+    let known = if closed { store_address::known(&options.endpoints, &selection.store) } else { Vec::new() };
+    let (tell, endpoints) = watch::channel(known);
+    let host = HostOptions {
+        node,
+        selection,
+        bridge: options.bridge,
+        masquerade: options.masquerade,
+        take_over: options.take_over,
+        exposure: exposure(&options.expose, options.take_over),
+        endpoints,
+        userspace: options.userspace,
+        other_endpoints: other_addresses(&options.endpoints).await,
+    };
+    (host, closed.then(|| (options.endpoints.clone(), tell)))
+}
+
+/// Returns the networks that the command line names. `prefix`: the key prefix under which the network `default` lives.
+fn network_setups(networks: Vec<NetworkOptions>, prefix: &str, dir: &StateDir) -> Vec<NetworkSetup> {
+    let setup = |network: NetworkOptions| NetworkSetup {
+        keys: NetworkKeys::new(&network.name, prefix),
+        env_file: network.env_file.unwrap_or_else(|| dir.env_file(&network.name)),
+        init: network.init,
+        wanted: network.wanted,
+    };
+    networks.into_iter().map(setup).collect()
 }
 
 /// Returns the machines that the networks are opened to. Whoever comes from flannel is told what flannel let in and

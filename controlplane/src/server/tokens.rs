@@ -167,22 +167,9 @@ pub async fn use_for<S: Store>(
         found = left;
     }
     for _ in 0..ATTEMPTS {
-        // The registration of a node that was removed counts for nothing.
-        if let Some((_, registered)) = known.as_ref().filter(|(_, registered)| !registered.removed) {
-            let is_same_key = registered.key_sha256 == key_hash;
-            if is_same_key && !registered.revoked {
-                // The answer to an earlier use was lost: that takes no second use.
-                return Ok(());
-            }
-            if registered.revoked && found.record.node.is_none() {
-                return Err(registry::revoked(node));
-            }
-            if !is_same_key && found.record.node.is_none() {
-                return Err(refusal::not_allowed(
-                    format!("node {node} joined with another key before"),
-                    "if its state was lost: controlplane node rm, or a token for it: controlplane token create --node",
-                ));
-            }
+        if has_joined(known.as_ref().map(|(_, registered)| registered), &found, node, key_hash)? {
+            // The answer to an earlier use was lost: that takes no second use.
+            return Ok(());
         }
         found.record.uses_left = found.record.uses_left.checked_sub(1).ok_or_else(bad)?;
         let (key, node_key) = (format!("{TOKENS}{}", found.id), registry::key(node));
@@ -214,6 +201,26 @@ pub async fn use_for<S: Store>(
         }
     }
     Err(Status::unavailable("too many join with this token at once; try again"))
+}
+
+/// Returns true if `node` has joined with the key of `key_hash` already, and an error if it may not join with it. The
+/// registration of a node that was removed counts for nothing.
+fn has_joined(registered: Option<&Registration>, found: &Found, node: NodeId, key_hash: &str) -> Result<bool, Status> {
+    let Some(registered) = registered.filter(|registered| !registered.removed) else { return Ok(false) };
+    let is_same_key = registered.key_sha256 == key_hash;
+    if is_same_key && !registered.revoked {
+        return Ok(true);
+    }
+    if registered.revoked && found.record.node.is_none() {
+        return Err(registry::revoked(node));
+    }
+    if !is_same_key && found.record.node.is_none() {
+        return Err(refusal::not_allowed(
+            format!("node {node} joined with another key before"),
+            "if its state was lost: controlplane node rm, or a token for it: controlplane token create --node",
+        ));
+    }
+    Ok(false)
 }
 
 async fn registration<S: Store>(store: &S, node: NodeId) -> Result<Option<(i64, Registration)>, Status> {
