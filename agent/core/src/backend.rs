@@ -393,3 +393,6 @@ impl Draft {
         object.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,9 +126,9 @@ impl Host {
 
     /// Returns our VXLAN devices: name, VNI, UDP port, local underlay address.
     pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, u32, u16, IpAddr)> {
-        self.ours.links.iter().filter_map(|(name, link)| match &link.kind {
-            LinkKind::Vxlan(vxlan) => Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local)),
-            LinkKind::Bridge | LinkKind::Wireguard(_) | LinkKind::Gre(_) | LinkKind::Gre6(_) => None,
+        self.ours.links.iter().filter_map(|(name, link)| {
+            let LinkKind::Vxlan(vxlan) = &link.kind else { return None };
+            Some((*name, vxlan.vni.get(), vxlan.port, vxlan.local))
         })
     }
 

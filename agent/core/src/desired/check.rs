@@ -42,8 +42,8 @@ impl<'a> Accepted<'a> {
         Ok(())
     }
 
-    /// Returns true if `network` can have the tunnels of `config` too, `beside` those it has by other configurations and
-    /// those of the other networks.
+    /// Returns true if `network` can have the tunnels of `config` too. It has those of the configurations `beside`, and
+    /// other networks have theirs.
     pub(super) fn has_room(
         &self,
         network: &NetworkInput<'_>,

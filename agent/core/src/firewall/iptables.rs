@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use flatnet_model::IpFamily;
 use ipnet::IpNet;
 
-use super::{FirewallNetwork, FirewallTunnel, mark, merged};
+use super::{FirewallNetwork, FirewallTunnel, gre, mark, merged};
 use crate::facts::DroppingChain;
-use crate::object::{IptablesChain, IptablesKey, IptablesRule, TunnelId};
+use crate::object::{IptablesChain, IptablesKey, IptablesRule};
 
 /// Returns the rules that `networks` need, given the chains that can drop.
 #[must_use]
@@ -38,10 +38,9 @@ pub fn iptables(
 /// and a peer behind a translator comes from any address, so its port is open to all, but only while the device is
 /// there.
 fn input(network: &FirewallNetwork, family: IpFamily) -> Vec<(String, String)> {
-    let packets = |tunnel: &FirewallTunnel| match tunnel.id {
-        TunnelId::Vxlan(_) => format!("-p udp -m udp --dport {} {}", tunnel.port, mark::iptables_match()),
-        // By number: a host without /etc/protocols does not know the name.
-        TunnelId::Gre(_) | TunnelId::Direct => format!("-p 47 {}", mark::iptables_match()),
+    let packets = |tunnel: &FirewallTunnel| match tunnel.port {
+        0 => format!("-p {} {}", gre::NUMBER, mark::iptables_match()),
+        port => format!("-p udp -m udp --dport {port} {}", mark::iptables_match()),
     };
     let mut rules: BTreeSet<String> = network.tunnels().filter(|tunnel| tunnel.family == family).map(packets).collect();
     // WireGuard listens on both families, whatever is inside.

@@ -426,3 +426,14 @@ fn what_takes_the_others_place_is_no_earlier_backend() {
     assert_eq!(earlier_backends(&[vxlan(1)], &vxlan(7), &wireguard()), [vxlan(7), vxlan(1)]);
     assert!(earlier_backends(&[], &wireguard(), &wireguard()).is_empty());
 }
+
+#[test]
+fn what_was_written_is_remembered_until_it_is_read_where_there_is_more_than_one_way() {
+    let written = Publication::of(vxlan(1).kind());
+    assert!(!Change::default().writing(&written), "with one way there is nothing to be careful about");
+    let mut change = Change::among(vec![vxlan(1)]);
+    assert!(change.writing(&written) && change.writing(&written));
+    assert_eq!(change.unread, [written]);
+    assert!(change.nothing_unread() && !change.nothing_unread());
+    assert_eq!(change.turned(&wireguard(), &vxlan(7)).earlier(), [wireguard(), vxlan(1)]);
+}
