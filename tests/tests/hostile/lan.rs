@@ -1,10 +1,11 @@
 //! Machines of the LAN beside an IPv6 network over an IPv6 underlay: they open connections into it only if they are
 //! named, and containers reach the store only if they may.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use flatnet_tests::Families;
+use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::netns::Namespace;
 use flatnet_tests::suite::Test;
@@ -89,4 +90,22 @@ fn lan() {
         if reaches_store(&lab.container(1)) { Ok(()) } else { Err("no connection".to_owned()) }
     });
     assert!(!reaches_store(&lab.container(2)), "the other host has not said so");
+    at_its_own_address(&lab, &mut agents[1]);
+}
+
+/// A store at an address of the host's own is kept from its containers too: what they send there is not forwarded, it is
+/// let in. What else listens there is open to them.
+fn at_its_own_address(lab: &Lab, agent: &mut Agent) {
+    let [store, beside]: [SocketAddr; 2] = ["[fd33::12]:2379", "[fd33::12]:2390"].map(|at| at.parse().unwrap());
+    let _listening = inside(&agent.host, || [store, beside].map(|at| TcpListener::bind(at).unwrap()));
+    agent.end(Signal::SIGTERM);
+    agent.arguments.insert(2, format!("http://{store}"));
+    agent.start();
+    agent.wait_converged(1);
+    let connects = |by: &Namespace, to: SocketAddr| {
+        inside(by, || TcpStream::connect_timeout(&to, Duration::from_millis(500))).is_ok()
+    };
+    assert!(connects(&agent.host, store), "the host itself");
+    assert!(connects(&lab.container(agent.number), beside), "the container reaches what listens beside it");
+    assert!(!connects(&lab.container(agent.number), store), "the container reaches a store at its host's own address");
 }
