@@ -39,11 +39,14 @@ fn interrupted() {
         let mut child = command.spawn().unwrap();
         let directory = std::env::temp_dir().join(format!("flatnet-demo-{}", child.id()));
         pause(Duration::from_millis(after_millis));
-        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-        let status = wait_until("the demo ends", Duration::from_secs(15), || {
-            child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
-        });
-        assert!(!status.success() || after_millis >= 3_000, "interrupted after {after_millis} ms: {status}");
+        // On a busy machine the demo may be at its end by now: then it was not interrupted.
+        if child.try_wait().unwrap().is_none() {
+            kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+            let status = wait_until("the demo ends", Duration::from_secs(15), || {
+                child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
+            });
+            assert!(!status.success() || after_millis >= 3_000, "interrupted after {after_millis} ms: {status}");
+        }
         assert!(!directory.exists(), "{} is left after {after_millis} ms", directory.display());
     }
 }
