@@ -4,7 +4,7 @@ CARGO ?= cargo
 # One profile and one set of features for all that is built to be tested (agent/Cargo.toml says why).
 PROFILE = --profile tested
 TESTED = target/tested
-TESTING = $(PROFILE) --features flatnet-agent/testing
+TESTING = $(PROFILE) --features flatnet-agent/testing,flatnet-controlplane/testing
 BUILD_TESTED = $(CARGO) build $(TESTING) -p flatnet-agent -p flatnet-controlplane
 
 .PHONY: help build release demo test unit e2e lint fmt setup

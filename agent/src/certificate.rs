@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flatnet_controlplane::plane::ControlPlane;
+use flatnet_plane::plane::ControlPlane;
 
 use crate::context::Context;
 use crate::part::{Part, Stop};

@@ -3,17 +3,17 @@
 //! A watch that was opened long ago goes on telling of changes when the store refuses everything else, for example
 //! because a password was changed, a right was taken away, or a quota is full. So every way has its own last success
 //! and last failure, and health is what each of them says. The watch has its own record:
-//! [`flatnet_controlplane::watch::Connection`].
+//! [`flatnet_plane::watch::Connection`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::store::StoreError;
-use flatnet_controlplane::watch::Connection;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::NetworkName;
 use flatnet_model::keys::NetworkKeys;
+use flatnet_plane::store::StoreError;
+use flatnet_plane::watch::Connection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::random::NodeRandom;
 use flatnet_model::{HostRanges, Owner};
+use flatnet_plane::random::NodeRandom;
 use tokio::sync::{mpsc, watch};
 
 use crate::channels::Channels;

@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flatnet_controlplane::wire::refusal;
 use flatnet_model::{NetworkName, WireguardKey};
+use flatnet_plane::wire::refusal;
 use flatnet_proto::agent::v1::agent_client::AgentClient;
 use flatnet_proto::agent::v1::agent_server::{Agent, AgentServer};
 use flatnet_proto::agent::v1::{

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flatnet_controlplane::plane::ControlPlane;
 use flatnet_core::problem::Problem;
 use flatnet_model::NetworkName;
+use flatnet_plane::plane::ControlPlane;
 use flatnet_proto::agent::v1::Network as Document;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use flatnet_controlplane::store::StoreErrorKind;
-use flatnet_controlplane::watch::{Connection, NetworkView};
 use flatnet_core::object::KernelState;
 use flatnet_core::op::{Action, ObjectKey, ObjectKind};
+use flatnet_plane::store::StoreErrorKind;
+use flatnet_plane::watch::{Connection, NetworkView};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;

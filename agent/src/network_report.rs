@@ -2,11 +2,11 @@
 
 use std::time::UNIX_EPOCH;
 
-use flatnet_controlplane::watch::{Connection, NetworkView, Sign};
 use flatnet_core::outcome::{NetworkOutcome, PeerOutcome};
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::state::ConfigState;
 use flatnet_model::{IpFamily, NetworkConfig, NodeId};
+use flatnet_plane::watch::{Connection, NetworkView, Sign};
 use flatnet_proto::agent::v1 as wire;
 use tokio::sync::watch;
 use tokio::time::Instant;

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::problem::Problem;
 use flatnet_core::transition::Change;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IfName, NetworkConfig, NetworkName, SubnetKey};
+use flatnet_plane::watch::NetworkView;
 use ipnet::IpNet;
 use tokio::sync::watch;
 

@@ -10,11 +10,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::Connection;
 use flatnet_core::op::Op;
 use flatnet_kernel::Kernel;
 use flatnet_model::NetworkName;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::certificate;

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::allocate::{AcquireError, Claim, ClaimRequest, UpdateError};
-use flatnet_controlplane::client::Remote;
-use flatnet_controlplane::networks::{NetworkError, NetworkSpec};
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::plane::feed::{News, Position};
-use flatnet_controlplane::presence::{Presence, PresenceError};
-use flatnet_controlplane::random::Random;
-use flatnet_controlplane::store::StoreError;
-use flatnet_controlplane::store::etcd::EtcdStore;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::NetworkState;
 use flatnet_model::{HostRanges, NetworkName, Owner, Publication};
+use flatnet_plane::allocate::{AcquireError, Claim, ClaimRequest, UpdateError};
+use flatnet_plane::client::Remote;
+use flatnet_plane::networks::{NetworkError, NetworkSpec};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::plane::feed::{News, Position};
+use flatnet_plane::presence::{Presence, PresenceError};
+use flatnet_plane::random::Random;
+use flatnet_plane::store::StoreError;
+use flatnet_plane::store::etcd::EtcdStore;
 use futures::stream::{BoxStream, Stream, StreamExt};
 
 /// One of the two kinds of control plane.

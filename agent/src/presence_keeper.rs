@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::presence::{self, PRESENCE_TTL, PresenceError};
-use flatnet_controlplane::random::{Backoff, NodeRandom};
-use flatnet_controlplane::store::StoreError;
 use flatnet_model::{HostRanges, Owner};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::presence::{self, PRESENCE_TTL, PresenceError};
+use flatnet_plane::random::{Backoff, NodeRandom};
+use flatnet_plane::store::StoreError;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 

@@ -1,9 +1,9 @@
 //! The end of a command, and what it says about a store that does not answer.
 
-use flatnet_controlplane::networks::NetworkError;
-use flatnet_controlplane::store::StoreError;
+use flatnet_plane::networks::NetworkError;
+use flatnet_plane::store::StoreError;
 
-pub use flatnet_controlplane::failure::{Exit, Failure, chain, note, print};
+pub use flatnet_plane::failure::{Exit, Failure, chain, note, print};
 
 /// Returns what to do about a store that answers and refuses. `said`: the store's words.
 #[must_use]

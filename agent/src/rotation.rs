@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::watch::Connection;
 use flatnet_core::backend::Needs;
 use flatnet_core::problem::Problem;
 use flatnet_model::{BackendData, Lease, NodeId, WireguardKey};
+use flatnet_plane::watch::Connection;
 use tokio::sync::watch;
 
 use crate::context::Context;

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::snapshot;
-use flatnet_controlplane::watch::Source;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
+use flatnet_plane::snapshot;
+use flatnet_plane::watch::Source;
 use tokio::sync::watch;
 
 use crate::context::Context;

@@ -25,9 +25,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use flatnet_controlplane::client::credentials;
-use flatnet_controlplane::files;
 use flatnet_model::{InstanceNonce, NetworkName, NodeId, SubnetKey};
+use flatnet_plane::client::credentials;
+use flatnet_plane::files;
 
 /// The state directory, unless another one is named.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/flatnet";

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use flatnet_controlplane::endpoint::Endpoint;
+use flatnet_plane::endpoint::Endpoint;
 use tokio::sync::{oneshot, watch};
 
 /// The pause between two look-ups. It is short because a lease may be published as soon as the name is known, with the

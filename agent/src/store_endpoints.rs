@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use flatnet_controlplane::cli::etcd_args::EtcdArgs;
-use flatnet_controlplane::client::ServerAddress;
-use flatnet_controlplane::endpoint::{Endpoint, InvalidEndpoint};
-use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_plane::client::ServerAddress;
+use flatnet_plane::endpoint::{Endpoint, InvalidEndpoint};
+use flatnet_plane::etcd_args::EtcdArgs;
+use flatnet_plane::store::etcd::EtcdStore;
 use flatnet_proto::agent::v1::Store as StoreDocument;
 
 use crate::report::{Exit, Failure};

@@ -4,7 +4,7 @@ mod repeats;
 
 use std::io::IsTerminal;
 
-use flatnet_controlplane::log_writer::Lines;
+use flatnet_plane::log_writer::Lines;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -30,7 +30,7 @@ pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
     let filter = Targets::new().with_default(Level::ERROR).with_targets([
         ("flatnet_agent", level),
         ("flatnet_kernel", level),
-        ("flatnet_controlplane", level),
+        ("flatnet_plane", level),
         ("flatnet_core", level),
     ]);
     let registry = tracing_subscriber::registry().with(filter);

@@ -1,6 +1,5 @@
 //! The command line of `controlplane`, with one file for each subject. Exit codes are those of `agent`.
 
-pub mod etcd_args;
 mod manage;
 mod network;
 mod report;

@@ -6,8 +6,8 @@ use flatnet_model::keys::{NetworkKeys, presence};
 use flatnet_model::{EtcdLease, NetworkName, NodeId, SubnetKey};
 use ipnet::IpNet;
 
-use crate::flannel::decode_config;
-use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
+use flatnet_plane::flannel::decode_config;
+use flatnet_plane::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
 
 /// The most keys a transaction creates; etcd takes 128 operations (`--max-txn-ops`).
 const CHUNK: usize = 100;
@@ -132,7 +132,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::memory::MemoryStore;
+    use flatnet_plane::store::memory::MemoryStore;
 
     #[tokio::test]
     async fn a_network_of_a_store_put_back_is_another_one_with_the_same_words() {

@@ -21,12 +21,13 @@ use tonic::service::Routes;
 use tonic::transport::server::Server as Grpc;
 use tonic::{Response, Status};
 
-use crate::clock;
-use crate::networks::{self, NetworkError};
-use crate::pki::{self, Authority, Identity, PkiError, SERVER_LIFETIME};
+use crate::authority::{Authority, SERVER_LIFETIME};
 use crate::store::embedded::EmbeddedStore;
-use crate::store::{Store, StoreError};
-use crate::tls;
+use flatnet_plane::clock;
+use flatnet_plane::identity::{self, Identity, PkiError};
+use flatnet_plane::networks::{self, NetworkError};
+use flatnet_plane::store::{Store, StoreError};
+use flatnet_plane::tls;
 
 mod admin;
 mod audit;
@@ -184,7 +185,7 @@ impl<S: Store> Context<S> {
             embedded: None,
             prefix,
             authority,
-            node_lifetime: pki::NODE_LIFETIME,
+            node_lifetime: crate::authority::NODE_LIFETIME,
             registry: Arc::default(),
             audit,
             failures: tokens::Failures::default(),
@@ -210,7 +211,7 @@ impl<S: Store> Context<S> {
         Ok(proto::Credentials {
             certificate: issued.certificate.to_vec(),
             authority: self.authority.certificate().to_vec(),
-            not_after: pki::unix_seconds(issued.not_after),
+            not_after: identity::unix_seconds(issued.not_after),
         })
     }
 
@@ -273,7 +274,7 @@ impl<S: Store> Server<S> {
             let path = path.to_owned();
             move |source| ServerError::Io { path, source }
         };
-        crate::files::create_dir(&dir, 0o700).map_err(io(&dir))?;
+        flatnet_plane::files::create_dir(&dir, 0o700).map_err(io(&dir))?;
         let authority = match options.authority {
             Some((certificate, key)) => Authority::read(&certificate, &key)?,
             None => Authority::open(&dir.join(PKI))?,

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::random::{Random, SeededRandom};
 use flatnet_controlplane::store::embedded::EmbeddedStore;
-use flatnet_controlplane::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, Write};
+use flatnet_plane::random::{Random, SeededRandom};
+use flatnet_plane::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, Write};
 use futures::StreamExt;
 use support::ScratchDir;
 

@@ -10,20 +10,20 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::allocate::{self, ClaimRequest, Origin, acquire};
-use flatnet_controlplane::cli::etcd_args::EtcdArgs;
-use flatnet_controlplane::flannel::decode_config;
 use flatnet_controlplane::migrate;
-use flatnet_controlplane::presence;
-use flatnet_controlplane::random::OsRandom;
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
-use flatnet_controlplane::store::{KeyRange, Store, StoreError, Txn, Write};
-use flatnet_controlplane::watch::{Connection, NetworkView, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{
     BackendData, BackendKind, HostRanges, InstanceNonce, Mac, NetworkName, NodeId, Owner, Publication,
 };
+use flatnet_plane::allocate::{self, ClaimRequest, Origin, acquire};
+use flatnet_plane::etcd_args::EtcdArgs;
+use flatnet_plane::flannel::decode_config;
+use flatnet_plane::presence;
+use flatnet_plane::random::OsRandom;
+use flatnet_plane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_plane::store::{KeyRange, Store, StoreError, Txn, Write};
+use flatnet_plane::watch::{Connection, NetworkView, follow};
 use futures::StreamExt;
 use support::{Etcd, connect, free_port};
 use tokio::sync::watch;
@@ -189,7 +189,7 @@ async fn a_password_is_needed_and_an_expired_token_renewed() {
     etcd.ctl(&["user", "add", "root:secret"]);
     etcd.ctl(&["user", "grant-role", "root", "root"]);
     let with = |password: &str| {
-        flatnet_controlplane::store::etcd::EtcdStore::connect(flatnet_controlplane::store::etcd::EtcdOptions {
+        flatnet_plane::store::etcd::EtcdStore::connect(flatnet_plane::store::etcd::EtcdOptions {
             endpoints: vec![etcd.url()],
             user: Some(("root".into(), password.into())),
             ..Default::default()
@@ -266,7 +266,7 @@ async fn the_user_of_etcd_roles_can_be_its_node_and_nothing_else() {
     following.abort();
 
     // It is nothing else.
-    let denied = |result: Result<flatnet_controlplane::store::TxnReply, StoreError>| {
+    let denied = |result: Result<flatnet_plane::store::TxnReply, StoreError>| {
         assert!(matches!(result, Err(StoreError::Denied { .. })), "{result:?}");
     };
     let foreign = [

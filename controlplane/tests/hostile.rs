@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::http::Request;
-use flatnet_controlplane::client::credentials::Credentials;
-use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress, channel};
-use flatnet_controlplane::plane::ControlPlane;
 use flatnet_controlplane::server::SOCKET;
-use flatnet_controlplane::tls::{self, Trust};
 use flatnet_model::{HostRanges, InstanceNonce, NodeId, Owner};
+use flatnet_plane::client::credentials::Credentials;
+use flatnet_plane::client::{Remote, RemoteOptions, ServerAddress, channel};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::tls::{self, Trust};
 use flatnet_proto::controlplane::v1 as proto;
 use http_body::{Body as HttpBody, Frame};
 use proto::admin_client::AdminClient;
@@ -341,7 +341,7 @@ async fn thousands_of_bad_tokens_silent_connections_and_unread_watches_cost_a_bo
     let mut longest = Duration::ZERO;
 
     let config = tls::client(&Trust::Hash(server.ca_hash.clone()), None).unwrap();
-    let (_, csr) = flatnet_controlplane::pki::new_request().unwrap();
+    let (_, csr) = flatnet_plane::identity::new_request().unwrap();
     let mut stranger = EnrollmentClient::new(channel::tls(&server.address, config.clone()).unwrap());
     for number in 0..TOKENS {
         let message = proto::JoinRequest {

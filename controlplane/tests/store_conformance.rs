@@ -8,9 +8,9 @@ mod support;
 use std::time::Duration;
 
 use flatnet_controlplane::store::embedded::EmbeddedStore;
-use flatnet_controlplane::store::memory::MemoryStore;
-use flatnet_controlplane::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, WatchBatch, WatchEvent, Write};
 use flatnet_model::{EtcdLease, Revision};
+use flatnet_plane::store::memory::MemoryStore;
+use flatnet_plane::store::{Compare, KeyRange, Store, StoreError, Txn, TxnReply, WatchBatch, WatchEvent, Write};
 use futures::{Stream, StreamExt};
 use support::{Etcd, ScratchDir};
 
@@ -55,7 +55,7 @@ impl Subject for EmbeddedStore {
 
 #[derive(Clone)]
 struct Real {
-    store: flatnet_controlplane::store::etcd::EtcdStore,
+    store: flatnet_plane::store::etcd::EtcdStore,
     raw: etcd_client::Client,
 }
 
@@ -66,7 +66,7 @@ impl Real {
 }
 
 impl Store for Real {
-    async fn range(&self, range: &KeyRange) -> Result<flatnet_controlplane::store::RangeReply, StoreError> {
+    async fn range(&self, range: &KeyRange) -> Result<flatnet_plane::store::RangeReply, StoreError> {
         self.store.range(range).await
     }
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {

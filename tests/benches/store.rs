@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use flatnet_controlplane::store::embedded::EmbeddedStore;
-use flatnet_controlplane::store::{KeyRange, Store, Txn, Write};
+use flatnet_plane::store::{KeyRange, Store, Txn, Write};
 use futures::StreamExt;
 
 /// Bytes of a lease's value, about.

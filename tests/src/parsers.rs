@@ -6,15 +6,15 @@ use std::sync::LazyLock;
 
 use clap::Command;
 use flatnet_agent::lab::subnet_env::SubnetEnv;
-use flatnet_controlplane::flannel::{decode_change, decode_config, decode_lease, encode_config, encode_lease};
-use flatnet_controlplane::snapshot;
-use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_core::docker_opts::DockerOpts;
 use flatnet_core::env_file::EnvFile;
 use flatnet_kernel::fuzzing;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::Change;
 use flatnet_model::{NetworkName, SubnetKey};
+use flatnet_plane::flannel::{decode_change, decode_config, decode_lease, encode_config, encode_lease};
+use flatnet_plane::snapshot;
+use flatnet_plane::store::{KeyValue, WatchEvent};
 
 /// A parser with a name: that of its program in `tests/fuzz/fuzz_targets` and of its directory in `tests/fuzz/seeds`.
 #[derive(Clone, Copy, Debug)]
@@ -156,12 +156,12 @@ pub fn legacy_table(bytes: &[u8]) {
 
 /// Reads a message of a node or an administrator.
 pub fn node_request(bytes: &[u8]) {
-    flatnet_controlplane::fuzzing::requests(bytes);
+    flatnet_plane::fuzzing::requests(bytes);
 }
 
 /// Reads a message of a server.
 pub fn server_answer(bytes: &[u8]) {
-    flatnet_controlplane::fuzzing::answers(bytes);
+    flatnet_plane::fuzzing::answers(bytes);
 }
 
 /// Reads the token somebody joins with.
@@ -171,7 +171,7 @@ pub fn join_token(bytes: &[u8]) {
 
 /// Reads a certificate, or a request for one.
 pub fn certificate(bytes: &[u8]) {
-    flatnet_controlplane::fuzzing::certificate(bytes);
+    flatnet_plane::fuzzing::certificate(bytes);
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_plane::store::etcd::{EtcdOptions, EtcdStore};
 use flatnet_tests::control_plane::ControlPlane;
 use flatnet_tests::lab::{Lab, Shape};
 use flatnet_tests::members::{Members, Side};

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use flatnet_controlplane::random::SeededRandom;
+use flatnet_plane::random::SeededRandom;
 use flatnet_tests::suite::{self, Test};
 use flatnet_tests::wait::pause;
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use flatnet_controlplane::cli::etcd_args::EtcdArgs;
 use flatnet_core::exposure::Exposed;
 use flatnet_model::{IfName, NetworkName};
+use flatnet_plane::etcd_args::EtcdArgs;
 
 use super::values::{self, NamedCidr, Secret};
 use crate::state_dir::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};

@@ -7,8 +7,8 @@ mod target;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
-use flatnet_controlplane::networks::{Force, NetworkInfo, NetworkSpec, ReachableFrom};
 use flatnet_model::{BackendData, BackendKind, Mac, NetworkName, Publication, SubnetKey, WireguardKey};
+use flatnet_plane::networks::{Force, NetworkInfo, NetworkSpec, ReachableFrom};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use document::{detail, document, summary, table};

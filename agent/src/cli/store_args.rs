@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use flatnet_controlplane::cli::etcd_args::EtcdArgs;
-use flatnet_controlplane::client::credentials::Credentials;
-use flatnet_controlplane::client::{ServerAddress, channel};
-use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
-use flatnet_controlplane::store::etcd::EtcdStore;
+use flatnet_plane::client::credentials::Credentials;
+use flatnet_plane::client::{ServerAddress, channel};
+use flatnet_plane::endpoint::{Endpoint, EndpointKind};
+use flatnet_plane::etcd_args::EtcdArgs;
+use flatnet_plane::store::etcd::EtcdStore;
 use flatnet_proto::agent::v1::GetStoreRequest;
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use tonic::transport::Channel;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flatnet_controlplane::cli::etcd_args::EtcdArgs;
-use flatnet_controlplane::endpoint::Endpoint;
 use flatnet_core::exposure::Exposed;
 use flatnet_core::underlay::Selection;
 use flatnet_model::{IfName, NetworkName};
+use flatnet_plane::endpoint::Endpoint;
+use flatnet_plane::etcd_args::EtcdArgs;
 use ipnet::IpNet;
 
 /// The options of this host's join.

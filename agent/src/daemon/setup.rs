@@ -5,9 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::client::{Remote, RemoteOptions};
-use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
-use flatnet_controlplane::random::NodeRandom;
 use flatnet_core::exposure::{Exposed, Exposure};
 use flatnet_core::facts::HostFacts;
 use flatnet_core::host_ranges;
@@ -16,6 +13,9 @@ use flatnet_kernel::wireguard::Keyring;
 use flatnet_kernel::{Kernel, NetlinkKernel, Questions};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{IpFamily, NodeId, Owner, SubnetKey};
+use flatnet_plane::client::{Remote, RemoteOptions};
+use flatnet_plane::endpoint::{Endpoint, EndpointKind};
+use flatnet_plane::random::NodeRandom;
 use flatnet_proto::agent::v1::Store as StoreDocument;
 use tokio::sync::watch;
 

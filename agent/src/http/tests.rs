@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use flatnet_controlplane::store::StoreErrorKind;
-use flatnet_controlplane::watch::NetworkView;
 use flatnet_core::object::Datapath;
 use flatnet_core::outcome::NetworkOutcome;
 use flatnet_model::state::ConfigState;
 use flatnet_model::{BackendData, BackendKind, InstanceNonce, Lease, NetworkName, NodeId, Owner, SubnetKey};
+use flatnet_plane::store::StoreErrorKind;
+use flatnet_plane::watch::NetworkView;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -71,7 +71,7 @@ impl Agent {
 
     /// Gives the agent a lease, and makes the kernel what it should be.
     fn converge(&self) {
-        let config = flatnet_controlplane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
+        let config = flatnet_plane::flannel::decode_config(br#"{"Network":"10.100.0.0/16"}"#).unwrap().0;
         self.view.send_modify(|view| view.state.config = ConfigState::Valid(config.clone()));
         let held = Held {
             subnets: "10.100.7.0-24".parse().unwrap(),
@@ -81,7 +81,7 @@ impl Agent {
         };
         self.view.send_modify(|view| drop(view.state.leases.insert(held.subnets, own_lease(held.subnets))));
         self.holding.send_modify(|holding| holding.held = Some(held));
-        self.view.send_modify(|view| view.connection = flatnet_controlplane::watch::Connection::Connected);
+        self.view.send_modify(|view| view.connection = flatnet_plane::watch::Connection::Connected);
         self.passed(true);
     }
 
@@ -125,8 +125,7 @@ async fn readiness_comes_with_lease_kernel_and_env_file_and_stays_while_the_stor
     agent.env_written.send_replace(true);
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.as_str()), (200, "converged\n"));
-    let lost =
-        flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
+    let lost = flatnet_plane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
     agent.view.send_modify(|view| view.connection = lost);
     assert_eq!(agent.get("/readyz").await.0, 200);
     agent.passed(false);
@@ -155,8 +154,7 @@ async fn a_lease_that_the_others_do_not_see_is_neither_ready_nor_converged() {
     let (code, _, body) = agent.get("/readyz").await;
     assert!(code == 503 && body.contains("lease-unconfirmed: "), "{code} {body}");
     // A store that is away says nothing either way: packets flow.
-    let lost =
-        flatnet_controlplane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
+    let lost = flatnet_plane::watch::Connection::Lost { reason: "gone".to_owned(), kind: StoreErrorKind::Unavailable };
     agent.view.send_modify(|view| view.connection = lost);
     let (code, _, body) = agent.get("/readyz").await;
     assert_eq!((code, body.as_str()), (200, "degraded\n"));

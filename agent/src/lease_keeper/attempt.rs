@@ -2,14 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatnet_controlplane::allocate::{AcquireError, ClaimRequest, KnownLeases, UpdateError};
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::random::Random;
-use flatnet_controlplane::store::StoreError;
-use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{NetworkConfig, Publication, SubnetKey};
+use flatnet_plane::allocate::{AcquireError, ClaimRequest, KnownLeases, UpdateError};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::random::Random;
+use flatnet_plane::store::StoreError;
+use flatnet_plane::watch::{Connection, Source};
 use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};

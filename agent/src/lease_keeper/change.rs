@@ -1,13 +1,13 @@
 //! The change of a network's backend: when there is one more earlier backend, and when one is no longer needed. What
 //! follows from what is decided in [`flatnet_core::transition`].
 
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend::Needs;
 use flatnet_core::op::ObjectKey;
 use flatnet_core::outcome::WayOutcome;
 use flatnet_core::transition::{self, Change};
 use flatnet_model::{BackendConfig, Lease, NetworkConfig, Publication, Revision};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::{Connection, NetworkView, Source};
 
 use super::LeaseKeeper;
 use crate::outcome::Outcome;

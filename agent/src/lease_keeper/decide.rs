@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::allocate::Holder;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, NetworkView, Source};
 use flatnet_core::backend::{self, Needs};
 use flatnet_core::lease_machine::{Action, Input, LeaseState, Seen};
 use flatnet_core::outcome::Judgement;
@@ -12,6 +9,9 @@ use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_core::transition;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, IpFamily, Lease, NetworkConfig, Publication, SubnetKey};
+use flatnet_plane::allocate::Holder;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::{Connection, NetworkView, Source};
 use tokio::time::Instant;
 
 use super::{LeaseKeeper, Run, problems};

@@ -1,10 +1,10 @@
 //! Giving a subnet up: to the store when leaving, or for another one.
 
-use flatnet_controlplane::allocate::{Claim, Origin};
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, Source};
 use flatnet_core::lease_machine::LeaseState;
 use flatnet_core::problem::{Problem, ProblemCode};
+use flatnet_plane::allocate::{Claim, Origin};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::{Connection, Source};
 
 use super::{LeaseError, LeaseKeeper, Run};
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::networks::{NetworkError, NetworkSpec};
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::Connection;
 use flatnet_model::state::ConfigState;
+use flatnet_plane::networks::{NetworkError, NetworkSpec};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::Connection;
 use ipnet::IpNet;
 
 use super::LeaseKeeper;

@@ -1,9 +1,9 @@
 //! The problems of a lease, in words.
 
-use flatnet_controlplane::allocate::AcquireError;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{NetworkConfig, SubnetKey};
+use flatnet_plane::allocate::AcquireError;
 use ipnet::IpNet;
 
 use crate::networks::Held;

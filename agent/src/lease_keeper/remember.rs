@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::flannel::encode_config;
 use flatnet_core::problem::{Problem, ProblemCode};
 use flatnet_model::{BackendConfig, NetworkConfig, SubnetKey};
+use flatnet_plane::flannel::encode_config;
 
 use super::{LeaseKeeper, Run};
 use crate::report::chain;

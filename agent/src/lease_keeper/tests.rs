@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use flatnet_controlplane::flannel::decode_lease;
-use flatnet_controlplane::random::SeededRandom;
-use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
-use flatnet_controlplane::watch::follow_with;
 use flatnet_core::outcome::Judgement;
 use flatnet_core::problem::ProblemCode;
 use flatnet_core::underlay::Underlay;
 use flatnet_model::{IfName, InstanceNonce, Lease, Mtu, NetworkName, NodeId, Revision};
+use flatnet_plane::flannel::decode_lease;
+use flatnet_plane::random::SeededRandom;
+use flatnet_plane::store::memory::{Fault, Link, MemoryStore};
+use flatnet_plane::watch::follow_with;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -101,7 +101,7 @@ impl Host {
         let dir = Arc::new(StateDir::open(&state, &run).unwrap());
         let subnets = dir.read_subnet(keys().network()).unwrap();
         let config = dir.read_config(keys().network()).unwrap();
-        let config = config.map(|json| flatnet_controlplane::flannel::decode_config(&json).unwrap().0);
+        let config = config.map(|json| flatnet_plane::flannel::decode_config(&json).unwrap().0);
         let held = subnets.zip(config).map(|(subnets, config)| Held {
             subnets,
             config,
@@ -413,7 +413,7 @@ async fn what_waited_for_the_store_is_done_as_soon_as_it_is_back() {
     assert_eq!(host.own().unwrap().public_ip, Some([192, 0, 2, 10].into()));
     host.client.set_link(Link::Up);
     // The keeper waits for the call under way when the store came back, then everything goes at once.
-    sleep(flatnet_controlplane::store::CALL_TIMEOUT + RECONNECTED).await;
+    sleep(flatnet_plane::store::CALL_TIMEOUT + RECONNECTED).await;
     assert_eq!(host.held().await, subnets);
     assert_eq!(host.own().unwrap().public_ip, Some([192, 0, 2, 20].into()));
 }

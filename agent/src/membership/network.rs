@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use flatnet_controlplane::flannel::decode_in_force;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::snapshot;
-use flatnet_controlplane::watch::{NetworkView, Source, follow_with};
 use flatnet_core::transition::Change;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::{BackendConfig, EARLIER_BACKENDS, IfName, NetworkConfig, NetworkName};
+use flatnet_plane::flannel::decode_in_force;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::snapshot;
+use flatnet_plane::watch::{NetworkView, Source, follow_with};
 use tokio::sync::{mpsc, watch};
 
 use crate::context::Context;

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::memory::{Link, MemoryStore};
 use flatnet_core::facts::{Features, HostFacts, Interface};
 use flatnet_core::object::KernelState;
 use flatnet_core::problem::ProblemCode;
@@ -12,6 +10,8 @@ use flatnet_core::underlay::Selection;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{IfName, InstanceNonce, IpFamily, Mtu, NodeId, Owner};
+use flatnet_plane::random::NodeRandom;
+use flatnet_plane::store::memory::{Link, MemoryStore};
 use tokio::time::sleep;
 
 use super::*;

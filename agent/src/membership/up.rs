@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::watch::{Connection, NetworkView};
 use flatnet_core::op::ObjectKey;
 use flatnet_core::problem::Problem;
 use flatnet_model::state::ConfigState;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::watch::{Connection, NetworkView};
 use flatnet_proto::agent::v1::{Network as Document, Status};
 use tokio::sync::mpsc;
 use tokio::time::Instant;

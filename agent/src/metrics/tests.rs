@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
-use flatnet_controlplane::store::{StoreError, StoreErrorKind};
 use flatnet_model::IfName;
+use flatnet_plane::store::{StoreError, StoreErrorKind};
 use flatnet_proto::agent::v1::{Network, Peer, Status};
 
 use super::*;

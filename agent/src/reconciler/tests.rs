@@ -3,10 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flatnet_controlplane::flannel::{decode_change, decode_config};
-use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::{KeyValue, WatchEvent};
-use flatnet_controlplane::watch::{NetworkView, Source};
 use flatnet_core::facts::{Features, Interface};
 use flatnet_core::object::{Altered, KernelState, RouteKey, Sysctl};
 use flatnet_core::op::{Action, ObjectKind};
@@ -16,6 +12,10 @@ use flatnet_kernel::fake::{FakeKernel, Strike};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::ConfigState;
 use flatnet_model::{IfName, InstanceNonce, IpFamily, Mtu, NodeId, Owner};
+use flatnet_plane::flannel::{decode_change, decode_config};
+use flatnet_plane::random::NodeRandom;
+use flatnet_plane::store::{KeyValue, WatchEvent};
+use flatnet_plane::watch::{NetworkView, Source};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 

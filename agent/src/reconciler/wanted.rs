@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use flatnet_controlplane::watch::Source;
 use flatnet_core::backend::Needs;
 use flatnet_core::exposure::Exposure;
 use flatnet_core::wanted::{self, Hold, Inputs, Joined, Wanted};
 use flatnet_kernel::Kernel;
+use flatnet_plane::watch::Source;
 
 use super::Reconciler;
 use crate::networks::Held;

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flatnet_controlplane::client::ServerAddress;
 use flatnet_controlplane::simulation::{CertificateDer, Dial, Replica, Stranger};
-use flatnet_controlplane::store::memory::Link;
+use flatnet_plane::client::ServerAddress;
+use flatnet_plane::store::memory::Link;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};

@@ -2,9 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flatnet_controlplane::flannel::{decode_change, decode_config};
-use flatnet_controlplane::store::memory::MemoryStore;
-use flatnet_controlplane::store::{KeyValue, WatchEvent};
 use flatnet_core::backend;
 use flatnet_core::desired::{HostInput, NetworkInput, desired};
 use flatnet_core::object::KernelState;
@@ -16,6 +13,9 @@ use flatnet_kernel::{Kernel, Questions};
 use flatnet_model::keys::{NetworkKeys, presence};
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{IpFamily, Lease, NetworkConfig, NodeId, Revision, SubnetKey, ipam};
+use flatnet_plane::flannel::{decode_change, decode_config};
+use flatnet_plane::store::memory::MemoryStore;
+use flatnet_plane::store::{KeyValue, WatchEvent};
 use ipnet::IpNet;
 
 use crate::world::{Slot, World};

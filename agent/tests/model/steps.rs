@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flatnet_controlplane::flannel::encode_lease;
-use flatnet_controlplane::store::memory::{Fault, Link, MemoryStore};
 use flatnet_core::object::{Foreign, NexthopId, RouteKey};
 use flatnet_core::op::{Action, ObjectKind};
 use flatnet_kernel::fake::Strike;
 use flatnet_model::{BackendData, BackendKind, IfName, Mac, NetworkName, Publication, Revision, SubnetKey, Vni};
+use flatnet_plane::flannel::encode_lease;
+use flatnet_plane::store::memory::{Fault, Link, MemoryStore};
 use ipnet::IpNet;
 
 use crate::attack::{self, Attack};

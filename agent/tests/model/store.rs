@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::store::memory::MemoryStore;
-use flatnet_controlplane::store::{KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch, Write};
 use flatnet_model::{EtcdLease, Revision};
+use flatnet_plane::store::memory::MemoryStore;
+use flatnet_plane::store::{KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch, Write};
 use futures::Stream;
 
 use crate::oracle;

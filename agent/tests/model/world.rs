@@ -16,15 +16,15 @@ use flatnet_agent::state_dir::StateDir;
 use flatnet_agent::sysctl_record::SysctlRecord;
 use flatnet_agent::underlay_record::UnderlayRecord;
 use flatnet_agent::wireguard_key::WireguardIdentity;
-use flatnet_controlplane::random::NodeRandom;
-use flatnet_controlplane::store::memory::{Backup, Link, MemoryStore};
-use flatnet_controlplane::watch::{Connection, Sign, Source};
 use flatnet_core::facts::{DroppingChain, Features, GreSupport, HostFacts, Interface};
 use flatnet_core::object::{Datapath, Foreign, IptablesChain, IptablesVariant, KernelState};
 use flatnet_core::underlay::Selection;
 use flatnet_kernel::fake::FakeKernel;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{IfName, IpFamily, Mtu, NetworkName, NodeId, Owner, Revision, SubnetKey};
+use flatnet_plane::random::NodeRandom;
+use flatnet_plane::store::memory::{Backup, Link, MemoryStore};
+use flatnet_plane::watch::{Connection, Sign, Source};
 use tokio::sync::watch;
 use tokio::time::Instant;
 

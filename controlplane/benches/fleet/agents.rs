@@ -4,18 +4,18 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::allocate::ClaimRequest;
-use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress};
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::random::OsRandom;
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
-use flatnet_controlplane::store::{Store, Txn, Write};
-use flatnet_controlplane::watch::{NetworkView, Source, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
     BackendData, BackendKind, HostRanges, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, SubnetKey,
     Vni, vtep_mac,
 };
+use flatnet_plane::allocate::ClaimRequest;
+use flatnet_plane::client::{Remote, RemoteOptions, ServerAddress};
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::random::OsRandom;
+use flatnet_plane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_plane::store::{Store, Txn, Write};
+use flatnet_plane::watch::{NetworkView, Source, follow};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -90,7 +90,7 @@ impl Fleet {
         for number in 0..count {
             let net = format!("172.16.{number}.0/24").parse().unwrap();
             let subnets = SubnetKey::new(Some(net), None).unwrap();
-            let value = flatnet_controlplane::flannel::encode_lease(&publication(60_000 + number), None);
+            let value = flatnet_plane::flannel::encode_lease(&publication(60_000 + number), None);
             let began = Instant::now();
             let mut waiting = JoinSet::new();
             for view in &self.views {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flatnet_controlplane::store::embedded::EmbeddedStore;
-use flatnet_controlplane::store::{KeyRange, Store, Txn, Write};
+use flatnet_plane::store::{KeyRange, Store, Txn, Write};
 use tokio::task::JoinSet;
 
 use crate::processes::{Scratch, Server};

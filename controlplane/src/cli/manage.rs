@@ -15,8 +15,8 @@ use tonic::transport::Channel;
 
 use super::DataDir;
 use super::report::{Exit, Failure, print, print_json, said, say, table};
-use crate::client::channel;
 use crate::server::SOCKET;
+use flatnet_plane::client::channel;
 
 /// Make, list and end join tokens
 #[derive(Subcommand, Clone, Debug)]

@@ -8,8 +8,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::DataDir;
 use super::report::{Failure, print, said, say, table};
-use crate::networks::{self, NetworkInfo, NetworkSpec, ReachableFrom};
-use crate::wire;
+use flatnet_plane::networks::{self, NetworkInfo, NetworkSpec, ReachableFrom};
+use flatnet_plane::wire;
 
 /// Create, list and remove networks
 #[derive(Subcommand, Clone, Debug)]

@@ -5,9 +5,9 @@ use std::io::Write;
 use flatnet_model::text::{json, line as line_of, set_in};
 use tonic::Status;
 
-use crate::client::channel::with_causes;
-pub use crate::failure::{Exit, Failure, print};
-use crate::wire::refusal;
+use flatnet_plane::client::channel::with_causes;
+pub use flatnet_plane::failure::{Exit, Failure, print};
+use flatnet_plane::wire::refusal;
 
 /// Makes a command's failure of a server's refusal.
 #[must_use]

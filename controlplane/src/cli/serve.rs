@@ -11,14 +11,14 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::DataDir;
-use super::etcd_args::EtcdArgs;
 use super::report::{Exit, Failure, print};
-use crate::failure::chain;
-use crate::networks::{self, Force, NetworkError, NetworkSpec};
 use crate::server::{Server, ServerError, ServerOptions};
 use crate::store::any::AnyStore;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::memory::MemoryStore;
+use flatnet_plane::etcd_args::EtcdArgs;
+use flatnet_plane::failure::chain;
+use flatnet_plane::networks::{self, Force, NetworkError, NetworkSpec};
+use flatnet_plane::store::memory::MemoryStore;
 
 /// The store's file in the data directory.
 pub const STORE_FILE: &str = "store.redb";
@@ -216,7 +216,7 @@ fn open_store(args: &ServeArgs) -> Result<AnyStore, Failure> {
         StoreKind::Memory => AnyStore::Memory(MemoryStore::new()),
         StoreKind::Embedded => {
             let dir = &args.dir.data_dir;
-            crate::files::create_dir(dir, 0o700).map_err(|error| {
+            flatnet_plane::files::create_dir(dir, 0o700).map_err(|error| {
                 Failure::new(Exit::InvalidConfig, format!("cannot use {}", dir.display())).caused_by(error)
             })?;
             let opened = EmbeddedStore::open(&dir.join(STORE_FILE));

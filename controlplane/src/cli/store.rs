@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::DataDir;
-use super::etcd_args::EtcdArgs;
 use super::report::{Exit, Failure, print, said, say};
 use super::serve::STORE_FILE;
-use crate::failure::chain;
 use crate::migrate;
 use crate::server::keys::TOKENS;
 use crate::store::embedded::{EmbeddedStore, OpenError};
-use crate::store::{KeyRange, Store, Txn, Write};
+use flatnet_plane::etcd_args::EtcdArgs;
+use flatnet_plane::failure::chain;
+use flatnet_plane::store::{KeyRange, Store, Txn, Write};
 
 /// Write the whole store into one file, while the server runs or not
 #[derive(Args, Clone, Debug)]
@@ -150,7 +150,7 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let io = |error: std::io::Error| {
         Failure::new(Exit::InvalidConfig, format!("cannot write {}", path.display())).caused_by(error)
     };
-    crate::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
+    flatnet_plane::files::create_dir(&args.dir.data_dir, 0o700).map_err(io)?;
     // The store is held until the new one is in its place: a server that started meanwhile would go on with the old
     // one.
     let _before = match path.exists().then(|| EmbeddedStore::open(&path)) {
@@ -172,7 +172,7 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
         // There must be a store at any time: a server that found none would begin with an empty one.
         std::fs::hard_link(&path, &before).map_err(io)?;
     }
-    crate::files::replace(&path, &bytes, 0o600).map_err(io)?;
+    flatnet_plane::files::replace(&path, &bytes, 0o600).map_err(io)?;
     give_to_owner_of(&args.dir.data_dir, &path).map_err(io)?;
     say(&format!(
         "{} restored; what was there is beside it as store.redb.before. Tokens are gone; nodes revoked or drained since that \
@@ -187,7 +187,7 @@ pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
 async fn put_back(backup: &[u8], scratch: &Path) -> Result<Vec<u8>, Failure> {
     let failure = |error: String| Failure::new(Exit::InvalidConfig, error);
     let io = |error: std::io::Error| failure(format!("cannot write {}", scratch.display())).caused_by(error);
-    crate::files::replace(scratch, backup, 0o600).map_err(io)?;
+    flatnet_plane::files::replace(scratch, backup, 0o600).map_err(io)?;
     let marked = async {
         let store = EmbeddedStore::open_existing(scratch).map_err(|error| failure(error.to_string()))?;
         migrate::make_networks_anew(&store).await.map_err(|error| failure(error.to_string()))?;
@@ -240,7 +240,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("flatnet-restore-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         let data_dir = dir.join("data");
-        crate::files::create_dir(&data_dir, 0o700).unwrap();
+        flatnet_plane::files::create_dir(&data_dir, 0o700).unwrap();
         let (path, file) = (data_dir.join(STORE_FILE), dir.join("backup"));
         let put = |key: &str, value: &str| Txn {
             when: Vec::new(),
@@ -279,7 +279,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("flatnet-damaged-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         let data_dir = dir.join("data");
-        crate::files::create_dir(&data_dir, 0o700).unwrap();
+        flatnet_plane::files::create_dir(&data_dir, 0o700).unwrap();
         let (path, file) = (data_dir.join(STORE_FILE), dir.join("backup"));
         let store = EmbeddedStore::open(&path).unwrap();
         store.txn(Txn { when: Vec::new(), then: vec![put("/key")] }).await.unwrap();

@@ -9,12 +9,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::LogFormat;
 use super::report::{Exit, Failure};
-use crate::log_writer::Lines;
+use flatnet_plane::log_writer::Lines;
 
 /// Starts logging for the life of the process.
 pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
     // Libraries speak only when something is wrong with them: their debug output is theirs, not an operator's.
-    let filter = Targets::new().with_default(Level::ERROR).with_target("flatnet_controlplane", level);
+    let filter = Targets::new()
+        .with_default(Level::ERROR)
+        .with_targets([("flatnet_controlplane", level), ("flatnet_plane", level)]);
     let layer = match format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -12,10 +12,10 @@ use tonic::{Request, Response, Status};
 
 use super::caller::{self, Peer};
 use super::{Context, registry, removal, tokens};
-use crate::networks::{self, Force, NetworkError, NetworkInfo};
-use crate::pki::{self, Identity};
-use crate::store::{KeyRange, Store, StoreError};
-use crate::wire::{self, refusal};
+use flatnet_plane::identity::{self, Identity};
+use flatnet_plane::networks::{self, Force, NetworkError, NetworkInfo};
+use flatnet_plane::store::{KeyRange, Store, StoreError};
+use flatnet_plane::wire::{self, refusal};
 
 /// A token's longest life, seconds.
 const TOKEN_TTL_SECS: u64 = 30 * 24 * 3600;
@@ -145,7 +145,7 @@ impl<S: Store> AdminService<S> {
     }
 
     fn create_admin_for(&self, message: &proto::CreateAdminRequest) -> Result<proto::AdminCredentials, Status> {
-        if !pki::is_admin_name(&message.name) || !ADMIN_TTL_SECS.contains(&message.ttl_secs) {
+        if !identity::is_admin_name(&message.name) || !ADMIN_TTL_SECS.contains(&message.ttl_secs) {
             return Err(Status::invalid_argument("a name of a-z, 0-9 and '-', and 1 hour to 10 years"));
         }
         let authority = &self.context.authority;
@@ -153,9 +153,9 @@ impl<S: Store> AdminService<S> {
         let made = authority.issue_with_key(&identity, Duration::from_secs(message.ttl_secs));
         let (issued, key) = made.map_err(|error| Status::internal(error.to_string()))?;
         let pem = [
-            pki::pem("PRIVATE KEY", key.secret_der()),
-            pki::certificate_pem(&issued.certificate),
-            pki::certificate_pem(authority.certificate()),
+            identity::pem("PRIVATE KEY", key.secret_der()),
+            identity::certificate_pem(&issued.certificate),
+            identity::certificate_pem(authority.certificate()),
         ];
         Ok(proto::AdminCredentials { pem: pem.concat() })
     }
@@ -183,7 +183,7 @@ impl<S: Store> AdminService<S> {
             present: count(present.map_or(0, |reply| reply.kvs.len())),
             watchers: count(context.hubs.watchers()),
             ca_hash: context.authority.hash(),
-            ca_not_after: pki::unix_seconds(context.authority.not_after()),
+            ca_not_after: identity::unix_seconds(context.authority.not_after()),
         }
     }
 }

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Peer;
-use crate::clock;
-use crate::pki::{Holder, Identity};
-use crate::seats::source;
+use flatnet_plane::clock;
+use flatnet_plane::identity::{Holder, Identity};
+use flatnet_plane::seats::source;
 
 /// The size in bytes beyond which a file is put aside as `….log.1`: some 100,000 lines.
 const LIMIT: u64 = 16 * 1024 * 1024;

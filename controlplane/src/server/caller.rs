@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use flatnet_model::NodeId;
 use tonic::{Extensions, Request, Status};
 
-use crate::clock;
-use crate::pki::{Holder, Identity};
-use crate::wire::refusal;
+use flatnet_plane::clock;
+use flatnet_plane::identity::{Holder, Identity};
+use flatnet_plane::wire::refusal;
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]

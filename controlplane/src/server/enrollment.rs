@@ -7,9 +7,9 @@ use proto::enrollment_server::Enrollment;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Context, caller, tokens};
-use crate::pki::{self, CSR_LIMIT, Identity};
-use crate::store::Store;
-use crate::wire;
+use flatnet_plane::identity::{self, CSR_LIMIT, Identity};
+use flatnet_plane::store::Store;
+use flatnet_plane::wire;
 
 /// The enrollment service.
 pub struct EnrollmentService<S> {
@@ -44,7 +44,7 @@ async fn join<S: Store>(context: &Context<S>, message: &proto::JoinRequest) -> R
     let csr = Some(&message.csr).filter(|csr| csr.len() <= CSR_LIMIT).ok_or_else(too_long)?;
     // The certificate is signed first: a request that cannot be signed uses no token.
     let credentials = context.issue(&Identity::Node(node), csr, context.node_lifetime)?;
-    let key_hash = pki::holder(&credentials.certificate).map(|holder| holder.key_hash).unwrap_or_default();
+    let key_hash = identity::holder(&credentials.certificate).map(|holder| holder.key_hash).unwrap_or_default();
     tokens::use_for(context.store.as_ref(), &context.line, &message.token, node, &name, &key_hash).await?;
     tracing::info!(%node, name, "node joined");
     Ok(credentials)

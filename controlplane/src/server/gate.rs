@@ -22,9 +22,9 @@ use tower::{Layer, Service};
 
 use super::caller::Peer;
 use super::registry::Registry;
-use crate::pki::{Holder, Identity};
-use crate::seats::source;
-use crate::wire::refusal;
+use flatnet_plane::identity::{Holder, Identity};
+use flatnet_plane::seats::source;
+use flatnet_plane::wire::refusal;
 
 /// The bytes that every caller may have under way in messages that are not whole yet, whatever others do. An agent's
 /// longest message, except for a network's configuration, has some 10 KB.

@@ -12,8 +12,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::Context;
-use crate::http_limit::Limited;
-use crate::store::Store;
+use flatnet_plane::http_limit::Limited;
+use flatnet_plane::store::Store;
 
 /// OpenMetrics 1.0, which every Prometheus since 2.5 reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -15,9 +15,9 @@ use futures::StreamExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::plane::feed::{self, News, Position};
-use crate::random::{Backoff, OsRandom};
-use crate::store::{RangeReply, Store, StoreError, WatchBatch};
+use flatnet_plane::plane::feed::{self, News, Position};
+use flatnet_plane::random::{Backoff, OsRandom};
+use flatnet_plane::store::{RangeReply, Store, StoreError, WatchBatch};
 
 mod state;
 mod watcher;

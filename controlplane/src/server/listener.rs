@@ -27,8 +27,8 @@ use tonic::transport::server::Connected;
 
 use super::caller::Peer;
 use super::registry::Registry;
-use crate::pki::{self, Holder, Identity};
-use crate::seats::{Seat, Seats, descriptors, source};
+use flatnet_plane::identity::{self, Holder, Identity};
+use flatnet_plane::seats::{Seat, Seats, descriptors, source};
 
 /// The time the first message of a handshake, the ClientHello, may take: it is one packet.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -147,7 +147,7 @@ async fn shake_hands(
     };
     match shaken {
         Ok(Ok(stream)) => {
-            let holder = stream.get_ref().1.peer_certificates().and_then(|chain| pki::holder(chain.first()?));
+            let holder = stream.get_ref().1.peer_certificates().and_then(|chain| identity::holder(chain.first()?));
             Some((stream, holder))
         }
         Ok(Err(error)) => {

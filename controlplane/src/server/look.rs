@@ -3,8 +3,8 @@
 use flatnet_model::keys::{CATALOG, NetworkKeys};
 use flatnet_model::{NetworkName, Revision};
 
-use crate::networks;
-use crate::store::{KeyRange, Store, StoreError};
+use flatnet_plane::networks;
+use flatnet_plane::store::{KeyRange, Store, StoreError};
 
 /// The result of a look at the store.
 pub(super) struct Look {

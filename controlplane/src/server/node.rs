@@ -11,13 +11,13 @@ use tonic::{Request, Response, Status};
 use super::caller::{self, NodeCaller};
 use super::hub::Hub;
 use super::{Context, registry};
-use crate::allocate::{self, Claim, Origin};
-use crate::flannel::{decode_config, decode_lease};
-use crate::networks;
-use crate::pki::{self, CSR_LIMIT, Identity};
-use crate::presence;
-use crate::store::{KeyRange, KeyValue, Store, StoreError};
-use crate::wire::{self, refusal};
+use flatnet_plane::allocate::{self, Claim, Origin};
+use flatnet_plane::flannel::{decode_config, decode_lease};
+use flatnet_plane::identity::{self, CSR_LIMIT, Identity};
+use flatnet_plane::networks;
+use flatnet_plane::presence;
+use flatnet_plane::store::{KeyRange, KeyValue, Store, StoreError};
+use flatnet_plane::wire::{self, refusal};
 
 mod claim;
 mod watching;
@@ -155,7 +155,7 @@ impl<S: Store> Node for NodeService<S> {
     async fn rotate(&self, request: Request<proto::RotateRequest>) -> Result<Response<proto::Credentials>, Status> {
         let caller = self.caller(&request)?;
         let csr = request.into_inner().csr;
-        let same_key = csr.len() <= CSR_LIMIT && pki::request_key_hash(&csr).as_ref() == Some(&caller.key_hash);
+        let same_key = csr.len() <= CSR_LIMIT && identity::request_key_hash(&csr).as_ref() == Some(&caller.key_hash);
         let result = if same_key {
             self.context.issue(&Identity::Node(caller.node), &csr, self.context.node_lifetime)
         } else {

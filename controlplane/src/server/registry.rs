@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use super::keys::NODES;
-use crate::clock;
-use crate::pki::unix_seconds;
-use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, WatchEvent, Write};
-use crate::wire::refusal;
+use flatnet_plane::clock;
+use flatnet_plane::identity::unix_seconds;
+use flatnet_plane::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, WatchEvent, Write};
+use flatnet_plane::wire::refusal;
 
 /// The record's version.
 const VERSION: u32 = 1;

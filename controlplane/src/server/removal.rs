@@ -4,10 +4,10 @@ use flatnet_model::keys::presence as presence_key;
 use flatnet_model::{EtcdLease, NodeId};
 use tonic::Status;
 
-use crate::allocate::{self, Claim, Origin};
-use crate::networks;
-use crate::store::{KeyRange, Store, StoreError};
-use crate::wire::refusal;
+use flatnet_plane::allocate::{self, Claim, Origin};
+use flatnet_plane::networks;
+use flatnet_plane::store::{KeyRange, Store, StoreError};
+use flatnet_plane::wire::refusal;
 
 /// Removes a node's leases in every network.
 pub(super) async fn leases<S: Store>(store: &S, prefix: &str, node: NodeId) -> Result<(), Status> {

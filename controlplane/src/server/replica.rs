@@ -20,9 +20,10 @@ use super::caller::Peer;
 use super::gate::Gate;
 use super::witness::Witness;
 use super::{Context, PKI, STREAMS, ServerError, grpc, probe, routes};
-use crate::clock;
-use crate::pki::{self, Authority};
-use crate::store::Store;
+use crate::authority::Authority;
+use flatnet_plane::clock;
+use flatnet_plane::identity;
+use flatnet_plane::store::Store;
 
 /// Connections that are ready and not yet taken.
 const READY: usize = 64;
@@ -52,7 +53,7 @@ impl Replica {
         node_lifetime: Duration,
     ) -> std::result::Result<Self, ServerError> {
         let io = |source| ServerError::Io { path: dir.to_owned(), source };
-        crate::files::create_dir(dir, 0o700).map_err(io)?;
+        flatnet_plane::files::create_dir(dir, 0o700).map_err(io)?;
         let authority = Authority::open(&dir.join(PKI))?;
         let ca_hash = authority.hash();
         let audit = Audit::open(dir).map_err(io)?;
@@ -86,7 +87,7 @@ impl Replica {
         let peer = match from {
             Stranger::Local => Peer::Local,
             Stranger::Host(address, shown) => {
-                let holder = shown.and_then(|certificate| pki::holder(&certificate));
+                let holder = shown.and_then(|certificate| identity::holder(&certificate));
                 if holder.as_ref().is_some_and(|holder| holder.is_over(clock::now())) {
                     return false;
                 }

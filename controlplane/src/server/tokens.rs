@@ -12,11 +12,11 @@ use tonic::{Code, Status};
 
 use super::keys::TOKENS;
 use super::registry::{self, Registration};
-use crate::clock;
-use crate::pki::{sha256, unix_seconds};
-use crate::seats::source;
-use crate::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
-use crate::wire::refusal;
+use flatnet_plane::clock;
+use flatnet_plane::identity::{sha256, unix_seconds};
+use flatnet_plane::seats::source;
+use flatnet_plane::store::{Compare, KeyRange, KeyValue, Store, StoreError, Txn, TxnReply, Write};
+use flatnet_plane::wire::refusal;
 
 /// The record's version.
 const VERSION: u32 = 1;

@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use flatnet_model::{NetworkConfig, NetworkName, Revision};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
-use crate::flannel::decode_config;
+use flatnet_plane::files;
+use flatnet_plane::flannel::decode_config;
 
 /// The file's version.
 const VERSION: u32 = 1;

@@ -6,9 +6,9 @@ use flatnet_model::{EtcdLease, Revision};
 use futures::stream::{BoxStream, StreamExt};
 
 use super::embedded::EmbeddedStore;
-use super::etcd::EtcdStore;
-use super::memory::MemoryStore;
-use super::{KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
+use flatnet_plane::store::etcd::EtcdStore;
+use flatnet_plane::store::memory::MemoryStore;
+use flatnet_plane::store::{KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
 
 /// One of the stores.
 pub enum AnyStore {

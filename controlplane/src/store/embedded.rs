@@ -17,8 +17,8 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::store::data::Data;
-use crate::store::{CALL_TIMEOUT, KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
+use flatnet_plane::store::data::Data;
+use flatnet_plane::store::{CALL_TIMEOUT, KeyRange, RangeReply, Store, StoreError, Txn, TxnReply, WatchBatch};
 
 mod disk;
 mod engine;

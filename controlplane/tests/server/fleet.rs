@@ -5,20 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::allocate::{AcquireError, Claim, ClaimRequest};
-use flatnet_controlplane::client::credentials::Credentials;
-use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress, channel};
-use flatnet_controlplane::flannel::decode_config;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::random::OsRandom;
 use flatnet_controlplane::server::{self, SOCKET, Server, ServerOptions};
-use flatnet_controlplane::store::memory::MemoryStore;
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::state::{ConfigState, NetworkState};
 use flatnet_model::{
     BackendData, BackendKind, HostRanges, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, Vni,
     vtep_mac,
 };
+use flatnet_plane::allocate::{AcquireError, Claim, ClaimRequest};
+use flatnet_plane::client::credentials::Credentials;
+use flatnet_plane::client::{Remote, RemoteOptions, ServerAddress, channel};
+use flatnet_plane::flannel::decode_config;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::random::OsRandom;
+use flatnet_plane::store::memory::MemoryStore;
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use flatnet_proto::controlplane::v1::node_client::NodeClient;
 use tokio::sync::oneshot;

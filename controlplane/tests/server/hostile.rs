@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::client::channel;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::tls::{self, Trust};
 use flatnet_model::HostRanges;
+use flatnet_plane::client::channel;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::tls::{self, Trust};
 use flatnet_proto::controlplane::v1 as proto;
 use proto::enrollment_client::EnrollmentClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +21,7 @@ async fn bad_tokens_by_the_thousand_harm_no_honest_node() {
     let claim = honest.acquire().await;
     let config = tls::client(&Trust::Hash(fleet.ca_hash.clone()), None).unwrap();
     let channel = channel::tls(&fleet.server(), config).unwrap();
-    let (_, csr) = flatnet_controlplane::pki::new_request().unwrap();
+    let (_, csr) = flatnet_plane::identity::new_request().unwrap();
     let mut codes = std::collections::BTreeMap::new();
     for number in 0..2000_u32 {
         let message = proto::JoinRequest {
@@ -101,7 +101,7 @@ async fn huge_and_senseless_messages_are_refused() {
     let fleet = Fleet::start().await;
     let node = fleet.node(1).await;
     let mut raw = node.raw(&fleet);
-    let instance = Some(flatnet_controlplane::wire::instance(&node.owner));
+    let instance = Some(flatnet_plane::wire::instance(&node.owner));
     let request = |publication: Vec<u8>, wanted: Vec<String>| proto::AcquireRequest {
         network: "default".to_owned(),
         instance: instance.clone(),
@@ -115,7 +115,7 @@ async fn huge_and_senseless_messages_are_refused() {
     for publication in [vec![], b"{}".to_vec(), vec![0xff; 1000], b"[".repeat(8000)] {
         assert_eq!(raw.acquire(request(publication, vec![])).await.unwrap_err().code(), Code::InvalidArgument);
     }
-    let good = flatnet_controlplane::flannel::encode_lease(&node.publication(), None);
+    let good = flatnet_plane::flannel::encode_lease(&node.publication(), None);
     for wanted in ["", "10.50.0.0/16/1", "10.50.3.1/24", &"9".repeat(5000)] {
         let refused = raw.acquire(request(good.clone(), vec![wanted.to_owned()])).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{wanted:.20}");

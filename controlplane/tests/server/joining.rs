@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flatnet_controlplane::allocate::ClaimRequest;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::store::StoreError;
-use flatnet_controlplane::watch::{Connection, NetworkView, follow};
 use flatnet_model::HostRanges;
+use flatnet_plane::allocate::ClaimRequest;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::store::StoreError;
+use flatnet_plane::watch::{Connection, NetworkView, follow};
 use flatnet_proto::controlplane::v1 as proto;
 use tokio::sync::watch;
 

@@ -4,18 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::allocate::ClaimRequest;
-use flatnet_controlplane::client::channel;
-use flatnet_controlplane::flannel::encode_lease;
-use flatnet_controlplane::plane::ControlPlane;
-use flatnet_controlplane::store::StoreError;
-use flatnet_controlplane::tls::{self, Trust};
-use flatnet_controlplane::watch::{NetworkView, follow};
-use flatnet_controlplane::wire;
 use flatnet_model::keys::presence;
 use flatnet_model::{
     BackendData, BackendKind, Besides, HostRanges, IpFamily, NodeId, Publication, Vni, WireguardKey, vtep_mac,
 };
+use flatnet_plane::allocate::ClaimRequest;
+use flatnet_plane::client::channel;
+use flatnet_plane::flannel::encode_lease;
+use flatnet_plane::plane::ControlPlane;
+use flatnet_plane::store::StoreError;
+use flatnet_plane::tls::{self, Trust};
+use flatnet_plane::watch::{NetworkView, follow};
+use flatnet_plane::wire;
 use flatnet_proto::controlplane::v1 as proto;
 use proto::admin_client::AdminClient;
 use proto::enrollment_client::EnrollmentClient;
@@ -121,11 +121,7 @@ async fn a_node_cannot_take_over_a_dead_hosts_subnet_by_naming_its_address() {
     let (victim, thief) = (fleet.node(1).await, fleet.node(2).await);
     let claim = victim.acquire().await;
     let held = fleet.store.dump()[presence(victim.owner.node).as_bytes()].lease.unwrap();
-    victim
-        .remote
-        .withdraw(&flatnet_controlplane::presence::Presence { node: victim.owner.node, lease: held })
-        .await
-        .unwrap();
+    victim.remote.withdraw(&flatnet_plane::presence::Presence { node: victim.owner.node, lease: held }).await.unwrap();
     let mut request = thief.request();
     request.publication.public_ip = victim.publication().public_ip;
     let taken = thief.try_acquire(&request).await;
@@ -230,7 +226,7 @@ async fn an_administrators_certificate_is_no_nodes_and_makes_no_other_administra
         fleet.admin().create_admin(proto::CreateAdminRequest { name: "ops".to_owned(), ttl_secs: 3600 }).await.unwrap();
     let file = fleet.dir.path().join("ops.pem");
     std::fs::write(&file, made.into_inner().pem).unwrap();
-    let credentials = flatnet_controlplane::client::credentials::Credentials::of_file(&file).unwrap();
+    let credentials = flatnet_plane::client::credentials::Credentials::of_file(&file).unwrap();
     let channel = channel::tls(&fleet.server(), credentials.client_config()).unwrap();
     let mut admin = AdminClient::new(channel.clone());
     assert!(admin.get_status(proto::Nothing {}).await.unwrap().into_inner().ready);
@@ -265,7 +261,7 @@ async fn another_authoritys_certificate_is_not_let_in() {
 async fn a_certificate_is_renewed_for_its_own_key_only() {
     let fleet = Fleet::start().await;
     let node = fleet.node(1).await;
-    let (_, csr) = flatnet_controlplane::pki::new_request().unwrap();
+    let (_, csr) = flatnet_plane::identity::new_request().unwrap();
     let refused = node.raw(&fleet).rotate(proto::RotateRequest { csr }).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     let refused = node.raw(&fleet).rotate(proto::RotateRequest { csr: vec![0; 100_000] }).await.unwrap_err();
@@ -325,7 +321,7 @@ async fn a_removed_node_comes_back_with_a_token_only() {
     assert_eq!(fleet.admin().remove_node(id()).await.unwrap_err().code(), Code::NotFound);
     assert!(node.remote.announce(&node.owner, &HostRanges::default()).await.is_err());
     assert!(node.try_acquire(&node.request()).await.is_err());
-    let csr = flatnet_controlplane::pki::new_request().unwrap().1;
+    let csr = flatnet_plane::identity::new_request().unwrap().1;
     assert!(node.raw(&fleet).rotate(proto::RotateRequest { csr }).await.is_err());
     // As after `agent leave --purge` there, had it kept its id.
     let other = node.dir.with_extension("before");

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
-use flatnet_controlplane::store::{KeyRange, Store};
+use flatnet_plane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_plane::store::{KeyRange, Store};
 
 /// One etcd server, killed and its data removed on drop.
 pub struct Etcd {

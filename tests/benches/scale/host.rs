@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flatnet_agent::lab::subnet_env::SubnetEnv;
-use flatnet_controlplane::store::{Txn, Write};
 use flatnet_kernel::netns::Netns;
+use flatnet_plane::store::{Txn, Write};
 use flatnet_tests::agent::{BRIDGE, program};
 use flatnet_tests::lab::{Lab, Shape, wire};
 use flatnet_tests::netns::{Namespace, run};

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use flatnet_controlplane::store::{Txn, Write};
 use flatnet_model::WireguardKey;
+use flatnet_plane::store::{Txn, Write};
 
 /// The network's prefix.
 pub const PREFIX: &str = "/coreos.com/network";

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use flatnet_controlplane::store::Write;
+use flatnet_plane::store::Write;
 use flatnet_tests::lab::wire;
 use flatnet_tests::netns::Namespace;
 use flatnet_tests::wait::pause;

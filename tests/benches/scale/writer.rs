@@ -4,8 +4,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use flatnet_controlplane::store::etcd::{EtcdOptions, EtcdStore};
-use flatnet_controlplane::store::{Store, Txn, Write};
+use flatnet_plane::store::etcd::{EtcdOptions, EtcdStore};
+use flatnet_plane::store::{Store, Txn, Write};
 use flatnet_tests::netns::Namespace;
 
 use crate::host::netns;

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flatnet_controlplane::allocate::{Claim, ClaimRequest};
-use flatnet_controlplane::client::{Remote, RemoteOptions, ServerAddress};
-use flatnet_controlplane::flannel::decode_lease;
-use flatnet_controlplane::plane::ControlPlane as _;
-use flatnet_controlplane::random::OsRandom;
-use flatnet_controlplane::store::etcd::EtcdStore;
-use flatnet_controlplane::store::{KeyRange, Store};
-use flatnet_controlplane::watch::{NetworkView, follow};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{
     BackendData, BackendKind, InstanceNonce, IpFamily, NetworkName, NodeId, Owner, Publication, SubnetKey, Vni,
     vtep_mac,
 };
+use flatnet_plane::allocate::{Claim, ClaimRequest};
+use flatnet_plane::client::{Remote, RemoteOptions, ServerAddress};
+use flatnet_plane::flannel::decode_lease;
+use flatnet_plane::plane::ControlPlane as _;
+use flatnet_plane::random::OsRandom;
+use flatnet_plane::store::etcd::EtcdStore;
+use flatnet_plane::store::{KeyRange, Store};
+use flatnet_plane::watch::{NetworkView, follow};
 use flatnet_tests::control_plane::ControlPlane;
 use flatnet_tests::wait::{pause, wait_until};
 use tokio::runtime::Runtime;

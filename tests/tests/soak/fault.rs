@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatnet_controlplane::random::{Random, SeededRandom};
+use flatnet_plane::random::{Random, SeededRandom};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

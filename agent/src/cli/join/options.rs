@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flatnet_controlplane::cli::etcd_args::read_file;
-use flatnet_controlplane::endpoint::{Endpoint, EndpointKind};
 use flatnet_core::underlay::Selection;
 use flatnet_model::NetworkName;
+use flatnet_plane::endpoint::{Endpoint, EndpointKind};
+use flatnet_plane::etcd_args::read_file;
 use ipnet::IpNet;
 
 use super::JoinArgs;

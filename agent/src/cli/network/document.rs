@@ -1,9 +1,9 @@
 //! The printed forms of networks, for people and as JSON.
 
 use comfy_table::{Table, presets};
-use flatnet_controlplane::networks::NetworkInfo;
 use flatnet_model::text::{line, set_in};
 use flatnet_model::{BackendConfig, NetworkConfig};
+use flatnet_plane::networks::NetworkInfo;
 
 /// A network as a document. It is stable and documented: people script against it.
 #[derive(serde::Serialize)]

@@ -1,10 +1,10 @@
 //! The network commands, the same on an etcd and on a control plane's server.
 
-use flatnet_controlplane::client::channel::with_causes;
-use flatnet_controlplane::networks::{self, Force, NetworkInfo, NetworkSpec};
-use flatnet_controlplane::wire::{self, refusal};
 use flatnet_model::keys::{FLANNEL_PREFIX, NetworkKeys};
 use flatnet_model::{NetworkName, Publication, SubnetKey};
+use flatnet_plane::client::channel::with_causes;
+use flatnet_plane::networks::{self, Force, NetworkInfo, NetworkSpec};
+use flatnet_plane::wire::{self, refusal};
 use flatnet_proto::controlplane::v1 as proto;
 use tonic::Status;
 
@@ -90,7 +90,7 @@ impl Target {
                 added.map(drop).map_err(|e| network_failure(&e))
             }
             Self::Server(mut client) => {
-                let publication = flatnet_controlplane::flannel::encode_lease(publication, None);
+                let publication = flatnet_plane::flannel::encode_lease(publication, None);
                 client.add_peer(peer(name, subnets, publication)).await.map(drop).map_err(said)
             }
         }

@@ -9,10 +9,10 @@ use flatnet_model::state::NetworkState;
 use flatnet_proto::controlplane::v1 as proto;
 use tokio::time::Instant;
 
-use crate::flannel::decode_change;
-use crate::plane::contents::{Contents, Fingerprint};
-use crate::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
-use crate::wire;
+use flatnet_plane::flannel::decode_change;
+use flatnet_plane::plane::contents::{Contents, Fingerprint};
+use flatnet_plane::store::{KeyValue, RangeReply, WatchBatch, WatchEvent};
+use flatnet_plane::wire;
 
 /// The most changes kept for watchers that were away: some minutes of a large fleet's, 600 bytes each.
 pub(super) const HISTORY: usize = 10_000;

@@ -5,8 +5,8 @@ use proto::watch_reply::News as Wire;
 
 use super::state::HISTORY;
 use super::*;
-use crate::plane::contents::Fingerprint;
-use crate::store::memory::{Link, MemoryStore};
+use flatnet_plane::plane::contents::Fingerprint;
+use flatnet_plane::store::memory::{Link, MemoryStore};
 
 fn keys() -> NetworkKeys {
     NetworkKeys::new(&NetworkName::default_network(), FLANNEL_PREFIX)

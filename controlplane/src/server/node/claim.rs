@@ -11,15 +11,15 @@ use ipnet::IpNet;
 use tonic::{Code, Status};
 
 use super::{CONFIG_LIMIT, NodeService};
-use crate::allocate::{self, Claim, ClaimRequest, KnownLeases, Origin};
-use crate::flannel::decode_config;
-use crate::presence;
-use crate::random::OsRandom;
 use crate::server::caller::NodeCaller;
 use crate::server::hub::{FIRST_READ_TIMEOUT, Hub};
 use crate::server::registry;
-use crate::store::{KeyRange, Store};
-use crate::wire::{self, refusal};
+use flatnet_plane::allocate::{self, Claim, ClaimRequest, KnownLeases, Origin};
+use flatnet_plane::flannel::decode_config;
+use flatnet_plane::presence;
+use flatnet_plane::random::OsRandom;
+use flatnet_plane::store::{KeyRange, Store};
+use flatnet_plane::wire::{self, refusal};
 
 /// A lease's shortest and longest time to live, in seconds. The shortest is what the agent's flag allows, the longest
 /// is for a host that is away over a holiday. A longer one would keep a subnet from everybody for ever.

@@ -14,8 +14,8 @@ use crate::server::caller::NodeCaller;
 use crate::server::hub::{FIRST_READ_TIMEOUT, Watcher};
 use crate::server::registry::{self, Registry};
 use crate::server::watches::Place;
-use crate::store::{KeyRange, Store, StoreError};
-use crate::wire::{self, refusal};
+use flatnet_plane::store::{KeyRange, Store, StoreError};
+use flatnet_plane::wire::{self, refusal};
 
 /// The answers to a watch, until it breaks or the node loses its rights.
 pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Result<proto::WatchReply, Status>> + Send>>;

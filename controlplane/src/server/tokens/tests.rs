@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::memory::{Fault, MemoryStore};
+use flatnet_plane::store::memory::{Fault, MemoryStore};
 
 fn node(number: u128) -> NodeId {
     NodeId::new(number)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use flatnet_model::{EtcdLease, Revision};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::store::KeyValue;
-use crate::store::data::{Changes, Kept};
+use flatnet_plane::store::KeyValue;
+use flatnet_plane::store::data::{Changes, Kept};
 
 /// Key → create revision, revision of the last change, lease (0: none), each 8 bytes big-endian, then the value.
 const KEYS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("keys");

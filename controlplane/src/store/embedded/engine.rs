@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::disk::{Disk, DiskError};
-use crate::random::{OsRandom, Random};
-use crate::store::data::{Changes, Data};
-use crate::store::{KeyRange, RangeReply, StoreError, Txn, TxnReply};
+use flatnet_plane::random::{OsRandom, Random};
+use flatnet_plane::store::data::{Changes, Data};
+use flatnet_plane::store::{KeyRange, RangeReply, StoreError, Txn, TxnReply};
 
 /// The channel for the result of a call.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;

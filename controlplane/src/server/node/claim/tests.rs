@@ -6,13 +6,13 @@ use std::sync::Arc;
 use flatnet_model::{BackendKind, NetworkName};
 
 use super::*;
-use crate::flannel::encode_lease;
-use crate::pki::Authority;
+use crate::authority::Authority;
 use crate::server::Context;
 use crate::server::audit::Audit;
 use crate::server::caller::Peer;
 use crate::server::witness::Witness;
-use crate::store::memory::{Fault, MemoryStore};
+use flatnet_plane::flannel::encode_lease;
+use flatnet_plane::store::memory::{Fault, MemoryStore};
 
 /// The network's configuration in the store, and the one a node offers: another family beside, and larger subnets.
 const STORED: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;

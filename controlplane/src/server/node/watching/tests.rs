@@ -8,7 +8,7 @@ use proto::watch_reply::News;
 
 use super::*;
 use crate::server::node::claim::tests::{caller, keys, service};
-use crate::store::memory::MemoryStore;
+use flatnet_plane::store::memory::MemoryStore;
 
 const CONFIG: &str = r#"{"Network":"10.100.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 

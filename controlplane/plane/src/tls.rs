@@ -10,7 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::pki::{self, SERVER_NAME};
+use crate::identity::{self, SERVER_NAME};
 
 /// HTTP/2 in the handshake (RFC 9113).
 const ALPN: &[u8] = b"h2";
@@ -105,7 +105,7 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let authority =
-            intermediates.iter().find(|certificate| pki::certificate_hash(certificate) == self.hash).ok_or_else(
+            intermediates.iter().find(|certificate| identity::certificate_hash(certificate) == self.hash).ok_or_else(
                 || Error::General(format!("the server's authority is not the one of --ca-hash {}", self.hash)),
             )?;
         verifier(&authority.clone().into_owned())?.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)

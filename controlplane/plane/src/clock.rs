@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 /// Returns the time now, of this host or of the simulation that runs here.
-pub(crate) fn now() -> SystemTime {
+#[must_use]
+pub fn now() -> SystemTime {
     #[cfg(feature = "simulation")]
     return crate::simulation::time_of_day();
     #[cfg(not(feature = "simulation"))]

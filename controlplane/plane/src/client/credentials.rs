@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::files;
-use crate::pki::{self, Holder, Identity, PkiError};
+use crate::identity::{self, Holder, Identity, PkiError};
 use crate::tls::{self, Trust};
 
 /// The node's private key, in its state directory.
@@ -95,8 +95,8 @@ impl Credentials {
     ) -> Result<Self, CredentialsError> {
         use rcgen::PublicKeyData;
         let invalid = |what: &str| CredentialsError::Invalid(what.to_owned());
-        let holder = pki::holder(&certificate).ok_or_else(|| invalid("the certificate names nobody"))?;
-        if pki::sha256(&key.subject_public_key_info()) != holder.key_hash {
+        let holder = identity::holder(&certificate).ok_or_else(|| invalid("the certificate names nobody"))?;
+        if identity::sha256(&key.subject_public_key_info()) != holder.key_hash {
             return Err(invalid("the certificate is for another key"));
         }
         let der = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
@@ -121,7 +121,7 @@ impl Credentials {
     /// Keeps the certificates beside the key.
     pub(super) fn write(&self, dir: &Path) -> Result<(), CredentialsError> {
         let path = dir.join(CERTIFICATE_FILE);
-        let pem = pki::certificate_pem(&self.certificate) + &pki::certificate_pem(&self.authority);
+        let pem = identity::certificate_pem(&self.certificate) + &identity::certificate_pem(&self.authority);
         files::replace(&path, pem.as_bytes(), 0o600).map_err(|source| CredentialsError::Io {
             what: "write",
             path,
@@ -131,13 +131,13 @@ impl Credentials {
 
     /// Makes a request for a certificate for the same key, DER.
     pub(super) fn request(&self) -> Result<Vec<u8>, PkiError> {
-        pki::request_for(&self.key)
+        identity::request_for(&self.key)
     }
 
     /// Returns `sha256:…` of the authority's certificate.
     #[must_use]
     pub fn authority_hash(&self) -> String {
-        pki::certificate_hash(&self.authority)
+        identity::certificate_hash(&self.authority)
     }
 
     /// Returns true if they are `node`'s.

@@ -15,7 +15,7 @@ use crate::wire::refusal;
 /// Makes a request for a certificate for the node's key, DER; the key is made if there is none.
 pub(super) fn request(options: &RemoteOptions) -> Result<Arc<[u8]>, Status> {
     let key = credentials::key(&options.dir).map_err(failed)?;
-    crate::pki::request_for(&key).map(Arc::from).map_err(|error| Status::internal(error.to_string()))
+    crate::identity::request_for(&key).map(Arc::from).map_err(|error| Status::internal(error.to_string()))
 }
 
 /// Joins at `server` with `request` and keeps the certificate it answers with.

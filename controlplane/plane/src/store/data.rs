@@ -22,8 +22,9 @@ struct MemoryLease {
     deadline: Instant,
 }
 
+/// The content of a store, with its history. It does nothing by itself: its owner tells it the time.
 #[derive(Debug)]
-pub(super) struct Data {
+pub struct Data {
     revision: Revision,
     kvs: BTreeMap<Vec<u8>, KeyValue>,
     leases: BTreeMap<i64, MemoryLease>,
@@ -43,27 +44,32 @@ pub(super) struct Data {
 
 /// The changes to write for the content to last.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub struct Changes {
     /// The keys with what they now are; `None`: gone.
-    pub(super) keys: Vec<(Vec<u8>, Option<KeyValue>)>,
+    pub keys: Vec<(Vec<u8>, Option<KeyValue>)>,
     /// The leases with their time to live; `None`: ended.
-    pub(super) leases: Vec<(i64, Option<Duration>)>,
+    pub leases: Vec<(i64, Option<Duration>)>,
     /// The revision after the changes.
-    pub(super) revision: Revision,
+    pub revision: Revision,
 }
 
 impl Changes {
-    pub(super) fn is_empty(&self) -> bool {
+    /// Returns true if nothing is to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.leases.is_empty()
     }
 }
 
 /// Content that lasted: the sum of all [`Changes`].
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    pub(super) revision: Revision,
-    pub(super) kvs: BTreeMap<Vec<u8>, KeyValue>,
-    pub(super) leases: BTreeMap<i64, Duration>,
+pub struct Kept {
+    /// The revision of the last change.
+    pub revision: Revision,
+    /// The keys with their values.
+    pub kvs: BTreeMap<Vec<u8>, KeyValue>,
+    /// The leases with their time to live.
+    pub leases: BTreeMap<i64, Duration>,
 }
 
 impl Default for Data {
@@ -86,7 +92,7 @@ impl Default for Data {
 impl Data {
     /// Makes content from what lasted. Its history did not: a watch begins after `kept.revision`. Every lease has its
     /// whole time again, as after an etcd's restart: nobody could keep it alive meanwhile.
-    pub(super) fn of(kept: Kept, first_lease: i64, now: Instant) -> Self {
+    pub fn of(kept: Kept, first_lease: i64, now: Instant) -> Self {
         let leases = kept.leases.into_iter().map(|(id, ttl)| (id, MemoryLease { ttl, deadline: now + ttl })).collect();
         Self {
             revision: kept.revision,
@@ -101,7 +107,7 @@ impl Data {
 
     /// Keeps the leases' deadlines of `before`, put off by `stood`, the time in which nobody could keep one alive.
     /// Leases that had ended and are here again end at `soon`.
-    pub(super) fn keep_deadlines(&mut self, before: &Self, stood: Duration, now: Instant, soon: Instant) {
+    pub fn keep_deadlines(&mut self, before: &Self, stood: Duration, now: Instant, soon: Instant) {
         for (id, lease) in &mut self.leases {
             let known = before.leases.get(id).map(|lease| lease.deadline).or_else(|| before.ended.get(id).copied());
             if let Some(deadline) = known.map(|deadline| deadline + stood) {
@@ -111,13 +117,13 @@ impl Data {
     }
 
     /// Notes that all of it is on the disk; at most `limit` changes are remembered.
-    pub(super) fn settled(&mut self, limit: usize) {
+    pub fn settled(&mut self, limit: usize) {
         self.ended.clear();
         self.trim_history(limit);
     }
 
     /// Returns the keys changed since revision `since`, and the leases changed since this was last asked.
-    pub(super) fn changes(&mut self, since: Revision) -> Changes {
+    pub fn changes(&mut self, since: Revision) -> Changes {
         let start = self.history.partition_point(|(revision, _)| *revision <= since);
         let keys: BTreeSet<&[u8]> = self.history.range(start..).map(|(_, event)| event_key(event)).collect();
         let keys = keys.into_iter().map(|key| (key.to_vec(), self.kvs.get(key).cloned())).collect();
@@ -127,7 +133,7 @@ impl Data {
     }
 
     /// Returns the content as it is, without its history.
-    pub(super) fn kept(&self) -> Kept {
+    pub fn kept(&self) -> Kept {
         let leases = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
         Kept { revision: self.revision, kvs: self.kvs.clone(), leases }
     }
@@ -142,7 +148,7 @@ impl Data {
     }
 
     /// Lets everything happen that is due by `now`.
-    pub(super) fn settle(&mut self, now: Instant) {
+    pub fn settle(&mut self, now: Instant) {
         loop {
             let late = self.late.iter().map(|(due, _)| *due).min().filter(|due| *due <= now);
             let expiry = self.leases.iter().map(|(id, lease)| (lease.deadline, *id)).min();
@@ -160,32 +166,43 @@ impl Data {
         }
     }
 
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    /// Returns the time at which something happens by itself: a lease ends, a late transaction arrives.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
         self.leases.values().map(|lease| lease.deadline).chain(self.late.iter().map(|(due, _)| *due)).min()
     }
 
-    pub(super) fn later(&mut self, due: Instant, txn: Txn) {
+    /// Lets a transaction happen at `due`: its answer was lost, it was not.
+    pub fn later(&mut self, due: Instant, txn: Txn) {
         self.late.push((due, txn));
     }
 
-    pub(super) fn revision(&self) -> Revision {
+    /// Returns the revision of the last change.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    pub(super) fn epoch(&self) -> u64 {
+    /// Returns the number of the content. It is another one when the content was replaced, which breaks watches.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Returns another value whenever a watch may have something to say.
-    pub(super) fn version(&self) -> (Revision, u64, Revision) {
+    pub fn version(&self) -> (Revision, u64, Revision) {
         (self.revision, self.epoch, self.compacted)
     }
 
-    pub(super) fn dump(&self) -> BTreeMap<Vec<u8>, KeyValue> {
+    /// Returns all keys.
+    #[must_use]
+    pub fn dump(&self) -> BTreeMap<Vec<u8>, KeyValue> {
         self.kvs.clone()
     }
 
-    pub(super) fn range(&self, range: &KeyRange) -> RangeReply {
+    /// Returns the keys in a range.
+    #[must_use]
+    pub fn range(&self, range: &KeyRange) -> RangeReply {
         let kvs = self.inside(range).cloned().collect();
         RangeReply { kvs, revision: self.revision }
     }
@@ -197,7 +214,8 @@ impl Data {
         bounds.into_iter().flat_map(|bounds| self.kvs.range(bounds)).map(|(_, kv)| kv)
     }
 
-    pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnReply, StoreError> {
+    /// Carries a transaction out, wholly or not at all.
+    pub fn txn(&mut self, txn: &Txn) -> Result<TxnReply, StoreError> {
         let holds = |compare: &Compare| match compare {
             Compare::Absent(range) => self.inside(range).next().is_none(),
             Compare::ModRevision(key, revision) => {
@@ -244,13 +262,15 @@ impl Data {
         }
     }
 
-    pub(super) fn put_one(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<EtcdLease>) -> Revision {
+    /// Writes one key, whatever it was; returns the revision of that.
+    pub fn put_one(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<EtcdLease>) -> Revision {
         self.revision += 1;
         self.put_at(self.revision, key, value, lease);
         self.revision
     }
 
-    pub(super) fn delete_one(&mut self, key: &[u8]) -> Revision {
+    /// Deletes one key, if it is there; returns the revision after that.
+    pub fn delete_one(&mut self, key: &[u8]) -> Revision {
         if self.delete_at(self.revision + 1, key) {
             self.revision += 1;
         }
@@ -272,7 +292,8 @@ impl Data {
         removed
     }
 
-    pub(super) fn grant(&mut self, ttl: Duration, now: Instant) -> EtcdLease {
+    /// Grants a lease.
+    pub fn grant(&mut self, ttl: Duration, now: Instant) -> EtcdLease {
         let ttl = whole_seconds(ttl);
         self.next_lease += 1;
         self.leases.insert(self.next_lease, MemoryLease { ttl, deadline: now + ttl });
@@ -286,18 +307,21 @@ impl Data {
         }
     }
 
-    pub(super) fn keep_alive(&mut self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
+    /// Gives a lease its whole time again; returns that.
+    pub fn keep_alive(&mut self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
         let found = self.leases.get_mut(&lease.0).ok_or(StoreError::LeaseGone(lease.0))?;
         found.deadline = now + found.ttl;
         Ok(found.ttl)
     }
 
-    pub(super) fn time_left(&self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
+    /// Returns the time that a lease has left.
+    pub fn time_left(&self, lease: EtcdLease, now: Instant) -> Result<Duration, StoreError> {
         let found = self.leases.get(&lease.0).ok_or(StoreError::LeaseGone(lease.0))?;
         Ok(found.deadline.saturating_duration_since(now))
     }
 
-    pub(super) fn revoke(&mut self, lease: EtcdLease) {
+    /// Ends a lease, with its keys.
+    pub fn revoke(&mut self, lease: EtcdLease) {
         let Some(ended) = self.leases.remove(&lease.0) else { return };
         if self.lease_journal.is_some() {
             self.ended.insert(lease.0, ended.deadline);
@@ -315,12 +339,7 @@ impl Data {
     }
 
     /// Returns the changes in `range` from `from` to `upto`; `None`: none yet.
-    pub(super) fn since(
-        &self,
-        range: &KeyRange,
-        from: Revision,
-        upto: Revision,
-    ) -> Result<Option<WatchBatch>, StoreError> {
+    pub fn since(&self, range: &KeyRange, from: Revision, upto: Revision) -> Result<Option<WatchBatch>, StoreError> {
         if from < self.compacted {
             return Err(StoreError::Compacted(self.compacted));
         }
@@ -331,28 +350,34 @@ impl Data {
         Ok((!events.is_empty()).then_some(WatchBatch { events, revision: self.revision.min(upto) }))
     }
 
-    pub(super) fn compact(&mut self, revision: Revision) {
+    /// Forgets the history before `revision`.
+    pub fn compact(&mut self, revision: Revision) {
         self.compacted = self.compacted.max(revision.min(self.revision));
         while self.history.front().is_some_and(|(at, _)| *at < self.compacted) {
             self.history.pop_front();
         }
     }
 
-    pub(super) fn break_watches(&mut self) {
+    /// Breaks every watch, as a store does that was restarted.
+    pub fn break_watches(&mut self) {
         self.epoch += 1;
     }
 
-    pub(super) fn wipe(&mut self) {
+    /// Deletes everything, also the history.
+    pub fn wipe(&mut self) {
         // Lease ids are random in etcd; here it is enough that they do not come again.
         *self = Self { epoch: self.epoch + 1, next_lease: self.next_lease, ..Self::default() };
     }
 
-    pub(super) fn backup(&self) -> Backup {
+    /// Returns a backup.
+    #[must_use]
+    pub fn backup(&self) -> Backup {
         let leases = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
         Backup { revision: self.revision, kvs: self.kvs.clone(), leases }
     }
 
-    pub(super) fn restore(&mut self, backup: &Backup) {
+    /// Puts a backup back.
+    pub fn restore(&mut self, backup: &Backup) {
         self.wipe();
         let now = Instant::now();
         self.revision = backup.revision;
