@@ -107,6 +107,10 @@ lint: ## Formatting, clippy, documentation, dependency rules
 		echo "NOT CHECKED: dependency rules (deny.toml): cargo-deny is not installed; cargo install cargo-deny" >&2; \
 	fi
 
+.PHONY: requirements
+requirements: ## Make docs/requirements.md from the names of the tests
+	FLATNET_WRITE=1 $(CARGO) test $(PROFILE) -p flatnet-tests --lib requirements
+
 fmt: ## Format the sources
 	$(CARGO) fmt --all
 

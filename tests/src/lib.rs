@@ -35,6 +35,7 @@ pub mod oracle;
 pub mod parsers;
 pub mod pinger;
 pub mod prose;
+pub mod requirements;
 pub mod suite;
 pub mod vm;
 pub mod wait;
