@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::prose::sources;
 
-/// The parts of the page: the directory whose tests are its own, and its heading. A file belongs to the first that it is
-/// below.
+/// The parts of the page: the directory whose tests are its own, and its heading. A file belongs to the first that it
+/// is below.
 const PARTS: [(&str, &str); 13] = [
     ("tests/tests/e2e", "End to end: real agents, a real etcd, real packets"),
     ("tests/tests/hostile", "Under attack"),

@@ -93,8 +93,8 @@ fn lan() {
     at_its_own_address(&lab, &mut agents[1]);
 }
 
-/// A store at an address of the host's own is kept from its containers too: what they send there is not forwarded, it is
-/// let in. What else listens there is open to them.
+/// A store at an address of the host's own is kept from its containers too: what they send there is not forwarded, it
+/// is let in. What else listens there is open to them.
 fn at_its_own_address(lab: &Lab, agent: &mut Agent) {
     let [store, beside]: [SocketAddr; 2] = ["[fd33::12]:2379", "[fd33::12]:2390"].map(|at| at.parse().unwrap());
     let _listening = inside(&agent.host, || [store, beside].map(|at| TcpListener::bind(at).unwrap()));
