@@ -23,7 +23,6 @@ pub mod evidence;
 pub mod host_kernel;
 pub mod host_options;
 pub mod http;
-pub mod lab;
 pub mod lease_keeper;
 pub mod local_api;
 pub mod membership;

@@ -32,6 +32,7 @@ pub fn start(level: Level, format: LogFormat) -> Result<(), Failure> {
         ("flatnet_kernel", level),
         ("flatnet_plane", level),
         ("flatnet_core", level),
+        ("flatnet_lab", level),
     ]);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {

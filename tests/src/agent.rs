@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use flatnet_agent::lab::command_line::CommandLine;
-use flatnet_agent::lab::sandbox::exit_code;
-use flatnet_agent::lab::subnet_env::SubnetEnv;
+use flatnet_lab::command_line::CommandLine;
+use flatnet_lab::sandbox::exit_code;
+use flatnet_lab::subnet_env::SubnetEnv;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

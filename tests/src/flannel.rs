@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{Lab, wire};
 use crate::netns::Namespace;
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 
 /// The hand-made host's VTEP.
 pub const MAC: &str = "4e:f4:0c:52:b7:8d";

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use flatnet_agent::lab::Families;
-use flatnet_agent::lab::command_line::CommandLine;
-use flatnet_agent::lab::topology::{Topology, UNDERLAY_V4};
+use flatnet_lab::Families;
+use flatnet_lab::command_line::CommandLine;
+use flatnet_lab::topology::{Topology, UNDERLAY_V4};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, BRIDGE};

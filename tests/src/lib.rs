@@ -1,6 +1,6 @@
 //! The harness of the tests that cross crates: hosts as network namespaces, a real etcd, real agents, real packets.
 //!
-//! Everything happens in one sandbox per test program ([`flatnet_agent::lab::sandbox`]): a pid, network and mount
+//! Everything happens in one sandbox per test program ([`flatnet_lab::sandbox`]): a pid, network and mount
 //! namespace, and without root a user namespace. So nothing that a test leaves behind outlives the program, whatever
 //! ends it.
 //!
@@ -40,4 +40,4 @@ pub mod suite;
 pub mod vm;
 pub mod wait;
 
-pub use flatnet_agent::lab::Families;
+pub use flatnet_lab::Families;

@@ -55,7 +55,7 @@ impl Namespace {
 pub fn run(command: &mut Command) -> Ran {
     let output = command.output().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
     Ran {
-        code: flatnet_agent::lab::sandbox::exit_code(output.status),
+        code: flatnet_lab::sandbox::exit_code(output.status),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }

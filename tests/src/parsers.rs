@@ -5,10 +5,10 @@
 use std::sync::LazyLock;
 
 use clap::Command;
-use flatnet_agent::lab::subnet_env::SubnetEnv;
 use flatnet_core::docker_opts::DockerOpts;
 use flatnet_core::env_file::EnvFile;
 use flatnet_kernel::fuzzing;
+use flatnet_lab::subnet_env::SubnetEnv;
 use flatnet_model::keys::NetworkKeys;
 use flatnet_model::state::Change;
 use flatnet_model::{NetworkName, SubnetKey};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use flatnet_agent::lab::sandbox;
+use flatnet_lab::sandbox;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// The number of labs at a time: each has an etcd and several agents, and machines have as few as two cores.
@@ -132,7 +132,7 @@ impl Need {
                 .then(|| "this kernel cannot make VXLAN devices: `modprobe vxlan`".to_owned()),
             Self::Wireguard => {
                 let tools = ["wg", "wireguard-go", "tcpdump"];
-                let missing = tools.iter().find(|tool| flatnet_agent::lab::tools::find(tool).is_none());
+                let missing = tools.iter().find(|tool| flatnet_lab::tools::find(tool).is_none());
                 if let Some(tool) = missing {
                     return Some(format!("{tool} is not installed: `make setup`"));
                 }
@@ -140,7 +140,7 @@ impl Need {
                     .then(|| "this kernel has no WireGuard, and /dev/net/tun cannot be opened".to_owned())
             }
             Self::Vms => no_vms(),
-            Self::Openssl => flatnet_agent::lab::tools::find("openssl")
+            Self::Openssl => flatnet_lab::tools::find("openssl")
                 .is_none()
                 .then(|| "openssl is not installed: `make setup`".to_owned()),
             Self::Package => crate::vm::package()
@@ -353,7 +353,7 @@ fn remember_places_of_panics() {
 
 fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
     let missing: Vec<&(&str, &str)> =
-        needed.iter().filter(|(program, _)| flatnet_agent::lab::tools::find(program).is_none()).collect();
+        needed.iter().filter(|(program, _)| flatnet_lab::tools::find(program).is_none()).collect();
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     (!missing.is_empty())

@@ -32,7 +32,7 @@ mod lab;
 mod template;
 
 pub use capture::Capture;
-pub use flatnet_agent::lab::vm::{Boot, Image, Ran};
+pub use flatnet_lab::vm::{Boot, Image, Ran};
 pub use host::Vm;
 pub use lab::{VmLab, VmShape};
 pub use template::{control_plane_package, package};

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::lab::{self, Families, LabBackend, LabPlan, LabStore};
 use crate::report::Failure;
+use flatnet_lab::{self as lab, Families, LabBackend, LabPlan, LabStore};
 
 /// Build a whole overlay on this machine: hosts and containers in namespaces, a control plane, real agents
 #[derive(Subcommand, Clone, Debug)]

@@ -54,7 +54,7 @@ fn bare(lab: &Lab, families: Families) -> Way {
 
 /// Measures Debian's wireguard-go, set up by hand between two hosts: what a tunnel in user space can do elsewhere.
 pub fn wireguard_go(plan: &Plan, table: &mut Table) {
-    if ["wireguard-go", "wg"].iter().any(|tool| flatnet_agent::lab::tools::find(tool).is_none()) {
+    if ["wireguard-go", "wg"].iter().any(|tool| flatnet_lab::tools::find(tool).is_none()) {
         table.row("wireguard-go", "NOT MEASURED: it is not installed", "", "");
         return;
     }
@@ -89,7 +89,7 @@ pub fn wireguard_go(plan: &Plan, table: &mut Table) {
 /// Takes every measure of one way.
 fn all(backend: &str, plan: &Plan, over: &Way, under: &Way, quoted: [&str; 4], table: &mut Table) {
     flatnet_tests::pinger::assert_reaches(&over.from, over.target);
-    if flatnet_agent::lab::tools::find("iperf3").is_none() {
+    if flatnet_lab::tools::find("iperf3").is_none() {
         table.row(format!("{backend}: streams and packets"), "NOT MEASURED: iperf3 is not installed", "", "");
     } else {
         let sum = |report: &Value| report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9;

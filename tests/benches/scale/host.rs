@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use flatnet_agent::lab::subnet_env::SubnetEnv;
 use flatnet_kernel::netns::Netns;
+use flatnet_lab::subnet_env::SubnetEnv;
 use flatnet_plane::store::{Txn, Write};
 use flatnet_tests::agent::{BRIDGE, program};
 use flatnet_tests::lab::{Lab, Shape, wire};

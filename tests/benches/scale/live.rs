@@ -15,7 +15,7 @@ use crate::probe::{Echo, Prober};
 use crate::process::{cpu_seconds, memory_kib};
 use crate::routes::Routes;
 use crate::table::{Figures, Table, short};
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 
 /// The time the agent is left alone before its memory is read.
 const SETTLE: Duration = Duration::from_secs(6);

@@ -30,7 +30,7 @@ mod writer;
 
 use std::process::ExitCode;
 
-use flatnet_agent::lab::sandbox;
+use flatnet_lab::sandbox;
 use flatnet_tests::Families;
 use flatnet_tests::suite::end_with_the_launcher;
 use table::Table;

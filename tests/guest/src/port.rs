@@ -1,4 +1,4 @@
-//! The serial port: requests in, answers out, one at a time. The other end is `flatnet_agent::lab::vm::guest`.
+//! The serial port: requests in, answers out, one at a time. The other end is `flatnet_lab::vm::guest`.
 //!
 //! All numbers are 32 bits, little endian. A request is a kind, the length of what follows, and that:
 //!

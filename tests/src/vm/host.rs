@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use flatnet_agent::lab::subnet_env::SubnetEnv;
-use flatnet_agent::lab::vm::{Machine, Ran};
+use flatnet_lab::subnet_env::SubnetEnv;
+use flatnet_lab::vm::{Machine, Ran};
 use serde_json::Value;
 
 use super::template::BOOTED;

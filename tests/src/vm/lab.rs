@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use flatnet_agent::lab::vm::{Boot, Machine};
+use flatnet_lab::vm::{Boot, Machine};
 
 use super::capture::Capture;
 use super::host::Vm;

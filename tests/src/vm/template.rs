@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use flatnet_agent::lab::vm::{Boot, Card, Image, Machine, MachinePlan, payload};
+use flatnet_lab::vm::{Boot, Card, Image, Machine, MachinePlan, payload};
 
 use crate::netns::run;
 

@@ -4,7 +4,7 @@ use flatnet_tests::lab::{Lab, Shape, wire};
 use flatnet_tests::suite::Test;
 use flatnet_tests::{oracle, pinger};
 
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 
 use crate::for_each_shape;
 

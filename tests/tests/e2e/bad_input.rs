@@ -186,7 +186,7 @@ fn no_nft() {
     let bin = lab.directory.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     for program in ["ip", "timeout", "cat"] {
-        let path = flatnet_agent::lab::tools::find(program).unwrap();
+        let path = flatnet_lab::tools::find(program).unwrap();
         std::os::unix::fs::symlink(path, bin.join(program)).unwrap();
     }
     agent.environment.push(("PATH".to_owned(), bin.display().to_string()));

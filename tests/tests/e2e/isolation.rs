@@ -8,7 +8,7 @@ use flatnet_tests::pinger::{assert_does_not_reach, assert_reaches};
 use flatnet_tests::suite::Test;
 use flatnet_tests::wait::{SOON, wait_until};
 
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 
 use crate::for_each_shape;
 
@@ -79,7 +79,7 @@ fn two_networks() {
         let file = if network == "default" { agent.env_file() } else { agent.run_dir.join("blue.env") };
         wait_until(&format!("{} is written", file.display()), SOON, || {
             let text = std::fs::read_to_string(&file).map_err(|error| format!("{error}\n{}", agent.log()))?;
-            flatnet_agent::lab::subnet_env::SubnetEnv::parse(&text).ok_or(text)
+            flatnet_lab::subnet_env::SubnetEnv::parse(&text).ok_or(text)
         })
     };
     // A container of each network on each host, on a cable of its own.

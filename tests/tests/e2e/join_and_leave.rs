@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatnet_agent::lab::command_line::CommandLine;
-use flatnet_agent::lab::subnet_env::SubnetEnv;
+use flatnet_lab::command_line::CommandLine;
+use flatnet_lab::subnet_env::SubnetEnv;
 use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape, wire};
 use flatnet_tests::netns::{Namespace, run};

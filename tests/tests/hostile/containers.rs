@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 use flatnet_model::IpFamily;
 use flatnet_tests::Families;
 use flatnet_tests::agent::Agent;
@@ -200,7 +200,7 @@ fn two_networks() {
     });
     let subnet = |agent: &Agent, file: &str| {
         let text = std::fs::read_to_string(agent.run_dir.join(file)).unwrap();
-        flatnet_agent::lab::subnet_env::SubnetEnv::parse(&text).unwrap().v4.unwrap().addr()
+        flatnet_lab::subnet_env::SubnetEnv::parse(&text).unwrap().v4.unwrap().addr()
     };
     let outer = |number: u8| IpAddr::V4(lab.topology.host(number).v4);
     let counter = Counter::start(&lab.host(1), &["eth0"]);

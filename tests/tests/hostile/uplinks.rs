@@ -3,7 +3,7 @@
 //! Both cards are veths here, so the second one is like a container's interface. The rule's own tests show what a card
 //! without a kind, a bond or a VLAN beside it is taken for.
 
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 use flatnet_tests::lab::{Lab, Shape, wire};
 use flatnet_tests::oracle;
 use flatnet_tests::pinger::{assert_does_not_reach, assert_reaches};

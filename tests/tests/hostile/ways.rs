@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use flatnet_agent::lab::command_line::CommandLine;
+use flatnet_lab::command_line::CommandLine;
 use flatnet_model::IpFamily;
 use flatnet_tests::Families;
 use flatnet_tests::lab::wire;

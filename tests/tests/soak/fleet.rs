@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flatnet_agent::lab::subnet_env::SubnetEnv;
+use flatnet_lab::subnet_env::SubnetEnv;
 use flatnet_tests::Families;
 use flatnet_tests::agent::Agent;
 use flatnet_tests::lab::{Lab, Shape};

@@ -51,7 +51,7 @@ fn install(vm: &Vm, endpoint: &str) {
 
 /// Asserts that the machine comes back although nobody logs in: with the same subnet, converged, and its containers are
 /// reached once they are there again.
-fn comes_back(lab: &VmLab, before: &flatnet_agent::lab::subnet_env::SubnetEnv) {
+fn comes_back(lab: &VmLab, before: &flatnet_lab::subnet_env::SubnetEnv) {
     let vm = lab.vm(2);
     vm.wait_converged(1);
     assert_eq!(&vm.subnet(), before, "another subnet after a reboot");

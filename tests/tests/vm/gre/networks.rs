@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flatnet_agent::lab::subnet_env::SubnetEnv;
+use flatnet_lab::subnet_env::SubnetEnv;
 use flatnet_tests::vm::{Vm, VmLab};
 
 /// The networks and their env files.

@@ -7,11 +7,11 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::page::Line;
-use crate::lab::Families;
-use crate::lab::command_line::CommandLine;
-use crate::lab::sandbox::search_path;
-use crate::lab::topology::{Station, Topology, UNDERLAY_V4};
-use crate::report::{Exit, Failure, print};
+use crate::Families;
+use crate::command_line::CommandLine;
+use crate::sandbox::search_path;
+use crate::topology::{Station, Topology, UNDERLAY_V4};
+use flatnet_plane::failure::{Exit, Failure, print};
 
 /// The time for which a line that waits for something is tried. What it waits for takes a second or two; in an emulated
 /// machine on a busy one, twenty times that.

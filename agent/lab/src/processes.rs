@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 use super::command_line::CommandLine;
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The time that a process has to end after SIGTERM before it is killed.
 const KILL_AFTER: Duration = Duration::from_secs(5);

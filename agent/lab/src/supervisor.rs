@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::subnet_env::SubnetEnv;
 use super::topology::{Station, Topology, UNDERLAY_V4};
 use super::{Families, LabPlan, LabStore, store, tools};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The time that etcd has to answer. On an idle machine it takes less than a second; this leaves room for a loaded one.
 const STORE_READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -342,7 +342,7 @@ fn network_config(plan: &LabPlan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::LabBackend;
+    use crate::LabBackend;
 
     #[test]
     fn the_networks_configuration_is_flannels() {

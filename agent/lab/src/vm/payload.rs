@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::image::{Image, MKSQUASHFS};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// Writes a squashfs with `files` (name there, file here) to `disk`. Machines see it as `/lab`, which is first on their
 /// `PATH`.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::lab::vm::{Boot, Image, Machine, MachinePlan, payload};
-use crate::lab::{launch, sandbox};
-use crate::report::{Exit, Failure, note, print};
+use crate::vm::{Boot, Image, Machine, MachinePlan, payload};
+use crate::{launch, sandbox};
+use flatnet_plane::failure::{Exit, Failure, note, print};
 
 /// The time that a recipe may take. It takes seconds; emulated, on a busy machine, a few minutes.
 const RECIPE_TIMEOUT: Duration = Duration::from_secs(600);

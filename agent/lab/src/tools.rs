@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::command_line::CommandLine;
 use super::sandbox::search_path;
 use super::{LabBackend, LabStore};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// A program and Debian's package that has it.
 struct Tool {

@@ -6,7 +6,7 @@ use std::io::Read;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::sandbox;
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// Prepares the sandbox and runs `work` on a runtime of its own.
 pub fn inside<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

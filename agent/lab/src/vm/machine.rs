@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::guest::{Guest, Ran, pause};
 use super::image::{Image, QEMU};
 use super::monitor::Monitor;
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The time that a machine has to boot. One alone boots in 6 s, with systemd in 20 s; this is for six of them on two
 /// busy cores.

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use self::kitchen::Kitchen;
 use self::page::{Recipe, Way};
 use super::{launch, sandbox, tools};
-use crate::report::{Exit, Failure, print};
+use flatnet_plane::failure::{Exit, Failure, print};
 
 /// The exit code of a program that SIGINT ended, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -46,7 +46,7 @@ async fn run(recipe: Recipe) -> Result<ExitCode, Failure> {
     tokio::select! {
         ran = cook(&recipe) => ran,
         reason = launch::ended() => {
-            crate::report::note(reason?);
+            flatnet_plane::failure::note(reason?);
             Ok(ExitCode::from(INTERRUPTED))
         }
     }

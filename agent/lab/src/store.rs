@@ -10,7 +10,7 @@ use super::command_line::CommandLine;
 use super::tools;
 use super::topology::Topology;
 use super::{LabPlan, LabStore};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The directory of the control plane's files, in the sandbox's private `/run`.
 const DATA_DIR: &str = "/run/lab/controlplane";

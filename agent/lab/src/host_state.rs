@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::command_line::CommandLine;
 use super::supervisor::run_directory;
 use super::topology::Topology;
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// A line of the hosts' table.
 #[derive(Clone, Debug, Default)]

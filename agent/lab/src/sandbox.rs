@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Pid, getegid, geteuid};
 
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The mark of the program's second life. Alone it is not believed: the process must also be number 1.
 const MARK: &str = "FLATNET_SANDBOX";

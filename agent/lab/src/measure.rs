@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::subnet_env::SubnetEnv;
 use super::topology::Topology;
 use super::{ping, tools};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The number of rounds. Underlay and overlay take turns, so that a noisy moment hits both; the median is shown.
 const ROUNDS: usize = 3;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The request to run a script.
 const RUN: u32 = 1;

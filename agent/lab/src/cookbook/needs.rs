@@ -1,8 +1,8 @@
 //! The needs of a way that a machine may not meet, by the name that they have on the page.
 
-use crate::lab::LabBackend;
-use crate::lab::command_line::CommandLine;
-use crate::lab::tools;
+use crate::LabBackend;
+use crate::command_line::CommandLine;
+use crate::tools;
 
 /// Returns what is missing, as a reason; `None` if nothing is.
 pub async fn missing(need: Option<&str>) -> Option<String> {

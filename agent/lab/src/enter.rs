@@ -13,7 +13,7 @@ use super::command_line::CommandLine;
 use super::directory::{LabDirectory, Record};
 use super::sandbox::search_path;
 use super::supervisor::{host_directory, run_directory};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// Becomes `command` inside `name`. Returns only if that fails. Needs a process with a single thread.
 pub fn enter(path: &Path, name: &str, command: &[OsString]) -> Result<ExitCode, Failure> {

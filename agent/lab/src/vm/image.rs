@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -24,7 +24,7 @@ impl Image {
     /// image or the emulator is missing.
     pub fn find() -> Result<Self, Failure> {
         for (program, package) in [(QEMU, "qemu-system-x86"), (MKSQUASHFS, "squashfs-tools")] {
-            if crate::lab::tools::find(program).is_none() {
+            if crate::tools::find(program).is_none() {
                 return Err(Failure::new(Exit::Unsupported, format!("not installed: {program}"))
                     .hint(format!("Debian, Ubuntu: `sudo apt-get install {package}`")));
             }

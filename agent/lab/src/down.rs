@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::directory::{LabDirectory, Record};
-use crate::report::{Exit, Failure, print};
+use flatnet_plane::failure::{Exit, Failure, print};
 
 /// The time that the supervisor has to end. It gives its processes 5 s twice; this is longer.
 const END_TIMEOUT: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use super::directory::LabDirectory;
 use super::sandbox::{Waited, exit_code};
 use super::supervisor::Supervisor;
 use super::{LabPlan, launch, sandbox, tools};
-use crate::report::{Exit, Failure, print};
+use flatnet_plane::failure::{Exit, Failure, print};
 
 /// The text that the supervisor writes to its launcher once all pairs ping.
 const READY: &[u8] = b"ready\n";

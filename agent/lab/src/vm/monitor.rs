@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::guest::{connect, pause};
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The time that a command has to answer. It answers at once; a loaded machine may be slow to read it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::command_line::CommandLine;
 use super::subnet_env::SubnetEnv;
 use super::topology::Topology;
-use crate::report::{Exit, Failure};
+use flatnet_plane::failure::{Exit, Failure};
 
 /// The number of pings at a time: enough to be quick, few enough not to measure the machine's load.
 const AT_ONCE: usize = 8;

@@ -6,7 +6,7 @@ use super::directory::LabDirectory;
 use super::host_state::HostState;
 use super::supervisor::Supervisor;
 use super::{LabPlan, launch, measure, render, sandbox, tools};
-use crate::report::{Exit, Failure, print};
+use flatnet_plane::failure::{Exit, Failure, print};
 
 /// The exit code of a program that SIGINT ended, as shells have it.
 const INTERRUPTED: u8 = 130;
