@@ -23,9 +23,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::daemon::telemetry::{self, LogFormat};
+use crate::files::state_dir::DEFAULT_RUN_DIR;
 use crate::report::{Exit, Failure};
-use crate::state_dir::DEFAULT_RUN_DIR;
-use crate::telemetry::{self, LogFormat};
 
 /// One flat address space for the containers of many hosts
 #[derive(Parser, Debug)]

@@ -5,8 +5,10 @@
 //! are simply dropped: each is safe to cut off at any await, and the datapath stays.
 
 mod options;
+pub mod preflight;
 mod setup;
 mod tasks;
+pub mod telemetry;
 
 use std::sync::Arc;
 
@@ -14,12 +16,12 @@ use flatnet_kernel::NetlinkKernel;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::local_api::Ask;
+use crate::files::state_dir::StateDir;
 use crate::node::Node;
-use crate::plane::Plane;
 use crate::reconciler::PlanError;
 use crate::report::{Exit, Failure, chain};
-use crate::state_dir::StateDir;
+use crate::serve::local_api::Ask;
+use crate::store::plane::Plane;
 pub use options::{JoinOptions, NetworkOptions};
 use setup::Setup;
 use tasks::{Listeners, Tasks, notify, planned};

@@ -6,6 +6,20 @@
 //! store and in the kernel stays. What belongs to a process (sockets, signals, the service manager) is in
 //! [`crate::daemon`].
 
+mod certificate;
+pub mod env_files;
+pub mod evidence;
+pub mod host_kernel;
+pub mod lease_keeper;
+pub mod membership;
+pub mod network_report;
+pub mod presence_keeper;
+pub mod purge;
+pub mod rotation;
+pub mod snapshots;
+pub mod status;
+mod wall_clock;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +31,19 @@ use flatnet_plane::plane::ControlPlane;
 use flatnet_plane::watch::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::certificate;
-use crate::channels::Channels;
-use crate::context::{Context, NodeSetup};
-use crate::env_files;
-use crate::evidence;
-use crate::membership::Membership;
-use crate::metrics::Metrics;
-use crate::networks::{NetworkPort, Presence};
-use crate::outcome::Outcome;
-use crate::part::{Part, Running, Stop};
-use crate::presence_keeper::PresenceKeeper;
-use crate::purge;
+use crate::files::sysctl_record::SysctlRecord;
+use crate::node::membership::Membership;
+use crate::node::presence_keeper::PresenceKeeper;
+use crate::node::rotation::Rotation;
+use crate::node::status::StatusSource;
 use crate::reconciler::{PlanError, PlanRequest, Reconciler};
 use crate::report::{Failure, chain};
-use crate::rotation::Rotation;
-use crate::status::StatusSource;
-use crate::sysctl_record::SysctlRecord;
-use crate::wall_clock;
+use crate::wiring::channels::Channels;
+use crate::wiring::context::{Context, NodeSetup};
+use crate::wiring::metrics::Metrics;
+use crate::wiring::networks::{NetworkPort, Presence};
+use crate::wiring::outcome::Outcome;
+use crate::wiring::part::{Part, Running, Stop};
 
 /// The longest that a silent store may hold up the datapath of a node that knows its peers from disk.
 const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -189,7 +198,7 @@ impl<P: ControlPlane, K: Kernel> Node<P, K> {
         let setups = self.membership.setups();
         let files = setups.iter().map(|setup| &setup.env_file);
         let mut failures: Vec<String> =
-            files.filter_map(|file| crate::state_dir::remove(file).err()).map(|error| chain(&error)).collect();
+            files.filter_map(|file| crate::files::state_dir::remove(file).err()).map(|error| chain(&error)).collect();
         let joined = setups.iter().map(|setup| setup.keys.network().clone());
         let networks: Vec<NetworkName> = dir.networks().into_iter().chain(joined).collect();
         failures.extend(purge::files(dir, &networks));

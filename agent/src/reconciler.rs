@@ -30,16 +30,16 @@ use tokio::time::{Instant, sleep_until};
 
 use pace::Pace;
 
-use crate::context::Context;
-use crate::host_options::HostOptions;
-use crate::metrics::Metrics;
-use crate::networks::NetworkPort;
-use crate::outcome::Outcome;
-use crate::part::Changed;
+use crate::files::sysctl_record::SysctlRecord;
+use crate::files::underlay_record::UnderlayRecord;
+use crate::files::wireguard_key::WireguardIdentity;
 use crate::report::chain;
-use crate::sysctl_record::SysctlRecord;
-use crate::underlay_record::UnderlayRecord;
-use crate::wireguard_key::WireguardIdentity;
+use crate::wiring::context::Context;
+use crate::wiring::host_options::HostOptions;
+use crate::wiring::metrics::Metrics;
+use crate::wiring::networks::NetworkPort;
+use crate::wiring::outcome::Outcome;
+use crate::wiring::part::Changed;
 
 /// A question to the loop: what would the next full pass change?
 pub type PlanRequest = oneshot::Sender<Result<Vec<Op>, PlanError>>;

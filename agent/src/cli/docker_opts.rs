@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use flatnet_core::docker_opts::{DockerOpts, Format};
 use flatnet_core::env_file::EnvFile;
 
+use crate::files::state_dir;
 use crate::report::{Exit, Failure, print};
-use crate::state_dir;
 
 /// Print options for the Docker daemon from subnet.env
 #[derive(Args, Clone, Debug)]

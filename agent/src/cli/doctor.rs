@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::{RunDir, status};
 use crate::doctor::{self, Check, Places, Verdict};
-use crate::host_kernel;
+use crate::files::state_dir::DEFAULT_STATE_DIR;
+use crate::node::host_kernel;
 use crate::report::{Exit, Failure, print};
-use crate::state_dir::DEFAULT_STATE_DIR;
 
 /// Look for what commonly breaks an overlay, and say what to do
 #[derive(Args, Clone, Debug)]

@@ -12,7 +12,7 @@ use flatnet_model::{IfName, NetworkName};
 use flatnet_plane::etcd_args::EtcdArgs;
 
 use super::values::{self, NamedCidr, Secret};
-use crate::state_dir::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
+use crate::files::state_dir::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 
 /// Lease a subnet, build tunnels to all peers, and keep them
 #[derive(Args, Clone, Debug)]

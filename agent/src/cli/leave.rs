@@ -4,9 +4,9 @@ use clap::Args;
 use flatnet_proto::agent::v1::LeaveRequest;
 
 use super::RunDir;
-use crate::local_api;
+use crate::files::state_dir::{DEFAULT_STATE_DIR, LEFT};
 use crate::report::{Exit, Failure, note};
-use crate::state_dir::{DEFAULT_STATE_DIR, LEFT};
+use crate::serve::local_api;
 
 /// Give the lease back and stop the agent for good
 #[derive(Args, Clone, Debug)]
@@ -32,7 +32,7 @@ pub async fn run(args: LeaveArgs) -> Result<(), Failure> {
             let request = LeaveRequest { purge: args.purge, renumber: args.renumber };
             client.leave(request).await.map_err(|status| local_api::refused(&status))?.into_inner().failures
         }
-        Err(_) if args.purge => crate::purge::without_agent(&args.state_dir, &args.run_dir.run_dir).await?,
+        Err(_) if args.purge => crate::node::purge::without_agent(&args.state_dir, &args.run_dir.run_dir).await?,
         Err(failure) => return Err(failure.hint_also("`agent leave --purge` cleans this host up without an agent")),
     };
     let marker = args.state_dir.join(LEFT);

@@ -4,8 +4,8 @@ use clap::Args;
 use flatnet_proto::agent::v1::GetPlanRequest;
 
 use super::{RunDir, status};
-use crate::local_api;
 use crate::report::{Failure, print};
+use crate::serve::local_api;
 
 /// Show what the agent would change in the kernel next; nothing when converged
 #[derive(Args, Clone, Debug)]

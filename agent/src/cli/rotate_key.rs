@@ -4,8 +4,8 @@ use clap::Args;
 use flatnet_proto::agent::v1::RotateKeyRequest;
 
 use super::RunDir;
-use crate::local_api;
 use crate::report::{Failure, print};
+use crate::serve::local_api;
 
 /// Replace this node's WireGuard key while its networks run
 #[derive(Args, Clone, Debug)]

@@ -7,8 +7,8 @@ use flatnet_model::text::{line, set_in};
 use flatnet_proto::agent::v1::{GetStatusRequest, Network, Status};
 
 use super::RunDir;
-use crate::local_api;
 use crate::report::{Exit, Failure, print};
+use crate::serve::local_api;
 
 /// Say what this host's agent is, has and lacks
 #[derive(Args, Clone, Debug)]

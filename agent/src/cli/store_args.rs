@@ -12,9 +12,9 @@ use flatnet_proto::agent::v1::GetStoreRequest;
 use flatnet_proto::controlplane::v1::admin_client::AdminClient;
 use tonic::transport::Channel;
 
-use crate::local_api;
 use crate::report::{Exit, Failure, chain};
-use crate::store_endpoints::{endpoints, open, servers};
+use crate::serve::local_api;
+use crate::store::store_endpoints::{endpoints, open, servers};
 
 /// The control plane that a one-shot command speaks to.
 pub enum Target {

@@ -20,22 +20,22 @@ use flatnet_proto::agent::v1::Store as StoreDocument;
 use tokio::sync::watch;
 
 use super::options::{JoinOptions, NetworkOptions};
-use crate::context::NodeSetup;
-use crate::host_kernel;
-use crate::host_options::HostOptions;
-use crate::namespace_lock::NamespaceLock;
-use crate::network_record::NetworkRecord;
-use crate::networks::NetworkSetup;
-use crate::plane::Plane;
-use crate::preflight;
-use crate::purge::state_dir_failure;
+use crate::daemon::preflight;
+use crate::files::namespace_lock::NamespaceLock;
+use crate::files::network_record::NetworkRecord;
+use crate::files::state_dir::StateDir;
+use crate::files::sysctl_record::SysctlRecord;
+use crate::files::underlay_record::UnderlayRecord;
+use crate::files::wireguard_key::WireguardIdentity;
+use crate::node::host_kernel;
+use crate::node::purge::state_dir_failure;
 use crate::report::{Exit, Failure, chain};
-use crate::state_dir::StateDir;
-use crate::store_address;
-use crate::store_endpoints;
-use crate::sysctl_record::SysctlRecord;
-use crate::underlay_record::UnderlayRecord;
-use crate::wireguard_key::WireguardIdentity;
+use crate::store::plane::Plane;
+use crate::store::store_address;
+use crate::store::store_endpoints;
+use crate::wiring::context::NodeSetup;
+use crate::wiring::host_options::HostOptions;
+use crate::wiring::networks::NetworkSetup;
 
 /// The longest that resolving the name of the first endpoint may hold up the start. The underlay is chosen by the way
 /// to that endpoint. Until there is an answer, it is chosen by the way to where the store was before, or by the default

@@ -12,14 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::setup::ProcessSetup;
-use crate::http::{self, Pulse};
-use crate::local_api::{self, Ask, LocalApi};
-use crate::metrics::Metrics;
-use crate::problem_log;
+use crate::files::state_dir::SOCKET;
+use crate::node::status::StatusSource;
 use crate::report::{Exit, Failure, chain};
-use crate::state_dir::SOCKET;
-use crate::status::StatusSource;
-use crate::store_address;
+use crate::serve::http::{self, Pulse};
+use crate::serve::local_api::{self, Ask, LocalApi};
+use crate::serve::problem_log;
+use crate::store::store_address;
+use crate::wiring::metrics::Metrics;
 
 /// The number of questions over the socket that may wait.
 const ASKS: usize = 8;
@@ -106,7 +106,7 @@ impl Tasks {
             let _ = stop.send(());
         }
         let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, &mut self.api).await;
-        if let Err(error) = crate::state_dir::remove(&self.socket) {
+        if let Err(error) = crate::files::state_dir::remove(&self.socket) {
             tracing::warn!(error = chain(&error), "the agent's socket stays");
         }
         if let Some(run_dir) = self.socket.parent() {

@@ -6,9 +6,9 @@ use flatnet_proto::agent::v1::Status;
 
 use super::Check;
 use super::host::{Files, Places};
-use crate::preflight;
+use crate::daemon::preflight;
+use crate::files::state_dir::LEFT;
 use crate::report::Failure;
-use crate::state_dir::LEFT;
 
 /// Checks for the rights and the one program that are always needed.
 pub(super) fn rights() -> Check {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::Check;
 use super::host::Host;
-use crate::evidence::of_peer;
+use crate::node::evidence::of_peer;
 
 /// The number of senders that are named: as many as are worth reading.
 const SHOWN: usize = 8;

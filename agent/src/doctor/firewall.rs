@@ -14,7 +14,7 @@ use super::Check;
 use super::host::Host;
 use super::packet::Packet;
 use super::ruleset::{Fate, Rules};
-use crate::preflight;
+use crate::daemon::preflight;
 
 /// Returns everybody else's nftables tables, as `nft -j list ruleset` would list them, or why they cannot be had. They
 /// are listed table by table: nft before 1.1.0 garbles the JSON of a table that has a flag, such as the one a running

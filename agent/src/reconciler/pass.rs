@@ -320,7 +320,7 @@ impl<K: Kernel> Reconciler<K> {
         );
     }
 
-    /// Publishes what a pass found and did. [`crate::problem_log`] reports the problems.
+    /// Publishes what a pass found and did. [`crate::serve::problem_log`] reports the problems.
     fn publish(&mut self, done: Outcome) {
         self.outcome.send_modify(|outcome| {
             if done.complete && !outcome.complete && !done.networks.is_empty() {

@@ -20,11 +20,11 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
-use crate::channels::Channels;
-use crate::context::NodeSetup;
-use crate::network_record::NetworkRecord;
-use crate::networks::{Held, Holding, Presence};
-use crate::state_dir::StateDir;
+use crate::files::network_record::NetworkRecord;
+use crate::files::state_dir::StateDir;
+use crate::wiring::channels::Channels;
+use crate::wiring::context::NodeSetup;
+use crate::wiring::networks::{Held, Holding, Presence};
 
 const CONFIG: &[u8] = br#"{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
 const OWN: &str = "10.100.40.0-24";
@@ -184,8 +184,9 @@ impl Host {
 
     /// Returns the number of repairs of `kind` counted so far.
     fn drift(&self, kind: &str) -> u64 {
-        let page =
-            self.metrics.render(&flatnet_proto::agent::v1::Status::default(), &crate::metrics::Gauges::default());
+        let page = self
+            .metrics
+            .render(&flatnet_proto::agent::v1::Status::default(), &crate::wiring::metrics::Gauges::default());
         let series = format!("flatnet_drift_repairs_total{{kind=\"{kind}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or_default()
     }

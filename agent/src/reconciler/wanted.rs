@@ -10,7 +10,7 @@ use flatnet_kernel::Kernel;
 use flatnet_plane::watch::Source;
 
 use super::Reconciler;
-use crate::networks::Held;
+use crate::wiring::networks::Held;
 
 impl<K: Kernel> Reconciler<K> {
     /// Gathers the inputs of a pass, and returns what follows from them.

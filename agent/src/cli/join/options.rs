@@ -13,7 +13,7 @@ use super::JoinArgs;
 use crate::cli::values::NamedCidr;
 use crate::daemon::{JoinOptions, NetworkOptions};
 use crate::report::{Exit, Failure};
-use crate::store_endpoints::endpoints;
+use crate::store::store_endpoints::endpoints;
 
 impl JoinArgs {
     /// Returns what the flags mean, or the first mistake in them.

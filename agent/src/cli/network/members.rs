@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::say;
 use crate::cli::{RunDir, status, values};
-use crate::local_api;
 use crate::report::{Exit, Failure, note, print};
+use crate::serve::local_api;
 
 /// The arguments of `network join`.
 #[derive(Args, Clone, Debug)]
