@@ -45,6 +45,8 @@ pub fn assert_does_not_reach(from: &Namespace, address: IpAddr) -> String {
 pub struct Pinger {
     child: Option<Child>,
     output: PathBuf,
+    /// What [`queue_drops`] was at the start.
+    dropped_before: u64,
 }
 
 /// The losses of a stream.
@@ -58,6 +60,8 @@ pub struct Losses {
     pub slowest: Duration,
     /// The other lines of `ping`: errors that came back, warnings.
     pub said: Vec<String>,
+    /// How many packets the machine's receive queues had no room for meanwhile, whoever's they were.
+    pub queue_drops: u64,
 }
 
 impl Losses {
@@ -83,7 +87,8 @@ impl Pinger {
         let file = File::create(&output).unwrap();
         let mut command = from.command(&["ping", "-n", "-i", "0.009", "-W", "2", &address.to_string()]);
         command.stdout(file.try_clone().unwrap()).stderr(file);
-        let pinger = Self { child: Some(command.spawn().unwrap()), output };
+        let dropped_before = queue_drops();
+        let pinger = Self { child: Some(command.spawn().unwrap()), output, dropped_before };
         wait_until("the first ping is answered", SOON, || {
             let text = pinger.text();
             if text.contains("bytes from") { Ok(()) } else { Err(text) }
@@ -97,7 +102,8 @@ impl Pinger {
         let mut child = self.child.take().unwrap();
         kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
         child.wait().unwrap();
-        losses(&self.text())
+        let queue_drops = queue_drops().saturating_sub(self.dropped_before);
+        Losses { queue_drops, ..losses(&self.text()) }
     }
 
     fn text(&self) -> String {
@@ -132,7 +138,21 @@ fn losses(output: &str) -> Losses {
         !line.is_empty() && !usual && !line.contains("packets transmitted") && sequence(line).is_none()
     };
     let said = output.lines().filter(is_other).map(str::to_owned).collect();
-    Losses { sent, lost: (1..=last).filter(|number| !answered.contains(number)).collect(), slowest, said }
+    Losses {
+        sent,
+        lost: (1..=last).filter(|number| !answered.contains(number)).collect(),
+        slowest,
+        said,
+        queue_drops: 0,
+    }
+}
+
+/// Returns how many packets the receive queues of this machine's processors (`net.core.netdev_max_backlog` long, shared
+/// by all namespaces) had no room for since it started: the second column of `/proc/net/softnet_stat`. A ping that is
+/// lost while this grows may have been one of them.
+fn queue_drops() -> u64 {
+    let table = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    table.lines().filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()).sum()
 }
 
 fn round_trip(line: &str) -> Option<Duration> {
@@ -152,7 +172,13 @@ mod tests {
             format!("{}\n\n{sent} packets transmitted, {} received, 0% packet loss", lines.join("\n"), numbers.len())
         };
         let slowest = |number: u64| Duration::from_micros(number * 1000 + 500);
-        let made = |sent, lost: &[u64], slowest| Losses { sent, lost: lost.to_vec(), slowest, said: Vec::new() };
+        let made = |sent, lost: &[u64], slowest| Losses {
+            sent,
+            lost: lost.to_vec(),
+            slowest,
+            said: Vec::new(),
+            queue_drops: 0,
+        };
         assert_eq!(losses(&output(&[1, 2, 3], 4)), made(4, &[], slowest(3)));
         assert_eq!(losses(&output(&[1, 3], 3)), made(3, &[2], slowest(3)));
         assert_eq!(losses(&output(&[1, 2], 5)), made(5, &[3, 4], slowest(2)));

@@ -1,6 +1,6 @@
 //! Backends: how a network's packets travel, as functions that add objects to the desired state.
 //!
-//! Each is one file, which implements [`Backend`] for the model's configuration of it; [`of`] alone tells them apart.
+//! Each is one file, which implements `Backend` for the model's configuration of it; `of` alone tells them apart.
 //! A backend sees its own network only, never another backend and never the kernel. The parts that all of them share
 //! (the route that catches unknown addresses, the bridge, the firewall, settings) are added by [`crate::desired`].
 

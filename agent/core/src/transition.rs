@@ -1,5 +1,5 @@
 //! How a live network changes its backend. All that is particular to that is here: the earlier backends by which this
-//! host still receives, what it publishes meanwhile, and by which backend it sends to whom ([`ways`]).
+//! host still receives, what it publishes meanwhile, and by which backend it sends to whom (`ways`).
 //!
 //! Make before break, without anybody in charge:
 //!
