@@ -34,7 +34,7 @@ fn demo(backend: &str, hosts: usize) {
 
 fn interrupted() {
     for after_millis in [50, 400, 1_200, 2_000, 3_000] {
-        // A shell starts what runs in the background with SIGINT ignored, and that passes on to whatever runs this test.
+        // A shell starts what runs in the background with SIGINT ignored, which passes on to what that starts.
         let mut command = Command::new("env");
         command.arg("--default-signal=INT").arg(program()).args(["lab", "demo", "--hosts", "2"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
