@@ -193,7 +193,8 @@ fn kept(before: &[BackendConfig], needed: &[BackendConfig], said: &Said<'_>) -> 
 }
 
 /// Returns the backends by which this host says it receives, that of `config` first: those of `ways`, the outcome of
-/// the last pass, that are there (`is_there`) and not done with. Of the earlier ones only those `needed` are not.
+/// the last pass, that are there (`is_there`) and not done with. Of the others only earlier ones that are `needed` are
+/// not: what the last pass still had and this host has given up since is about to go.
 pub fn ready<'o>(
     config: &NetworkConfig,
     change: &Change,
@@ -201,8 +202,10 @@ pub fn ready<'o>(
     ways: impl IntoIterator<Item = &'o WayOutcome>,
     is_there: impl Fn(&WayOutcome) -> bool,
 ) -> Vec<&'o WayOutcome> {
-    let is_done = |way: &WayOutcome| change.earlier.contains(&way.backend) && !needed.contains(&way.backend);
-    let mut ready: Vec<&WayOutcome> = ways.into_iter().filter(|way| is_there(way) && !is_done(way)).collect();
+    let stays = |backend: &BackendConfig| {
+        *backend == config.backend || (change.earlier.contains(backend) && needed.contains(backend))
+    };
+    let mut ready: Vec<&WayOutcome> = ways.into_iter().filter(|way| is_there(way) && stays(&way.backend)).collect();
     ready.sort_by_key(|way| way.backend != config.backend);
     ready
 }

@@ -317,6 +317,21 @@ proptest! {
     }
 }
 
+/// A network that turns back before all have followed: what a host has given up since its last pass it does not say it
+/// receives by, although its device is still there.
+#[test]
+fn a_host_that_turned_back_says_nothing_of_what_is_about_to_go() {
+    use Step::{Configure, Configured, Forget, Pass, Publish, See};
+    let backends = [gre_with(0), gre_with(5), gre_with(0)];
+    let mut world = World::new(&[Datapath::Kernel; 3], &backends);
+    let first = [Configure, Configured(0), Configured(1), Configure, Pass(1), See(0), Configured(0), Pass(0)];
+    let then = [Forget(0), Publish(0), Publish(1), See(1), Pass(0), Pass(1)];
+    for step in first.into_iter().chain(then) {
+        world.step(step);
+        world.check().unwrap();
+    }
+}
+
 #[test]
 fn a_host_that_does_not_follow_is_waited_for_and_served() {
     let mut world = World::new(&[Datapath::Kernel; 3], &[vxlan(1), wireguard()]);
