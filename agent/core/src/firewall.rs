@@ -205,15 +205,33 @@ fn interfaces(names: &BTreeSet<IfName>) -> Option<String> {
     (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
 }
 
-/// Writes the members of `family` as an anonymous set, such as `{ 10.0.0.0/8, 192.0.2.0/24 }`; `None`: there are none.
-/// They are merged, since nft refuses intervals that overlap.
-fn anonymous_set<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> Option<String> {
+/// Writes the members of `family` as nft compares an address with them: `10.0.0.0/8`, `10.0.0.1-10.0.0.9`, or, for
+/// several, a set such as `{ 10.0.0.0/8, 192.0.2.0/24 }`; `None`: there are none. They are merged, since nft refuses
+/// intervals that overlap.
+///
+/// What is one range must not be a set. A set of intervals is published after the rules that ask it (Linux 6.18: each
+/// set's commit follows the change of generation), so that for a moment of every swap nothing is in it, and a packet
+/// that it would let in is dropped.
+fn ranges<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> Option<String> {
     let prefixes = merged(prefixes, family);
-    if prefixes.is_empty() {
-        return None;
+    let (first, last) = (prefixes.first()?, prefixes.last()?);
+    if let [one] = prefixes.as_slice() {
+        return Some(one.to_string());
+    }
+    let follows =
+        |pair: &[IpNet]| matches!(pair, [a, b] if number(a.broadcast()).checked_add(1) == Some(number(b.network())));
+    if prefixes.windows(2).all(follows) {
+        return Some(format!("{}-{}", first.network(), last.broadcast()));
     }
     let words: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
     Some(format!("{{ {} }}", words.join(", ")))
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
 }
 
 /// Returns the prefixes of `family`, in order, with host bits cleared and none within another.

@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, interfaces, ip, store};
+use super::{FirewallHost, FirewallNetwork, Text, interfaces, ip, ranges, store};
 use crate::object::SetName;
 
 /// The priority: after `raw` (-300) and before connections are tracked (-200), so that forged packets leave no trace,
@@ -51,7 +51,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
     lines.extend(store::as_sent(host));
     for network in networks {
         for family in IpFamily::BOTH {
-            let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
+            let Some(all) = ranges(&network.cidrs, family) else { continue };
             let chain = match family {
                 IpFamily::V4 => format!("arrival4_{}", network.name),
                 IpFamily::V6 => format!("arrival6_{}", network.name),
@@ -67,7 +67,7 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
 /// Returns the ways by which a packet with a source of the network may come, then a drop for each of the others.
 fn ways(network: &FirewallNetwork, underlay: IfName, family: IpFamily, chain: &str, text: &mut Text) -> Vec<String> {
     let (ip, name) = (ip(family), &network.name);
-    let own = anonymous_set(&network.own, family);
+    let own = ranges(&network.own, family);
     let not_own = own.as_ref().map(|own| format!("{ip} saddr != {own} ")).unwrap_or_default();
     let mut lines = Vec::new();
     let tunnels = tunnels(network, family);

@@ -12,7 +12,7 @@
 use flatnet_model::IpFamily;
 use ipnet::IpNet;
 
-use super::{FirewallNetwork, Text, anonymous_set, ip};
+use super::{FirewallNetwork, Text, ip, ranges};
 
 /// The priority: before source addresses are translated (at 100; ours at 90), so that the container's own address is
 /// judged.
@@ -40,7 +40,7 @@ fn devices(network: &FirewallNetwork) -> String {
 fn outgoing(network: &FirewallNetwork) -> Vec<String> {
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
-        let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
+        let Some(all) = ranges(&network.cidrs, family) else { continue };
         let (ip, not_own) = (ip(family), none_of(network.own.iter().chain(&network.clear_to), family));
         lines.push(format!(
             "oifname != {} {ip} daddr {all}{not_own} counter drop comment \"{}: encrypted or dropped\"",
@@ -53,6 +53,6 @@ fn outgoing(network: &FirewallNetwork) -> Vec<String> {
 
 /// Writes ` ip daddr != { … }`, or nothing if there is no prefix of that family.
 fn none_of<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, family: IpFamily) -> String {
-    let set = anonymous_set(prefixes, family);
+    let set = ranges(prefixes, family);
     set.map(|set| format!(" {} daddr != {set}", ip(family))).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, guard, ip, opening, store};
+use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, gre, guard, ip, opening, ranges, store};
 use crate::object::TunnelId;
 
 /// The priority: before every filter chain (0), so that our drops are counted as ours.
@@ -58,8 +58,7 @@ fn forged_tunnel_packets(networks: &[FirewallNetwork]) -> Vec<String> {
     let mut lines = Vec::new();
     for network in networks {
         for family in IpFamily::BOTH {
-            let (Some(own), Some(all)) = (anonymous_set(&network.own, family), anonymous_set(&network.cidrs, family))
-            else {
+            let (Some(own), Some(all)) = (ranges(&network.own, family), ranges(&network.cidrs, family)) else {
                 continue;
             };
             lines.extend(forged.iter().map(|packets| {
@@ -85,7 +84,7 @@ pub(super) fn out_of(what: &str, tunnel: &FirewallTunnel) -> String {
 /// Returns the rules for packets that may come out of a tunnel in one family: those into the network, and answers to
 /// what this host masqueraded into it.
 fn into(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
-    let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
+    let Some(all) = ranges(&network.cidrs, family) else { return Vec::new() };
     let ip = ip(family);
     vec![
         format!("{ip} saddr {all} {ip} daddr {all} accept"),
@@ -106,8 +105,8 @@ fn isolation(networks: &[FirewallNetwork]) -> Vec<String> {
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
         let ip = ip(family);
-        let sets: Vec<String> = networks.iter().filter_map(|network| anonymous_set(&network.cidrs, family)).collect();
-        let every = anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family);
+        let sets: Vec<String> = networks.iter().filter_map(|network| ranges(&network.cidrs, family)).collect();
+        let every = ranges(networks.iter().flat_map(|network| &network.cidrs), family);
         let (Some(every), true) = (every, sets.len() > 1) else { continue };
         lines.extend(sets.iter().map(|set| format!("{ip} saddr {set} {ip} daddr {set} accept")));
         lines.push(format!(

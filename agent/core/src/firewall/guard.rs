@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flatnet_model::{IpFamily, Vni};
 
-use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, anonymous_set, gre, ip, mark};
+use super::{FirewallHost, FirewallNetwork, FirewallTunnel, Text, gre, ip, mark, ranges};
 use crate::object::{SetName, TunnelId};
 
 /// The priority: after conntrack and mangle (-150) and before every filter (0), so that packets dropped here cost and
@@ -138,7 +138,7 @@ fn interfaces(outside: &FirewallHost) -> String {
 /// do not concern us.
 pub(super) fn passing_through(networks: &[FirewallNetwork]) -> Vec<String> {
     let judged: BTreeSet<(u16, Vni)> = tunnels(networks).map(|(_, vxlan)| (vxlan.port, vxlan.vni)).collect();
-    let outside = |family| match anonymous_set(networks.iter().flat_map(|network| &network.cidrs), family) {
+    let outside = |family| match ranges(networks.iter().flat_map(|network| &network.cidrs), family) {
         Some(every) => format!("{} daddr != {every}", ip(family)),
         None => gre::of_family(family),
     };

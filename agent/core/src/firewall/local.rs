@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallHost, FirewallNetwork, Text, anonymous_set, forward, ip, opening, store};
+use super::{FirewallHost, FirewallNetwork, Text, forward, ip, opening, ranges, store};
 
 /// The priority: before every filter chain (0), so that our drops are counted as ours, and after what is judged before
 /// decapsulation.
@@ -47,9 +47,9 @@ pub(super) fn chains(networks: &[FirewallNetwork], host: &FirewallHost, text: &m
 }
 
 fn from_tunnel(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
-    let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
+    let Some(all) = ranges(&network.cidrs, family) else { return Vec::new() };
     let ip = ip(family);
-    let own = anonymous_set(&network.own, family);
+    let own = ranges(&network.own, family);
     let mut lines: Vec<String> =
         own.map(|own| format!("{ip} saddr {all} {ip} daddr {own} fib daddr type local accept")).into_iter().collect();
     lines.push(format!(

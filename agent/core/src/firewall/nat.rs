@@ -2,7 +2,7 @@
 
 use flatnet_model::IpFamily;
 
-use super::{FirewallNetwork, Text, anonymous_set, ip};
+use super::{FirewallNetwork, Text, ip, ranges};
 
 /// The priority: ten before `srcnat` (100). The first chain that decides on a connection's source is the last, so a
 /// plain dockerd's MASQUERADE of its bridge's subnet finds container-to-container connections already settled.
@@ -30,8 +30,8 @@ pub(super) fn chains(networks: &[FirewallNetwork], text: &mut Text) {
 /// Returns flannel's rules for one family (flannel: `iptables.go`, `masqRules`), except that within the network the
 /// source is pinned rather than left to later chains.
 fn source(network: &FirewallNetwork, family: IpFamily) -> Vec<String> {
-    let Some(all) = anonymous_set(&network.cidrs, family) else { return Vec::new() };
-    let own = anonymous_set(&network.own, family);
+    let Some(all) = ranges(&network.cidrs, family) else { return Vec::new() };
+    let own = ranges(&network.own, family);
     let ip = ip(family);
     let name = &network.name;
     let mut lines = Vec::new();

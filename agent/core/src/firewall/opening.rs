@@ -12,12 +12,12 @@
 
 use flatnet_model::{IfName, IpFamily};
 
-use super::{FirewallNetwork, Text, anonymous_set, interfaces, ip};
+use super::{FirewallNetwork, Text, interfaces, ip, ranges};
 
 /// Adds a chain for each network and family.
 pub(super) fn chains(networks: &[FirewallNetwork], underlay: IfName, text: &mut Text) {
     for network in networks {
-        for family in IpFamily::BOTH.into_iter().filter(|family| anonymous_set(&network.cidrs, *family).is_some()) {
+        for family in IpFamily::BOTH.into_iter().filter(|family| ranges(&network.cidrs, *family).is_some()) {
             text.block(&format!("chain {}", chain(network, family)), &admitted(network, underlay, family));
         }
     }
@@ -28,7 +28,7 @@ pub(super) fn judge(networks: &[FirewallNetwork], matching: &str) -> Vec<String>
     let mut lines = Vec::new();
     for network in networks {
         for family in IpFamily::BOTH {
-            let Some(all) = anonymous_set(&network.cidrs, family) else { continue };
+            let Some(all) = ranges(&network.cidrs, family) else { continue };
             let ip = ip(family);
             lines.push(format!(
                 "{ip} daddr {all} {ip} saddr != {all} {matching}ct state new jump {}",
@@ -52,7 +52,7 @@ fn admitted(network: &FirewallNetwork, underlay: IfName, family: IpFamily) -> Ve
     let hosts = network.direct.iter().filter(|set| set.family == family && set.prefix_len == family.bits());
     lines.extend(hosts.map(|set| format!("iifname \"{underlay}\" {ip} saddr @{set} return")));
     lines.extend(interfaces(&network.exposed_to).map(|devices| format!("iifname {devices} return")));
-    lines.extend(anonymous_set(&network.reachable_from, family).map(|ranges| format!("{ip} saddr {ranges} return")));
+    lines.extend(ranges(&network.reachable_from, family).map(|ranges| format!("{ip} saddr {ranges} return")));
     lines.push(format!(
         "counter drop comment \"{name}: opened from outside, and nobody said that it may be (--expose)\""
     ));

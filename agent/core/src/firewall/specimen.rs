@@ -70,14 +70,20 @@ pub fn specimen(families: &[IpFamily]) -> (Ruleset, BTreeSet<PeerSource>) {
     let second = network(&name, true);
     let clear_to = second.cidrs.clone();
     let second = FirewallNetwork { encrypted: encrypted(51_822), clear_to, ..second };
-    // A network whose packets come as they are, on a host that has no subnet of it yet.
-    let third = FirewallNetwork { own: Vec::new(), ..network(&name, true) };
+    // A network whose packets come as they are, of which a part is handed out, on a host that has no subnet of it yet.
+    let cidrs = families.iter().flat_map(|family| part(ranges(*family).1)).collect();
+    let third = FirewallNetwork { own: Vec::new(), cidrs, ..network(&name, true) };
     let addresses = families.iter().map(|family| ranges(*family).0.addr());
     let here: BTreeSet<IpAddr> = addresses.collect();
     let elsewhere = families.iter().map(|family| ranges(*family).1.addr());
     let store = here.iter().copied().chain(elsewhere).map(|address| SocketAddr::new(address, 2379)).collect();
     let host = FirewallHost { underlay: device, uplinks: [device].into(), addresses: here, store };
     ruleset(&[first, second, third], host)
+}
+
+/// Returns the first three quarters of a range, which are a range and no prefix.
+fn part(range: IpNet) -> impl Iterator<Item = IpNet> {
+    range.subnets(range.prefix_len() + 2).into_iter().flatten().take(3)
 }
 
 /// Returns two ranges of a family that are nobody's.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use flatnet_model::IpFamily;
 use ipnet::IpNet;
 
-use super::{FirewallHost, anonymous_set, interfaces, ip};
+use super::{FirewallHost, interfaces, ip, ranges};
 
 const COMMENT: &str = "containers do not reach the store (--containers-reach-store)";
 
@@ -32,7 +32,7 @@ pub(super) fn elsewhere(host: &FirewallHost) -> Vec<String> {
     for (port, addresses) in by_port {
         let addresses: Vec<IpNet> = addresses.into_iter().map(IpNet::from).collect();
         for family in IpFamily::BOTH {
-            let Some(addresses) = anonymous_set(&addresses, family) else { continue };
+            let Some(addresses) = ranges(&addresses, family) else { continue };
             let ip = ip(family);
             lines.push(format!("{guests}{ip} daddr {addresses} tcp dport {port} counter drop comment \"{COMMENT}\""));
         }

@@ -107,7 +107,7 @@ fn hosts_may_live_in_what_a_network_does_not_hand_out_whatever_the_backend() {
         assert_eq!(texts(desired.guards[0].cidrs.clone()), [&V4[..], &[V6]].concat(), "{backend:?}");
         let rules = &desired.state.ruleset.as_ref().unwrap().body;
         assert!(!rules.contains("10.0.0.0/8") && !rules.contains("fd00:100::/48"), "{backend:?}: {rules}");
-        assert!(rules.contains(&format!("{{ {} }}", V4.join(", "))), "{backend:?}: {rules}");
+        assert!(rules.contains("10.10.0.0-10.99.15.255"), "{backend:?}: {rules}");
         let env = EnvFile::new(&config, own, flatnet_model::Mtu::new(1450).unwrap(), true);
         assert_eq!(
             env.v4.unwrap().network.to_string(),
@@ -142,7 +142,7 @@ fn leases_beside_what_is_handed_out_are_the_networks_for_as_long_as_they_are_the
     let rules = &before.state.ruleset.as_ref().unwrap().body;
     // In "encrypted or dropped", two neighbouring subnets are merged into one.
     let all = format!("{{ {}, 10.200.0.0/19 }}", V4.join(", "));
-    assert!(rules.contains(&format!("ip daddr {all} ip daddr != {{ 10.200.16.0/20 }} counter drop")), "{rules}");
+    assert!(rules.contains(&format!("ip daddr {all} ip daddr != 10.200.16.0/20 counter drop")), "{rules}");
     assert!(rules.contains(&format!("{{ {V6}, fd00:100:0:200::/64 }}")), "{rules}");
 
     let after = with(&config, own, &peers[..1], None);

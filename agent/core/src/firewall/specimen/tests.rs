@@ -2,15 +2,25 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// Returns a line without what differs between networks: names, comments, members of sets, numbers and addresses.
+/// Returns a line without what differs between networks: names, comments, members of sets, numbers and addresses, of
+/// which there may be one, a range or a set.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     let mut words = line.split_whitespace();
+    let mut is_next = false;
     while let Some(word) = words.next() {
+        let is_address = is_next;
+        is_next = ["saddr", "daddr"].contains(&word) || (is_address && word == "!=");
         let word = match word {
             "{" if line.contains('}') => {
                 words.by_ref().find(|word| *word == "}");
-                "SET"
+                if is_address { "ADDRESSES" } else { "SET" }
+            }
+            _ if is_address
+                && word.starts_with(|first: char| first.is_ascii_hexdigit())
+                && word.contains(['.', ':']) =>
+            {
+                "ADDRESSES"
             }
             _ if word.starts_with('"') => {
                 if !word.ends_with('"') || word.len() == 1 {
